@@ -1,0 +1,49 @@
+# A thin front for meson. Build folders: build (what you use), build-asan, build-clang, build-tsan (what `make check` adds).
+#
+#   make            the library, the tool and the mount, in build/
+#   make check      everything CI runs: lint, unit and image tests, with gcc and clang, ASan+UBSan and TSan
+#   make test       the tests of build/ alone
+#   make demo       shows the main job on a real image
+#   make bench      benchmarks, as ratios against peers on this machine
+#   make fuzz       fuzzers (FUZZ_SECONDS each, default 600)
+#   make install    into PREFIX (default /usr/local), DESTDIR is honoured
+#   make deps       installs what building and testing need (Debian, Ubuntu; elsewhere it names it)
+#   make format     clang-format over the sources
+
+PREFIX ?= /usr/local
+FUZZ_SECONDS ?= 600
+
+all: build/build.ninja
+	meson compile -C build
+
+build/build.ninja:
+	meson setup build --prefix=$(PREFIX)
+
+check:
+	scripts/check
+
+test: all
+	meson test -C build --print-errorlogs
+
+demo: all
+	scripts/demo build
+
+bench: all
+	bench/run build
+
+fuzz:
+	fuzz/run $(FUZZ_SECONDS)
+
+install: all
+	meson install -C build
+
+deps:
+	scripts/install-deps
+
+format:
+	git ls-files '*.c' '*.h' | xargs clang-format -i
+
+clean:
+	rm -rf build build-*
+
+.PHONY: all check test demo bench fuzz install deps format clean
