@@ -1,0 +1,264 @@
+/*
+ * Scanning the journal rings.
+ *
+ * A ring is an array of buckets on one device; a bucket holds entries back to back, each starting on a block boundary,
+ * and after the last one whatever was there before: zeroes or entries of an earlier lap. The scan reads every bucket
+ * with one I/O, looks at each block for the journal's magic, verifies what it finds and notes where it was and what it
+ * says. Entries themselves aren't kept: which ones are needed is known only when all have been seen, and then they are
+ * read again. So memory is a few dozen bytes for each entry on disk.
+ *
+ * A damaged entry doesn't hide the ones behind it: its length isn't trustworthy, so the search goes on block by block.
+ * That may also turn up entries of an earlier lap, which is harmless: a seq is never used twice with different
+ * contents, so a good entry is what it says wherever it is found. The work for one bucket is bounded all the same: when
+ * too much has been checksummed in vain, damaged entries are skipped by the length they claim.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/array.h"
+#include "journal/journal_private.h"
+
+enum {
+	VAIN_BUCKETS_MAX = 4,	 /* bytes checksummed in vain before lengths of bad entries are believed */
+	RETRY_BYTES = 4096,	 /* unit of reading a bucket that can't be read in one piece */
+	RETRY_FAILURES_MAX = 16, /* after that the rest of the bucket is given up */
+};
+/* Seqs further than this from the others are no seqs (03 §4.2). */
+static const uint64_t seq_distance_max = 1ull << 31;
+
+void journal_bucket_read(const struct super *s, unsigned dev, uint64_t bucket, void *buf,
+			 const struct report_sink *reports)
+{
+	const struct super_member *m = &s->members[dev];
+	size_t bytes = (size_t)m->m.bucket_sectors << SECTOR_SHIFT;
+	uint64_t offset = bucket * bytes;
+	unsigned failures = 0;
+	int first_err = device_read(m->dev, offset, buf, bytes);
+
+	if (!first_err)
+		return;
+	for (size_t at = 0; at < bytes; at += RETRY_BYTES) {
+		size_t len = min((size_t)RETRY_BYTES, bytes - at);
+
+		if (failures == RETRY_FAILURES_MAX || device_read(m->dev, offset + at, (uint8_t *)buf + at, len)) {
+			memset((uint8_t *)buf + at, 0, len);
+			failures += failures < RETRY_FAILURES_MAX;
+		}
+	}
+
+	char position[48];
+	snprintf(position, sizeof(position), "bucket %" PRIu64, bucket);
+	report_emit(reports,
+		    &(struct report){ .level = failures ? REPORT_DAMAGE : REPORT_RECOVERED,
+				      .err = first_err,
+				      .device = m->name,
+				      .structure = "journal",
+				      .position = position,
+				      .expected = "readable",
+				      .found = error_name(first_err),
+				      .advice = failures ? "Entries that stand there are taken as missing." : NULL });
+}
+
+static int scan_add(struct journal_scan *scan, const struct journal_found *f)
+{
+	if (array_grow(&scan->found, &scan->capacity, scan->nr + 1, sizeof(*f)))
+		return -ENOMEM;
+	scan->found[scan->nr++] = *f;
+	return 0;
+}
+
+/* Look at the entry at @j, of which @available bytes lie in the bucket. Decrypts it if it is good. */
+static struct journal_found entry_look(const struct super *s, struct jset_disk *j, size_t available)
+{
+	uint64_t bytes = jset_bytes(j);
+	struct journal_found f = { .seq = le64_get(j->seq), .bytes = (uint32_t)min(bytes, (uint64_t)available) };
+
+	f.hash = checksum_compute(CHECKSUM_XXHASH, NULL, (struct nonce){ 0 }, j, f.bytes).lo;
+	f.is_csum_good = bytes <= available && f.seq && !jset_is_big_endian(j) && !jset_verify(j, s->key, NULL);
+	f.is_noflush = jset_is_noflush(j);
+	f.last_seq = le64_get(j->last_seq);
+	return f;
+}
+
+static int scan_bucket(const struct super *s, struct journal_scan *scan, struct journal_found place, uint8_t *buf,
+		       uint64_t magic)
+{
+	size_t bucket_bytes = (size_t)s->members[place.dev].m.bucket_sectors << SECTOR_SHIFT;
+	size_t block_bytes = (size_t)max(s->kctx.block_sectors, (uint8_t)1) << SECTOR_SHIFT;
+	uint64_t vain_bytes = 0, newest_seq = 0;
+
+	for (size_t at = 0; at + sizeof(struct jset_disk) <= bucket_bytes;) {
+		struct jset_disk *j = (struct jset_disk *)(buf + at);
+
+		if (le64_get(j->magic) != magic) {
+			at += block_bytes;
+			continue;
+		}
+		struct journal_found f = entry_look(s, j, bucket_bytes - at);
+		if (f.is_csum_good && f.seq < newest_seq)
+			break; /* the rest is from an earlier lap */
+
+		f.dev = place.dev;
+		f.ring_idx = place.ring_idx;
+		f.bucket = place.bucket;
+		f.offset_sectors = (uint32_t)(at >> SECTOR_SHIFT);
+		if (f.seq && f.seq >= newest_seq && scan_add(scan, &f))
+			return -ENOMEM;
+
+		if (f.is_csum_good)
+			newest_seq = f.seq;
+		else
+			vain_bytes += f.bytes;
+		bool is_length_believed = f.is_csum_good || vain_bytes > (uint64_t)VAIN_BUCKETS_MAX * bucket_bytes;
+		at += is_length_believed ? round_up_u64(f.bytes, block_bytes) : block_bytes;
+	}
+	return 0;
+}
+
+static int scan_device(const struct super *s, struct journal_scan *scan, unsigned dev)
+{
+	const struct super_member *m = &s->members[dev];
+	uint64_t bucket_bytes = (uint64_t)m->m.bucket_sectors << SECTOR_SHIFT;
+	uint64_t buckets_there = bucket_bytes ? m->dev->size_bytes / bucket_bytes : 0;
+	struct journal_found place = { .dev = (uint8_t)dev };
+	uint64_t magic = jset_magic(s->sb->uuid), beyond = 0;
+	int err = 0;
+
+	if (!sb_journal_range_nr(m->sb))
+		return 0;
+	uint8_t *buf = io_buffer_alloc(bucket_bytes);
+	if (!buf)
+		return -ENOMEM;
+	for (unsigned i = 0; i < sb_journal_range_nr(m->sb) && !err; i++) {
+		uint64_t start, nr;
+
+		sb_journal_range(m->sb, i, &start, &nr);
+		for (uint64_t b = start; b - start < nr && !err; b++, place.ring_idx++) {
+			if (b >= buckets_there) { /* the device was cut off */
+				beyond += nr - (b - start);
+				place.ring_idx += (uint32_t)(nr - (b - start));
+				break;
+			}
+			place.bucket = b;
+			journal_bucket_read(s, dev, b, buf, s->reports);
+			err = scan_bucket(s, scan, place, buf, magic);
+		}
+	}
+	io_buffer_free(buf);
+	if (beyond)
+		report_emit(s->reports, &(struct report){ .level = REPORT_DAMAGE,
+							  .device = m->name,
+							  .structure = "journal",
+							  .expected = "all its buckets on the device",
+							  .found = "buckets beyond the device's end",
+							  .advice = "Entries that stood there are taken as missing." });
+	return err;
+}
+
+static int found_cmp(const void *pa, const void *pb)
+{
+	const struct journal_found *a = pa, *b = pb;
+
+	if (a->seq != b->seq)
+		return a->seq < b->seq ? -1 : 1;
+	if (a->is_csum_good != b->is_csum_good)
+		return a->is_csum_good ? -1 : 1;
+	if (a->dev != b->dev)
+		return a->dev < b->dev ? -1 : 1;
+	if (a->ring_idx != b->ring_idx)
+		return a->ring_idx < b->ring_idx ? -1 : 1;
+	return a->offset_sectors < b->offset_sectors ? -1 : a->offset_sectors > b->offset_sectors;
+}
+
+/* The seq in the middle of the good copies (of all, if none is good): what the others can be compared with. */
+static uint64_t scan_middle_seq(const struct journal_scan *scan)
+{
+	size_t good_nr = 0, seen = 0;
+
+	for (size_t i = 0; i < scan->nr; i++)
+		good_nr += scan->found[i].is_csum_good;
+	if (!good_nr)
+		return scan->found[scan->nr / 2].seq;
+	for (size_t i = 0;; i++) {
+		seen += scan->found[i].is_csum_good;
+		if (seen > good_nr / 2)
+			return scan->found[i].seq;
+	}
+}
+
+/* A damaged seq field must not move H, nor make everything else look old. */
+static void scan_drop_outliers(const struct super *s, struct journal_scan *scan)
+{
+	if (!scan->nr)
+		return;
+	uint64_t middle = scan_middle_seq(scan);
+	size_t kept = 0;
+
+	for (size_t i = 0; i < scan->nr; i++) {
+		const struct journal_found *f = &scan->found[i];
+		uint64_t distance = f->seq > middle ? f->seq - middle : middle - f->seq;
+		char position[64], found[48];
+
+		if (distance <= seq_distance_max) {
+			scan->found[kept++] = *f;
+			continue;
+		}
+		snprintf(position, sizeof(position), "bucket %" PRIu64 ", sector %" PRIu32, f->bucket,
+			 f->offset_sectors);
+		snprintf(found, sizeof(found), "seq %" PRIu64, f->seq);
+		report_emit(s->reports, &(struct report){ .level = REPORT_DAMAGE,
+							  .device = s->members[f->dev].name,
+							  .structure = "journal entry",
+							  .position = position,
+							  .expected = "a seq near the others",
+							  .found = found });
+	}
+	scan->nr = kept;
+}
+
+int journal_scan_devices(const struct super *s, struct journal_scan *scan)
+{
+	*scan = (struct journal_scan){ 0 };
+	for (unsigned dev = 0; dev < s->member_nr; dev++) {
+		bool is_failed = s->members[dev].m.state == MEMBER_FAILED && !s->kctx.is_newer;
+
+		if (!super_member_online(s, dev) || is_failed)
+			continue;
+		int err = scan_device(s, scan, dev);
+		if (err) {
+			journal_scan_free(scan);
+			return err;
+		}
+	}
+	if (scan->nr)
+		qsort(scan->found, scan->nr, sizeof(*scan->found), found_cmp);
+	scan_drop_outliers(s, scan);
+	return 0;
+}
+
+void journal_scan_free(struct journal_scan *scan)
+{
+	free(scan->found);
+	*scan = (struct journal_scan){ 0 };
+}
+
+size_t journal_group_end(const struct journal_scan *scan, size_t i)
+{
+	uint64_t seq = scan->found[i].seq;
+
+	while (i < scan->nr && scan->found[i].seq == seq)
+		i++;
+	return i;
+}
+
+size_t journal_group_begin(const struct journal_scan *scan, size_t end)
+{
+	uint64_t seq = scan->found[--end].seq;
+
+	while (end && scan->found[end - 1].seq == seq)
+		end--;
+	return end;
+}
