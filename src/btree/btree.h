@@ -1,0 +1,203 @@
+/*
+ * Btrees, read side: roots, node cache, journal overlay, iterators.
+ *
+ * The btree room knows keys and bytes, not what they mean. Nodes come from a *tree backend*; the snapshot tree is an
+ * interface that `namespace` fills in. A node in the cache is immutable: all its sets merged into one sorted array of
+ * packed keys. Readers hold a reference while they use one, so many threads read in parallel without locks on nodes.
+ *
+ * Journal keys (03 §8) lie over the nodes at every level: at equal position the journal key wins, and a deleted one
+ * hides.
+ */
+#ifndef KILN_BTREE_BTREE_H
+#define KILN_BTREE_BTREE_H
+
+#include "base/report.h"
+#include "format/btree_node.h"
+#include "format/btrees.h"
+#include "format/extent.h"
+#include "format/key_types.h"
+
+struct btrees;
+struct btree_node;
+
+/* Where nodes come from. Filled in by `engine` for disks; tests use memory. */
+struct btree_backend {
+	/*
+	 * Read the first @bytes of the node at @p->ptrs[@replica] into @buf (io_buffer_alloc'ed). 0 or -errno;
+	 * -ENODEV: that device isn't there.
+	 */
+	int (*read)(void *ctx, const struct btree_ptr *p, unsigned replica, void *buf, size_t bytes);
+	/* Name of the device of that replica, for reports. */
+	const char *(*device_name)(void *ctx, unsigned dev);
+	/* A replica was found bad, unless its device isn't there: for counters. May be NULL. */
+	void (*replica_bad)(void *ctx, unsigned dev, int err);
+	void *ctx;
+};
+
+/* The snapshot tree: is @ancestor the snapshot @id or an ancestor of it? */
+struct btree_snapshots {
+	bool (*is_ancestor)(void *ctx, uint32_t id, uint32_t ancestor);
+	void *ctx;
+};
+
+/* A key from the journal. @key points at an unpacked key (header and value) in memory that outlives the btrees. */
+struct overlay_key {
+	uint8_t btree_id, level;
+	uint64_t seq;
+	uint32_t offset; /* in the entry: order among keys of one entry */
+	struct bpos p;
+	const struct bkey_disk *key;
+};
+
+/*
+ * Memory of the node cache, for nodes of @node_bytes on disk. A node in memory is its live keys and four bytes per
+ * key, of which the smallest has eight. While it is being read there are also the buffer, and two words of 32 bits
+ * per key for the merge.
+ */
+enum { BTREE_NODE_OVERHEAD_BYTES = 16 << 10 };
+#define BTREE_NODE_BYTES_MAX(node_bytes)  ((uint64_t)(node_bytes)*3 / 2 + BTREE_NODE_OVERHEAD_BYTES)
+#define BTREE_NODE_READ_BYTES(node_bytes) (BTREE_NODE_BYTES_MAX(node_bytes) + 2 * (uint64_t)(node_bytes))
+/*
+ * Smallest budget: one node at rest and one being read. Any number of tasks make progress with it, because a read waits
+ * only for other reads under way, never for a reference. An open iterator holds one node, btree_nodes_walk() one per
+ * level; when all that is in memory is held like that, one read at a time goes over the budget: memory is at most
+ * max(budget, held nodes + one read). Fixed tables (under 128 KiB, and a thousandth of the budget) and journal keys
+ * come on top.
+ */
+#define BTREE_CACHE_BYTES_MIN(node_bytes) (BTREE_NODE_BYTES_MAX(node_bytes) + BTREE_NODE_READ_BYTES(node_bytes))
+
+struct btrees_opts {
+	uint64_t memory_bytes; /* budget of the node cache; at least BTREE_CACHE_BYTES_MIN(node size) */
+	const struct key_context *kctx;
+	uint64_t magic; /* btree_node_magic() */
+	uint32_t version_min;
+	const struct crypt_key *key;
+	struct btree_backend backend;
+	const struct report_sink *reports;
+	bool (*is_blacklisted)(void *ctx, uint64_t journal_seq); /* 02 §11; NULL: none are */
+	void *blacklist_ctx;
+};
+
+/*
+ * 0; -EINVAL for sizes that can't be, a budget below the minimum among them; -ENOMEM. @opts is copied, what it points
+ * at is not.
+ */
+int btrees_open(const struct btrees_opts *opts, struct btrees **trees);
+/* No iterator may be open. */
+void btrees_close(struct btrees *trees);
+/*
+ * Set a root (key: btree_ptr_v2 at SPOS_MAX, copied), before the first read. @is_damaged: there is one, but its key is
+ * unusable (@key is not looked at): reads fail. A key that breaks a rule is reported and makes the root damaged. 0, or
+ * -EINVAL when there can't be such a btree id.
+ */
+int btrees_set_root(struct btrees *trees, unsigned id, unsigned level, const struct bkey_ref *key, bool is_damaged);
+/*
+ * Lay journal keys over the trees: @keys in any order, of which for each (btree, level, position) the last by
+ * (seq, offset) counts. Keys of btree 20 (accounting) are deltas and must not be given here. The array is sorted,
+ * compacted and kept (malloc'ed; the btrees own it from here on). Call once, before the first read.
+ */
+void btrees_set_overlay(struct btrees *trees, struct overlay_key *keys, size_t nr);
+/*
+ * The snapshot table can be read only with the trees open: set it later, before other tasks use them. Until then
+ * iterators that filter by snapshot get -EINVAL.
+ */
+void btrees_set_snapshots(struct btrees *trees, struct btree_snapshots snapshots);
+
+struct btrees_usage {
+	uint64_t cache_bytes, cache_bytes_max, nodes, hits, misses, evictions, read_retries;
+};
+void btrees_usage(struct btrees *trees, struct btrees_usage *usage);
+
+/* --- iterators --- */
+
+enum btree_iter_flags {
+	BTREE_ITER_ALL_SNAPSHOTS = 1, /* every version; else filter by `snapshot` in btrees that have snapshots */
+};
+
+/*
+ * An iterator walks the live keys of one btree at one level in ascending order. One task at a time may use it; it holds
+ * a reference to a node, so it must be closed.
+ *
+ * Extents: a position is the end of a range, so to find what covers sector X start at offset X + 1 (02 §8).
+ */
+struct btree_iter {
+	struct btrees *trees;
+	unsigned btree_id, level;
+	unsigned flags;
+	uint32_t snapshot;
+	struct bpos pos; /* where the next peek starts; move it with btree_iter_seek() */
+	/*
+	 * Keys above it are not looked at: set it, to read no more nodes than needed. SPOS_MAX after opening. Its
+	 * snapshot doesn't count in an iterator that filters by snapshot.
+	 */
+	struct bpos end;
+	struct bpos damage_min, damage_max; /* after an error: the range that couldn't be read */
+	/* private */
+	bool is_filtered; /* shows one version per (inode, offset) */
+	bool is_at_end;	  /* moved behind the last position there is */
+	bool has_leaf;	  /* the members below are set; "leaf" is a node at `level` */
+	bool is_leaf_key_loaded;
+	struct btree_node *leaf; /* referenced; NULL: the empty leaf of a btree without root */
+	struct bpos leaf_min, leaf_max;
+	uint32_t leaf_idx;				 /* its first key at or after pos */
+	struct bkey_ref leaf_key;			 /* that key, once loaded */
+	const struct overlay_key *overlay, *overlay_end; /* journal keys at or after pos, up to leaf_max */
+};
+
+void btree_iter_open(struct btree_iter *it, struct btrees *trees, unsigned btree_id, struct bpos pos, unsigned flags,
+		     uint32_t snapshot);
+/* At another level than the leaves: what `list --nodes` and checks need. */
+void btree_iter_open_level(struct btree_iter *it, struct btrees *trees, unsigned btree_id, unsigned level,
+			   struct bpos pos);
+void btree_iter_close(struct btree_iter *it);
+/*
+ * First visible key at or after it->pos and not above it->end. 1 with *@k (valid until the next call on @it), 0 at the
+ * end, or an error: -EIO and others when a node on the way can't be read. It has been reported once (per node), and
+ * damage_min..damage_max is what is lost; btree_iter_skip_damage() goes on behind it. After -ENOMEM nothing is lost:
+ * try again.
+ *
+ * Filtered by snapshot (05 §3.2): per (inode, offset), the key nearest to `snapshot` on the way to its root, unless
+ * that is a whiteout. The snapshot of it->pos doesn't count then.
+ */
+int btree_iter_peek(struct btree_iter *it, struct bkey_ref *k);
+/* Go behind the key that the last call, btree_iter_peek(), returned. */
+void btree_iter_advance(struct btree_iter *it);
+/* After an error of btree_iter_peek(). */
+void btree_iter_skip_damage(struct btree_iter *it);
+/* Move anywhere; cheap when the target is in the same leaf. */
+void btree_iter_seek(struct btree_iter *it, struct bpos pos);
+
+/*
+ * The visible key at (inode, offset) in snapshot @pos.snapshot; in btrees without snapshots, the key at exactly @pos.
+ * Copies it. 1 found, 0 not, or an error.
+ */
+struct bkey_copy {
+	struct bkey_ref k;
+	uint8_t value[BKEY_VALUE_U64S_MAX * 8] __attribute__((aligned(8)));
+};
+int btree_lookup(struct btrees *trees, unsigned btree_id, struct bpos pos, struct bkey_copy *copy);
+
+/* Depth of a btree: level of its root, or -1 when it is empty (no root). */
+int btree_root_level(struct btrees *trees, unsigned btree_id);
+
+/* --- looking at nodes, for tools --- */
+
+struct btree_node_info {
+	unsigned btree_id, level;
+	struct bpos min_key, max_key;
+	struct bkey_format format;
+	uint64_t seq;
+	unsigned set_nr;
+	uint32_t live_u64s, written_sectors, key_nr; /* of the node itself, without journal keys */
+	uint32_t bad_key_nr; /* keys that were dropped because they break a rule: data may be missing */
+	struct btree_ptr ptr;
+};
+/*
+ * Call @fn for every node of a btree: a node, then what is below it, left to right. Unreadable nodes get @err, and of
+ * @info only id, level, bounds, seq and ptr are set. Non-zero from @fn stops and is returned. A damaged root is one
+ * call with no pointer (ptr_nr 0).
+ */
+int btree_nodes_walk(struct btrees *trees, unsigned btree_id,
+		     int (*fn)(void *ctx, const struct btree_node_info *info, int err), void *ctx);
+
+#endif
