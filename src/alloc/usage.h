@@ -1,0 +1,44 @@
+/*
+ * Space and inode counters of a whole filesystem, for statfs and `kiln usage`.
+ *
+ * Up to 1.8 the counters come from journal entries or the clean section; from 1.9 on from the accounting btree and, on
+ * unclean filesystems, its deltas in the journal (12 §11).
+ */
+#ifndef KILN_ALLOC_USAGE_H
+#define KILN_ALLOC_USAGE_H
+
+#include "btree/btree.h"
+#include "format/alloc.h"
+#include "journal/journal_read.h"
+#include "super/super.h"
+
+struct usage_dev {
+	bool is_known;
+	struct { uint64_t buckets, sectors, fragmented; } types[DATA_NR];
+};
+
+/* One "data of this type lives on exactly these devices" row. */
+struct usage_replicas {
+	uint8_t data_type, nr_devs, nr_required;
+	uint8_t devs[16];
+	uint64_t sectors;
+};
+
+struct usage {
+	bool is_known;			/* false: the image has no counters that can be read */
+	uint64_t capacity_sectors;	/* as 07 §13 computes it */
+	uint64_t hidden_sectors;	/* superblocks and journal */
+	uint64_t used_sectors;		/* btree, user, parity, and reserved */
+	uint64_t cached_sectors, reserved_sectors;
+	uint64_t inodes;
+	unsigned dev_nr;
+	struct usage_dev *devs;		/* by slot */
+	size_t replicas_nr;
+	struct usage_replicas *replicas;
+};
+
+/* Read all counters. Free with usage_free(). 0 or an error; damage of the accounting btree makes is_known false. */
+int usage_read(const struct super *super, const struct journal_state *journal, struct btrees *trees, struct usage *usage);
+void usage_free(struct usage *usage);
+
+#endif

@@ -1,0 +1,18 @@
+/* Decompression of stored regions (06 §7): lz4, gzip, zstd with bcachefs' framing. */
+#ifndef KILN_DATA_COMPRESS_H
+#define KILN_DATA_COMPRESS_H
+
+#include <stddef.h>
+
+/*
+ * Decompress a region of @src_len stored bytes to exactly @dst_len bytes. 0, -EIO when the data doesn't decode to that,
+ * -ENOMEM. @type: enum compression_type, a compressed one; others are -EIO. Nothing outside of the two buffers is
+ * touched, whatever the bytes; after an error the content of @dst is undefined.
+ *
+ * Contexts of the codecs are kept from call to call. Callable from any thread.
+ */
+int decompress_region(unsigned type, const void *src, size_t src_len, void *dst, size_t dst_len);
+/* Free the contexts kept. No decompression may be running. */
+void decompress_contexts_free(void);
+
+#endif

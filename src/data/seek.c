@@ -1,0 +1,86 @@
+/* SEEK_DATA and SEEK_HOLE: the keys decide, no data is read. */
+#include <errno.h>
+
+#include "data/internal.h"
+
+/* What is next at or behind sector @pos: data or hole, [*begin, *end). */
+struct stretch {
+	bool is_data;
+	uint64_t begin, end;
+};
+
+/* An extent whose pointers are unwritten is space without content. */
+static bool key_is_data(const struct data *data, struct bkey_ref k)
+{
+	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
+	enum span_kind kind = span_kind(k.k.type);
+
+	if (kind != SPAN_EXTENT)
+		return kind != SPAN_HOLE;
+	int nr = extent_decode(k, &data->super->kctx, ptrs, NULL, NULL);
+	for (int i = 0; i < nr; i++)
+		if (ptrs[i].ptr.is_unwritten)
+			return false;
+	return true;
+}
+
+/* Next key, or range that can't be read, that covers something behind @pos. 1, 0 none, -ENOMEM. */
+static int stretch_next(const struct data *data, struct btree_iter *it, uint64_t inum, uint64_t pos, struct stretch *s)
+{
+	struct bkey_ref k;
+	int n = btree_iter_peek(it, &k);
+
+	if (n == -ENOMEM || !n)
+		return n;
+	if (n < 0) {
+		struct bpos was = it->pos, end = it->damage_max;
+
+		btree_iter_skip_damage(it);
+		*s = (struct stretch){ true, pos, end.inode == inum ? end.offset : UINT64_MAX };
+		if (end.inode < inum || bpos_le(it->pos, was))
+			s->end = UINT64_MAX;
+		return 1;
+	}
+	*s = (struct stretch){
+		.is_data = key_is_data(data, k),
+		.begin = k.k.p.offset > k.k.size ? bkey_start_offset(&k.k) : 0,
+		.end = k.k.p.offset,
+	};
+	btree_iter_advance(it);
+	return 1;
+}
+
+int data_seek(struct data *data, const struct data_file *file, uint64_t offset_bytes, bool want_data, uint64_t *found)
+{
+	uint64_t pos = offset_bytes / SECTOR_BYTES, end = div_round_up_u64(file->size_bytes, SECTOR_BYTES);
+	struct btree_iter it;
+	struct stretch s;
+	int n = 0;
+
+	if (offset_bytes >= file->size_bytes)
+		return -ENXIO;
+
+	/* All before pos is known not to be what is looked for. */
+	btree_iter_open(&it, data->trees, BTREE_EXTENTS, BPOS(file->inum, pos + 1, 0), 0, file->snapshot);
+	it.end = BPOS(file->inum, UINT64_MAX, UINT32_MAX);
+	while (pos < end && (n = stretch_next(data, &it, file->inum, pos, &s)) > 0) {
+		if (s.end <= pos)
+			continue;
+		if (want_data && s.is_data) {
+			pos = max(pos, s.begin);
+			break;
+		}
+		if (!want_data && (s.begin > pos || !s.is_data))
+			break;
+		pos = s.end;
+	}
+	btree_iter_close(&it);
+	if (n < 0)
+		return n;
+
+	/* Without a break all keys were passed; then what is left is a hole. */
+	if (want_data && (!n || pos >= end))
+		return -ENXIO;
+	*found = min(pos >= end ? file->size_bytes : max(pos * SECTOR_BYTES, offset_bytes), file->size_bytes);
+	return 0;
+}
