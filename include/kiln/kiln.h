@@ -1,1 +1,259 @@
-/* The public API. */
+/*
+ * libkiln: bcachefs in userspace.
+ *
+ * Open a filesystem from its devices or images, look things up, read them, close it. Nothing is ever written by the
+ * calls in this header, and no kernel module is needed.
+ *
+ *	kiln_fs *fs;
+ *	const char *devices[] = { "disk.img" };
+ *	char why[KILN_ERROR_BYTES];
+ *	if (kiln_open(devices, 1, NULL, &fs, why) < 0)
+ *		errx(1, "%s", why);
+ *	struct kiln_stat st;
+ *	if (!kiln_lookup_path(fs, "/etc/fstab", 0, &st))
+ *		n = kiln_read(fs, st.node, 0, buf, sizeof(buf));
+ *	kiln_close(fs);
+ *
+ * Rules for all calls:
+ *
+ * - Errors are negative errno values. -EIO means that something on the devices is damaged or can't be read: a report
+ *with the details has gone to the report callback by then. Reading never gives wrong bytes silently.
+ * - All calls on one filesystem may be made from any number of threads at once, kiln_close() excepted. Callbacks come
+ *   from the thread that made the call, and must not call back into the same filesystem.
+ * - Memory is bounded by kiln_open_options.memory_bytes whatever the filesystem's size, plus what callers ask for.
+ * - Names and link targets come from the disk: they may hold any byte but NUL, even '/' if the disk is damaged or
+ *   hostile. Don't build paths for writing from them unchecked.
+ */
+#ifndef KILN_KILN_H
+#define KILN_KILN_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define KILN_API __attribute__((visibility("default")))
+
+typedef struct kiln_fs kiln_fs;
+
+/* An object: the inode number alone is not unique where there are subvolumes and snapshots. */
+struct kiln_node {
+	uint64_t ino;
+	uint32_t subvol;
+};
+
+#define KILN_ERROR_BYTES 512
+
+/* Version of the library, "0.1.0". */
+KILN_API const char *kiln_version(void);
+
+/* --- opening and closing --- */
+
+enum kiln_open_flags {
+	KILN_OPEN_DEGRADED = 1,	     /* go on with members missing, as long as all data is still there */
+	KILN_OPEN_VERY_DEGRADED = 2, /* go on even if data is missing: what isn't there gives -EIO */
+	KILN_OPEN_FORCE = 4,	     /* read although another process has it open for writing: contents may be torn */
+	KILN_OPEN_BUFFERED = 8,	     /* no O_DIRECT */
+	KILN_OPEN_NO_URING = 16,     /* pread instead of io_uring (used anyway where io_uring is forbidden) */
+	KILN_OPEN_NO_SCAN = 32,	     /* don't look for members that weren't named among the block devices */
+};
+
+enum kiln_report_level {
+	KILN_REPORT_INFO,      /* worth knowing; nothing is wrong */
+	KILN_REPORT_RECOVERED, /* something is damaged, another copy served */
+	KILN_REPORT_DAMAGE,    /* something can't be read; the rest goes on */
+	KILN_REPORT_FATAL,     /* the call as a whole failed */
+};
+
+/* One thing found wrong. Strings may be NULL and live only during the callback. */
+struct kiln_report {
+	enum kiln_report_level level;
+	int error;	   /* negative errno, or 0 */
+	unsigned error_id; /* bcachefs' persistent error id, or 0 */
+	const char *error_id_name;
+	const char *device;    /* "/dev/sdb" */
+	const char *structure; /* "btree node", "extent", ... */
+	const char *position;
+	const char *expected;
+	const char *found;
+	const char *advice; /* what to do next */
+	const char *text;   /* all of it as one line */
+};
+
+enum kiln_log_level { KILN_LOG_ERROR, KILN_LOG_WARNING, KILN_LOG_INFO, KILN_LOG_DEBUG };
+
+struct kiln_open_options {
+	size_t struct_bytes; /* sizeof(struct kiln_open_options): callers built against older headers still work */
+	unsigned flags;	     /* enum kiln_open_flags */
+	const char *mount_options; /* "name,name=value,...", as in fstab; NULL: none. Unknown names are an error */
+	uint64_t memory_bytes;	   /* budget for caches and buffers; 0: 256 MiB; at least KILN_MEMORY_MIN */
+	uint64_t sb_sector;	   /* superblock at this sector instead of the usual places; 0: usual */
+	void *ctx;		   /* handed to the callbacks */
+	/* Log lines, without newline. NULL: nowhere. */
+	void (*log)(void *ctx, enum kiln_log_level level, const char *line);
+	enum kiln_log_level log_level;
+	void (*report)(void *ctx, const struct kiln_report *report);
+	/*
+	 * Passphrase of an encrypted filesystem: write it to @buf without newline, return its length or a negative
+	 * errno.
+	 * @attempt counts from 0; asked again after a wrong one until this returns an error. The buffer is locked
+	 * memory and wiped after use. NULL: an encrypted filesystem fails with -ENOKEY.
+	 */
+	ssize_t (*passphrase)(void *ctx, const char *uuid, unsigned attempt, char *buf, size_t size);
+};
+#define KILN_MEMORY_MIN (32ull << 20)
+
+/*
+ * Open read-only. @devices: paths of block devices or image files, "a:b:c", or "UUID=..."; naming one member is enough
+ * where the others can be found. @options may be NULL. @why (may be NULL) receives a sentence on failure.
+ *
+ * Besides the usual: -ENODEV members missing (see KILN_OPEN_DEGRADED), -ENOKEY no passphrase, -EKEYREJECTED wrong one,
+ * -EBUSY another process writes it, -EPROTONOSUPPORT a feature that this version can't read, -EUCLEAN not a bcachefs or
+ * damaged beyond use.
+ */
+KILN_API int kiln_open(const char *const *devices, size_t nr, const struct kiln_open_options *options, kiln_fs **fs,
+		       char why[KILN_ERROR_BYTES]);
+KILN_API void kiln_close(kiln_fs *fs);
+
+/* How often each level of report was given since the open. */
+KILN_API void kiln_report_counts(kiln_fs *fs, uint64_t counts[4]);
+/*
+ * Non-NULL when subvolumes or snapshots can't be read and a fallback view is shown: a sentence that says what that
+ * means.
+ */
+KILN_API const char *kiln_fallback(kiln_fs *fs);
+
+/* --- looking things up --- */
+
+struct kiln_timespec {
+	int64_t sec;
+	uint32_t nsec;
+};
+
+struct kiln_stat {
+	struct kiln_node node;
+	uint32_t mode; /* as st_mode */
+	uint32_t nlink;
+	uint32_t uid, gid;
+	uint32_t rdev_major, rdev_minor;
+	uint64_t size;	  /* bytes */
+	uint64_t sectors; /* of 512 bytes, allocated */
+	uint32_t block_bytes;
+	struct kiln_timespec atime, mtime, ctime, btime;
+	uint32_t flags; /* FS_*_FL: sync, immutable, append, nodump, noatime */
+	uint32_t generation;
+	uint32_t project;
+	bool is_subvol_root;
+	bool is_readonly; /* in a read-only snapshot */
+};
+
+/* The root directory. */
+KILN_API struct kiln_node kiln_root(kiln_fs *fs);
+KILN_API int kiln_stat(kiln_fs *fs, struct kiln_node node, struct kiln_stat *st);
+/* Entry @name (not terminated, @len bytes; "." and ".." work) of a directory. -ENOENT, -ENOTDIR, -EIO. */
+KILN_API int kiln_lookup(kiln_fs *fs, struct kiln_node dir, const char *name, size_t len, struct kiln_stat *st);
+
+enum kiln_lookup_flags { KILN_FOLLOW = 1 }; /* follow a symlink at the end of the path, within the filesystem */
+/* Walk a path from the root; symlinks on the way are followed within the filesystem (40 at most: -ELOOP). */
+KILN_API int kiln_lookup_path(kiln_fs *fs, const char *path, unsigned flags, struct kiln_stat *st);
+
+struct kiln_dirent {
+	struct kiln_node node;
+	const char *name; /* terminated; @name_len without the NUL. Lives during the callback */
+	size_t name_len;
+	unsigned type;	      /* DT_* */
+	uint64_t next_cookie; /* go on from here to get what comes behind this entry */
+};
+/* Return 0 to go on, anything else to stop. */
+typedef int (*kiln_dirent_fn)(void *ctx, const struct kiln_dirent *entry);
+/*
+ * Entries of a directory from @cookie on (0: the start), "." and ".." first. 0 when stopped or at the end (*@at_end,
+ * may be NULL). A damaged part gives -EIO, after everything before it; *@resume (may be NULL) is then the cookie to go
+ * on behind it.
+ */
+KILN_API int kiln_readdir(kiln_fs *fs, struct kiln_node dir, uint64_t cookie, kiln_dirent_fn fn, void *ctx,
+			  bool *at_end, uint64_t *resume);
+
+/* --- reading --- */
+
+/*
+ * Read from a file. Returns bytes read; 0 at the end; less than asked at the end or before damage; -EIO when @offset
+ * itself is damaged.
+ */
+KILN_API ssize_t kiln_read(kiln_fs *fs, struct kiln_node node, uint64_t offset, void *buf, size_t len);
+
+typedef void (*kiln_damage_fn)(void *ctx, uint64_t offset, uint64_t len, int error);
+/* The same, going on over damage: damaged ranges read as zeroes and are told to @damage, in ascending order. */
+KILN_API ssize_t kiln_read_rescue(kiln_fs *fs, struct kiln_node node, uint64_t offset, void *buf, size_t len,
+				  kiln_damage_fn damage, void *ctx);
+
+/* lseek's SEEK_DATA and SEEK_HOLE: the new offset, or -ENXIO. Damaged ranges count as data. */
+KILN_API int64_t kiln_seek_data(kiln_fs *fs, struct kiln_node node, uint64_t offset);
+KILN_API int64_t kiln_seek_hole(kiln_fs *fs, struct kiln_node node, uint64_t offset);
+
+/* Target of a symlink: its length; at most @size bytes are written, not terminated. */
+KILN_API ssize_t kiln_readlink(kiln_fs *fs, struct kiln_node node, char *buf, size_t size);
+
+/*
+ * Extended attributes, ACLs included (as system.posix_acl_access / _default, in the system calls' form), and the
+ * virtual bcachefs.* and bcachefs_effective.* options. -ENODATA, -ERANGE; with @size 0 the bytes needed.
+ */
+KILN_API ssize_t kiln_getxattr(kiln_fs *fs, struct kiln_node node, const char *name, void *value, size_t size);
+/* Names of stored attributes, each terminated by NUL. The virtual ones can be asked for by name, but aren't listed. */
+KILN_API ssize_t kiln_listxattr(kiln_fs *fs, struct kiln_node node, char *list, size_t size);
+
+/* --- walking --- */
+
+enum kiln_walk_event {
+	KILN_WALK_ENTER, /* an object; directories: before their entries. Return KILN_WALK_SKIP to leave them out */
+	KILN_WALK_LEAVE, /* a directory, after its entries */
+	/*
+	 * Something can't be read: error and what is known of the object; the walk goes on. A directory without a
+	 * readable inode is entered next all the same, with a stand-in for its attributes: mode 0700, owner 0, no
+	 * times.
+	 */
+	KILN_WALK_ERROR,
+};
+#define KILN_WALK_SKIP 1
+
+struct kiln_walk_entry {
+	enum kiln_walk_event event;
+	const char *path;	    /* relative to where the walk began, "" for that itself */
+	const char *name;	    /* last component */
+	unsigned depth;		    /* 0 for where it began */
+	int error;		    /* KILN_WALK_ERROR: negative errno */
+	const struct kiln_stat *st; /* NULL if the inode couldn't be read */
+};
+/* Return 0 to go on, KILN_WALK_SKIP, or a negative value to stop with. */
+typedef int (*kiln_walk_fn)(void *ctx, const struct kiln_walk_entry *entry);
+
+/*
+ * A whole tree, depth first, entries of a directory in the order of their names (bytes) up to 4096 entries, else in the
+ * order on disk. Subvolumes on the way are entered. Directory loops (damage) are reported as -ELOOP, not followed.
+ */
+KILN_API int kiln_walk(kiln_fs *fs, struct kiln_node top, kiln_walk_fn fn, void *ctx);
+
+/* --- facts --- */
+
+struct kiln_usage {
+	bool is_known;					   /* false: this image has no counters that can be read */
+	uint64_t capacity, used, cached, reserved, hidden; /* bytes */
+	uint64_t inodes;
+	uint64_t block_bytes;
+	uint8_t uuid[16]; /* the external one */
+	char label[33];
+	char version[32]; /* "1.4" */
+	bool is_clean, is_encrypted, is_degraded;
+	unsigned device_nr; /* members, missing ones included */
+};
+KILN_API int kiln_usage(kiln_fs *fs, struct kiln_usage *usage);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -189,17 +189,20 @@ int namespace_lookup(struct namespace *ns, struct object dir, const char *name, 
 	uint32_t snapshot;
 
 	int ret = subvol_snapshot(ns, dir.subvol, &snapshot);
-	if (!ret)
-		ret = namespace_inode(ns, dir, &inode);
 	if (ret)
 		return ret;
-
-	if (ns->may_have_casefold && inode.flags & INODE_CASEFOLD)
-		ret = directory_is_casefolded(ns, dir, snapshot);
-	if (ret < 0)
+	/* The hash's seed is in the directory's inode: without it every name must be looked at. */
+	ret = namespace_inode(ns, dir, &inode);
+	bool has_hash = !ret && !ns->has_scrubbed_names;
+	if (ret && ret != -EIO)
 		return ret;
 
-	if (ns->has_scrubbed_names)
+	if (!ret && ns->may_have_casefold && inode.flags & INODE_CASEFOLD)
+		ret = directory_is_casefolded(ns, dir, snapshot);
+	if (ret < 0 && has_hash)
+		return ret;
+
+	if (!has_hash)
 		ret = search_by_iteration(ns, &s, snapshot, found, type);
 	else if (ret)
 		ret = search_casefolded(ns, &s, &inode, snapshot, found, type);

@@ -1,0 +1,269 @@
+/* Opening and closing a filesystem. See fs.h. */
+#include "engine/fs.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/array.h"
+#include "base/secret.h"
+#include "base/strbuf.h"
+#include "device/scan.h"
+
+enum { PASSPHRASE_BYTES_MAX = 4096 };
+static const uint64_t memory_default = 256ull << 20;
+
+/* How the memory budget is shared out: the node cache gets what the others leave. */
+static uint64_t data_memory(uint64_t total) { return max(total / 4, (uint64_t)DATA_MEMORY_MIN); }
+static uint64_t cache_memory(uint64_t total) { return total - data_memory(total) - total / 8; }
+
+/* --- what the btrees need from other rooms --- */
+
+static int backend_read(void *ctx, const struct btree_ptr *p, unsigned replica, void *buf, size_t bytes)
+{
+	struct super *s = ctx;
+	const struct extent_ptr *ptr = &p->ptrs[replica];
+
+	if (!super_member_online(s, ptr->dev))
+		return -ENODEV;
+	return device_read(s->members[ptr->dev].dev, ptr->sector << SECTOR_SHIFT, buf, bytes);
+}
+
+static const char *backend_device_name(void *ctx, unsigned dev)
+{
+	struct super *s = ctx;
+
+	return dev < s->member_nr ? s->members[dev].name : "a device that is no member";
+}
+
+static bool fs_is_blacklisted(void *ctx, uint64_t journal_seq) { return journal_seq_is_blacklisted(ctx, journal_seq); }
+
+/* --- steps --- */
+
+static int open_super(struct kiln_fs *fs, const char *const *args, size_t arg_nr, struct device **devices,
+		      size_t device_nr, const struct kiln_open_options *options, enum fs_depth depth,
+		      char why[KILN_ERROR_BYTES])
+{
+	uint64_t values[OPT_NR] = { 0 };
+	bool is_set[OPT_NR] = { false };
+	struct device_paths paths = { 0 };
+
+	int err = mount_options_parse(options->mount_options, values, is_set, why);
+	if (!err && !devices)
+		err = device_paths_parse((char *const *)args, arg_nr, &paths, why);
+	if (err)
+		return err;
+
+	struct super_open_opts opts = {
+		.is_degraded_ok = options->flags & KILN_OPEN_DEGRADED || values[OPT_DEGRADED],
+		.is_very_degraded_ok = options->flags & KILN_OPEN_VERY_DEGRADED || values[OPT_VERY_DEGRADED],
+		.is_forced = options->flags & KILN_OPEN_FORCE,
+		.is_buffered = options->flags & KILN_OPEN_BUFFERED || (is_set[OPT_DIRECT_IO] && !values[OPT_DIRECT_IO]),
+		.is_without_uring = options->flags & KILN_OPEN_NO_URING,
+		.is_lenient = depth == FS_SUPER,
+		.scan_for_members = !(options->flags & KILN_OPEN_NO_SCAN) && !devices,
+		.sb_sector = options->sb_sector ? options->sb_sector
+			     : is_set[OPT_SB]	? values[OPT_SB]
+						: 0,
+		.mount_options = values,
+		.mount_options_set = is_set,
+		.devices = devices,
+		.device_nr = device_nr,
+	};
+	err = super_open(paths.paths, paths.nr, &opts, &fs->reporter.log, &fs->reporter.sink, &fs->super);
+	device_paths_free(&paths);
+	return err;
+}
+
+/* Ask for the passphrase until it fits or the user gives up. */
+static int unlock(struct kiln_fs *fs, const struct kiln_open_options *options)
+{
+	char uuid[40];
+	struct strbuf text = strbuf_fixed(uuid, sizeof(uuid));
+	int err = -KILN_E_NEED_PASSPHRASE;
+
+	strbuf_add_uuid(&text, fs->super->sb->user_uuid);
+	if (!options->passphrase)
+		return err;
+
+	char *buf = secret_alloc(PASSPHRASE_BYTES_MAX);
+	if (!buf)
+		return -ENOMEM;
+	for (unsigned attempt = 0; fs->super->needs_passphrase; attempt++) {
+		ssize_t len = options->passphrase(options->ctx, uuid, attempt, buf, PASSPHRASE_BYTES_MAX);
+
+		/* When the user gives up after wrong ones, "wrong passphrase" is what happened. */
+		if (len < 0)
+			err = attempt ? err : (int)len;
+		else
+			err = super_unlock(fs->super, buf, (size_t)min(len, (ssize_t)PASSPHRASE_BYTES_MAX));
+		secret_wipe(buf, PASSPHRASE_BYTES_MAX);
+		if (len < 0 || (err && err != -KILN_E_BAD_PASSPHRASE))
+			break;
+	}
+	secret_free(buf);
+	return fs->super->needs_passphrase ? err : 0;
+}
+
+struct overlay_collect {
+	struct overlay_key *keys;
+	size_t nr, capacity;
+};
+
+static int overlay_collect_key(void *ctx, const struct journal_entry *e, uint32_t offset_words, unsigned btree_id,
+			       unsigned level, const struct bkey_disk *key)
+{
+	struct overlay_collect *c = ctx;
+
+	if (btree_id == BTREE_ACCOUNTING && key->type == KEY_ACCOUNTING)
+		return 0; /* deltas, not values: usage_read() adds them up */
+
+	int err = array_grow(&c->keys, &c->capacity, c->nr + 1, sizeof(c->keys[0]));
+	if (err)
+		return err;
+	c->keys[c->nr++] = (struct overlay_key){
+		.btree_id = (uint8_t)btree_id,
+		.level = (uint8_t)level,
+		.seq = le64_get(e->jset->seq),
+		.offset = offset_words,
+		.p = bpos_load(&key->p),
+		.key = key,
+	};
+	return 0;
+}
+
+static int set_roots(struct kiln_fs *fs)
+{
+	for (unsigned id = 0; id < BTREE_NR_MAX; id++) {
+		const struct btree_root *root = &fs->journal->roots[id];
+		struct bkey_ref key = { root->key, root->value };
+
+		if (!root->exists)
+			continue;
+		int err = btrees_set_root(fs->trees, id, root->level, root->is_damaged ? NULL : &key, root->is_damaged);
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+static int open_btrees(struct kiln_fs *fs, uint64_t memory_bytes)
+{
+	struct super *s = fs->super;
+	struct btrees_opts opts = {
+		.memory_bytes = cache_memory(memory_bytes),
+		.kctx = &s->kctx,
+		.magic = btree_node_magic(s->sb->uuid),
+		.version_min = le16_get(s->sb->version_min),
+		.key = s->key,
+		.backend = { .read = backend_read, .device_name = backend_device_name, .ctx = s },
+		.reports = &fs->reporter.sink,
+		.is_blacklisted = fs_is_blacklisted,
+		.blacklist_ctx = fs->journal,
+	};
+	int err = btrees_open(&opts, &fs->trees);
+	if (!err)
+		err = set_roots(fs);
+	if (err || fs->journal->was_clean)
+		return err;
+
+	struct overlay_collect c = { 0 };
+	err = journal_for_each_key(fs->journal, overlay_collect_key, &c);
+	if (err) {
+		free(c.keys);
+		return err;
+	}
+	btrees_set_overlay(fs->trees, c.keys, c.nr);
+	return 0;
+}
+
+static int open_steps(struct kiln_fs *fs, const struct kiln_open_options *options, enum fs_depth depth)
+{
+	uint64_t memory_bytes = options->memory_bytes ? options->memory_bytes : memory_default;
+	int err = 0;
+
+	if (depth >= FS_JOURNAL && fs->super->needs_passphrase)
+		err = unlock(fs, options);
+	if (!err && depth >= FS_JOURNAL)
+		err = journal_read(fs->super, &(struct journal_read_opts){ .read_all = depth == FS_JOURNAL },
+				   &fs->journal);
+	if (!err && depth >= FS_BTREES)
+		err = open_btrees(fs, memory_bytes);
+	if (!err && depth >= FS_NAMESPACE)
+		err = data_open(fs->super, fs->trees, data_memory(memory_bytes), &fs->reporter.sink, &fs->data);
+	if (!err && depth >= FS_NAMESPACE)
+		err = namespace_open(fs->super, fs->trees, fs->data, &fs->reporter.sink, &fs->ns);
+	return err;
+}
+
+/* A sentence for the user about why opening failed. */
+static void describe_failure(struct kiln_fs *fs, int err, char why[KILN_ERROR_BYTES])
+{
+	if (why[0])
+		return;
+	if (err == -KILN_E_NEED_PASSPHRASE)
+		snprintf(why, KILN_ERROR_BYTES, "the filesystem is encrypted: a passphrase is needed");
+	else if (err == -KILN_E_BAD_PASSPHRASE)
+		snprintf(why, KILN_ERROR_BYTES, "wrong passphrase");
+	else if (fs && fs->reporter.last[0] && fs->reporter.last_level >= REPORT_DAMAGE)
+		snprintf(why, KILN_ERROR_BYTES, "%s", fs->reporter.last);
+	else
+		snprintf(why, KILN_ERROR_BYTES, "%s", error_name(err));
+}
+
+int fs_open(const char *const *args, size_t arg_nr, struct device **devices, size_t device_nr,
+	    const struct kiln_open_options *given, enum fs_depth depth, struct kiln_fs **out,
+	    char why[KILN_ERROR_BYTES])
+{
+	struct kiln_open_options options = { 0 };
+	char why_unused[KILN_ERROR_BYTES];
+	struct kiln_fs *fs = calloc(1, sizeof(*fs));
+
+	if (!why)
+		why = why_unused;
+	why[0] = 0;
+	if (given)
+		memcpy(&options, given, min(given->struct_bytes, sizeof(options)));
+	if (options.memory_bytes && options.memory_bytes < KILN_MEMORY_MIN) {
+		snprintf(why, KILN_ERROR_BYTES, "a memory budget of at least %llu MiB is needed",
+			 KILN_MEMORY_MIN >> 20);
+		free(fs);
+		return -EINVAL;
+	}
+	if (!fs) {
+		describe_failure(NULL, -ENOMEM, why);
+		return -ENOMEM;
+	}
+
+	reporter_init(&fs->reporter, &options);
+	int err = open_super(fs, args, arg_nr, devices, device_nr, &options, depth, why);
+	if (!err)
+		err = open_steps(fs, &options, depth);
+	if (err) {
+		describe_failure(fs, err, why);
+		kiln_close(fs);
+		/* What a path names turned out not to be usable: another thing than an I/O error while it is in use. */
+		return err == -KILN_E_INVALID || err == -KILN_E_CHECKSUM ? -EUCLEAN : error_to_errno(err);
+	}
+	*out = fs;
+	return 0;
+}
+
+int kiln_open(const char *const *devices, size_t nr, const struct kiln_open_options *options, kiln_fs **fs,
+	      char why[KILN_ERROR_BYTES])
+{
+	return fs_open(devices, nr, NULL, 0, options, FS_NAMESPACE, fs, why);
+}
+
+void kiln_close(kiln_fs *fs)
+{
+	if (!fs)
+		return;
+	namespace_close(fs->ns);
+	data_close(fs->data);
+	btrees_close(fs->trees);
+	journal_state_free(fs->journal);
+	super_close(fs->super);
+	reporter_destroy(&fs->reporter);
+	free(fs);
+}

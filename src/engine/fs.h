@@ -1,0 +1,70 @@
+/*
+ * The filesystem object: the rooms put together. Internal; the public API is include/kiln/kiln.h.
+ *
+ * Opening goes through the rooms in order: devices and superblocks, key, journal, btrees with the journal's keys over
+ * them, data, namespace. Each step only reads. Commands that look at raw structures stop at the step they need.
+ */
+#ifndef KILN_ENGINE_FS_H
+#define KILN_ENGINE_FS_H
+
+#include "alloc/usage.h"
+#include "base/sync.h"
+#include "data/data.h"
+#include "journal/journal_read.h"
+#include "kiln/kiln.h"
+#include "namespace/namespace.h"
+#include "super/super.h"
+
+/*
+ * Where reports and log lines go: counted, and told to the user once each. A report that was told before (same text) is
+ * not told again, as far as a fixed table remembers.
+ */
+struct reporter {
+	struct report_sink sink;
+	struct log_sink log;
+	void *ctx; /* the user's */
+	void (*user_report)(void *ctx, const struct kiln_report *report);
+	void (*user_log)(void *ctx, enum kiln_log_level level, const char *line);
+	struct mutex lock;
+	uint64_t counts[4];	     /* by level, distinct ones */
+	uint64_t seen[4096];	     /* hashes of texts told, at hash % 4096 */
+	char last[KILN_ERROR_BYTES]; /* text of the gravest last report, for kiln_open()'s @why */
+	enum report_level last_level;
+};
+
+void reporter_init(struct reporter *r, const struct kiln_open_options *options);
+void reporter_destroy(struct reporter *r);
+
+/* How far to open. */
+enum fs_depth {
+	FS_SUPER,     /* superblocks only; members may be missing, the key may stay locked */
+	FS_JOURNAL,   /* and every journal entry that can be found, the key unlocked */
+	FS_BTREES,    /* and the btrees */
+	FS_NAMESPACE, /* all */
+};
+
+struct kiln_fs {
+	struct reporter reporter;
+	struct super *super;
+	struct journal_state *journal;
+	struct btrees *trees;
+	struct data *data;
+	struct namespace *ns;
+};
+
+/*
+ * As kiln_open(), to a given depth; members of *@fs behind it are NULL. @why is filled in on failure.
+ * @args: paths, "a:b:c", "UUID=...". @devices: instead of them, open devices that the filesystem owns from here on
+ * (tests); NULL otherwise.
+ */
+int fs_open(const char *const *args, size_t arg_nr, struct device **devices, size_t device_nr,
+	    const struct kiln_open_options *options, enum fs_depth depth, struct kiln_fs **fs,
+	    char why[KILN_ERROR_BYTES]);
+
+/*
+ * Parse a mount option string (10 §10) into @values and @is_set. Generic options of mount (ro, noatime, ...) are passed
+ * over; unknown ones, and ones that aren't mount options, are -EINVAL with @why.
+ */
+int mount_options_parse(const char *text, uint64_t values[OPT_NR], bool is_set[OPT_NR], char why[KILN_ERROR_BYTES]);
+
+#endif

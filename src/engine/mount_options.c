@@ -1,0 +1,79 @@
+/* Mount option strings: "degraded,foreground_target=ssd,noacl" (10 §10). */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/strbuf.h"
+#include "engine/fs.h"
+
+/* Options of mount(8) itself and of fstab that mean nothing to the filesystem. */
+static const char *const generic_options[] = {
+	"defaults", "ro",	  "noatime", "relatime", "atime",  "nodiratime", "diratime", "strictatime",
+	"lazytime", "nolazytime", "dev",     "nodev",	 "suid",   "nosuid",	 "exec",     "noexec",
+	"auto",	    "noauto",	  "user",    "nouser",	 "users",  "owner",	 "group",    "nofail",
+	"_netdev",  "sync",	  "async",   "mand",	 "nomand", "silent",	 "loud",
+};
+
+static bool is_generic(const char *name)
+{
+	for (size_t i = 0; i < ARRAY_NR(generic_options); i++)
+		if (!strcmp(name, generic_options[i]))
+			return true;
+	return !strncmp(name, "x-", 2);
+}
+
+/* One "name", "noname" or "name=value"; @item is writable. */
+static int option_apply(char *item, uint64_t values[OPT_NR], bool is_set[OPT_NR], char why[KILN_ERROR_BYTES])
+{
+	char *equals = strchr(item, '=');
+	const char *value = equals ? equals + 1 : NULL;
+	if (equals)
+		*equals = 0;
+
+	const char *name = strcmp(item, "quota") ? item : "usrquota";
+	int id = option_id_parse(name);
+	if (id < 0 && !value && !strncmp(name, "no", 2)) {
+		id = option_id_parse(name + 2);
+		value = "0";
+		if (id >= 0 && option_table[id].type != OPTION_BOOL)
+			id = -ENOENT;
+	}
+	if (id < 0 && is_generic(item))
+		return 0;
+	if (id < 0 || !(option_table[id].where & OPTION_MOUNT)) {
+		snprintf(why, KILN_ERROR_BYTES,
+			 "%s mount option '%.100s'; the manual page of kiln-mount lists the options",
+			 id < 0 ? "unknown" : "not a", item);
+		return -EINVAL;
+	}
+
+	char buf[256];
+	struct strbuf reason = strbuf_fixed(buf, sizeof(buf));
+	if (option_table[id].type == OPTION_TARGET) {
+		/* Labels are known only once the superblock is read, and reading needs no targets. */
+		return 0;
+	}
+	if (option_parse((enum option_id)id, value, NULL, &values[id], &reason)) {
+		snprintf(why, KILN_ERROR_BYTES, "mount option '%.100s': %s", item, buf);
+		return -EINVAL;
+	}
+	is_set[id] = true;
+	return 0;
+}
+
+int mount_options_parse(const char *text, uint64_t values[OPT_NR], bool is_set[OPT_NR], char why[KILN_ERROR_BYTES])
+{
+	CLEANUP_FREE char *copy = text ? strdup(text) : NULL;
+	char *save = NULL;
+
+	if (!text)
+		return 0;
+	if (!copy)
+		return -ENOMEM;
+	for (char *item = strtok_r(copy, ",", &save); item; item = strtok_r(NULL, ",", &save)) {
+		int err = option_apply(item, values, is_set, why);
+		if (err)
+			return err;
+	}
+	return 0;
+}
