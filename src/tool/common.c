@@ -1,0 +1,300 @@
+/* What commands share: messages, opening, signals, sizes, JSON. See tool.h. */
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <termios.h>
+#include <unistd.h>
+
+#include "base/strbuf.h"
+#include "tool/tool.h"
+
+volatile int tool_interrupted;
+
+void tool_error(const char *fmt, ...)
+{
+	va_list args;
+
+	fputs("kiln: ", stderr);
+	va_start(args, fmt);
+	vfprintf(stderr, fmt, args);
+	va_end(args);
+	fputc('\n', stderr);
+}
+
+int tool_usage_error(const struct command *self, const char *fmt, ...)
+{
+	va_list args;
+
+	fprintf(stderr, "kiln %s: ", self->name);
+	va_start(args, fmt);
+	vfprintf(stderr, fmt, args);
+	va_end(args);
+	fprintf(stderr, "; try `kiln %s --help`\n", self->name);
+	return TOOL_USAGE;
+}
+
+static void on_signal(int sig)
+{
+	(void)sig;
+	tool_interrupted = 1;
+}
+
+void tool_catch_signals(void)
+{
+	/* Only once: a second Ctrl-C ends the program the usual way. */
+	struct sigaction sa = { .sa_handler = on_signal, .sa_flags = SA_RESETHAND };
+
+	sigaction(SIGINT, &sa, NULL);
+	sigaction(SIGTERM, &sa, NULL);
+}
+
+int tool_parse_size(const char *text, uint64_t *bytes)
+{
+	static const char units[] = "kmgtpe";
+	char *end;
+
+	if (*text < '0' || *text > '9')
+		return -EINVAL;
+	errno = 0;
+	long double value = strtold(text, &end);
+	if (errno || !isfinite(value))
+		return -EINVAL;
+
+	const char *unit = *end ? strchr(units, *end | 0x20) : NULL;
+	if (unit) {
+		value = ldexpl(value, 10 * (int)(unit - units + 1));
+		end++;
+		if (!strcasecmp(end, "iB"))
+			end += 2;
+	}
+	if (!strcasecmp(end, "B"))
+		end++;
+	if (*end || value >= 18446744073709551616.0L)
+		return -EINVAL;
+	*bytes = (uint64_t)value;
+	return 0;
+}
+
+int tool_open_option(const struct command *self, int c, struct tool_open *open, int *status)
+{
+	*status = TOOL_USAGE;
+	switch (c) {
+	case TOOL_OPT_HELP:
+		fputs(self->usage, stdout);
+		*status = TOOL_OK;
+		return -1;
+	case TOOL_OPT_PASSPHRASE_FILE: open->passphrase_file = optarg; return 1;
+	case TOOL_OPT_PASSPHRASE_FD: {
+		char *end;
+		long fd = strtol(optarg, &end, 10);
+
+		if (end == optarg || *end || fd < 0 || fd > INT32_MAX) {
+			tool_usage_error(self, "--passphrase-fd takes a number, not '%s'", optarg);
+			return -1;
+		}
+		open->passphrase_fd = (int)fd;
+		return 1;
+	}
+	case TOOL_OPT_DEGRADED: open->flags |= KILN_OPEN_DEGRADED; return 1;
+	case TOOL_OPT_VERY_DEGRADED: open->flags |= KILN_OPEN_DEGRADED | KILN_OPEN_VERY_DEGRADED; return 1;
+	case TOOL_OPT_FORCE: open->flags |= KILN_OPEN_FORCE; return 1;
+	case TOOL_OPT_BUFFERED: open->flags |= KILN_OPEN_BUFFERED; return 1;
+	case TOOL_OPT_VERBOSE: open->is_verbose = true; return 1;
+	case TOOL_OPT_JSON: open->is_json = true; return 1;
+	case TOOL_OPT_MEMORY:
+		if (!tool_parse_size(optarg, &open->memory_bytes) && open->memory_bytes >= KILN_MEMORY_MIN)
+			return 1;
+		tool_usage_error(self, "--memory takes a size of at least 32M, not '%s'", optarg);
+		return -1;
+	case '?': fprintf(stderr, "try `kiln %s --help`\n", self->name); return -1;
+	default: return 0;
+	}
+}
+
+/* --- passphrases --- */
+
+/* First line of @fd into @buf, without its newline. */
+static ssize_t read_line(int fd, char *buf, size_t size)
+{
+	size_t len = 0;
+
+	while (len < size) {
+		ssize_t n = read(fd, buf + len, 1);
+		if (n < 0 && errno == EINTR && !tool_interrupted)
+			continue;
+		if (n < 0)
+			return -errno;
+		if (!n || buf[len] == '\n')
+			return (ssize_t)len;
+		len++;
+	}
+	return -ENAMETOOLONG;
+}
+
+static ssize_t ask_on_terminal(const char *uuid, unsigned attempt, char *buf, size_t size)
+{
+	struct termios old, quiet;
+	int tty = open("/dev/tty", O_RDWR | O_CLOEXEC);
+
+	if (tty < 0)
+		return -ENOKEY;
+	if (attempt)
+		dprintf(tty, "Wrong passphrase.\n");
+	dprintf(tty, "Passphrase for the filesystem %s: ", uuid);
+	bool has_echo = !tcgetattr(tty, &old);
+	if (has_echo) {
+		quiet = old;
+		quiet.c_lflag &= ~(tcflag_t)ECHO;
+		tcsetattr(tty, TCSAFLUSH, &quiet);
+	}
+	ssize_t len = read_line(tty, buf, size);
+	if (has_echo)
+		tcsetattr(tty, TCSAFLUSH, &old);
+	dprintf(tty, "\n");
+	close(tty);
+	return len;
+}
+
+static ssize_t ask_passphrase(void *ctx, const char *uuid, unsigned attempt, char *buf, size_t size)
+{
+	enum { ATTEMPTS_MAX = 3 };
+	const struct tool_open *open_opts = ctx;
+
+	/* A file says the same every time: no second attempt. */
+	if (open_opts->passphrase_fd >= 0)
+		return attempt ? -EKEYREJECTED : read_line(open_opts->passphrase_fd, buf, size);
+	if (!open_opts->passphrase_file)
+		return attempt < ATTEMPTS_MAX ? ask_on_terminal(uuid, attempt, buf, size) : -EKEYREJECTED;
+	if (attempt)
+		return -EKEYREJECTED;
+	if (!strcmp(open_opts->passphrase_file, "-"))
+		return read_line(STDIN_FILENO, buf, size);
+
+	int fd = open(open_opts->passphrase_file, O_RDONLY | O_CLOEXEC);
+	if (fd < 0) {
+		int err = errno;
+		tool_error("can't open the passphrase file %s: %s", open_opts->passphrase_file, strerror(err));
+		return -err;
+	}
+	ssize_t len = read_line(fd, buf, size);
+	close(fd);
+	return len;
+}
+
+/* --- opening --- */
+
+static void print_report(void *ctx, const struct kiln_report *r)
+{
+	static const char *const words[] = { "note", "recovered", "damaged", "failed" };
+	const struct tool_open *open_opts = ctx;
+
+	/* Fatal reports come back as the reason of the failure. */
+	if (r->level == KILN_REPORT_FATAL || (r->level == KILN_REPORT_INFO && !open_opts->is_verbose))
+		return;
+	fprintf(stderr, "kiln: %s: %s\n", words[r->level], r->text);
+}
+
+static void print_log(void *ctx, enum kiln_log_level level, const char *line)
+{
+	(void)ctx;
+	(void)level;
+	fprintf(stderr, "kiln: %s\n", line);
+}
+
+kiln_fs *tool_open_fs(const struct tool_open *open_opts, const char *fs_arg, enum fs_depth depth)
+{
+	char why[KILN_ERROR_BYTES];
+	kiln_fs *fs;
+	struct kiln_open_options options = {
+		.struct_bytes = sizeof(options),
+		.flags = open_opts->flags,
+		.mount_options = open_opts->mount_options,
+		.memory_bytes = open_opts->memory_bytes,
+		.ctx = (void *)open_opts,
+		.log = print_log,
+		.log_level = open_opts->is_verbose ? KILN_LOG_INFO : KILN_LOG_WARNING,
+		.report = print_report,
+		.passphrase = ask_passphrase,
+	};
+
+	if (fs_open(&fs_arg, 1, NULL, 0, &options, depth, &fs, why)) {
+		tool_error("can't open %s: %s", fs_arg, why);
+		return NULL;
+	}
+	if (depth == FS_NAMESPACE && kiln_fallback(fs))
+		tool_error("what follows is a fallback view: %s", kiln_fallback(fs));
+	return fs;
+}
+
+int tool_close_fs(kiln_fs *fs, int status)
+{
+	uint64_t counts[4];
+
+	kiln_report_counts(fs, counts);
+	if (status == TOOL_OK && counts[KILN_REPORT_DAMAGE])
+		status = TOOL_DAMAGE;
+	kiln_close(fs);
+	return status;
+}
+
+/* --- text and JSON --- */
+
+/* Length of the well-formed UTF-8 sequence of a printable character at @p, or 0. */
+static size_t utf8_printable(const unsigned char *p, size_t len)
+{
+	if (p[0] >= 0x20 && p[0] < 0x7f)
+		return 1;
+	size_t n = p[0] >= 0xf0 && p[0] <= 0xf4 ? 4 : p[0] >= 0xe0 ? 3 : p[0] >= 0xc2 ? 2 : 0;
+	if (!n || p[0] > 0xf4 || len < n)
+		return 0;
+
+	uint32_t c = p[0] & (0xff >> (n + 1));
+	for (size_t i = 1; i < n; i++) {
+		if ((p[i] & 0xc0) != 0x80)
+			return 0;
+		c = c << 6 | (p[i] & 0x3f);
+	}
+	static const uint32_t smallest[] = { 0, 0, 0x80, 0x800, 0x10000 };
+	bool is_surrogate = c >= 0xd800 && c < 0xe000;
+	return c >= smallest[n] && c >= 0xa0 && c <= 0x10ffff && !is_surrogate ? n : 0;
+}
+
+void tool_add_printable(struct strbuf *out, const char *bytes, size_t len)
+{
+	const unsigned char *p = (const unsigned char *)bytes;
+
+	for (size_t i = 0; i < len;) {
+		size_t n = p[i] == '\\' ? 0 : utf8_printable(p + i, len - i);
+		if (n)
+			strbuf_add_bytes(out, p + i, n);
+		else
+			strbuf_printf(out, "\\x%02x", p[i]);
+		i += max(n, (size_t)1);
+	}
+}
+
+json_t *tool_json_bytes(const void *bytes, size_t len)
+{
+	struct strbuf text = strbuf_growing();
+
+	tool_add_printable(&text, bytes, len);
+	json_t *value = json_string(strbuf_text(&text));
+	strbuf_free(&text);
+	return value;
+}
+
+int tool_print_json(json_t *value)
+{
+	int err = value ? json_dumpf(value, stdout, JSON_INDENT(2)) : -1;
+
+	json_decref(value);
+	if (!err && (putchar('\n') == EOF || fflush(stdout)))
+		err = -1;
+	if (err)
+		tool_error("can't write the output: %s", strerror(errno));
+	return err ? TOOL_FAILED : TOOL_OK;
+}

@@ -1,0 +1,47 @@
+/*
+ * kiln: the command-line tool. Finds the command and hands over; see tool.h for what commands share.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "tool/tool.h"
+
+static const struct command *const commands[] = {
+	&command_show_super, &command_list, &command_list_journal, &command_ls,	   &command_stat,
+	&command_cat,	     &command_get,  &command_tar,	   &command_usage, &command_mount,
+};
+
+static void print_help(FILE *out)
+{
+	fputs("usage: kiln COMMAND [OPTIONS] FS ...\n"
+	      "\n"
+	      "Kiln reads bcachefs filesystems without a kernel module. Nothing is ever written to the devices.\n"
+	      "FS is a device or image, all devices of a filesystem joined by colons (DEV:DEV:...), or UUID=...\n"
+	      "\n",
+	      out);
+	for (size_t i = 0; i < ARRAY_NR(commands); i++)
+		fprintf(out, "  %-14s %s\n", commands[i]->name, commands[i]->summary);
+	fputs("\n`kiln COMMAND --help` says more; kiln(1) has examples and the exit statuses.\n", out);
+}
+
+int main(int argc, char **argv)
+{
+	if (argc < 2) {
+		print_help(stderr);
+		return TOOL_USAGE;
+	}
+	if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
+		print_help(stdout);
+		return TOOL_OK;
+	}
+	if (!strcmp(argv[1], "--version") || !strcmp(argv[1], "version")) {
+		printf("kiln %s\n", kiln_version());
+		return TOOL_OK;
+	}
+	for (size_t i = 0; i < ARRAY_NR(commands); i++)
+		if (!strcmp(argv[1], commands[i]->name))
+			return commands[i]->run(commands[i], argc - 1, argv + 1);
+
+	tool_error("'%s' is no kiln command; `kiln --help` lists them", argv[1]);
+	return TOOL_USAGE;
+}

@@ -1,0 +1,232 @@
+/*
+ * kiln mount: serve a filesystem at a directory, through FUSE.
+ *
+ * In the background (the default) a child opens and mounts, and says over a pipe how that went; only then does the
+ * command end, so a failure is seen by whoever called it. The child asks for the passphrase itself, while it still has
+ * the terminal.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/strbuf.h"
+#include "mount/mount.h"
+#include "tool/tool.h"
+
+static const char usage[] =
+	"usage: kiln mount [OPTIONS] -o ro[,OPTION...] FS DIRECTORY\n"
+	"\n"
+	"Mount a filesystem read-only at a directory, with FUSE. Unmount with `umount DIRECTORY` (or `fusermount3 -u "
+	"DIRECTORY`\n"
+	"as an ordinary user). Unclean filesystems are shown as they will be after recovery; nothing is written to the "
+	"devices.\n"
+	"\n"
+	"  -o OPTIONS              ro (needed), degraded, very_degraded, allow_other, noallow_other, and the mount "
+	"options of\n"
+	"                          kiln-mount(1); options of FUSE itself are handed on (max_read=, ...)\n"
+	"  -f                      stay in the foreground\n"
+	"  -d                      stay in the foreground and log every request\n" TOOL_OPEN_USAGE;
+
+struct mount_command {
+	struct tool_open open;
+	struct mount_options mount;
+	const char *fs_arg;
+	bool is_foreground;
+	bool is_readonly;
+	struct strbuf fs_options, fuse_options;
+	int ready_fd; /* where the background child reports; -1 in the foreground */
+};
+
+static void option_append(struct strbuf *list, const char *item)
+{
+	if (list->len)
+		strbuf_add_char(list, ',');
+	strbuf_add(list, item);
+}
+
+/* Options that FUSE or mount(8) handle. */
+static bool is_fuse_option(const char *item)
+{
+	static const char *const prefixes[] = { "max_read=",   "user=",	       "context=", "fscontext=",
+						"defcontext=", "rootcontext=", "blksize=" };
+	static const char *const words[] = { "dev",	 "nodev",	 "suid",    "nosuid",	"exec",
+					     "noexec",	 "atime",	 "noatime", "relatime", "nodiratime",
+					     "diratime", "auto_unmount", "blkdev" };
+
+	for (size_t i = 0; i < ARRAY_NR(prefixes); i++)
+		if (!strncmp(item, prefixes[i], strlen(prefixes[i])))
+			return true;
+	for (size_t i = 0; i < ARRAY_NR(words); i++)
+		if (!strcmp(item, words[i]))
+			return true;
+	return false;
+}
+
+/* Sort a list of options out to those who want them. */
+static void options_split(struct mount_command *m, char *list)
+{
+	char *save = NULL;
+
+	for (char *item = strtok_r(list, ",", &save); item; item = strtok_r(NULL, ",", &save)) {
+		if (!strcmp(item, "ro"))
+			m->is_readonly = true;
+		else if (!strcmp(item, "rw"))
+			m->is_readonly = false;
+		else if (!strcmp(item, "allow_other"))
+			m->mount.allow_other = true;
+		else if (!strcmp(item, "noallow_other"))
+			m->mount.allow_other = false;
+		else
+			option_append(is_fuse_option(item) ? &m->fuse_options : &m->fs_options, item);
+	}
+}
+
+/* --- mounting, and telling how it went --- */
+
+static void tell_parent(struct mount_command *m, char outcome)
+{
+	if (m->ready_fd < 0)
+		return;
+	if (write(m->ready_fd, &outcome, 1) != 1)
+		tool_error("the process that started the mount is gone");
+	close(m->ready_fd);
+	m->ready_fd = -1;
+}
+
+/* The mount is in place: let the caller go, and leave its terminal. */
+static void mounted(void *ctx)
+{
+	struct mount_command *m = ctx;
+
+	if (m->ready_fd < 0)
+		return;
+	setsid();
+	if (chdir("/"))
+		tool_error("can't change to /: %s", strerror(errno));
+	tell_parent(m, 0);
+
+	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	for (int fd = 0; null >= 0 && fd < 3; fd++)
+		dup2(null, fd);
+	if (null > 2)
+		close(null);
+}
+
+static int open_and_serve(struct mount_command *m)
+{
+	kiln_fs *fs = tool_open_fs(&m->open, m->fs_arg, FS_NAMESPACE);
+	if (!fs)
+		return TOOL_FAILED;
+
+	int err = mount_serve(fs, &m->mount, mounted, m);
+	if (err)
+		tool_error("can't serve %s at %s: %s", m->fs_arg, m->mount.mountpoint, strerror(-err));
+	kiln_close(fs);
+	return err ? TOOL_FAILED : TOOL_OK;
+}
+
+static int serve_in_background(struct mount_command *m)
+{
+	int fds[2];
+	char outcome;
+
+	if (pipe2(fds, O_CLOEXEC)) {
+		tool_error("can't make a pipe: %s", strerror(errno));
+		return TOOL_FAILED;
+	}
+	pid_t pid = fork();
+	if (pid < 0) {
+		tool_error("can't start a process: %s", strerror(errno));
+		return TOOL_FAILED;
+	}
+	if (!pid) {
+		close(fds[0]);
+		m->ready_fd = fds[1];
+		_exit(open_and_serve(m));
+	}
+
+	close(fds[1]);
+	if (read(fds[0], &outcome, 1) == 1)
+		return TOOL_OK;
+	/* It ended without a word over the pipe; what went wrong it has written to stderr. */
+	int status;
+	waitpid(pid, &status, 0);
+	if (WIFSIGNALED(status))
+		tool_error("the mount was ended by signal %d", WTERMSIG(status));
+	return TOOL_FAILED;
+}
+
+static int check_mountpoint(const char *path)
+{
+	struct stat st;
+
+	if (stat(path, &st)) {
+		tool_error("can't mount at %s: %s", path, strerror(errno));
+		return TOOL_FAILED;
+	}
+	if (!S_ISDIR(st.st_mode)) {
+		tool_error("can't mount at %s: it is not a directory", path);
+		return TOOL_FAILED;
+	}
+	return TOOL_OK;
+}
+
+static int run_parsed(const struct command *self, struct mount_command *m)
+{
+	char real[PATH_MAX];
+
+	if (!m->is_readonly)
+		return tool_usage_error(self, "this version mounts read-only: ask for it with -o ro");
+	int status = check_mountpoint(m->mount.mountpoint);
+	if (status)
+		return status;
+	/* The server leaves this directory, so relative paths must not be needed later. */
+	if (realpath(m->mount.mountpoint, real))
+		m->mount.mountpoint = real;
+
+	m->open.mount_options = m->fs_options.len ? strbuf_text(&m->fs_options) : NULL;
+	m->mount.fuse_options = strbuf_text(&m->fuse_options);
+	return m->is_foreground ? open_and_serve(m) : serve_in_background(m);
+}
+
+static int mount_run(const struct command *self, int argc, char **argv)
+{
+	static const struct option options[] = { TOOL_OPEN_OPTIONS, { 0 } };
+	struct mount_command m = {
+		.open = tool_open_defaults(),
+		.mount = { .allow_other = geteuid() == 0 },
+		.fs_options = strbuf_growing(),
+		.fuse_options = strbuf_growing(),
+		.ready_fd = -1,
+	};
+	int c, status;
+
+	while ((c = getopt_long(argc, argv, "o:fd", options, NULL)) != -1) {
+		if (tool_open_option(self, c, &m.open, &status) < 0)
+			return status;
+		if (c == 'o')
+			options_split(&m, optarg);
+		m.is_foreground |= c == 'f' || c == 'd';
+		m.mount.is_debug |= c == 'd';
+	}
+	if (argc - optind != 2)
+		return tool_usage_error(self, "needs a filesystem and a directory");
+	m.fs_arg = m.mount.source = argv[optind];
+	m.mount.mountpoint = argv[optind + 1];
+
+	status = run_parsed(self, &m);
+	strbuf_free(&m.fs_options);
+	strbuf_free(&m.fuse_options);
+	return status;
+}
+
+const struct command command_mount = {
+	.name = "mount",
+	.summary = "mount read-only at a directory (FUSE)",
+	.usage = usage,
+	.run = mount_run,
+};

@@ -1,0 +1,50 @@
+"""Runs test cases, a few at a time, and reports as TAP (the Test Anything Protocol), which meson reads.
+
+A case is a function that raises AssertionError (or anything) when its promise is broken, and Skip when it can't be
+checked here.
+"""
+import concurrent.futures
+import os
+import sys
+import traceback
+
+
+class Skip(Exception):
+    pass
+
+
+def run(cases, workers=2):
+    """cases: list of (name, function). KILN_TEST_ONLY, if set, is a text that the names to run have in them."""
+    only = os.environ.get("KILN_TEST_ONLY", "")
+    cases = [(n, f) for n, f in cases if only in n]
+    if not cases:
+        print("1..0 # SKIP no images")
+        return 0
+    print("1..%d" % len(cases))
+    failed = 0
+
+    def call(function):
+        try:
+            function()
+            return "ok", "", []
+        except Skip as e:
+            return "ok", " # SKIP %s" % e, []
+        except AssertionError as e:
+            return "not ok", "", str(e).splitlines() or traceback.format_exc().splitlines()
+        except Exception:
+            return "not ok", "", traceback.format_exc().splitlines()
+
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        for nr, ((name, _), (result, skip, lines)) in enumerate(zip(cases, pool.map(call, [f for _, f in cases])), 1):
+            print("%s %d - %s%s" % (result, nr, name, skip))
+            for line in lines[:40]:
+                print("# " + line[:1000])
+            sys.stdout.flush()
+            failed += result != "ok"
+    return 1 if failed else 0
+
+
+def same(what, lines):
+    """Assert that a list of differences is empty."""
+    if lines:
+        raise AssertionError("%s: %d differences\n%s" % (what, len(lines), "\n".join(lines[:10])))
