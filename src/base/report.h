@@ -24,7 +24,7 @@ enum kiln_private_error {
 	KILN_E_CHECKSUM,		/* stored and computed checksum differ */
 	KILN_E_UNSUPPORTED,		/* valid, but uses a feature that can't be read; a fault says which */
 	KILN_E_NO_REPLICA,		/* every replica failed */
-	KILN_E_STALE,			/* cached pointer into a bucket that has been reused */
+	KILN_E_STALE,			/* pointer into a bucket that has been reused */
 	KILN_E_BAD_PASSPHRASE,
 	KILN_E_NEED_PASSPHRASE,
 	KILN_E_FOREIGN_MEMBER,		/* device belongs to another filesystem */
