@@ -139,7 +139,7 @@ static int lookup_object(kiln_fs *fs, struct object dir, const char *name, size_
 	}
 	if (len == 2 && name[0] == '.' && name[1] == '.')
 		return namespace_parent(fs->ns, dir, found);
-	if (!len || len > DIRENT_NAME_MAX)
+	if (!len || len > DIRENT_NAME_READ_MAX)
 		return len ? -ENAMETOOLONG : -ENOENT;
 	return namespace_lookup(fs->ns, dir, name, len, found, &type);
 }
@@ -178,12 +178,15 @@ static int path_follow(struct path_walk *w, struct object link, const char *behi
 	if (len < 0)
 		return (int)len;
 
+	if (!len)
+		return -ENOENT;
+
+	/* @behind is empty or begins with a slash. */
 	size_t behind_len = strlen(behind);
-	if ((size_t)len + 1 + behind_len + 1 > sizeof(w->rest))
+	if ((size_t)len + behind_len + 1 > sizeof(w->rest))
 		return -ENAMETOOLONG;
-	memmove(w->rest + len + 1, behind, behind_len + 1);
+	memmove(w->rest + len, behind, behind_len + 1);
 	memcpy(w->rest, target, (size_t)len);
-	w->rest[len] = '/';
 	return 0;
 }
 
@@ -236,8 +239,8 @@ struct readdir_adapter {
 static int readdir_adapt(void *ctx, const struct dir_entry *e)
 {
 	struct readdir_adapter *a = ctx;
-	char name[DIRENT_NAME_MAX + 1];
-	size_t len = min(e->name_len, (size_t)DIRENT_NAME_MAX);
+	char name[DIRENT_NAME_READ_MAX + 1];
+	size_t len = min(e->name_len, (size_t)DIRENT_NAME_READ_MAX);
 
 	memcpy(name, e->name, len);
 	name[len] = 0;
@@ -316,6 +319,8 @@ static int64_t seek_to(kiln_fs *fs, struct kiln_node node, uint64_t offset, bool
 
 	if (!err)
 		err = data_seek(fs->data, &file, offset, want_data, &found);
+	if (!err && found > INT64_MAX)
+		err = -EOVERFLOW;
 	return err ? error_to_errno(err) : (int64_t)found;
 }
 

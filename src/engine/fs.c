@@ -94,7 +94,7 @@ static int unlock(struct kiln_fs *fs, const struct kiln_open_options *options)
 
 		/* When the user gives up after wrong ones, "wrong passphrase" is what happened. */
 		if (len < 0)
-			err = attempt ? err : (int)len;
+			err = attempt ? err : len == -ENOKEY ? -KILN_E_NEED_PASSPHRASE : (int)len;
 		else
 			err = super_unlock(fs->super, buf, (size_t)min(len, (ssize_t)PASSPHRASE_BYTES_MAX));
 		secret_wipe(buf, PASSPHRASE_BYTES_MAX);
@@ -201,14 +201,14 @@ static void describe_failure(struct kiln_fs *fs, int err, char why[KILN_ERROR_BY
 {
 	if (why[0])
 		return;
-	if (err == -KILN_E_NEED_PASSPHRASE)
+	if (err == -KILN_E_NEED_PASSPHRASE || err == -ENOKEY)
 		snprintf(why, KILN_ERROR_BYTES, "the filesystem is encrypted: a passphrase is needed");
 	else if (err == -KILN_E_BAD_PASSPHRASE)
 		snprintf(why, KILN_ERROR_BYTES, "wrong passphrase");
 	else if (fs && fs->reporter.last[0] && fs->reporter.last_level >= REPORT_DAMAGE)
 		snprintf(why, KILN_ERROR_BYTES, "%s", fs->reporter.last);
 	else
-		snprintf(why, KILN_ERROR_BYTES, "%s", error_name(err));
+		snprintf(why, KILN_ERROR_BYTES, "%s", err > -KILN_E_FIRST ? strerror(-err) : error_name(err));
 }
 
 int fs_open(const char *const *args, size_t arg_nr, struct device **devices, size_t device_nr,

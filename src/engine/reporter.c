@@ -6,7 +6,7 @@
 #include "engine/fs.h"
 #include "format/error_ids.h"
 
-/* One line: "level: device: structure position: expected X, found Y (error name); advice". */
+/* One line: "level: device: structure position: expected X, found Y (error name). Advice." */
 static void report_to_text(struct strbuf *out, const struct report *r)
 {
 	if (r->device && *r->device)
@@ -16,15 +16,15 @@ static void report_to_text(struct strbuf *out, const struct report *r)
 	if (r->position && *r->position)
 		strbuf_printf(out, "%s%s", r->structure ? " " : "", r->position);
 	if (r->expected && *r->expected)
-		strbuf_printf(out, ": expected %s", r->expected);
+		strbuf_printf(out, "%sexpected %s", out->len ? ": " : "", r->expected);
 	if (r->found && *r->found)
-		strbuf_printf(out, "%s%s", r->expected && *r->expected ? ", found " : ": ", r->found);
+		strbuf_printf(out, "%s%s", r->expected && *r->expected ? ", found " : out->len ? ": " : "", r->found);
 	if (r->id)
 		strbuf_printf(out, " [%s]", error_id_name(r->id) ? error_id_name(r->id) : "unknown error id");
 	else if (r->err && !(r->found && *r->found))
 		strbuf_printf(out, ": %s", error_name(r->err));
 	if (r->advice && *r->advice)
-		strbuf_printf(out, "; %s", r->advice);
+		strbuf_printf(out, ". %s", r->advice);
 }
 
 /* FNV-1a (Fowler, Noll, Vo). */

@@ -16,6 +16,10 @@
 enum { DT_DIR = S_IFDIR >> 12 };
 
 enum { COOKIE_DOT = 0, COOKIE_DOT_DOT = 1, COOKIE_FIRST = 2 };
+/* Behind everything: hashes have 63 bits at most, so in a sound directory nothing stands in the last slot. */
+static const uint64_t cookie_end = UINT64_MAX;
+
+static uint64_t cookie_behind(uint64_t slot) { return slot < cookie_end ? slot + 1 : cookie_end; }
 
 static bool dirent_is_visible(const struct dirent *d, uint32_t subvol)
 {
@@ -32,7 +36,8 @@ static int dirent_target(struct namespace *ns, const struct dirent *d, uint32_t 
 		return 0;
 
 	*type = DT_DIR;
-	return namespace_subvol_root(ns, d->child_subvol, target);
+	int err = namespace_subvol_root(ns, d->child_subvol, target);
+	return err == -ENOENT ? -EIO : err; /* the name is there: that it leads nowhere is damage */
 }
 
 int name_fold(const char *name, size_t len, char **folded, size_t *folded_len)
@@ -253,7 +258,9 @@ static int emit_dirent(struct namespace *ns, struct bkey_ref k, uint32_t subvol,
 	if (k.k.type != KEY_DIRENT || dirent_decode(k, &d, NULL) || !dirent_is_visible(&d, subvol))
 		return 0;
 
-	struct dir_entry e = { .name = (const char *)d.name, .name_len = d.name_len, .next_cookie = k.k.p.offset + 1 };
+	struct dir_entry e = { .name = (const char *)d.name,
+			       .name_len = d.name_len,
+			       .next_cookie = cookie_behind(k.k.p.offset) };
 	/* A subvolume that can't be found is listed all the same, with an object that can't be opened. */
 	if (dirent_target(ns, &d, subvol, &e.object, &e.type))
 		e.object = (struct object){ d.child_subvol, 0 };
@@ -273,6 +280,10 @@ int namespace_readdir(struct namespace *ns, struct object dir, uint64_t cookie, 
 		ret = emit_dots(ns, dir, &cookie, fn, ctx);
 	if (ret)
 		return min(ret, 0);
+	if (cookie == cookie_end) {
+		*at_end = true;
+		return 0;
+	}
 
 	btree_iter_open(&it, ns->trees, BTREE_DIRENTS, BPOS(dir.inum, cookie, snapshot), 0, snapshot);
 	it.end = BPOS(dir.inum, UINT64_MAX, UINT32_MAX);
@@ -285,7 +296,7 @@ int namespace_readdir(struct namespace *ns, struct object dir, uint64_t cookie, 
 	if (!ret)
 		*at_end = true;
 	else if (ret < 0 && resume_cookie)
-		*resume_cookie = it.damage_max.inode == dir.inum ? it.damage_max.offset + 1 : UINT64_MAX;
+		*resume_cookie = it.damage_max.inode == dir.inum ? cookie_behind(it.damage_max.offset) : cookie_end;
 	btree_iter_close(&it);
 	return min(ret, 0);
 }

@@ -15,6 +15,11 @@ static int table_add(struct snapshot_table *t, struct bkey_ref k)
 	if (s.is_deleted || k.k.p.inode || k.k.p.offset > UINT32_MAX || !id || (s.parent && s.parent <= id))
 		return 0;
 
+	/* A root has no ancestors to skip to, and others none that aren't above them: walks must go up. */
+	for (unsigned i = 0; i < ARRAY_NR(s.skip); i++)
+		if (!s.parent || s.skip[i] <= id)
+			s.skip[i] = 0;
+
 	int err = array_grow(&t->entries, &t->capacity, t->nr + 1, sizeof(t->entries[0]));
 	if (err)
 		return err;

@@ -4,7 +4,8 @@
  * A sorted array of all snapshot nodes, read once at open and immutable since (this side only reads). 64 bytes per
  * snapshot: one of the few structures that grow with the filesystem, by its number of snapshots.
  *
- * Invariant: every entry's parent is 0 or greater than its id, so that walks towards the root always end.
+ * Invariant: every entry's parent and skip entries are 0 or greater than its id, so that walks towards the root always
+ * end.
  */
 #ifndef KILN_NAMESPACE_SNAPSHOTS_H
 #define KILN_NAMESPACE_SNAPSHOTS_H

@@ -9,25 +9,52 @@
 #include "base/array.h"
 #include "namespace/internal.h"
 
-static struct rebuilt_subvol *rebuilt_find(struct namespace *ns, uint32_t id)
+static int rebuilt_cmp(const void *va, const void *vb)
 {
-	for (size_t i = 0; i < ns->rebuilt_nr; i++)
-		if (ns->rebuilt[i].id == id)
-			return &ns->rebuilt[i];
-	return NULL;
+	const struct rebuilt_subvol *a = va, *b = vb;
+
+	if (a->id != b->id)
+		return a->id < b->id ? -1 : 1;
+	return a->sv.snapshot < b->sv.snapshot ? -1 : a->sv.snapshot > b->sv.snapshot;
 }
 
+/* First rebuilt subvolume with an id of at least @id, or rebuilt_nr. */
+static size_t rebuilt_lower_bound(const struct namespace *ns, uint32_t id)
+{
+	size_t lo = 0, hi = ns->rebuilt_nr;
+
+	while (lo < hi) {
+		size_t mid = lo + (hi - lo) / 2;
+
+		if (ns->rebuilt[mid].id < id)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	return lo;
+}
+
+static struct rebuilt_subvol *rebuilt_find(struct namespace *ns, uint32_t id)
+{
+	size_t i = rebuilt_lower_bound(ns, id);
+
+	return i < ns->rebuilt_nr && ns->rebuilt[i].id == id ? &ns->rebuilt[i] : NULL;
+}
+
+/* Append one; whoever adds sorts afterwards. */
 static int rebuilt_add(struct namespace *ns, uint32_t id, uint32_t snapshot, uint64_t inum)
 {
 	int err = array_grow(&ns->rebuilt, &ns->rebuilt_capacity, ns->rebuilt_nr + 1, sizeof(ns->rebuilt[0]));
 	if (err)
 		return err;
-
-	size_t at = ns->rebuilt_nr++;
-	for (; at && ns->rebuilt[at - 1].id > id; at--)
-		ns->rebuilt[at] = ns->rebuilt[at - 1];
-	ns->rebuilt[at] = (struct rebuilt_subvol){ id, { .snapshot = snapshot, .inode = inum } };
+	ns->rebuilt[ns->rebuilt_nr++] = (struct rebuilt_subvol){ id, { .snapshot = snapshot, .inode = inum } };
 	return 0;
+}
+
+static void rebuilt_sort(struct namespace *ns)
+{
+	if (ns->rebuilt_nr)
+		qsort(ns->rebuilt, ns->rebuilt_nr, sizeof(ns->rebuilt[0]), rebuilt_cmp);
 }
 
 /* Subvolume as its key says: 1 found, 0 not there, or an error. */
@@ -49,16 +76,25 @@ static int rebuild_from_snapshots(struct namespace *ns)
 {
 	for (size_t i = 0; i < ns->snapshots.nr; i++) {
 		const struct snapshot_entry *e = &ns->snapshots.entries[i];
-		struct subvolume sv;
 
-		if (!e->s.is_subvol || !e->s.subvol || rebuilt_find(ns, e->s.subvol) ||
-		    subvol_lookup(ns, e->s.subvol, &sv) > 0)
+		if (!e->s.is_subvol || !e->s.subvol)
 			continue;
-
 		int err = rebuilt_add(ns, e->s.subvol, e->id, e->s.subvol == SUBVOL_ROOT ? INODE_NR_ROOT : 0);
 		if (err)
 			return err;
 	}
+	rebuilt_sort(ns);
+
+	/* Where several snapshots name one subvolume, the lowest id is the youngest. */
+	size_t kept = 0;
+	for (size_t i = 0; i < ns->rebuilt_nr; i++) {
+		struct rebuilt_subvol r = ns->rebuilt[i];
+		struct subvolume sv;
+
+		if ((!kept || ns->rebuilt[kept - 1].id != r.id) && subvol_lookup(ns, r.id, &sv) <= 0)
+			ns->rebuilt[kept++] = r;
+	}
+	ns->rebuilt_nr = kept;
 	return 0;
 }
 
@@ -122,7 +158,9 @@ static int rebuild_root_subvol(struct namespace *ns)
 		btree_iter_advance(&it);
 	}
 	btree_iter_close(&it);
-	return ret == -ENOMEM ? ret : rebuilt_add(ns, SUBVOL_ROOT, snapshot, INODE_NR_ROOT);
+	ret = ret == -ENOMEM ? ret : rebuilt_add(ns, SUBVOL_ROOT, snapshot, INODE_NR_ROOT);
+	rebuilt_sort(ns);
+	return ret;
 }
 
 /* Read every subvolume once, to know whether all can be read. */
@@ -174,7 +212,7 @@ static void fallback_describe(struct namespace *ns, int snapshots_err, int subvo
 				  .err = snapshots_err ? snapshots_err : subvols_err,
 				  .structure = "namespace",
 				  .found = ns->fallback,
-				  .advice = "copy what you need to another filesystem and compare it with a backup" });
+				  .advice = "Copy what you need to another filesystem and compare it with a backup." });
 }
 
 int subvols_open(struct namespace *ns, int snapshots_err)
@@ -256,14 +294,11 @@ int namespace_subvol_next(struct namespace *ns, uint32_t id, uint32_t *found, st
 	if (ret == -ENOMEM)
 		return ret;
 
-	for (size_t i = 0; i < ns->rebuilt_nr; i++) {
-		const struct rebuilt_subvol *r = &ns->rebuilt[i];
-
-		if (r->id >= id && (!has || r->id < *found)) {
-			*found = r->id;
-			*sv = r->sv;
-			return 0;
-		}
+	size_t i = rebuilt_lower_bound(ns, id);
+	if (i < ns->rebuilt_nr && (!has || ns->rebuilt[i].id < *found)) {
+		*found = ns->rebuilt[i].id;
+		*sv = ns->rebuilt[i].sv;
+		return 0;
 	}
 	return has ? 0 : -ENOENT;
 }

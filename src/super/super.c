@@ -100,8 +100,7 @@ static int candidates_open(struct super_candidates *c, char *const *paths, size_
 
 		err = device_open_file(paths[i], open_flags(opts), log, &dev, why);
 		if (err)
-			report_plain(reports, REPORT_FATAL, err, paths[i], "device", why[0] ? why : error_name(err),
-				     NULL);
+			report_plain(reports, REPORT_FATAL, err, NULL, NULL, why[0] ? why : error_name(err), NULL);
 		else
 			err = candidates_read(c, dev, opts, reports, &first_err);
 	}
@@ -303,13 +302,15 @@ static int key_load(struct super *s, const void *passphrase, size_t len)
 static int key_fill(struct super *s, const struct super_open_opts *opts)
 {
 	struct sb_crypt crypt;
+	bool has_crypt = sb_crypt(s->sb, &crypt);
 
-	s->has_key = SB_ENCRYPTION_TYPE(s->sb) != 0;
+	/* Where encryption was turned off, what was written before still needs the key (06 §8). */
+	s->has_key = has_crypt || SB_ENCRYPTION_TYPE(s->sb);
 	if (!s->has_key)
 		return 0;
 
 	int err = -KILN_E_INVALID;
-	if (sb_crypt(s->sb, &crypt)) {
+	if (has_crypt) {
 		s->needs_passphrase = crypt.is_sealed;
 		err = crypt.is_sealed ? 0 : key_load(s, NULL, 0);
 	}

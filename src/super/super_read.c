@@ -32,6 +32,7 @@ struct sb_place {
 	uint64_t seq;
 	int err;
 	struct fault fault;
+	bool is_misplaced; /* an intact copy, of another place */
 };
 
 struct sb_search {
@@ -55,7 +56,7 @@ static int sb_copy_read(struct device *dev, uint64_t sector, struct sb_disk **co
 	*copy = NULL;
 	if (dev->size_bytes < sizeof(struct sb_disk) ||
 	    sector > (dev->size_bytes - sizeof(struct sb_disk)) >> SECTOR_SHIFT) {
-		fault_set(fault, 0, "place", "a sector on the device", "sector %" PRIu64, sector);
+		fault_set(fault, 0, "sector", "inside the device", "%" PRIu64, sector);
 		return -KILN_E_INVALID;
 	}
 
@@ -155,6 +156,7 @@ static int search_place(struct sb_search *s, uint64_t sector, bool must_be_in_pl
 
 	bool is_in_place = le64_get(sb->offset) == sector;
 	if (must_be_in_place && !is_in_place) {
+		p->is_misplaced = true;
 		p->err = fault_set(&p->fault, 0, "offset", "the sector it was found at", "%" PRIu64,
 				   le64_get(sb->offset));
 		free(sb);
@@ -212,13 +214,16 @@ static int search_usual_places(struct sb_search *s)
 	return err;
 }
 
-/* Should there be a copy at @sector? Where there is none by design, or by a wrong guess, nothing is damaged. */
-static bool search_expects(const struct sb_search *s, uint64_t sector)
+/*
+ * Should there be a copy at @sector? Where there is none by design, or by a wrong guess, nothing is damaged. Of a
+ * device without any copy the first place looked at says best what is wrong with it.
+ */
+static bool search_expects(const struct sb_search *s, const struct sb_place *p)
 {
 	if (!s->best)
-		return true;
+		return p == &s->places[0] || p->is_misplaced;
 	for (unsigned i = 0; i < SB_LAYOUT_COPIES_MAX && i < s->best->layout.nr_superblocks; i++)
-		if (le64_get(s->best->layout.sb_offset[i]) == sector)
+		if (le64_get(s->best->layout.sb_offset[i]) == p->sector)
 			return true;
 	return false;
 }
@@ -230,7 +235,7 @@ static void search_report(const struct sb_search *s, const struct report_sink *r
 
 	for (unsigned i = 0; i < s->place_nr; i++) {
 		const struct sb_place *p = &s->places[i];
-		if (!p->err || p->err == -KILN_E_UNSUPPORTED || !search_expects(s, p->sector))
+		if (!p->err || p->err == -KILN_E_UNSUPPORTED || !search_expects(s, p))
 			continue;
 		snprintf(position, sizeof(position), "copy at sector %" PRIu64, p->sector);
 		report_fault(reports, s->best ? REPORT_RECOVERED : REPORT_DAMAGE, &p->fault, s->dev->name, "superblock",

@@ -222,7 +222,7 @@ kiln_fs *tool_open_fs(const struct tool_open *open_opts, const char *fs_arg, enu
 	};
 
 	if (fs_open(&fs_arg, 1, NULL, 0, &options, depth, &fs, why)) {
-		tool_error("can't open %s: %s", fs_arg, why);
+		tool_error("can't open the filesystem: %s", why);
 		return NULL;
 	}
 	if (depth == FS_NAMESPACE && kiln_fallback(fs))

@@ -187,11 +187,18 @@ static bool get_path(struct get *g, const char *path)
 		g->has_failed = true;
 		return true;
 	}
+	if (err == -EIO) {
+		report(g, &(struct extract_report){ .trouble = EXTRACT_LOST,
+						    .path = path,
+						    .error = err,
+						    .what = "can't be found through the damage" });
+		g->is_damaged = true;
+		return true;
+	}
 	if (err) {
 		progress_hide(g->progress);
 		tool_error("%s: %s", path, strerror(-err));
-		g->is_damaged |= err == -EIO;
-		g->has_failed |= err != -EIO;
+		g->has_failed = true;
 		return true;
 	}
 	err = get_found(g, path, &st);

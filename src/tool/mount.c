@@ -38,6 +38,7 @@ struct mount_command {
 	bool is_foreground;
 	bool is_readonly;
 	struct strbuf fs_options, fuse_options;
+	char real_mountpoint[PATH_MAX];
 	int ready_fd; /* where the background child reports; -1 in the foreground */
 };
 
@@ -177,16 +178,14 @@ static int check_mountpoint(const char *path)
 
 static int run_parsed(const struct command *self, struct mount_command *m)
 {
-	char real[PATH_MAX];
-
 	if (!m->is_readonly)
 		return tool_usage_error(self, "this version mounts read-only: ask for it with -o ro");
 	int status = check_mountpoint(m->mount.mountpoint);
 	if (status)
 		return status;
 	/* The server leaves this directory, so relative paths must not be needed later. */
-	if (realpath(m->mount.mountpoint, real))
-		m->mount.mountpoint = real;
+	if (realpath(m->mount.mountpoint, m->real_mountpoint))
+		m->mount.mountpoint = m->real_mountpoint;
 
 	m->open.mount_options = m->fs_options.len ? strbuf_text(&m->fs_options) : NULL;
 	m->mount.fuse_options = strbuf_text(&m->fuse_options);

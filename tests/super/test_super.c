@@ -548,6 +548,32 @@ static void open_key_is_loaded_at_once(void **state)
 	super_close(s);
 }
 
+/* 06 §8: what was encrypted before still needs the key. */
+static void a_key_is_loaded_even_if_encryption_was_turned_off(void **state)
+{
+	uint8_t crypt[56] = { 0 };
+	struct fs fs;
+	struct super *s;
+
+	memcpy(crypt + 16, "bch**key", 8);
+	crypt[24] = 0x42;
+	fs_init(&fs, 1);
+	fs.crypt = crypt;
+	fs_write_sb(&fs);
+	assert_int_equal(fs_open(&fs, &s), 0);
+	assert_true(s->has_key && s->kctx.has_key);
+	assert_int_equal(s->key->bytes[0], 0x42);
+	super_close(s);
+
+	fs_init(&fs, 1);
+	memcpy(fs.uuid, sealed_uuid, 16);
+	fs.crypt = sealed_crypt;
+	fs_write_sb(&fs);
+	assert_int_equal(fs_open(&fs, &s), 0);
+	assert_true(s->has_key && s->needs_passphrase);
+	super_close(s);
+}
+
 static void encrypted_without_crypt_section_opens_only_for_looking(void **state)
 {
 	struct fs fs;
@@ -653,6 +679,7 @@ int main(void)
 		cmocka_unit_test(truncated_device_is_reported_and_opened),
 		cmocka_unit_test(sealed_key_needs_the_passphrase),
 		cmocka_unit_test(open_key_is_loaded_at_once),
+		cmocka_unit_test(a_key_is_loaded_even_if_encryption_was_turned_off),
 		cmocka_unit_test(encrypted_without_crypt_section_opens_only_for_looking),
 		cmocka_unit_test(option_out_of_range_gets_its_default),
 		cmocka_unit_test(damage_anywhere_is_survived),
