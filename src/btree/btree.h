@@ -152,9 +152,9 @@ void btree_iter_open_level(struct btree_iter *it, struct btrees *trees, unsigned
 void btree_iter_close(struct btree_iter *it);
 /*
  * First visible key at or after it->pos and not above it->end. 1 with *@k (valid until the next call on @it), 0 at the
- * end, or an error: -EIO and others when a node on the way can't be read. It has been reported once (per node), and
- * damage_min..damage_max is what is lost; btree_iter_skip_damage() goes on behind it. After -ENOMEM nothing is lost:
- * try again.
+ * end, or an error: -EIO and others when a node on the way can't be read, or what stands at a position broke a rule and
+ * isn't known. It has been reported once (per node), and damage_min..damage_max is what is lost;
+ * btree_iter_skip_damage() goes on behind it. After -ENOMEM nothing is lost: try again.
  *
  * Filtered by snapshot (05 §3.2): per (inode, offset), the key nearest to `snapshot` on the way to its root, unless
  * that is a whiteout. The snapshot of it->pos doesn't count then.
@@ -189,7 +189,7 @@ struct btree_node_info {
 	uint64_t seq;
 	unsigned set_nr;
 	uint32_t live_u64s, written_sectors, key_nr; /* of the node itself, without journal keys */
-	uint32_t bad_key_nr; /* keys that were dropped because they break a rule: data may be missing */
+	uint32_t bad_key_nr;			     /* keys that break a rule: what they said is lost */
 	struct btree_ptr ptr;
 };
 /*

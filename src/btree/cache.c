@@ -95,9 +95,13 @@ static bool node_ptr_eq(const struct node_ptr *a, const struct node_ptr *b)
 
 uint64_t node_ptr_hash(const struct node_ptr *p)
 {
-	const uint64_t words[] = { p->ptr.seq, p->ptr.ptrs[0].sector,
+	const uint64_t words[] = { p->ptr.seq,
+				   p->ptr.ptrs[0].sector,
 				   (uint64_t)p->ptr.ptrs[0].dev << 32 | p->ptr.sectors_written,
-				   (uint64_t)p->btree_id << 8 | p->level };
+				   (uint64_t)p->btree_id << 8 | p->level,
+				   p->max_key.inode,
+				   p->max_key.offset,
+				   p->max_key.snapshot };
 	uint64_t h = 0;
 
 	/* The finalizer of splitmix64 over each word. */

@@ -50,16 +50,23 @@ struct node_ptr {
 	struct btree_ptr ptr; /* ptr_nr > 0 */
 };
 
-/* Content of a node: live keys in ascending order, each position once. One allocation. */
+/*
+ * Content of a node: live keys in ascending order, each position once. One allocation.
+ *
+ * A leaf's key that breaks a rule is a *lost* key: its place is kept, as a header without value, so that nobody takes
+ * it for free.
+ */
 struct node_keys {
 	struct bkey_format format;
-	uint32_t key_nr;
+	uint32_t key_nr, lost_nr; /* key_nr counts lost ones too */
 	uint32_t live_u64s;
 	uint32_t set_nr;
 	uint32_t bad_key_nr;
-	uint32_t *offset; /* of each key in words, in ascending order */
+	uint32_t *offset; /* of each key in words, in ascending order; NODE_KEY_IS_LOST in some */
 	uint64_t words[]; /* the keys, packed or not, as they stand on disk */
 };
+
+#define NODE_KEY_IS_LOST 0x80000000u
 
 /* Decode and check a pointer key. @k is at the level above the node (for a root: SPOS_MAX). 0 or -KILN_E_INVALID. */
 int node_ptr_decode(const struct btrees *trees, unsigned btree_id, unsigned level, struct bkey_ref k,
@@ -74,6 +81,10 @@ int node_read(struct btrees *trees, const struct node_ptr *p, struct node_keys *
 /* Index of the first key at or after @pos; key_nr: none. */
 uint32_t node_keys_lower_bound(const struct node_keys *keys, struct bpos pos);
 struct bkey_ref node_keys_get(const struct node_keys *keys, uint32_t idx);
+static inline bool node_keys_is_lost(const struct node_keys *keys, uint32_t idx)
+{
+	return keys->offset[idx] & NODE_KEY_IS_LOST;
+}
 
 /* --- cache.c --- */
 

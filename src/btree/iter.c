@@ -77,20 +77,26 @@ static bool iter_cursors_step(struct btree_iter *it)
 	return true;
 }
 
+/*
+ * Versions of the last (inode, offset) are lost, so in an iterator that filters, those behind the damage can't be told
+ * to be the nearest.
+ */
+static void iter_set_damage(struct btree_iter *it, struct bpos min_pos, struct bpos max_pos)
+{
+	it->damage_min = min_pos;
+	it->damage_max = max_pos;
+	if (it->is_filtered)
+		it->damage_max.snapshot = UINT32_MAX;
+}
+
 /* Find the leaf of it->pos: 1, 0 when there is no such level, or an error with the damage told. */
 static int iter_leaf_get(struct btree_iter *it)
 {
 	struct tree_place place;
 	int found = tree_descend(it->trees, it->btree_id, it->level, it->pos, &place);
 
-	if (found < 0) {
-		it->damage_min = place.min;
-		it->damage_max = place.max;
-		/* Versions of the last (inode, offset) are lost: those behind the damage can't be told to be the
-		 * nearest. */
-		if (it->is_filtered)
-			it->damage_max.snapshot = UINT32_MAX;
-	}
+	if (found < 0)
+		iter_set_damage(it, place.min, place.max);
 	if (found <= 0)
 		return found;
 	it->has_leaf = true;
@@ -138,7 +144,10 @@ static void iter_move_behind_key(struct btree_iter *it, struct bpos pos)
 
 /* --- keys --- */
 
-/* First live key at or after it->pos, of any snapshot. 1, 0 at the end, or an error. */
+/* What stands at a position: a key, or the place of one that is lost (node.c). */
+enum { FOUND_KEY = 1, FOUND_LOST = 2 };
+
+/* First live key at or after it->pos, of any snapshot. FOUND_*, 0 at the end, or an error. */
 static int iter_peek_any(struct btree_iter *it, struct bkey_ref *k)
 {
 	struct bpos end = it->end;
@@ -163,11 +172,13 @@ static int iter_peek_any(struct btree_iter *it, struct bkey_ref *k)
 			iter_leaf_key_load(it);
 		if (has_leaf_key && (!has_overlay || bpos_lt(it->leaf_key.k.p, it->overlay->p))) {
 			*k = it->leaf_key;
-			return bpos_le(k->k.p, end);
+			if (bpos_lt(end, k->k.p))
+				return 0;
+			return node_keys_is_lost(it->leaf->keys, it->leaf_idx) ? FOUND_LOST : FOUND_KEY;
 		}
 		*k = overlay_key_load(it->overlay);
 		if (k->k.type != KEY_DELETED)
-			return bpos_le(k->k.p, end);
+			return bpos_le(k->k.p, end) ? FOUND_KEY : 0;
 		/* It hides what the node has there. */
 		if (has_leaf_key && bpos_eq(it->leaf_key.k.p, k->k.p))
 			iter_leaf_key_next(it);
@@ -219,14 +230,17 @@ int btree_iter_peek(struct btree_iter *it, struct bkey_ref *k)
 			iter_move(it, BPOS(k->k.p.inode, k->k.p.offset, it->snapshot));
 		else if (!snapshots->is_ancestor(snapshots->ctx, it->snapshot, k->k.p.snapshot))
 			iter_move_behind(it, k->k.p);
-		else if (key_type_is_whiteout(k->k.type))
+		else if (found == FOUND_KEY && key_type_is_whiteout(k->k.type))
 			iter_move_behind_key(it, k->k.p);
 		else
 			break;
 	}
 	if (found > 0)
 		it->pos = k->k.p;
-	return found;
+	if (found != FOUND_LOST)
+		return found;
+	iter_set_damage(it, k->k.p, k->k.p);
+	return -EIO;
 }
 
 void btree_iter_advance(struct btree_iter *it) { iter_move_behind_key(it, it->pos); }

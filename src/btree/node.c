@@ -11,10 +11,10 @@
  *   checksum or breaks a rule. What the sets before it say is not used: it would be old, and nothing would tell. The
  * next replica is tried; when one is good, the bad ones are reported as recovered. When none is, the node is
  * unreadable, and its whole range gives an I/O error.
- * - A key that breaks a rule in a set whose checksum is good is dropped, if its position is known: then it also hides
- *   what earlier sets have at that position, and the node is reported to have lost a key. If it can't be told what the
- *   key stands for (its frame is broken, or it is out of order), the set is treated as if its checksum were bad.
- *   A replica without such keys is preferred.
+ * - A key that breaks a rule in a set whose checksum is good is lost, if its position is known: then it also hides what
+ *   earlier sets have at that position, reading it gives an I/O error (in an interior node: what it leads to does), and
+ *   the node is reported to have lost a key. If it can't be told what the key stands for (its frame is broken, or it is
+ *   out of order), the set is treated as if its checksum were bad. A replica without such keys is preferred.
  * - A set that isn't the first and whose journal sequence number is blacklisted was never committed: it is left out,
  * and reported (02 §11).
  *
@@ -32,8 +32,8 @@
 /* A node of 512 KiB in blocks of 512 bytes. */
 enum { SETS_MAX = (512 << 10) / SECTOR_BYTES };
 
-/* Marks the place of a key in a list of offsets as taken by one that was dropped. */
-#define OFFSET_IS_BAD 0x80000000u
+/* Marks the place of a key in a list of offsets as taken by one that breaks a rule. */
+#define OFFSET_IS_BAD NODE_KEY_IS_LOST
 
 struct replica_result {
 	int err;
@@ -69,6 +69,11 @@ static size_t node_keys_size(uint32_t key_nr, uint32_t u64s)
 	return sizeof(struct node_keys) + (size_t)u64s * 8 + key_nr * sizeof(uint32_t);
 }
 
+static const uint64_t *node_keys_at(const struct node_keys *keys, uint32_t idx)
+{
+	return keys->words + (keys->offset[idx] & ~NODE_KEY_IS_LOST);
+}
+
 uint32_t node_keys_lower_bound(const struct node_keys *keys, struct bpos pos)
 {
 	struct bkey_search search;
@@ -78,7 +83,7 @@ uint32_t node_keys_lower_bound(const struct node_keys *keys, struct bpos pos)
 	while (nr) {
 		uint32_t half = nr / 2;
 
-		if (bkey_search_cmp(&search, keys->words + keys->offset[begin + half]) < 0) {
+		if (bkey_search_cmp(&search, node_keys_at(keys, begin + half)) < 0) {
 			begin += half + 1;
 			nr -= half + 1;
 		} else {
@@ -92,7 +97,7 @@ struct bkey_ref node_keys_get(const struct node_keys *keys, uint32_t idx)
 {
 	struct bkey_ref k;
 
-	k.k = bkey_unpack(&keys->format, keys->words + keys->offset[idx], &k.value);
+	k.k = bkey_unpack(&keys->format, node_keys_at(keys, idx), &k.value);
 	return k;
 }
 
@@ -337,11 +342,24 @@ static void sets_merge(struct node_reader *r)
 	}
 }
 
-static bool key_is_live(const struct node_reader *r, uint32_t offset)
-{
-	enum { TYPE_BYTE = 2 };
+/* Bytes of a key's header. */
+enum { KEY_U64S_BYTE, KEY_FORMAT_BYTE, KEY_TYPE_BYTE };
 
-	return !(offset & OFFSET_IS_BAD) && key_at(r, offset)[TYPE_BYTE] != KEY_DELETED;
+/* Bad keys stay in leaves, as lost ones; in interior nodes the gap that they leave is enough. */
+static bool key_stays(const struct node_reader *r, uint32_t offset)
+{
+	return offset & OFFSET_IS_BAD ? !r->p->level : key_at(r, offset)[KEY_TYPE_BYTE] != KEY_DELETED;
+}
+
+/* Words that a key takes in memory: of a bad one only the header. */
+static unsigned key_u64s(const struct node_reader *r, uint32_t offset)
+{
+	const uint8_t *key = key_at(r, offset);
+	bool is_packed = !(key[KEY_FORMAT_BYTE] & 0x7f);
+
+	if (!(offset & OFFSET_IS_BAD))
+		return key[KEY_U64S_BYTE];
+	return is_packed ? r->format.key_u64s : (unsigned)BKEY_U64S;
 }
 
 /* Drop what is overwritten or deleted. Returns the words that are left. */
@@ -359,9 +377,9 @@ static uint32_t keys_compact(struct node_reader *r)
 			if (bpos_eq(pos, next_pos))
 				continue;
 		}
-		if (!key_is_live(r, r->keys[i]))
+		if (!key_stays(r, r->keys[i]))
 			continue;
-		u64s += key_at(r, r->keys[i])[0];
+		u64s += key_u64s(r, r->keys[i]);
 		r->keys[live_nr++] = r->keys[i];
 	}
 	r->key_nr = live_nr;
@@ -388,11 +406,14 @@ static struct node_keys *node_keys_make(struct node_reader *r)
 	};
 	uint32_t end = 0;
 	for (uint32_t i = 0; i < r->key_nr; i++) {
-		const uint8_t *key = key_at(r, r->keys[i]);
+		unsigned key_words = key_u64s(r, r->keys[i]);
+		uint32_t lost = r->keys[i] & OFFSET_IS_BAD;
 
-		memcpy(keys->words + end, key, (size_t)key[0] * 8);
-		keys->offset[i] = end;
-		end += key[0];
+		memcpy(keys->words + end, key_at(r, r->keys[i]), (size_t)key_words * 8);
+		((uint8_t *)(keys->words + end))[KEY_U64S_BYTE] = (uint8_t)key_words;
+		keys->offset[i] = end | lost;
+		keys->lost_nr += lost != 0;
+		end += key_words;
 	}
 	return keys;
 }

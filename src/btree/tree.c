@@ -298,7 +298,7 @@ static int node_walk(const struct nodes_walk *walk, const struct node_ptr *p)
 	info.set_nr = node->keys->set_nr;
 	info.live_u64s = node->keys->live_u64s;
 	info.written_sectors = p->ptr.sectors_written;
-	info.key_nr = node->keys->key_nr;
+	info.key_nr = node->keys->key_nr - node->keys->lost_nr;
 	info.bad_key_nr = node->keys->bad_key_nr;
 
 	err = walk->fn(walk->ctx, &info, 0);

@@ -9,8 +9,8 @@
  *   winner may end behind the range asked for, some keys more are looked at, but only where what was found is
  * inherited.
  *
- * - When a node can't be read, the extents that end in its range are unknown. They may begin before that range, so what
- *   is lost begins where the last known extent ends; what later keys cover is known again.
+ * - When a node or a key can't be read, the extents that end in its range are unknown. They may begin before that
+ * range, so what is lost begins where the last known extent ends; what later keys cover is known again.
  */
 #include <errno.h>
 #include <string.h>
@@ -112,7 +112,8 @@ static uint64_t spans_end(const struct map *m, uint64_t begin)
 	return m->span_nr ? max(begin, m->spans[m->span_nr - 1].end) : begin;
 }
 
-/* The node that comes next is unreadable: what is behind the last known extent up to its end is lost. False: all of it.
+/* The node or key that comes next is lost: what is behind the last known extent up to its end is lost. False: all of
+ * it.
  */
 static bool damage_add(struct map *m, uint64_t begin, int err)
 {

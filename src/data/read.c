@@ -446,8 +446,8 @@ static void span_serve(struct reader *r, const struct span *s, uint64_t begin, u
 
 	part_of_sectors(r, begin, end, &from, &to);
 	if (s->err) {
-		part_report_lost(r, from, to, ERROR_data_read_io_err, s->err, "extents btree", "a readable node",
-				 "an unreadable one");
+		part_report_lost(r, from, to, ERROR_data_read_io_err, s->err, "extents btree", "keys that can be read",
+				 "damaged ones");
 		return;
 	}
 

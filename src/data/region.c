@@ -133,6 +133,8 @@ static unsigned failure_id(const struct region_failure *f, bool is_recovered)
 		return is_recovered ? ERROR_data_read_csum_err_recovered : ERROR_data_read_csum_err;
 	if (f->err == -KILN_E_INVALID)
 		return ERROR_data_decompress_err_unknown;
+	if (f->err == -KILN_E_STALE)
+		return ERROR_stale_dirty_ptr;
 	return is_recovered ? ERROR_data_read_io_err_recovered : ERROR_data_read_io_err;
 }
 
@@ -283,7 +285,11 @@ static void failure_add(struct region *r, int err, struct checksum found)
 		};
 }
 
-/* A cached pointer counts only while its bucket still has the generation it was written in. */
+/*
+ * A pointer counts only while its bucket still has the generation it was written in. Buckets that others than cached
+ * pointers refer to aren't reused, unless something is broken (06 §4.2); a checksum would show it, so what has one
+ * needs no look at the generation. Of those without, only what is known to be stale isn't read.
+ */
 static bool ptr_is_current(struct region *r, unsigned i)
 {
 	struct data *data = r->reader->data;
@@ -291,13 +297,15 @@ static bool ptr_is_current(struct region *r, unsigned i)
 	uint16_t bucket_sectors = data->super->members[p->dev].m.bucket_sectors;
 	uint8_t gen;
 
-	if (!p->is_cached)
+	if (!p->is_cached && r->ptrs[i].crc.csum_type)
 		return true;
 	int n = bucket_sectors ? bucket_gen_lookup(data->trees, p->dev, p->sector / bucket_sectors, &gen) : -EIO;
 	if (!n || (n > 0 && gen == p->gen))
 		return true;
-	if (n < 0)
-		failure_add(r, n, (struct checksum){ 0 });
+	if (!p->is_cached && (n < 0 || gen_cmp(gen, p->gen) < 0))
+		return true;
+	if (n < 0 || !p->is_cached)
+		failure_add(r, n < 0 ? n : -KILN_E_STALE, (struct checksum){ 0 });
 	r->failed |= 1u << i;
 	return false;
 }

@@ -51,8 +51,11 @@ static int open_super(struct kiln_fs *fs, const char *const *args, size_t arg_nr
 	int err = mount_options_parse(options->mount_options, values, is_set, why);
 	if (!err && !devices)
 		err = device_paths_parse((char *const *)args, arg_nr, &paths, why);
-	if (err)
+	if (err) {
+		for (size_t i = 0; i < device_nr; i++)
+			device_close(devices[i]);
 		return err;
+	}
 
 	struct super_open_opts opts = {
 		.is_degraded_ok = options->flags & KILN_OPEN_DEGRADED || values[OPT_DEGRADED],

@@ -9,7 +9,10 @@ enum dirent_type {
 	DIRENT_TYPE_FIFO = 1, DIRENT_TYPE_CHR = 2, DIRENT_TYPE_DIR = 4, DIRENT_TYPE_BLK = 6, DIRENT_TYPE_REG = 8,
 	DIRENT_TYPE_LNK = 10, DIRENT_TYPE_SOCK = 12, DIRENT_TYPE_SUBVOL = 16,
 };
-enum { DIRENT_NAME_MAX = 512 };
+enum {
+	DIRENT_NAME_MAX = 512,		/* of names that are written */
+	DIRENT_NAME_READ_MAX = 1991,	/* of names that are read: what the largest value holds */
+};
 
 struct dirent {
 	uint8_t type;			/* enum dirent_type */

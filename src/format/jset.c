@@ -159,6 +159,7 @@ int jset_data_usage_decode(const struct jset_entry_disk *e, struct jset_data_usa
 	const struct data_usage_disk *d = (const struct data_usage_disk *)jset_entry_payload(e);
 	size_t bytes = jset_entry_payload_bytes(e);
 
+	*u = (struct jset_data_usage){ 0 };
 	if (bytes < sizeof(*d) || bytes < sizeof(*d) + d->nr_devs)
 		return fault_set(fault, ERROR_journal_entry_data_usage_bad_size, "data_usage, size",
 				 "11 bytes and one per device", "%zu bytes", bytes);
@@ -178,10 +179,11 @@ int jset_dev_usage_decode(const struct jset_entry_disk *e, struct jset_dev_usage
 	const struct dev_usage_type_disk *types = (const struct dev_usage_type_disk *)(d + 1);
 	size_t bytes = jset_entry_payload_bytes(e);
 
+	*u = (struct jset_dev_usage){ 0 };
 	if (bytes < sizeof(*d))
 		return fault_set(fault, ERROR_journal_entry_dev_usage_bad_size, "dev_usage, size", "at least 24 bytes",
 				 "%zu bytes", bytes);
-	*u = (struct jset_dev_usage){ .dev = le32_get(d->dev) };
+	u->dev = le32_get(d->dev);
 	u->type_nr = (unsigned)min((bytes - sizeof(*d)) / sizeof(*types), ARRAY_NR(u->types));
 	for (unsigned i = 0; i < u->type_nr; i++) {
 		u->types[i].buckets = le64_get(types[i].buckets);

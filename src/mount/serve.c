@@ -25,7 +25,10 @@
 #include "mount/nodes.h"
 
 static const double forever_s = 1e9;
-enum { READ_BYTES_MAX = 1 << 20 };
+enum {
+	READ_BYTES_MAX = 1 << 20,
+	NAME_BYTES_MAX = 1024, /* FUSE_NAME_MAX of the kernel */
+};
 
 struct server {
 	kiln_fs *fs;
@@ -226,6 +229,10 @@ static int dir_add(void *ctx, const struct kiln_dirent *d)
 	struct fuse_entry_param e = { .attr.st_ino = nodes_visible_ino(d->node), .attr.st_mode = d->type << 12 };
 	bool is_dot = !strcmp(d->name, ".") || !strcmp(d->name, "..");
 	size_t need;
+
+	/* A longer name would make the kernel refuse the whole reply. No valid one is. */
+	if (d->name_len > NAME_BYTES_MAX)
+		return 0;
 
 	if (!r->is_plus) {
 		need = fuse_add_direntry(r->req, r->buf + r->used, r->size - r->used, d->name, &e.attr,

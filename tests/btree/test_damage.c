@@ -462,9 +462,11 @@ static void check_value(struct fixture *f, uint64_t offset, int found, uint64_t 
 		assert_int_equal(le64_load(copy.value), value);
 }
 
-static void a_bad_key_hides_its_older_version_and_is_reported_once(void **state)
+static void a_bad_key_is_lost_with_its_older_version_and_reported_once(void **state)
 {
 	struct hand_made h;
+	struct btree_iter it;
+	struct bkey_ref k;
 	struct node_list list = { .nr = 0 };
 	struct model_key old[] = { alloc_key(1, 10), alloc_key(2, 20), alloc_key(3, 30) };
 	struct model_key new[] = { alloc_key(2, 21), alloc_key(3, 31) };
@@ -478,14 +480,79 @@ static void a_bad_key_hides_its_older_version_and_is_reported_once(void **state)
 	fixture_set_root(&h.f, ID, &root);
 
 	check_value(&h.f, 1, 1, 10);
-	check_value(&h.f, 2, 0, 0);
+	check_value(&h.f, 2, -EIO, 0);
 	check_value(&h.f, 3, 1, 31);
+	btree_iter_open(&it, h.f.trees, ID, BPOS(0, 2, 0), 0, 0);
+	assert_int_equal(btree_iter_peek(&it, &k), -EIO);
+	assert_int_equal(btree_iter_peek(&it, &k), -EIO);
+	assert_true(bpos_eq(it.damage_min, BPOS(0, 2, 0)) && bpos_eq(it.damage_max, BPOS(0, 2, 0)));
+	btree_iter_skip_damage(&it);
+	assert_int_equal(btree_iter_peek(&it, &k), 1);
+	assert_int_equal(k.k.p.offset, 3);
+	btree_iter_close(&it);
 	assert_int_equal(h.f.reports[REPORT_DAMAGE], 1);
 	assert_int_equal(btree_nodes_walk(h.f.trees, ID, node_note, &list), 0);
 	assert_int_equal(list.nodes[0].bad_key_nr, 1);
 	assert_int_equal(list.nodes[0].set_nr, 2);
 	assert_int_equal(list.nodes[0].key_nr, 2);
 	fixture_free(&h.f);
+}
+
+/* What the journal says about a position counts, whatever is wrong with the node's key. */
+static void a_journal_key_takes_the_place_of_a_bad_one(void **state)
+{
+	struct hand_made h;
+	struct model_key keys[] = { alloc_key(1, 10), alloc_key(2, 20), alloc_key(3, 30) };
+	struct model_key newer = alloc_key(1, 11);
+	struct bkey_ref deleted = { .k = { .p = BPOS(0, 2, 0), .type = KEY_DELETED } }, put = model_ref(&newer);
+
+	for (unsigned i = 0; i < ARRAY_NR(keys); i++)
+		keys[i].k.value_u64s = 0;
+	hand_made_begin(&h, 1);
+	hand_made_set(&h, 0, keys, 3);
+	struct built_root root = hand_made_place(&h, false);
+	tree_overlay_add(&h.f.b, ID, 0, 1, 0, &put);
+	tree_overlay_add(&h.f.b, ID, 0, 1, 8, &deleted);
+	fixture_open(&h.f, 0);
+	fixture_set_root(&h.f, ID, &root);
+
+	check_value(&h.f, 1, 1, 11);
+	check_value(&h.f, 2, 0, 0);
+	check_value(&h.f, 3, -EIO, 0);
+	fixture_free(&h.f);
+}
+
+/* A bad version hides the ancestors' ones, in the snapshots that would see it. */
+static void a_bad_version_is_lost_only_where_it_would_be_seen(void **state)
+{
+	enum { PARENT = 30, CHILD = 20, GRANDCHILD = 10 };
+	struct model_key keys[2];
+	struct bkey_ref refs[2], k;
+	struct btree_iter it;
+	struct fixture f;
+
+	for (unsigned i = 0; i < 2; i++) {
+		keys[i] = alloc_key(5, 50);
+		keys[i].k.p = BPOS(4098, 5, i ? PARENT : CHILD);
+	}
+	keys[0].k.value_u64s = 0;
+	refs[0] = model_ref(&keys[0]);
+	refs[1] = model_ref(&keys[1]);
+	fixture_init(&f, 1, 8 << 10, 512);
+	fixture_build(&f, BTREE_XATTRS, refs, 2);
+	btrees_set_snapshots(f.trees, (struct btree_snapshots){ .is_ancestor = is_greater });
+
+	for (uint32_t snapshot = GRANDCHILD; snapshot <= PARENT; snapshot += 10) {
+		btree_iter_open(&it, f.trees, BTREE_XATTRS, BPOS(4098, 0, 0), 0, snapshot);
+		assert_int_equal(btree_iter_peek(&it, &k), snapshot == PARENT ? 1 : -EIO);
+		if (snapshot != PARENT)
+			btree_iter_skip_damage(&it);
+		else
+			btree_iter_advance(&it);
+		assert_int_equal(btree_iter_peek(&it, &k), 0);
+		btree_iter_close(&it);
+	}
+	fixture_free(&f);
 }
 
 static void a_replica_without_bad_keys_is_preferred(void **state)
@@ -609,7 +676,9 @@ int main(void)
 		cmocka_unit_test_teardown(damage_never_lets_an_ancestors_version_through, seeds_teardown),
 		cmocka_unit_test(a_gap_between_children_is_lost_and_asks_for_a_topology_check),
 		cmocka_unit_test(children_that_overlap_are_reported),
-		cmocka_unit_test(a_bad_key_hides_its_older_version_and_is_reported_once),
+		cmocka_unit_test(a_bad_key_is_lost_with_its_older_version_and_reported_once),
+		cmocka_unit_test(a_journal_key_takes_the_place_of_a_bad_one),
+		cmocka_unit_test(a_bad_version_is_lost_only_where_it_would_be_seen),
 		cmocka_unit_test(a_replica_without_bad_keys_is_preferred),
 		cmocka_unit_test(keys_whose_place_is_unknown_make_a_node_unreadable),
 		cmocka_unit_test(a_blacklisted_set_is_left_out_unless_it_is_the_first),

@@ -138,6 +138,71 @@ static void check_all_replicas_bad(uint64_t seed)
 
 static void exactly_the_unreadable_extent_is_damage_and_zero(void **state) { seeds_run(check_all_replicas_bad, 12); }
 
+/* An extent whose key breaks a rule is not a hole. */
+static void an_extent_with_a_bad_key_is_damage(void **state)
+{
+	enum { SECTORS = 16, LEN = SECTORS * SECTOR_BYTES };
+	static const struct data_file file = { VOLUME_INUM, VOLUME_SNAPSHOT, 3 * LEN };
+	uint8_t bytes[3 * LEN], buf[3 * LEN];
+	struct region_spec spec = { .csum_type = CHECKSUM_CRC32C, .devs = 1 };
+	struct damage_list damage = { 0 };
+	struct volume v;
+	uint64_t found;
+
+	volume_init(&v, 1);
+	fill_text(&v.rng, bytes, sizeof(bytes));
+	for (unsigned i = 0; i < 3; i++) {
+		struct stored_region r = volume_region_store(&v, &spec, bytes + i * LEN, SECTORS);
+		if (i == 1)
+			volume_extent_add(&v, KEY_EXTENT, i * SECTORS, SECTORS, NULL, 0); /* no pointer */
+		else
+			volume_region_add(&v, BTREE_EXTENTS, &r, i * SECTORS, 0, SECTORS);
+	}
+	volume_open(&v, 0);
+	memset(bytes + LEN, 0, LEN);
+
+	assert_int_equal(data_read(v.data, &file, 0, buf, sizeof(buf), damage_note, &damage), sizeof(buf));
+	assert_memory_equal(buf, bytes, sizeof(buf));
+	assert_int_equal(damage.nr, 1);
+	assert_int_equal(damage.ranges[0].offset, LEN);
+	assert_int_equal(damage.ranges[0].len, LEN);
+	assert_int_equal(data_seek(v.data, &file, LEN, true, &found), 0);
+	assert_int_equal(found, LEN);
+	volume_free(&v);
+}
+
+/* 06 §4.2, §10: a bucket that was reused holds something else. Where there is a checksum, that tells. */
+static void stale_pointers_without_checksum_are_not_read(void **state)
+{
+	enum { SECTORS = 16, LEN = SECTORS * SECTOR_BYTES };
+	static const struct data_file file = { VOLUME_INUM, VOLUME_SNAPSHOT, 2 * LEN };
+	uint8_t gens[256] = { 0 }, bytes[2 * LEN], buf[2 * LEN];
+	struct damage_list damage = { 0 };
+	struct volume v;
+
+	volume_init(&v, 2);
+	fill_random(&v.rng, bytes, sizeof(bytes));
+	for (unsigned i = 0; i < 2; i++) {
+		struct region_spec spec = { .csum_type = i ? CHECKSUM_CRC32C : CHECKSUM_NONE, .devs = 1 };
+		struct stored_region r = volume_region_store(&v, &spec, bytes + i * LEN, SECTORS);
+
+		volume_region_add(&v, BTREE_EXTENTS, &r, i * SECTORS, 0, SECTORS);
+		gens[r.ptrs[0].sector / VOLUME_BUCKET_SECTORS] = 1;
+	}
+	volume_key_add(&v, BTREE_BUCKET_GENS, (struct bkey){ .p = BPOS(0, 0, 0), .type = KEY_BUCKET_GENS }, gens,
+		       sizeof(gens));
+	volume_open(&v, 0);
+	memset(bytes, 0, LEN);
+
+	assert_int_equal(data_read(v.data, &file, 0, buf, sizeof(buf), damage_note, &damage), sizeof(buf));
+	assert_memory_equal(buf, bytes, sizeof(buf));
+	assert_int_equal(damage.nr, 1);
+	assert_int_equal(damage.ranges[0].offset, 0);
+	assert_int_equal(damage.ranges[0].len, LEN);
+	assert_int_equal(v.last_id, ERROR_stale_dirty_ptr);
+	volume_free(&v);
+}
+
 static void check_single(void (*add)(struct volume *v), uint32_t version, int expected_damage)
 {
 	enum { LEN = 16 * SECTOR_BYTES };
@@ -584,6 +649,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_teardown(another_replica_serves_and_the_bad_one_is_reported, seeds_teardown),
 		cmocka_unit_test_teardown(exactly_the_unreadable_extent_is_damage_and_zero, seeds_teardown),
+		cmocka_unit_test(an_extent_with_a_bad_key_is_damage),
+		cmocka_unit_test(stale_pointers_without_checksum_are_not_read),
 		cmocka_unit_test(what_is_known_to_be_lost_is_damage),
 		cmocka_unit_test_teardown(an_unreadable_leaf_loses_what_ends_in_it, seeds_teardown),
 		cmocka_unit_test(parity_of_the_document),

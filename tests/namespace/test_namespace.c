@@ -194,6 +194,31 @@ static void is_ancestor_agrees_with_walking_parents(uint64_t seed)
 	world_free(&w);
 }
 
+/* Skip entries that lead down, at a root, where validation has no parent to compare them with. */
+static void walks_up_the_snapshots_end_whatever_they_say(void **state)
+{
+	static struct world w;
+
+	world_init(&w, 10);
+	put_basics(&w);
+	uint8_t root[40] = { 0 }, child[40] = { 0 };
+	for (unsigned i = 0; i < 3; i++)
+		le32_store(root + 28 + 4 * i, 3);
+	le32_store(child + 4, 5);
+	put(&w, BTREE_SNAPSHOTS, KEY_SNAPSHOT, BPOS(0, 5, 0), root, sizeof(root));
+	put(&w, BTREE_SNAPSHOTS, KEY_SNAPSHOT, BPOS(0, 3, 0), child, sizeof(child));
+	world_open(&w, -1);
+
+	struct snapshot_table t;
+	assert_int_equal(snapshot_table_read(&t, w.f.trees, NULL), 0);
+	assert_int_equal(t.nr, 3);
+	assert_true(snapshot_is_ancestor(&t, 3, 5));
+	assert_false(snapshot_is_ancestor(&t, 3, 10));
+	assert_false(snapshot_is_ancestor(&t, 5, SNAP_ROOT));
+	snapshot_table_free(&t);
+	world_free(&w);
+}
+
 static void snapshot_ancestry(void **state) { seeds_run(is_ancestor_agrees_with_walking_parents, 5); }
 
 /* --- directories --- */
@@ -212,6 +237,8 @@ static void names_are_found_along_their_probe_chain(void **state)
 	put_dirent(&w, DIR_INUM, slot + 2, SNAP_ROOT,
 		   (struct dirent){ .type = DIRENT_TYPE_SUBVOL, .child_subvol = 7, .parent_subvol = 9 }, "here");
 	put_dirent(&w, DIR_INUM, slot + 3, SNAP_ROOT, (struct dirent){ .type = 8, .inum = 6002 }, "here");
+	put_dirent(&w, DIR_INUM, slot_of("lost"), SNAP_ROOT,
+		   (struct dirent){ .type = DIRENT_TYPE_SUBVOL, .child_subvol = 7, .parent_subvol = 1 }, "lost");
 	/* "gone" would stand behind a gap. */
 	put_dirent(&w, DIR_INUM, slot_of("gone") + 1, SNAP_ROOT, (struct dirent){ .type = 8, .inum = 6003 }, "gone");
 	world_open(&w, -1);
@@ -220,6 +247,7 @@ static void names_are_found_along_their_probe_chain(void **state)
 	assert_int_equal(found.inum, 6002);
 	assert_int_equal(lookup(&w, root_dir, "gone", &found), -ENOENT);
 	assert_int_equal(lookup(&w, root_dir, "other", &found), -ENOENT);
+	assert_int_equal(lookup(&w, root_dir, "lost", &found), -EIO);
 	assert_int_equal(lookup(&w, (struct object){ SUBVOL_ROOT, 4242 }, "x", &found), -ENOENT);
 	assert_int_equal(lookup(&w, (struct object){ 77, DIR_INUM }, "x", &found), -ENOENT);
 	world_free(&w);
@@ -299,6 +327,61 @@ static void a_damaged_directory_is_an_error_and_not_empty(void **state)
 	assert_int_equal(lookup(&w, root_dir, "b", &found), -EIO);
 	assert_int_equal(namespace_readdir(w.ns, root_dir, 0, list_entry, &l, &at_end, NULL), -EIO);
 	assert_false(at_end);
+	world_free(&w);
+}
+
+/* An entry that breaks a rule: the rest is there, and that something isn't is told. */
+static void an_entry_with_a_bad_key_is_an_error_and_the_rest_is_read(void **state)
+{
+	static struct world w;
+	static struct listing l;
+	struct object found;
+	uint64_t resume;
+	bool at_end;
+
+	world_init(&w, 11);
+	put_basics(&w);
+	put_dirent(&w, DIR_INUM, 100, SNAP_ROOT, (struct dirent){ .type = 8, .inum = 6000 }, "first");
+	put_dirent(&w, DIR_INUM, 200, SNAP_ROOT, (struct dirent){ .type = 8, .inum = 6001 }, "sla/sh");
+	put_dirent(&w, DIR_INUM, 300, SNAP_ROOT, (struct dirent){ .type = 8, .inum = 6002 }, "last");
+	put_dirent(&w, DIR_INUM, slot_of("bad"), SNAP_ROOT, (struct dirent){ .type = 8, .inum = 6003 }, "b/d");
+	put_dirent(&w, DIR_INUM, slot_of("good"), SNAP_ROOT, (struct dirent){ .type = 8, .inum = 6004 }, "good");
+	world_open(&w, -1);
+
+	l = (struct listing){ 0 };
+	assert_int_equal(namespace_readdir(w.ns, root_dir, 2, list_entry, &l, &at_end, &resume), -EIO);
+	assert_false(at_end);
+	assert_int_equal(l.nr, 1);
+	assert_int_equal(resume, 201);
+	l.stop_after = 2;
+	assert_int_equal(namespace_readdir(w.ns, root_dir, resume, list_entry, &l, &at_end, &resume), 0);
+	assert_string_equal(l.names[1], "last");
+	assert_int_equal(lookup(&w, root_dir, "bad", &found), -EIO);
+	assert_int_equal(lookup(&w, root_dir, "good", &found), 0);
+	assert_int_equal(lookup(&w, root_dir, "other", &found), -ENOENT);
+	world_free(&w);
+}
+
+/* No cookie leads back to the start. */
+static void the_last_slot_ends_a_directory(void **state)
+{
+	static struct world w;
+	static struct listing l;
+	bool at_end;
+
+	world_init(&w, 12);
+	put_basics(&w);
+	put_dirent(&w, DIR_INUM, UINT64_MAX, SNAP_ROOT, (struct dirent){ .type = 8, .inum = 6000 }, "last");
+	world_open(&w, -1);
+
+	l = (struct listing){ .stop_after = 3 };
+	assert_int_equal(namespace_readdir(w.ns, root_dir, 0, list_entry, &l, &at_end, NULL), 0);
+	assert_int_equal(l.nr, 3);
+	assert_false(at_end);
+	l.stop_after = 0;
+	assert_int_equal(namespace_readdir(w.ns, root_dir, l.cookie, list_entry, &l, &at_end, NULL), 0);
+	assert_true(at_end);
+	assert_int_equal(l.nr, 3);
 	world_free(&w);
 }
 
@@ -489,7 +572,10 @@ int main(void)
 		cmocka_unit_test_teardown(snapshot_ancestry, seeds_teardown),
 		cmocka_unit_test(names_are_found_along_their_probe_chain),
 		cmocka_unit_test_teardown(directory_cookies, seeds_teardown),
+		cmocka_unit_test(walks_up_the_snapshots_end_whatever_they_say),
 		cmocka_unit_test(a_damaged_directory_is_an_error_and_not_empty),
+		cmocka_unit_test(an_entry_with_a_bad_key_is_an_error_and_the_rest_is_read),
+		cmocka_unit_test(the_last_slot_ends_a_directory),
 		cmocka_unit_test(snapshots_see_their_own_versions),
 		cmocka_unit_test(attributes_with_equal_hashes_are_told_apart),
 		cmocka_unit_test(a_link_target_ends_at_its_first_nul),
