@@ -195,6 +195,13 @@ KILN_API ssize_t kiln_read_rescue(kiln_fs *fs, struct kiln_node node, uint64_t o
 KILN_API int64_t kiln_seek_data(kiln_fs *fs, struct kiln_node node, uint64_t offset);
 KILN_API int64_t kiln_seek_hole(kiln_fs *fs, struct kiln_node node, uint64_t offset);
 
+/*
+ * The next range at or behind @offset that is lost as a whole, because what tells where its data is can't be read.
+ * Reads of it give -EIO whatever their size, and it may be many times longer than any data, so who reads on over damage
+ * leaves it out. 0 with [*@begin, *@end), or -ENXIO when there is none.
+ */
+KILN_API int kiln_seek_lost(kiln_fs *fs, struct kiln_node node, uint64_t offset, uint64_t *begin, uint64_t *end);
+
 /* Target of a symlink: its length; at most @size bytes are written, not terminated. */
 KILN_API ssize_t kiln_readlink(kiln_fs *fs, struct kiln_node node, char *buf, size_t size);
 

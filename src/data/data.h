@@ -29,7 +29,7 @@ void data_close(struct data *data);
 struct data_file {
 	uint64_t inum;
 	uint32_t snapshot;
-	uint64_t size_bytes;		/* reads are clipped to it */
+	uint64_t size_bytes; /* reads are clipped to it */
 };
 
 /*
@@ -52,16 +52,25 @@ ssize_t data_read(struct data *data, const struct data_file *file, uint64_t offs
  */
 int data_seek(struct data *data, const struct data_file *file, uint64_t offset_bytes, bool want_data, uint64_t *found);
 
+/*
+ * The next range at or behind @offset_bytes whose extents can't be looked up, because a btree node can't be read: all
+ * reads of it fail whatever their size, and it may be far longer than any data. 0 with [*@begin, *@end), or -ENXIO when
+ * there is none. Looks at every extent on the way.
+ */
+int data_seek_lost(struct data *data, const struct data_file *file, uint64_t offset_bytes, uint64_t *begin,
+		   uint64_t *end);
+
 struct data_stats {
-	uint64_t bytes_read, ios;		/* from devices */
-	uint64_t retries_io, retries_csum;	/* replicas that failed, by cause */
-	uint64_t reconstructed;			/* regions rebuilt from stripes */
-	uint64_t damaged_bytes;			/* delivered as zeroes */
+	uint64_t bytes_read, ios;	   /* from devices */
+	uint64_t retries_io, retries_csum; /* replicas that failed, by cause */
+	uint64_t reconstructed;		   /* regions rebuilt from stripes */
+	uint64_t damaged_bytes;		   /* delivered as zeroes */
 };
 void data_stats(struct data *data, struct data_stats *stats);
 
 /*
- * The read path's own verification of one stored region: checksum over @len bytes as on disk. Exposed for the benchmark.
+ * The read path's own verification of one stored region: checksum over @len bytes as on disk. Exposed for the
+ * benchmark.
  */
 bool data_region_verify(const struct super *super, const struct extent_crc *crc, struct bversion version,
 			const void *stored, size_t len);

@@ -6,6 +6,7 @@
 /* What is next at or behind sector @pos: data or hole, [*begin, *end). */
 struct stretch {
 	bool is_data;
+	bool is_lost; /* the keys can't be read */
 	uint64_t begin, end;
 };
 
@@ -36,7 +37,7 @@ static int stretch_next(const struct data *data, struct btree_iter *it, uint64_t
 		struct bpos was = it->pos, end = it->damage_max;
 
 		btree_iter_skip_damage(it);
-		*s = (struct stretch){ true, pos, end.inode == inum ? end.offset : UINT64_MAX };
+		*s = (struct stretch){ true, true, pos, end.inode == inum ? end.offset : UINT64_MAX };
 		if (end.inode < inum || bpos_le(it->pos, was))
 			s->end = UINT64_MAX;
 		return 1;
@@ -48,6 +49,34 @@ static int stretch_next(const struct data *data, struct btree_iter *it, uint64_t
 	};
 	btree_iter_advance(it);
 	return 1;
+}
+
+int data_seek_lost(struct data *data, const struct data_file *file, uint64_t offset_bytes, uint64_t *begin,
+		   uint64_t *end)
+{
+	uint64_t pos = offset_bytes / SECTOR_BYTES, file_end = div_round_up_u64(file->size_bytes, SECTOR_BYTES);
+	struct btree_iter it;
+	struct stretch s;
+	int n = 0;
+
+	if (offset_bytes >= file->size_bytes)
+		return -ENXIO;
+
+	btree_iter_open(&it, data->trees, BTREE_EXTENTS, BPOS(file->inum, pos + 1, 0), 0, file->snapshot);
+	it.end = BPOS(file->inum, UINT64_MAX, UINT32_MAX);
+	while (pos < file_end && (n = stretch_next(data, &it, file->inum, pos, &s)) > 0) {
+		if (s.is_lost && s.end > pos)
+			break;
+		pos = max(pos, s.end);
+	}
+	btree_iter_close(&it);
+	if (n < 0)
+		return n;
+	if (!n || pos >= file_end)
+		return -ENXIO;
+	*begin = max(pos * SECTOR_BYTES, offset_bytes);
+	*end = s.end >= file_end ? file->size_bytes : s.end * SECTOR_BYTES;
+	return 0;
 }
 
 int data_seek(struct data *data, const struct data_file *file, uint64_t offset_bytes, bool want_data, uint64_t *found)

@@ -327,6 +327,14 @@ static int64_t seek_to(kiln_fs *fs, struct kiln_node node, uint64_t offset, bool
 int64_t kiln_seek_data(kiln_fs *fs, struct kiln_node node, uint64_t offset) { return seek_to(fs, node, offset, true); }
 int64_t kiln_seek_hole(kiln_fs *fs, struct kiln_node node, uint64_t offset) { return seek_to(fs, node, offset, false); }
 
+int kiln_seek_lost(kiln_fs *fs, struct kiln_node node, uint64_t offset, uint64_t *begin, uint64_t *end)
+{
+	struct data_file file;
+	int err = open_for_data(fs, node, &file);
+
+	return error_to_errno(err ? err : data_seek_lost(fs->data, &file, offset, begin, end));
+}
+
 ssize_t kiln_readlink(kiln_fs *fs, struct kiln_node node, char *buf, size_t size)
 {
 	return door(namespace_readlink(fs->ns, object_of(node), buf, size));

@@ -37,6 +37,20 @@ static int write_all(const char *data, size_t len)
 	return tool_interrupted ? -EINTR : 0;
 }
 
+static int write_zeroes(uint64_t len)
+{
+	static const char zeroes[64 << 10];
+	int err = 0;
+
+	while (len && !err) {
+		size_t n = (size_t)min(len, (uint64_t)sizeof(zeroes));
+
+		err = write_all(zeroes, n);
+		len -= n;
+	}
+	return err;
+}
+
 static int take_chunk(void *ctx, const struct pump_chunk *c)
 {
 	struct cat *cat = ctx;
@@ -51,13 +65,15 @@ static int take_chunk(void *ctx, const struct pump_chunk *c)
 		tool_error("%s: %llu bytes at offset %llu can't be read: %s", cat->path, (unsigned long long)d->len,
 			   (unsigned long long)d->offset, strerror(-d->error));
 		cat->damaged += d->len;
-		if (cat->zero_damage)
-			continue;
-		int err = write_all((char *)c->data + (pos - c->offset), d->offset - pos);
+		int err = pos < d->offset ? write_all((char *)c->data + (pos - c->offset), d->offset - pos) : 0;
+		if (!err && cat->zero_damage)
+			err = write_zeroes(d->len);
 		if (err)
 			return err;
 		pos = d->offset + d->len;
 	}
+	if (pos == end)
+		return 0;
 	return write_all((char *)c->data + (pos - c->offset), end - pos);
 }
 

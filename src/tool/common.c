@@ -18,11 +18,14 @@ void tool_error(const char *fmt, ...)
 {
 	va_list args;
 
+	/* One line at a time: copying tells what it meets from several threads. */
+	flockfile(stderr);
 	fputs("kiln: ", stderr);
 	va_start(args, fmt);
 	vfprintf(stderr, fmt, args);
 	va_end(args);
 	fputc('\n', stderr);
+	funlockfile(stderr);
 }
 
 int tool_usage_error(const struct command *self, const char *fmt, ...)

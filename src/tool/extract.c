@@ -92,7 +92,7 @@ int extract_finish(struct extract *x)
 		if (x->frames[x->frame_nr - 1].fd >= 0)
 			close(x->frames[x->frame_nr - 1].fd);
 	tree_path_free(&x->path);
-	return *x->o.stop ? -EINTR : x->fatal;
+	return extract_is_interrupted(x) ? -EINTR : x->fatal;
 }
 
 const struct extract_counts *extract_counts(const struct extract *x) { return &x->counts; }
@@ -118,7 +118,7 @@ const char *extract_kept_name(enum extract_kept kept) { return kept_kinds[kept].
 bool extract_is_stopped(struct extract *x)
 {
 	mutex_lock(&x->lock);
-	bool is_stopped = x->fatal || *x->o.stop;
+	bool is_stopped = x->fatal || extract_is_interrupted(x);
 	mutex_unlock(&x->lock);
 	return is_stopped;
 }
@@ -354,7 +354,7 @@ int extract_event(void *ctx, const struct kiln_walk_entry *e)
 	struct extract *x = ctx;
 
 	if (extract_is_stopped(x))
-		return *x->o.stop ? -EINTR : x->fatal;
+		return extract_is_interrupted(x) ? -EINTR : x->fatal;
 	if (e->event == KILN_WALK_ERROR)
 		return walk_error(x, e);
 	if (e->event == KILN_WALK_LEAVE)

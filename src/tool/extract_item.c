@@ -206,7 +206,7 @@ static int bytes_write(struct extract *x, struct item *o, uint64_t offset, const
 		n = max(n, (ssize_t)0);
 		data += n;
 		offset += (uint64_t)n;
-		if (*x->o.stop)
+		if (extract_is_interrupted(x))
 			return o->write_error = -EINTR;
 	}
 	o->written_end = end;
@@ -233,7 +233,7 @@ static int contents_write(struct extract *x, struct item *o, uint64_t offset, co
 	}
 	if (!err)
 		err = bytes_write(x, o, pos, data + (pos - offset), end - pos);
-	if (!err && *x->o.stop)
+	if (!err && extract_is_interrupted(x))
 		err = o->write_error = -EINTR;
 	return err;
 }
@@ -304,6 +304,10 @@ static int take_chunk(void *ctx, const struct pump_chunk *c)
 
 	if (c->len < 0)
 		return (int)c->len;
+	if (c->is_lost) {
+		damage_add(f->x, f->o, c->damage[0].offset, c->damage[0].len, c->damage[0].error);
+		return 0;
+	}
 	return contents_write(f->x, f->o, c->offset, c->data, (uint64_t)c->len, c->damage, c->damage_nr);
 }
 

@@ -77,7 +77,13 @@ void extract_tell(struct extract *x, const char *path, enum extract_trouble trou
 void extract_tell_damage(struct extract *x, const char *path, const struct pump_damage *damage);
 /* Count metadata that was left behind, and tell the first time. */
 void extract_not_kept(struct extract *x, const char *path, enum extract_kept kept, int error);
+/* Is there no point in going on: interrupted, or nothing more can be written? */
 bool extract_is_stopped(struct extract *x);
+/* Did the user ask to stop? */
+static inline bool extract_is_interrupted(const struct extract *x)
+{
+	return __atomic_load_n(x->o.stop, __ATOMIC_RELAXED);
+}
 
 /*
  * Is there an entry in the way of @o's? -EEXIST after telling, or 0 when it is removed and another attempt makes sense.

@@ -182,6 +182,11 @@ static bool get_path(struct get *g, const char *path)
 	struct kiln_stat st;
 	int err = kiln_lookup_path(g->fs, path, g->follow ? KILN_FOLLOW : 0, &st);
 
+	/* The root is known without its inode, and the walk gets by without it too. */
+	if (err == -EIO && g->is_recursive && !path[strspn(path, "/")]) {
+		st = (struct kiln_stat){ .node = kiln_root(g->fs) };
+		err = 0;
+	}
 	if (!err && S_ISDIR(st.mode) && !g->is_recursive) {
 		tool_error("%s: is a directory; -r gets it with all that is in it", path);
 		g->has_failed = true;

@@ -137,8 +137,19 @@ void pump_end(struct pump *p)
 struct cursor {
 	struct kiln_node node;
 	uint64_t size, pos, data_end;
+	uint64_t lost_begin, lost_end; /* the next range that can't be read at all; none: both are size */
 	bool skip_holes;
 };
+
+/* Find the next range that is lost as a whole: it is told in one piece, not read chunk by chunk. */
+static int cursor_find_lost(struct pump *p, struct cursor *c)
+{
+	int err = kiln_seek_lost(p->fs, c->node, c->pos, &c->lost_begin, &c->lost_end);
+
+	if (err)
+		c->lost_begin = c->lost_end = c->size;
+	return err == -ENXIO ? 0 : err;
+}
 
 /* Move the cursor to the next byte to read. 1: there is one; 0: the end; or an error. */
 static int cursor_advance(struct pump *p, struct cursor *c)
@@ -163,6 +174,36 @@ static int cursor_advance(struct pump *p, struct cursor *c)
 	return c->pos < c->data_end;
 }
 
+/* A slot for the next chunk of data. */
+static void fill_wanted(struct cursor *c, struct slot *s)
+{
+	/* End chunks at multiples of their size, so that they meet extents where the writer's I/O did. */
+	uint64_t end = min(min(round_up_u64(c->pos + 1, PUMP_CHUNK_BYTES), c->data_end), c->lost_begin);
+
+	s->want = (size_t)(end - c->pos);
+	s->state = SLOT_WANTED;
+	c->pos = end;
+}
+
+/* A slot that needs no reading: the range is lost. @p->lock is held. */
+static int fill_lost(struct pump *p, struct cursor *c, struct slot *s)
+{
+	uint64_t end = min(c->lost_end, c->size);
+
+	s->chunk.damage_nr = 0;
+	s->damage_lost = false;
+	note_damage(s, c->pos, end - c->pos, -EIO);
+	if (s->damage_lost)
+		return -ENOMEM;
+	s->chunk.len = (int64_t)(end - c->pos);
+	s->state = SLOT_READY;
+	c->pos = end;
+	mutex_unlock(&p->lock);
+	int err = cursor_find_lost(p, c);
+	mutex_lock(&p->lock);
+	return err;
+}
+
 /* Ask for as many chunks as there are free slots. @p->lock is held. */
 static int fill_slots(struct pump *p, struct cursor *c)
 {
@@ -176,13 +217,15 @@ static int fill_slots(struct pump *p, struct cursor *c)
 			break;
 
 		struct slot *s = &p->slots[p->fill % PUMP_CHUNKS_MAX];
-		/* End chunks at multiples of their size, so that they meet extents where the writer's I/O did. */
-		uint64_t end = min(round_up_u64(c->pos + 1, PUMP_CHUNK_BYTES), c->data_end);
 		s->node = c->node;
 		s->chunk.offset = c->pos;
-		s->want = (size_t)(end - c->pos);
-		s->state = SLOT_WANTED;
-		c->pos = end;
+		s->chunk.is_lost = c->pos >= c->lost_begin;
+		if (s->chunk.is_lost)
+			ret = fill_lost(p, c, s);
+		else
+			fill_wanted(c, s);
+		if (ret < 0)
+			break;
 		p->fill++;
 		waitq_wake_all(&p->changed);
 	}
@@ -191,8 +234,11 @@ static int fill_slots(struct pump *p, struct cursor *c)
 
 int pump_file(struct pump *p, struct kiln_node node, uint64_t size, bool skip_holes, pump_take_fn take, void *ctx)
 {
-	struct cursor c = { .node = node, .size = size, .skip_holes = skip_holes };
-	int ret = 0;
+	/* No file is longer than offsets can say; the rest of one that claims to be is left out. */
+	struct cursor c = { .node = node,
+			    .size = min(size, (uint64_t)INT64_MAX - PUMP_CHUNK_BYTES),
+			    .skip_holes = skip_holes };
+	int ret = size ? cursor_find_lost(p, &c) : 0;
 
 	mutex_lock(&p->lock);
 	for (;;) {

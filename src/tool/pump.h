@@ -19,8 +19,9 @@ struct pump_damage {
 /* One chunk of the file: bytes, and what of them is damaged (zeroes there). */
 struct pump_chunk {
 	uint64_t offset;
-	ssize_t len; /* bytes, or the negative error that made the read impossible */
-	void *data;  /* 4096-byte aligned */
+	int64_t len;  /* bytes, or the negative error that made the read impossible */
+	bool is_lost; /* no data: damage[0] covers all of it, which may be far longer than other chunks */
+	void *data;   /* 4096-byte aligned */
 	struct pump_damage *damage;
 	size_t damage_nr;
 };

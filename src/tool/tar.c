@@ -206,9 +206,16 @@ static int take_chunk(void *ctx, const struct pump_chunk *c)
 		t->gap_error = (int)c->len;
 		return t->error;
 	}
+	/* In a sparse file what is lost counts as a hole; otherwise zeroes stand in for it, and say so. */
+	if (c->is_lost && !t->current->is_sparse) {
+		t->gap_error = c->damage[0].error;
+		contents_skip_to(t, c->offset + (uint64_t)c->len);
+		return t->error;
+	}
 	for (size_t i = 0; i < c->damage_nr; i++)
 		damage_add(t, c->damage[i].offset, c->damage[i].len, c->damage[i].error);
-	contents_add(t, c->offset, c->data, (uint64_t)c->len);
+	if (!c->is_lost)
+		contents_add(t, c->offset, c->data, (uint64_t)c->len);
 	return t->error;
 }
 
@@ -237,10 +244,16 @@ static void contents_write(struct tar *t, struct item *o)
 /* Where the file has data. Not sparse if that can't be found out, or isn't worth it. */
 static void ranges_find(struct tar *t, struct item *o)
 {
-	uint64_t size = o->st.size, pos = 0, data_bytes = 0;
+	uint64_t size = o->st.size, pos = 0, data_bytes = 0, lost_begin = 0, lost_end = 0;
 
 	o->range_nr = 0;
 	while (pos < size && o->st.sectors < div_round_up_u64(size, SECTOR_BYTES)) {
+		if (pos >= lost_end && kiln_seek_lost(t->fs, o->st.node, pos, &lost_begin, &lost_end))
+			lost_begin = lost_end = UINT64_MAX;
+		if (pos >= lost_begin) {
+			pos = lost_end;
+			continue;
+		}
 		int64_t data = kiln_seek_data(t->fs, o->st.node, pos);
 		int64_t hole = data < 0 ? data : kiln_seek_hole(t->fs, o->st.node, (uint64_t)data);
 		bool is_last = o->range_nr == RANGES_MAX - 2;
@@ -251,7 +264,11 @@ static void ranges_find(struct tar *t, struct item *o)
 			data_bytes = size;
 			break;
 		}
-		pos = is_last ? size : min((uint64_t)hole, size);
+		if ((uint64_t)data >= lost_begin) {
+			pos = (uint64_t)data;
+			continue;
+		}
+		pos = is_last ? size : min(min((uint64_t)hole, size), lost_begin);
 		o->ranges[o->range_nr++] = (struct pax_range){ (uint64_t)data, pos - (uint64_t)data };
 		data_bytes += pos - (uint64_t)data;
 	}
@@ -510,6 +527,11 @@ static int tar_tree(struct tar *t, const char *path)
 	struct kiln_stat st;
 	int err = kiln_lookup_path(t->fs, path, 0, &st);
 
+	/* The root is known without its inode, and the walk gets by without it too. */
+	if (err == -EIO && !path[strspn(path, "/")]) {
+		st = (struct kiln_stat){ .node = kiln_root(t->fs) };
+		err = 0;
+	}
 	if (!err)
 		err = path_begin(t, path);
 	if (!err) {
