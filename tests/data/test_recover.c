@@ -351,6 +351,15 @@ static void check_damaged_leaf(uint64_t seed)
 	uint64_t found;
 	assert_int_equal(data_seek(v.data, &whole_file, begin + 1, true, &found), 0);
 	assert_int_equal(found, begin + 1);
+
+	/* It is told in one piece, from wherever it is asked for. */
+	uint64_t lost_begin, lost_end;
+	assert_int_equal(data_seek_lost(v.data, &whole_file, 0, &lost_begin, &lost_end), 0);
+	assert_int_equal(lost_begin, begin);
+	assert_int_equal(lost_end, end);
+	assert_int_equal(data_seek_lost(v.data, &whole_file, begin + 1, &lost_begin, &lost_end), 0);
+	assert_int_equal(lost_begin, begin + 1);
+	assert_int_equal(data_seek_lost(v.data, &whole_file, end, &lost_begin, &lost_end), -ENXIO);
 	volume_free(&v);
 	free(bytes);
 	free(buf);

@@ -1,0 +1,266 @@
+#!/usr/bin/env python3
+"""The FUSE mount: how it starts, fails and ends, and what programs see through it.
+
+    test_mount.py KILN
+
+Needs root and /dev/fuse, else everything is skipped, and says so. That contents are right is tested in tests/image.
+"""
+import collections
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+
+TESTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
+sys.path.insert(0, os.path.join(TESTS, "lib"))
+
+import doors  # noqa: E402
+import images  # noqa: E402
+import manifest  # noqa: E402
+import tap  # noqa: E402
+
+KILN = os.path.abspath(sys.argv[1])
+FOLDER = os.path.join(TESTS, "images")
+WAIT_S = 60
+
+
+def wait_until(what, condition):
+    """Fails only after so long that nothing can be meant to take it."""
+    end = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < end, "still not %s after %d s" % (what, WAIT_S)
+        time.sleep(0.02)
+
+
+def foreground(devices, directory):
+    """A mount that stays our child, in place."""
+    p = subprocess.Popen([KILN, "mount", "-f", "-o", "ro", ":".join(devices), directory], stdin=subprocess.DEVNULL,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_until("mounted", lambda: os.path.ismount(directory) or p.poll() is not None)
+    assert p.poll() is None, p.stderr.read().decode()
+    return p
+
+
+def assert_ends_cleanly(p, directory):
+    _, err = p.communicate(timeout=WAIT_S)
+    assert p.returncode == 0 and not err, "status %s: %s" % (p.returncode, err.decode())
+    assert not os.path.ismount(directory)
+
+
+def raises(number, function, *args):
+    try:
+        result = function(*args)
+    except OSError as e:
+        assert e.errno == number, "%s, expected %s" % (e, errno.errorcode[number])
+        return
+    raise AssertionError("expected %s, got %r" % (errno.errorcode[number], result))
+
+
+# --- starting and failing ---
+
+
+def failing_in_the_background_is_told(to):
+    directory = os.path.join(to, "mnt")
+    os.mkdir(directory)
+    garbage = os.path.join(to, "garbage")
+    with open(garbage, "wb") as f:
+        f.write(os.urandom(4 << 20))
+    cases = [
+        (garbage, directory, "intact copy"),
+        (os.path.join(to, "nothing-here"), directory, "nothing-here"),
+        (images.unpack(FOLDER, "v1.4-empty", to)[0], os.path.join(to, "no-such-directory"), "no-such-directory"),
+        (images.unpack(FOLDER, "v1.4-empty", to)[0], garbage, "not a directory"),
+    ]
+    for device, at, says in cases:
+        status, _, err = doors.run([KILN, "mount", "-o", "ro", device, at], timeout=WAIT_S)
+        assert status == 1 and says in err, "%s at %s: status %d: %s" % (device, at, status, err)
+        assert not os.path.ismount(at)
+
+
+def mounting_for_writing_is_refused(to):
+    device = images.unpack(FOLDER, "v1.4-empty", to)[0]
+    status, _, err = doors.run([KILN, "mount", device, to], timeout=WAIT_S)
+    assert status == 2 and "ro" in err, "status %d: %s" % (status, err)
+
+
+def a_wrong_passphrase_is_told(to):
+    u = doors.Unpacked(FOLDER, "small-encrypted", to)
+    status, _, err = doors.run([KILN, "mount", "-o", "ro", *u.passphrase_options("wrong"), u.devices[0], to], timeout=WAIT_S)
+    assert status == 1 and "wrong passphrase" in err, "status %d: %s" % (status, err)
+
+
+# --- ending ---
+
+
+def umount_ends_the_server(to):
+    directory, device = os.path.join(to, "mnt"), images.unpack(FOLDER, "v1.4-snapshots", to)
+    os.mkdir(directory)
+    p = foreground(device, directory)
+    manifest.tree(directory)
+    subprocess.run(["umount", directory], check=True)
+    assert_ends_cleanly(p, directory)
+
+
+def fusermount_ends_the_server(to):
+    directory, device = os.path.join(to, "mnt"), images.unpack(FOLDER, "v1.4-snapshots", to)
+    os.mkdir(directory)
+    p = foreground(device, directory)
+    os.listdir(directory)
+    subprocess.run(["fusermount3", "-u", directory], check=True)
+    assert_ends_cleanly(p, directory)
+
+
+def signals_end_the_server_and_the_mount(to):
+    directory, device = os.path.join(to, "mnt"), images.unpack(FOLDER, "v1.4-snapshots", to)
+    os.mkdir(directory)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        p = foreground(device, directory)
+        os.listdir(directory)
+        p.send_signal(number)
+        assert_ends_cleanly(p, directory)
+
+
+# --- what programs see ---
+
+
+def reading_never_writes(to):
+    u = doors.Unpacked(FOLDER, "v1.4-unclean-snapshots", to)
+    with doors.Mount(KILN, u.devices, os.path.join(to, "mnt")) as m:
+        some = os.path.join(m.directory, "some")
+        raises(errno.EROFS, os.mkdir, some)
+        raises(errno.EROFS, os.unlink, os.path.join(m.directory, "README"))
+        raises(errno.EROFS, os.open, some, os.O_CREAT | os.O_WRONLY)
+        raises(errno.EROFS, os.truncate, os.path.join(m.directory, "README"), 0)
+        raises(errno.EROFS, os.setxattr, os.path.join(m.directory, "README"), "user.x", b"x")
+        manifest.tree(m.directory)
+    u.assert_unchanged()
+
+
+def only_damaged_pages_fail(to):
+    devices = images.unpack_damaged(FOLDER, "snapshots-data-bitflip", to)
+    with doors.Mount(KILN, devices, os.path.join(to, "mnt")) as m:
+        path = os.path.join(m.directory, "opts/compression-none")
+        bad, size = range(24576, 24576 + 65536), os.path.getsize(path)
+        with open(path, "rb", buffering=0) as f:
+            for at in range(0, size, 4096):
+                if at in bad:
+                    raises(errno.EIO, os.pread, f.fileno(), 4096, at)
+                else:
+                    assert len(os.pread(f.fileno(), 4096, at)) == min(4096, size - at), at
+
+
+def holes_are_seen(to):
+    devices = images.unpack(FOLDER, "small-zstd-replicas2", to)
+    with doors.Mount(KILN, devices, os.path.join(to, "mnt")) as m:
+        with open(os.path.join(m.directory, "sparse"), "rb") as f:
+            size = os.path.getsize(f.fileno())
+            assert os.lseek(f.fileno(), 0, os.SEEK_DATA) == 0
+            assert os.lseek(f.fileno(), 0, os.SEEK_HOLE) == 8192
+            assert os.lseek(f.fileno(), 100, os.SEEK_DATA) == 100
+            assert os.lseek(f.fileno(), 8192, os.SEEK_DATA) == 1 << 20
+            assert os.lseek(f.fileno(), 1 << 20, os.SEEK_HOLE) == size
+            raises(errno.ENXIO, os.lseek, f.fileno(), size, os.SEEK_DATA)
+            raises(errno.ENXIO, os.lseek, f.fileno(), size + 1, os.SEEK_HOLE)
+
+
+def statfs_says_how_full_it_is(to):
+    devices = images.unpack(FOLDER, "small-zstd-replicas2", to)
+    with doors.Mount(KILN, devices, os.path.join(to, "mnt")) as m:
+        st = os.statvfs(m.directory)
+        total = sum(os.path.getsize(d) for d in devices)
+        assert st.f_flag & os.ST_RDONLY and st.f_bavail == 0 and st.f_namemax >= 255, st
+        assert total // 2 < st.f_blocks * st.f_frsize <= total, st
+        assert 0 < st.f_bfree < st.f_blocks, st
+        entries = images.manifest(FOLDER, "small-zstd-replicas2")["entries"]
+        assert st.f_files >= len({e["ino"] for e in entries}), st
+
+
+def options_are_seen_as_attributes(to):
+    devices = images.unpack(FOLDER, "v1.4-snapshots", to)
+    with doors.Mount(KILN, devices, os.path.join(to, "mnt")) as m:
+        zstd = os.path.join(m.directory, "opts/compression-zstd-7")
+        plain = os.path.join(m.directory, "README")
+        assert os.getxattr(zstd, "bcachefs.compression") == b"zstd:7", os.getxattr(zstd, "bcachefs.compression")
+        assert os.getxattr(zstd, "bcachefs_effective.compression") == b"zstd:7"
+        assert os.getxattr(plain, "bcachefs_effective.compression") == b"none"
+        raises(errno.ENODATA, os.getxattr, plain, "bcachefs.compression")
+        raises(errno.ENODATA, os.getxattr, plain, "bcachefs_effective.no_such_option")
+        raises(errno.ENODATA, os.getxattr, plain, "user.nothing")
+        assert not [n for n in os.listxattr(zstd) if n.startswith("bcachefs")]
+
+
+def numbers_of_inodes_are_unique(to):
+    head = images.manifest(FOLDER, "v1.4-snapshots")
+    devices = images.unpack(FOLDER, "v1.4-snapshots", to)
+    with doors.Mount(KILN, devices, os.path.join(to, "mnt")) as m:
+        seen = collections.defaultdict(set)
+        for e in head["entries"]:
+            st = os.lstat(os.path.join(os.fsencode(m.directory), manifest.decode(e["path"])))
+            seen[st.st_ino].add((e["ino"] if e["path"] != "." else 4096, e.get("subvol_of_inode", st.st_nlink)))
+        shared = {n: o for n, o in seen.items() if len(o) > 1}
+        assert not shared, shared
+
+
+def names_work_as_on_disk(to):
+    devices = images.unpack(FOLDER, "small-zstd-replicas2", to)
+    with doors.Mount(KILN, devices, os.path.join(to, "mnt")) as m:
+        root = os.fsencode(m.directory)
+        assert open(os.path.join(root, b"dir/bad-\xff"), "rb").read() == b"not utf-8\n"
+        assert os.readlink(os.path.join(root, b"link")) == b"dir/inner/deep"
+        assert open(os.path.join(root, b"link"), "rb").read() == b"deep\n"
+        raises(errno.ENOENT, os.stat, os.path.join(root, b"nothing"))
+        raises(errno.ENOENT, os.stat, os.path.join(root, b"nothing"))  # remembered by the kernel
+        raises(errno.ENOTDIR, os.stat, os.path.join(root, b"README/x"))
+        raises(errno.ENAMETOOLONG, os.stat, os.path.join(root, b"x" * 600))
+        assert sorted(os.listdir(os.path.join(root, b"dir/.."))) == sorted(os.listdir(root))
+        before = os.open(os.path.join(root, b"dir"), os.O_RDONLY)
+        assert os.stat("..", dir_fd=before).st_ino == os.stat(root).st_ino
+        os.close(before)
+
+
+def names_of_either_case_work(to):
+    devices = images.unpack(FOLDER, "v1.39-casefold", to)
+    entries = images.manifest(FOLDER, "v1.39-casefold")["entries"]
+    with doors.Mount(KILN, devices, os.path.join(to, "mnt")) as m:
+        for e in entries:
+            os.lstat(os.path.join(os.fsencode(m.directory), manifest.decode(e["path"])))
+
+
+def many_processes_read_at_once(to):
+    devices = images.unpack(FOLDER, "v1.4-snapshots", to)
+    with doors.Mount(KILN, devices, os.path.join(to, "mnt")) as m:
+        archive = ["tar", "-C", m.directory, "--sort=name", "-cf", "-", "."]
+        listing = ["find", m.directory, "-printf", "%P %s %T@ %m %i\\n"]
+        running = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for c in [archive, listing] * 4]
+        with tap.concurrent.futures.ThreadPoolExecutor(len(running)) as pool:
+            results = list(pool.map(lambda p: p.communicate(), running))
+        for p, (out, err) in zip(running, results):
+            assert p.returncode == 0 and not err, "%s: %s" % (p.args[0], err[:500])
+        assert len({out for out, _ in results[0::2]}) == 1, "archives differ"
+        assert len({out for out, _ in results[1::2]}) == 1, "listings differ"
+        assert len(results[1][0].splitlines()) == len(images.manifest(FOLDER, "v1.4-snapshots")["entries"])
+
+
+def two_mounts_of_one_image_share_it(to):
+    devices = images.unpack(FOLDER, "v1.4-snapshots", to)
+    with doors.Mount(KILN, devices, os.path.join(to, "a")) as a, doors.Mount(KILN, devices, os.path.join(to, "b")) as b:
+        tap.same("second mount", manifest.differences(manifest.tree(a.directory), manifest.tree(b.directory)))
+
+
+CASES = [
+    failing_in_the_background_is_told, mounting_for_writing_is_refused, a_wrong_passphrase_is_told, umount_ends_the_server,
+    fusermount_ends_the_server, signals_end_the_server_and_the_mount, reading_never_writes, only_damaged_pages_fail,
+    holes_are_seen, statfs_says_how_full_it_is, options_are_seen_as_attributes, numbers_of_inodes_are_unique,
+    names_work_as_on_disk, names_of_either_case_work, many_processes_read_at_once, two_mounts_of_one_image_share_it,
+]
+
+
+def in_a_folder(case):
+    doors.need_mount()
+    with images.temporary() as to:
+        case(to)
+
+
+sys.exit(tap.run([(case.__name__, lambda case=case: in_a_folder(case)) for case in CASES]))

@@ -1,0 +1,144 @@
+/* FUSE node ids: objects found again by the ids that the kernel holds, and forgotten with its last reference. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+
+#include "base/clock.h"
+#include "mount/nodes.h"
+
+static const struct kiln_node root = { .ino = 4096, .subvol = 1 };
+
+static bool is_same(struct kiln_node a, struct kiln_node b) { return a.ino == b.ino && a.subvol == b.subvol; }
+
+static void objects_of_the_first_subvolume_are_their_own_ids(void **state)
+{
+	struct nodes *n = nodes_new(root);
+	struct kiln_node found;
+
+	(void)state;
+	assert_non_null(n);
+	assert_int_equal(nodes_get(n, root), 1);
+	assert_true(nodes_find(n, 1, &found) && is_same(found, root));
+
+	struct kiln_node file = { .ino = 123456789, .subvol = 1 };
+	assert_int_equal(nodes_get(n, file), file.ino);
+	nodes_forget(n, file.ino, 1);
+	assert_true(nodes_find(n, file.ino, &found) && is_same(found, file));
+	assert_int_equal(nodes_visible_ino(file), file.ino);
+	nodes_free(n);
+}
+
+static void an_id_lives_as_long_as_the_kernel_refers_to_it(void **state)
+{
+	struct nodes *n = nodes_new(root);
+	struct kiln_node file = { .ino = 4100, .subvol = 2 }, other = { .ino = 4100, .subvol = 3 }, found;
+
+	(void)state;
+	uint64_t id = nodes_get(n, file), other_id = nodes_get(n, other);
+	assert_true(id && other_id && id != other_id && id != 1);
+	assert_int_equal(nodes_get(n, file), id);
+	assert_true(nodes_find(n, id, &found) && is_same(found, file));
+	assert_true(nodes_find(n, other_id, &found) && is_same(found, other));
+
+	nodes_forget(n, id, 1);
+	assert_true(nodes_find(n, id, &found) && is_same(found, file));
+	nodes_forget(n, id, 1);
+	assert_false(nodes_find(n, id, &found));
+	assert_true(nodes_find(n, other_id, &found) && is_same(found, other));
+	nodes_free(n);
+}
+
+static void what_the_kernel_cannot_hold_is_refused(void **state)
+{
+	struct nodes *n = nodes_new(root);
+	struct kiln_node file = { .ino = 5000, .subvol = 7 }, found;
+
+	(void)state;
+	assert_false(nodes_find(n, 1ull << 63, &found));
+	assert_false(nodes_find(n, UINT64_MAX, &found));
+	nodes_forget(n, 1ull << 63, 1);
+	nodes_forget(n, UINT64_MAX, 1);
+
+	/* More is forgotten than was given out: the entry goes, and is not freed twice. */
+	uint64_t id = nodes_get(n, file);
+	nodes_forget(n, id, 1000);
+	nodes_forget(n, id, 1);
+	assert_false(nodes_find(n, id, &found));
+	uint64_t again = nodes_get(n, file), another = nodes_get(n, (struct kiln_node){ .ino = 5001, .subvol = 7 });
+	assert_true(again != another);
+	nodes_free(n);
+}
+
+static void one_number_in_two_subvolumes_is_two_visible_ones(void **state)
+{
+	struct kiln_node a = { .ino = 4100, .subvol = 2 }, b = { .ino = 4100, .subvol = 3 };
+
+	(void)state;
+	assert_true(nodes_visible_ino(a) != nodes_visible_ino(b));
+	assert_true(nodes_visible_ino(a) != a.ino);
+	assert_int_equal(nodes_visible_ino(a), nodes_visible_ino(a));
+}
+
+/* Random references to many objects, against an array of counts. */
+static void the_table_agrees_with_a_model(void **state)
+{
+	enum { OBJECTS = 5000, STEPS = 200000 };
+	static struct {
+		uint64_t id, references;
+	} model[OBJECTS];
+	const char *env = getenv("KILN_TEST_SEED");
+	uint64_t seed = env ? strtoull(env, NULL, 0) : 1;
+	struct nodes *n = nodes_new(root);
+	struct rng rng;
+
+	(void)state;
+	rng_init(&rng, seed);
+	for (unsigned step = 0; step < STEPS; step++) {
+		size_t i = rng_below(&rng, OBJECTS);
+		struct kiln_node node = { .ino = 4096 + i % 100, .subvol = 2 + (uint32_t)(i / 100) }, found;
+		bool is_known;
+
+		/* First it grows, then it shrinks. */
+		if (rng_below(&rng, STEPS) > step) {
+			uint64_t id = nodes_get(n, node);
+			is_known = id && (!model[i].references || id == model[i].id);
+			model[i].id = id;
+			model[i].references++;
+		} else {
+			uint64_t count = model[i].references ? 1 + rng_below(&rng, model[i].references) : 0;
+			if (count)
+				nodes_forget(n, model[i].id, count);
+			model[i].references -= count;
+			is_known = true;
+		}
+		if (model[i].references)
+			is_known &= nodes_find(n, model[i].id, &found) && is_same(found, node);
+		if (!is_known)
+			fail_msg("step %u, object %zu; KILN_TEST_SEED=%llu repeats it", step, i,
+				 (unsigned long long)seed);
+	}
+	for (size_t i = 0; i < OBJECTS; i++) {
+		struct kiln_node found;
+		if (model[i].references)
+			assert_true(nodes_find(n, model[i].id, &found) && found.ino == 4096 + i % 100);
+	}
+	nodes_free(n);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(objects_of_the_first_subvolume_are_their_own_ids),
+		cmocka_unit_test(an_id_lives_as_long_as_the_kernel_refers_to_it),
+		cmocka_unit_test(what_the_kernel_cannot_hold_is_refused),
+		cmocka_unit_test(one_number_in_two_subvolumes_is_two_visible_ones),
+		cmocka_unit_test(the_table_agrees_with_a_model),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
