@@ -1,0 +1,235 @@
+/*
+ * Opening what can't be opened, and the passphrase: the error, and the reason told, for each. On packed images of
+ * tests/images; skipped where there is no zstd.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/sync.h"
+#include "base/util.h"
+#include "kiln/kiln.h"
+
+static char folder[] = "/tmp/kiln-open-XXXXXX";
+
+static const char *path_of(const char *name)
+{
+	static char paths[4][128];
+	static unsigned next;
+	char *path = paths[next++ % ARRAY_NR(paths)];
+
+	snprintf(path, sizeof(paths[0]), "%s/%s", folder, name);
+	return path;
+}
+
+/* Unpack NAME.img.zst of tests/images, once. */
+static const char *unpacked(const char *name)
+{
+	char file[] = __FILE__, command[1024];
+	const char *path = path_of(name);
+
+	if (!access(path, F_OK))
+		return path;
+	snprintf(command, sizeof(command), "zstd -dqf --sparse --long=31 '%s/../images/%s.img.zst' -o '%s'",
+		 dirname(file), name, path);
+	if (system("command -v zstd >/dev/null")) {
+		print_message("SKIPPED: no zstd\n");
+		skip();
+	}
+	assert_int_equal(system(command), 0);
+	return path;
+}
+
+static void opening_fails(const char *path, const struct kiln_open_options *options, int want, const char *says)
+{
+	char why[KILN_ERROR_BYTES] = "";
+	kiln_fs *fs = NULL;
+	int err = kiln_open(&path, 1, options, &fs, why);
+
+	if (err != want || !strstr(why, says))
+		fail_msg("%s: error %d (%s), expected %d (%s)", path, err, why, want, says);
+}
+
+static int make_folder(void **state)
+{
+	(void)state;
+	return mkdtemp(folder) ? 0 : -1;
+}
+
+static int remove_folder(void **state)
+{
+	char command[64];
+
+	(void)state;
+	snprintf(command, sizeof(command), "rm -rf '%s'", folder);
+	return system(command);
+}
+
+/* --- devices --- */
+
+static void bytes_that_are_no_filesystem_are_told_as_such(void **state)
+{
+	struct kiln_open_options options = { .struct_bytes = sizeof(options), .flags = KILN_OPEN_NO_SCAN };
+	const char *path = path_of("noise");
+	FILE *file = fopen(path, "w");
+
+	(void)state;
+	assert_non_null(file);
+	for (unsigned i = 0; i < 4 << 20; i++)
+		fputc((int)(i * 2654435761u >> 24), file);
+	assert_int_equal(fclose(file), 0);
+	opening_fails(path, &options, -EUCLEAN, path);
+	opening_fails(path, &options, -EUCLEAN, "intact copy");
+}
+
+static void a_device_of_another_filesystem_is_refused_by_name(void **state)
+{
+	struct kiln_open_options options = { .struct_bytes = sizeof(options), .flags = KILN_OPEN_NO_SCAN };
+	char why[KILN_ERROR_BYTES] = "";
+	const char *devices[] = { unpacked("v1.4-empty"), unpacked("v1.39-casefold") };
+	kiln_fs *fs;
+
+	(void)state;
+	assert_int_not_equal(kiln_open(devices, 2, &options, &fs, why), 0);
+	if (!strstr(why, "v1.39-casefold") && !strstr(why, "v1.4-empty"))
+		fail_msg("which device isn't told: %s", why);
+}
+
+static void a_missing_member_is_named(void **state)
+{
+	struct kiln_open_options options = { .struct_bytes = sizeof(options), .flags = KILN_OPEN_NO_SCAN };
+
+	(void)state;
+	opening_fails(unpacked("small-zstd-replicas2.dev0"), &options, -ENODEV, "device 1");
+	opening_fails(unpacked("small-zstd-replicas2.dev1"), &options, -ENODEV, "device 0");
+	options.mount_options = "degraded";
+	const char *device = unpacked("small-zstd-replicas2.dev1");
+	kiln_fs *fs;
+	assert_int_equal(kiln_open(&device, 1, &options, &fs, NULL), 0);
+	kiln_close(fs);
+}
+
+/* --- passphrases --- */
+
+struct asked {
+	unsigned times;
+	const char *answers[4]; /* in turn, then giving up */
+};
+
+static ssize_t answer(void *ctx, const char *uuid, unsigned attempt, char *buf, size_t size)
+{
+	struct asked *a = ctx;
+
+	assert_int_equal(strlen(uuid), 36);
+	assert_int_equal(attempt, a->times);
+	const char *text = a->answers[a->times++];
+	if (!text)
+		return -ECANCELED;
+	assert_true(strlen(text) <= size);
+	memcpy(buf, text, strlen(text));
+	return (ssize_t)strlen(text);
+}
+
+static void passphrases_are_asked_for_until_one_fits(void **state)
+{
+	static const char right[] = "a test passphrase";
+	struct asked asked = { 0 };
+	struct kiln_open_options options = { .struct_bytes = sizeof(options),
+					     .flags = KILN_OPEN_NO_SCAN,
+					     .ctx = &asked };
+	const char *path = unpacked("small-encrypted");
+	kiln_fs *fs;
+
+	(void)state;
+	opening_fails(path, &options, -ENOKEY, "passphrase");
+	options.passphrase = answer;
+	opening_fails(path, &options, -ECANCELED, "");
+	assert_int_equal(asked.times, 1);
+
+	asked = (struct asked){ .answers = { "wrong", "" } };
+	opening_fails(path, &options, -EKEYREJECTED, "wrong passphrase");
+	assert_int_equal(asked.times, 3);
+
+	asked = (struct asked){ .answers = { "wrong", right } };
+	assert_int_equal(kiln_open(&path, 1, &options, &fs, NULL), 0);
+	assert_int_equal(asked.times, 2);
+	struct kiln_usage usage;
+	assert_int_equal(kiln_usage(fs, &usage), 0);
+	assert_true(usage.is_encrypted);
+	kiln_close(fs);
+
+	/* One that isn't encrypted asks nobody. */
+	asked = (struct asked){ 0 };
+	path = unpacked("v1.4-empty");
+	assert_int_equal(kiln_open(&path, 1, &options, &fs, NULL), 0);
+	assert_int_equal(asked.times, 0);
+	kiln_close(fs);
+}
+
+/* --- many at once --- */
+
+struct opener {
+	const char *path;
+	unsigned failed;
+};
+
+static void open_and_close(void *arg)
+{
+	enum { ROUNDS = 5 };
+	struct opener *o = arg;
+
+	for (unsigned i = 0; i < ROUNDS; i++) {
+		struct kiln_open_options options = { .struct_bytes = sizeof(options),
+						     .flags = KILN_OPEN_NO_SCAN,
+						     .memory_bytes = KILN_MEMORY_MIN };
+		struct kiln_stat st;
+		kiln_fs *fs;
+
+		if (kiln_open(&o->path, 1, &options, &fs, NULL)) {
+			o->failed++;
+			continue;
+		}
+		o->failed += kiln_lookup_path(fs, "lost+found", 0, &st) != 0;
+		kiln_close(fs);
+	}
+}
+
+static void threads_open_and_close_independently(void **state)
+{
+	enum { THREADS = 4 };
+	struct task *tasks[THREADS];
+	struct opener openers[THREADS];
+	const char *path = unpacked("v1.4-empty");
+
+	(void)state;
+	for (unsigned i = 0; i < THREADS; i++) {
+		openers[i] = (struct opener){ .path = path };
+		assert_int_equal(task_start(&tasks[i], "opener", open_and_close, &openers[i]), 0);
+	}
+	for (unsigned i = 0; i < THREADS; i++) {
+		task_join(tasks[i]);
+		assert_int_equal(openers[i].failed, 0);
+	}
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(bytes_that_are_no_filesystem_are_told_as_such),
+		cmocka_unit_test(a_device_of_another_filesystem_is_refused_by_name),
+		cmocka_unit_test(a_missing_member_is_named),
+		cmocka_unit_test(passphrases_are_asked_for_until_one_fits),
+		cmocka_unit_test(threads_open_and_close_independently),
+	};
+
+	return cmocka_run_group_tests_name("open", tests, make_folder, remove_folder);
+}
