@@ -27,14 +27,12 @@ enum {
 	COUNTERS_MAX = 1 << 17,
 };
 
-static int journal_usage_read(const struct super *s, const struct journal_state *journal, struct usage *u);
-static int accounting_read(const struct super *s, const struct journal_state *journal, struct btrees *trees,
-			   struct usage *u);
+static int journal_usage_read(const struct super *s, struct journal_state *journal, struct usage *u);
+static int accounting_read(const struct super *s, struct journal_state *journal, struct btrees *trees, struct usage *u);
 static void totals_compute(const struct super *s, struct usage *u);
 static uint64_t capacity_compute(const struct super *s);
 
-int usage_read(const struct super *super, const struct journal_state *journal, struct btrees *trees,
-	       struct usage *usage)
+int usage_read(const struct super *super, struct journal_state *journal, struct btrees *trees, struct usage *usage)
 {
 	uint32_t version = key_context_layout_version(&super->kctx);
 	int err = 0;
@@ -145,8 +143,8 @@ static int replicas_set(struct usage *u, size_t *capacity, const struct usage_re
 
 /* --- below 1.9: sub-entries --- */
 
-/* Take over the counters of one entry. Those that break the rules are ignored (07 §12.4). */
-static int entries_apply(const struct super *s, struct jset_walk walk, struct usage *u, size_t *capacity)
+/* Take over the counters of one entry, or of the clean section. Those that break the rules are ignored (07 §12.4). */
+static int sub_entries_apply(const struct super *s, struct jset_walk walk, struct usage *u, size_t *capacity)
 {
 	const struct jset_entry_disk *e;
 	struct jset_data_usage data;
@@ -181,11 +179,24 @@ static int entries_apply(const struct super *s, struct jset_walk walk, struct us
 	return 0;
 }
 
-static int journal_usage_read(const struct super *s, const struct journal_state *journal, struct usage *u)
+struct entry_walk {
+	const struct super *super;
+	struct usage *usage;
+	size_t capacity; /* of its rows */
+};
+
+static int entry_apply(void *ctx, const struct journal_entry *e, const struct jset_disk *jset)
 {
+	struct entry_walk *w = ctx;
+
+	return sub_entries_apply(w->super, jset_walk_of(jset), w->usage, &w->capacity);
+}
+
+static int journal_usage_read(const struct super *s, struct journal_state *journal, struct usage *u)
+{
+	struct entry_walk walk = { .super = s, .usage = u };
 	const uint8_t *begin, *end;
 	uint64_t seq;
-	size_t capacity = 0;
 	int err = 0;
 
 	if (!journal->has_usage)
@@ -196,16 +207,10 @@ static int journal_usage_read(const struct super *s, const struct journal_state 
 		u->reserved_sectors += journal->reserved[i];
 
 	if ((journal->was_clean || journal->is_from_stale_clean) && sb_clean(s->sb, &seq, &begin, &end))
-		err = entries_apply(s, (struct jset_walk){ begin, end }, u, &capacity);
-	if (journal->was_clean && !journal->is_from_stale_clean)
+		err = sub_entries_apply(s, (struct jset_walk){ begin, end }, u, &walk.capacity);
+	if (err || (journal->was_clean && !journal->is_from_stale_clean))
 		return err;
-	for (size_t i = 0; !err && i < journal->entry_nr; i++) {
-		const struct journal_entry *e = &journal->entries[i];
-
-		if (e->is_csum_good && !e->is_ignored)
-			err = entries_apply(s, jset_walk_of(e->jset), u, &capacity);
-	}
-	return err;
+	return journal_for_each_entry(journal, entry_apply, &walk);
 }
 
 /* --- from 1.10: the accounting btree --- */
@@ -339,8 +344,7 @@ static int counters_merge(const struct counters *base, const struct counters *de
 	return err;
 }
 
-static int accounting_read(const struct super *s, const struct journal_state *journal, struct btrees *trees,
-			   struct usage *u)
+static int accounting_read(const struct super *s, struct journal_state *journal, struct btrees *trees, struct usage *u)
 {
 	struct counters base = { .kctx = &s->kctx }, deltas = { .kctx = &s->kctx };
 	int err = base_read(trees, &base);

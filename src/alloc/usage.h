@@ -14,7 +14,9 @@
 
 struct usage_dev {
 	bool is_known;
-	struct { uint64_t buckets, sectors, fragmented; } types[DATA_NR];
+	struct {
+		uint64_t buckets, sectors, fragmented;
+	} types[DATA_NR];
 };
 
 /* One "data of this type lives on exactly these devices" row. */
@@ -25,20 +27,24 @@ struct usage_replicas {
 };
 
 struct usage {
-	bool is_known;			/* false: the image has no counters that can be read */
-	uint64_t capacity_sectors;	/* as 07 §13 computes it */
-	uint64_t hidden_sectors;	/* superblocks and journal */
-	uint64_t used_sectors;		/* btree, user, parity, and reserved */
+	bool is_known;		   /* false: the image has no counters that can be read */
+	uint64_t capacity_sectors; /* as 07 §13 computes it */
+	uint64_t hidden_sectors;   /* superblocks and journal */
+	uint64_t used_sectors;	   /* btree, user, parity, and reserved */
 	uint64_t cached_sectors, reserved_sectors;
 	uint64_t inodes;
 	unsigned dev_nr;
-	struct usage_dev *devs;		/* by slot */
+	struct usage_dev *devs; /* by slot */
 	size_t replicas_nr;
 	struct usage_replicas *replicas;
 };
 
-/* Read all counters. Free with usage_free(). 0 or an error; damage of the accounting btree makes is_known false. */
-int usage_read(const struct super *super, const struct journal_state *journal, struct btrees *trees, struct usage *usage);
+/*
+ * Read all counters. Free with usage_free(). 0 or an error; damage of the accounting btree makes is_known false.
+ *
+ * On an unclean filesystem it reads the journal's entries again, so do it once rather than often.
+ */
+int usage_read(const struct super *super, struct journal_state *journal, struct btrees *trees, struct usage *usage);
 void usage_free(struct usage *usage);
 
 #endif

@@ -40,14 +40,32 @@ struct btree_snapshots {
 	void *ctx;
 };
 
-/* A key from the journal. @key points at an unpacked key (header and value) in memory that outlives the btrees. */
-struct overlay_key {
-	uint8_t btree_id, level;
-	uint64_t seq;
-	uint32_t offset; /* in the entry: order among keys of one entry */
-	struct bpos p;
-	const struct bkey_disk *key;
+/*
+ * Journal keys on their way to lie over the trees. Of each (btree, level, position) the last key by (seq, offset)
+ * counts; the others are dropped every time the memory is full, which then becomes twice what is left. So there are at
+ * most twice as many keys in memory as positions, or OVERLAY_KEYS_MIN. Memory is of the kind that can go to a file
+ * (base/spill.h).
+ */
+struct overlay_builder;
+struct overlay_key;
+enum { OVERLAY_KEYS_MIN = 4096 };
+
+/* @is_secret: the filesystem is encrypted, so what its keys say must not be written to disk. NULL: no memory. */
+struct overlay_builder *overlay_builder_new(bool is_secret);
+void overlay_builder_free(struct overlay_builder *b); /* NULL is allowed */
+/*
+ * Add a copy of the unpacked key (header and value, u64s words) at @key, in any order; @offset: order among keys of one
+ * @seq. What no lookup can reach is left out. Keys of btree 20 (accounting) are deltas and must not be given here.
+ * 0 or -ENOMEM.
+ */
+int overlay_builder_add(struct overlay_builder *b, unsigned btree_id, unsigned level, uint64_t seq, uint32_t offset,
+			const struct bkey_disk *key);
+
+struct overlay_usage {
+	size_t keys, keys_max;	      /* now, and at most ever */
+	size_t key_bytes, memory_max; /* of the keys now; reserved for keys and their index at most ever */
 };
+void overlay_builder_usage(const struct overlay_builder *b, struct overlay_usage *usage);
 
 /*
  * Memory of the node cache, for nodes of @node_bytes on disk. A node in memory is its live keys and four bytes per
@@ -61,8 +79,8 @@ enum { BTREE_NODE_OVERHEAD_BYTES = 16 << 10 };
  * Smallest budget: one node at rest and one being read. Any number of tasks make progress with it, because a read waits
  * only for other reads under way, never for a reference. An open iterator holds one node, btree_nodes_walk() one per
  * level; when all that is in memory is held like that, one read at a time goes over the budget: memory is at most
- * max(budget, held nodes + one read). Fixed tables (under 128 KiB, and a thousandth of the budget) and journal keys
- * come on top.
+ * max(budget, held nodes + one read). Fixed tables (under 128 KiB, and a thousandth of the budget) and journal keys,
+ * which can go to a file, come on top.
  */
 #define BTREE_CACHE_BYTES_MIN(node_bytes) (BTREE_NODE_BYTES_MAX(node_bytes) + BTREE_NODE_READ_BYTES(node_bytes))
 
@@ -92,11 +110,9 @@ void btrees_close(struct btrees *trees);
  */
 int btrees_set_root(struct btrees *trees, unsigned id, unsigned level, const struct bkey_ref *key, bool is_damaged);
 /*
- * Lay journal keys over the trees: @keys in any order, of which for each (btree, level, position) the last by
- * (seq, offset) counts. Keys of btree 20 (accounting) are deltas and must not be given here. The array is sorted,
- * compacted and kept (malloc'ed; the btrees own it from here on). Call once, before the first read.
+ * Lay journal keys over the trees. Takes @builder over, on error too. Call once, before the first read. 0 or -ENOMEM.
  */
-void btrees_set_overlay(struct btrees *trees, struct overlay_key *keys, size_t nr);
+int btrees_set_overlay(struct btrees *trees, struct overlay_builder *builder);
 /*
  * The snapshot table can be read only with the trees open: set it later, before other tasks use them. Until then
  * iterators that filter by snapshot get -EINVAL.

@@ -17,10 +17,22 @@
 
 #include <stdatomic.h>
 
+#include "base/spill.h"
 #include "base/sync.h"
 #include "btree/btree.h"
 
 /* --- overlay.c --- */
+
+struct overlay_key {
+	struct bpos p;
+	uint8_t btree_id, level;
+	uint32_t offset; /* in the entry: order among keys of one entry */
+	uint64_t seq;
+	union {
+		size_t at; /* while they are collected: where the key is in the memory of keys */
+		const struct bkey_disk *key;
+	};
+};
 
 /* Journal keys in order of position: of one (btree, level), or a part of these. */
 struct overlay_range {
@@ -28,13 +40,13 @@ struct overlay_range {
 };
 
 struct overlay {
-	struct overlay_key *keys;
-	size_t nr;
+	struct spill index; /* of struct overlay_key */
+	struct spill bytes; /* headers and values */
 	struct overlay_range by_level[BTREE_NR_MAX][BTREE_LEVEL_MAX + 1];
 };
 
-/* Takes over @keys, sorts and compacts them. */
-void overlay_init(struct overlay *o, struct overlay_key *keys, size_t nr);
+/* Takes over @builder, on error too. 0 or -ENOMEM. */
+int overlay_init(struct overlay *o, struct overlay_builder *builder);
 void overlay_free(struct overlay *o);
 /* Journal keys of a node: the ones at @min..@max. */
 struct overlay_range overlay_range_get(const struct overlay *o, unsigned btree_id, unsigned level, struct bpos min,

@@ -55,9 +55,9 @@ void btrees_close(struct btrees *trees)
 	free(trees);
 }
 
-void btrees_set_overlay(struct btrees *trees, struct overlay_key *keys, size_t nr)
+int btrees_set_overlay(struct btrees *trees, struct overlay_builder *builder)
 {
-	overlay_init(&trees->overlay, keys, nr);
+	return overlay_init(&trees->overlay, builder);
 }
 
 void btrees_set_snapshots(struct btrees *trees, struct btree_snapshots snapshots) { trees->snapshots = snapshots; }

@@ -352,14 +352,15 @@ ssize_t kiln_listxattr(kiln_fs *fs, struct kiln_node node, char *list, size_t si
 
 /* --- facts --- */
 
-int kiln_usage(kiln_fs *fs, struct kiln_usage *out)
+/* Count, and fill in the answer that every later call gets. */
+static int usage_count(struct kiln_fs *fs, struct kiln_usage *out)
 {
 	const struct super *s = fs->super;
 	struct usage u;
 
 	int err = usage_read(s, fs->journal, fs->trees, &u);
 	if (err)
-		return error_to_errno(err);
+		return err;
 
 	unsigned version = le16_get(s->sb->version);
 	*out = (struct kiln_usage){
@@ -382,4 +383,18 @@ int kiln_usage(kiln_fs *fs, struct kiln_usage *out)
 		out->device_nr += s->members[i].m.exists;
 	usage_free(&u);
 	return 0;
+}
+
+int kiln_usage(kiln_fs *fs, struct kiln_usage *out)
+{
+	int err = 0;
+
+	mutex_lock(&fs->usage_lock);
+	if (!fs->has_usage)
+		err = usage_count(fs, &fs->usage);
+	fs->has_usage |= !err;
+	if (!err)
+		*out = fs->usage;
+	mutex_unlock(&fs->usage_lock);
+	return err ? error_to_errno(err) : 0;
 }

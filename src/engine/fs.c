@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "base/array.h"
 #include "base/secret.h"
 #include "base/strbuf.h"
 #include "device/scan.h"
@@ -16,6 +15,8 @@ static const uint64_t memory_default = 256ull << 20;
 /* How the memory budget is shared out: the node cache gets what the others leave. */
 static uint64_t data_memory(uint64_t total) { return max(total / 4, (uint64_t)DATA_MEMORY_MIN); }
 static uint64_t cache_memory(uint64_t total) { return total - data_memory(total) - total / 8; }
+/* On top of it, and only on unclean filesystems: more entries than this make room for are no ordinary journal. */
+static uint64_t journal_index_memory(uint64_t total) { return total / 2; }
 
 /* --- what the btrees need from other rooms --- */
 
@@ -108,31 +109,24 @@ static int unlock(struct kiln_fs *fs, const struct kiln_open_options *options)
 	return fs->super->needs_passphrase ? err : 0;
 }
 
-struct overlay_collect {
-	struct overlay_key *keys;
-	size_t nr, capacity;
-};
-
 static int overlay_collect_key(void *ctx, const struct journal_entry *e, uint32_t offset_words, unsigned btree_id,
 			       unsigned level, const struct bkey_disk *key)
 {
-	struct overlay_collect *c = ctx;
-
 	if (btree_id == BTREE_ACCOUNTING && key->type == KEY_ACCOUNTING)
 		return 0; /* deltas, not values: usage_read() adds them up */
+	return overlay_builder_add(ctx, btree_id, level, e->seq, offset_words, key);
+}
 
-	int err = array_grow(&c->keys, &c->capacity, c->nr + 1, sizeof(c->keys[0]));
-	if (err)
+static int set_overlay(struct kiln_fs *fs)
+{
+	struct overlay_builder *builder = overlay_builder_new(fs->super->has_key);
+
+	int err = builder ? journal_for_each_key(fs->journal, overlay_collect_key, builder) : -ENOMEM;
+	if (err) {
+		overlay_builder_free(builder);
 		return err;
-	c->keys[c->nr++] = (struct overlay_key){
-		.btree_id = (uint8_t)btree_id,
-		.level = (uint8_t)level,
-		.seq = le64_get(e->jset->seq),
-		.offset = offset_words,
-		.p = bpos_load(&key->p),
-		.key = key,
-	};
-	return 0;
+	}
+	return btrees_set_overlay(fs->trees, builder);
 }
 
 static int set_roots(struct kiln_fs *fs)
@@ -167,17 +161,7 @@ static int open_btrees(struct kiln_fs *fs, uint64_t memory_bytes)
 	int err = btrees_open(&opts, &fs->trees);
 	if (!err)
 		err = set_roots(fs);
-	if (err || fs->journal->was_clean)
-		return err;
-
-	struct overlay_collect c = { 0 };
-	err = journal_for_each_key(fs->journal, overlay_collect_key, &c);
-	if (err) {
-		free(c.keys);
-		return err;
-	}
-	btrees_set_overlay(fs->trees, c.keys, c.nr);
-	return 0;
+	return err || fs->journal->was_clean ? err : set_overlay(fs);
 }
 
 static int open_steps(struct kiln_fs *fs, const struct kiln_open_options *options, enum fs_depth depth)
@@ -188,8 +172,11 @@ static int open_steps(struct kiln_fs *fs, const struct kiln_open_options *option
 	if (depth >= FS_JOURNAL && fs->super->needs_passphrase)
 		err = unlock(fs, options);
 	if (!err && depth >= FS_JOURNAL)
-		err = journal_read(fs->super, &(struct journal_read_opts){ .read_all = depth == FS_JOURNAL },
-				   &fs->journal);
+		err = journal_read(
+			fs->super,
+			&(struct journal_read_opts){ .read_all = depth == FS_JOURNAL,
+						     .memory_max_bytes = journal_index_memory(memory_bytes) },
+			&fs->journal);
 	if (!err && depth >= FS_BTREES)
 		err = open_btrees(fs, memory_bytes);
 	if (!err && depth >= FS_NAMESPACE)
@@ -239,6 +226,7 @@ int fs_open(const char *const *args, size_t arg_nr, struct device **devices, siz
 	}
 
 	reporter_init(&fs->reporter, &options);
+	mutex_init(&fs->usage_lock);
 	int err = open_super(fs, args, arg_nr, devices, device_nr, &options, depth, why);
 	if (!err)
 		err = open_steps(fs, &options, depth);
@@ -268,5 +256,6 @@ void kiln_close(kiln_fs *fs)
 	journal_state_free(fs->journal);
 	super_close(fs->super);
 	reporter_destroy(&fs->reporter);
+	mutex_destroy(&fs->usage_lock);
 	free(fs);
 }

@@ -50,6 +50,10 @@ struct kiln_fs {
 	struct btrees *trees;
 	struct data *data;
 	struct namespace *ns;
+	/* Nothing is written, so what was counted once stays true; and counting can mean reading the whole journal. */
+	struct mutex usage_lock;
+	bool has_usage;
+	struct kiln_usage usage;
 };
 
 /*

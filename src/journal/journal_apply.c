@@ -138,6 +138,7 @@ typedef int (*key_fn)(void *ctx, const struct journal_entry *e, uint32_t offset_
 struct key_walk {
 	const struct journal_state *state;
 	const struct journal_entry *entry;
+	const struct jset_disk *jset;
 	uint8_t type; /* sub-entries that count: new keys, or the old ones in their place */
 	bool (*wants)(const struct jset_entry_disk *e); /* NULL: all */
 	bool is_reversed; /* the oldest key of a position wins, over everything not reversed */
@@ -150,23 +151,21 @@ static void report_bad_key(const struct key_walk *kw, const struct jset_entry_di
 	const char *name = btree_name(sub->btree_id);
 	char position[128];
 
-	snprintf(position, sizeof(position), "entry %" PRIu64 ", key of btree %u (%s) level %u",
-		 le64_get(kw->entry->jset->seq), sub->btree_id, name ? name : "unknown", sub->level);
+	snprintf(position, sizeof(position), "entry %" PRIu64 ", key of btree %u (%s) level %u", kw->entry->seq,
+		 sub->btree_id, name ? name : "unknown", sub->level);
 	report_fault(kw->state->super->reports, REPORT_DAMAGE, fault, NULL, "journal entry", position);
 }
 
 /* Hand out a key. In reversed order seq and offset count backwards from the top, above any real entry. */
 static int key_emit(const struct key_walk *kw, const struct jset_entry_disk *sub, const struct bkey_disk *key)
 {
-	uint32_t offset = (uint32_t)(((const uint8_t *)key - (const uint8_t *)kw->entry->jset) / 8);
+	uint32_t offset = (uint32_t)(((const uint8_t *)key - (const uint8_t *)kw->jset) / 8);
 
 	if (!kw->is_reversed)
 		return kw->fn(kw->ctx, kw->entry, offset, sub->btree_id, sub->level, key);
 
-	struct jset_disk header = *kw->entry->jset;
 	struct journal_entry order = *kw->entry;
-	header.seq = le64_of(UINT64_MAX - le64_get(header.seq));
-	order.jset = &header;
+	order.seq = UINT64_MAX - order.seq;
 	return kw->fn(kw->ctx, &order, UINT32_MAX - offset, sub->btree_id, sub->level, key);
 }
 
@@ -199,7 +198,7 @@ static int keys_walk_sub_entry(const struct key_walk *kw, const struct jset_entr
 
 static int keys_walk_entry(const struct key_walk *kw)
 {
-	struct jset_walk w = jset_walk_of(kw->entry->jset);
+	struct jset_walk w = jset_walk_of(kw->jset);
 	const struct jset_entry_disk *sub;
 	int ret = 0;
 
@@ -263,50 +262,60 @@ static int rewind_add(struct journal_state *state, uint64_t from, uint64_t to)
 	return 0;
 }
 
-int journal_rewinds_find(struct journal_state *state)
+int journal_rewinds_find(struct journal_state *state, const struct jset_disk *jset)
 {
+	struct jset_walk w = jset_walk_of(jset);
+	const struct jset_entry_disk *e;
 	int err = 0;
 
-	for (size_t i = 0; i < state->entry_nr && !err; i++) {
-		const struct jset_entry_disk *e;
-
-		if (state->entries[i].is_ignored)
+	while (!err && jset_walk_next(&w, &e, NULL) > 0) {
+		if (e->type != JSET_ENTRY_REWIND || jset_entry_payload_bytes(e) < 16)
 			continue;
-		struct jset_walk w = jset_walk_of(state->entries[i].jset);
-		while (!err && jset_walk_next(&w, &e, NULL) > 0) {
-			if (e->type != JSET_ENTRY_REWIND || jset_entry_payload_bytes(e) < 16)
-				continue;
-			uint64_t from = le64_load(jset_entry_payload(e)), to = le64_load(jset_entry_payload(e) + 8);
-			if (to < from && from <= state->seq_flushed)
-				err = rewind_add(state, from, to);
-		}
+		uint64_t from = le64_load(jset_entry_payload(e)), to = le64_load(jset_entry_payload(e) + 8);
+		if (to < from && from <= state->seq_flushed)
+			err = rewind_add(state, from, to);
 	}
 	return err;
 }
 
-int journal_for_each_key(const struct journal_state *state,
+/* Keys of an entry: the new ones if it is replayed, and the old ones if it is undone. */
+static int keys_walk(struct key_walk kw, bool is_rewound)
+{
+	int ret = 0;
+
+	if (!kw.entry->is_ignored) {
+		kw.type = JSET_ENTRY_BTREE_KEYS;
+		kw.wants = is_rewound ? sub_entry_is_kept : NULL;
+		ret = keys_walk_entry(&kw);
+	}
+	if (is_rewound && !ret) {
+		kw.type = JSET_ENTRY_OVERWRITE;
+		kw.wants = sub_entry_is_undone;
+		kw.is_reversed = true;
+		ret = keys_walk_entry(&kw);
+	}
+	return ret;
+}
+
+int journal_for_each_key(struct journal_state *state,
 			 int (*fn)(void *ctx, const struct journal_entry *e, uint32_t offset_words, unsigned btree_id,
 				   unsigned level, const struct bkey_disk *key),
 			 void *ctx)
 {
-	int ret = 0;
+	struct journal_reader *reader;
+	int ret = journal_reader_open(state, &reader);
 
-	for (size_t i = 0; i < state->entry_nr && !ret; i++) {
-		const struct journal_entry *e = &state->entries[i];
-		bool is_rewound = journal_seq_is_rewound(state, le64_get(e->jset->seq));
+	for (size_t i = 0; !ret && i < state->entry_nr; i++) {
+		struct journal_entry *e = &state->entries[i];
+		bool is_rewound = !e->is_blacklisted && journal_seq_is_rewound(state, e->seq);
 		struct key_walk kw = { .state = state, .entry = e, .fn = fn, .ctx = ctx };
 
-		if (!e->is_ignored) {
-			kw.type = JSET_ENTRY_BTREE_KEYS;
-			kw.wants = is_rewound ? sub_entry_is_kept : NULL;
-			ret = keys_walk_entry(&kw);
-		}
-		if (is_rewound && e->is_csum_good && !e->is_blacklisted && !ret) {
-			kw.type = JSET_ENTRY_OVERWRITE;
-			kw.wants = sub_entry_is_undone;
-			kw.is_reversed = true;
-			ret = keys_walk_entry(&kw);
-		}
+		if (!e->is_csum_good || (e->is_ignored && !is_rewound))
+			continue;
+		ret = journal_entry_load(reader, e, &kw.jset);
+		if (!ret && e->is_csum_good)
+			ret = keys_walk(kw, is_rewound);
 	}
+	journal_reader_close(reader);
 	return ret;
 }

@@ -10,6 +10,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/array.h"
 #include "journal/journal_private.h"
@@ -95,6 +96,22 @@ int journal_missing_add(struct journal_state *state, uint64_t start, uint64_t en
 	return 0;
 }
 
+int journal_missing_insert(struct journal_state *state, uint64_t seq)
+{
+	struct seq_range *grown = realloc(state->missing, (state->missing_nr + 1) * sizeof(*grown));
+	size_t at = state->missing_nr;
+
+	if (!grown)
+		return -ENOMEM;
+	state->missing = grown;
+	while (at && grown[at - 1].start > seq)
+		at--;
+	memmove(&grown[at + 1], &grown[at], (state->missing_nr - at) * sizeof(*grown));
+	grown[at] = (struct seq_range){ seq, seq + 1 };
+	state->missing_nr++;
+	return 0;
+}
+
 /* Damaged entries above F: the newest is what a power cut leaves; more of them mean that flushed data may be lost. */
 static void report_damaged_end(const struct journal_state *state, uint64_t damaged_nr, uint64_t newest,
 			       uint64_t flushed)
@@ -121,7 +138,7 @@ struct journal_choice journal_choose_flushed(struct journal_state *state, const 
 
 	for (size_t end = scan->nr; end;) {
 		size_t i = journal_group_begin(scan, end);
-		const struct journal_found *f = &scan->found[i];
+		const struct journal_location *f = &scan->found[i];
 		char position[48];
 
 		end = i;
@@ -157,7 +174,7 @@ static bool run_continues(const struct journal_state *state, uint64_t prev, uint
 	return journal_seq_skip_blacklisted(state, prev + 1) >= seq;
 }
 
-static bool found_is_usable(const struct journal_state *state, const struct journal_found *f)
+static bool found_is_usable(const struct journal_state *state, const struct journal_location *f)
 {
 	return f->is_csum_good && !journal_seq_is_blacklisted(state, f->seq);
 }
@@ -169,7 +186,7 @@ bool journal_choose_run(const struct journal_state *state, const struct journal_
 	if (from) {
 		uint64_t prev = from - 1;
 		for (size_t i = 0; i < scan->nr; i = journal_group_end(scan, i)) {
-			const struct journal_found *f = &scan->found[i];
+			const struct journal_location *f = &scan->found[i];
 			if (f->seq < from || !found_is_usable(state, f))
 				continue;
 			if (!run_continues(state, prev, f->seq))
@@ -183,7 +200,7 @@ bool journal_choose_run(const struct journal_state *state, const struct journal_
 
 	for (size_t end = scan->nr; end;) {
 		size_t i = journal_group_begin(scan, end);
-		const struct journal_found *f = &scan->found[i];
+		const struct journal_location *f = &scan->found[i];
 
 		end = i;
 		if (!found_is_usable(state, f))

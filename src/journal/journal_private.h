@@ -5,29 +5,18 @@
 #include "format/error_ids.h"
 #include "journal/journal_read.h"
 
-/* One copy of an entry, as seen while scanning: enough to decide without keeping the entry itself. */
-struct journal_found {
-	uint64_t seq, last_seq;
-	uint64_t hash; /* of the bytes as stored: do copies agree? */
-	uint64_t bucket;
-	uint32_t ring_idx;
-	uint32_t offset_sectors;
-	uint32_t bytes; /* cut at the end of the bucket */
-	uint8_t dev;
-	bool is_csum_good, is_noflush;
-};
-
 /* All copies found, by ascending seq; of one seq the good ones first. Copies of one seq are a *group*. */
 struct journal_scan {
-	struct journal_found *found;
+	struct journal_location *found;
 	size_t nr, capacity;
+	uint64_t memory_max_bytes; /* 0: no bound */
 };
 
 /*
  * Read the rings of all online devices. Copies that can't be an entry of this journal (a seq far from all others) are
- * left out. 0, -ENOMEM.
+ * left out. @memory_max_bytes: of the index that can be made of it. 0, -ENOMEM.
  */
-int journal_scan_devices(const struct super *s, struct journal_scan *scan);
+int journal_scan_devices(const struct super *s, uint64_t memory_max_bytes, struct journal_scan *scan);
 void journal_scan_free(struct journal_scan *scan);
 
 /* First copy behind the group that starts at @i; first copy of the group that ends before @end > 0. */
@@ -35,10 +24,10 @@ size_t journal_group_end(const struct journal_scan *scan, size_t i);
 size_t journal_group_begin(const struct journal_scan *scan, size_t end);
 
 /*
- * Read a whole journal bucket into @buf (bucket size). Parts that can't be read are zero, and reported to @reports.
+ * Read a range that can't be read in one piece in small ones. Those that can't be read either are zero; returns their
+ * number. After too many of them the rest is given up, and zero.
  */
-void journal_bucket_read(const struct super *s, unsigned dev, uint64_t bucket, void *buf,
-			 const struct report_sink *reports);
+unsigned journal_pieces_read(struct device *dev, uint64_t offset_bytes, void *buf, size_t bytes);
 
 /* What is to be replayed. */
 struct journal_choice {
@@ -63,12 +52,14 @@ uint64_t journal_seq_skip_blacklisted(const struct journal_state *state, uint64_
 
 /* Append what of [start, end) isn't blacklisted to state->missing. */
 int journal_missing_add(struct journal_state *state, uint64_t start, uint64_t end);
+/* Put a single seq in its place in state->missing. */
+int journal_missing_insert(struct journal_state *state, uint64_t seq);
 
 /* Take roots, counters and clocks from sub-entries; what came before is replaced. @where names them in reports. */
 int journal_apply(struct journal_state *state, struct jset_walk walk, const char *where);
 
-/* Unfinished rewinds among the entries to replay (12 §5.3): fill in state->rewinds. */
-int journal_rewinds_find(struct journal_state *state);
+/* An unfinished rewind that an entry to replay asks for (12 §5.3): add it to state->rewinds. */
+int journal_rewinds_find(struct journal_state *state, const struct jset_disk *jset);
 /* Is @seq in a rewound range? */
 bool journal_seq_is_rewound(const struct journal_state *state, uint64_t seq);
 

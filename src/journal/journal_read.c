@@ -3,7 +3,7 @@
  *
  * A filesystem that was shut down cleanly has its roots and counters in the superblock's clean section, and the journal
  * isn't looked at. Otherwise: scan all rings (journal_scan.c), decide which entries count (journal_choose.c), read
- * those again, and take over what they say in ascending order (journal_apply.c).
+ * those again one by one (journal_entries.c), and take over what they say in ascending order (journal_apply.c).
  *
  * Reading never gives up where something is left to go on with. Holes are reported and replayed around; a journal
  * without a single flush entry still yields what stands in the old clean section and behind it.
@@ -41,71 +41,10 @@ void journal_report(const struct journal_state *state, enum report_level level, 
 							     .advice = advice });
 }
 
-/* --- reading entries --- */
-
-/* Entries of one bucket mostly stand next to each other, so the bucket read last serves the next entry too. */
-struct bucket_cache {
-	bool is_valid;
-	uint8_t dev;
-	uint64_t bucket;
-	uint8_t *buf;
-	size_t bytes;
-};
-
-static const uint8_t *cache_get(const struct super *s, struct bucket_cache *c, const struct journal_found *f)
-{
-	size_t bytes = (size_t)s->members[f->dev].m.bucket_sectors << SECTOR_SHIFT;
-
-	if (!c->is_valid || c->dev != f->dev || c->bucket != f->bucket) {
-		c->is_valid = false;
-		if (c->bytes < bytes) {
-			io_buffer_free(c->buf);
-			c->buf = io_buffer_alloc(bytes);
-			c->bytes = c->buf ? bytes : 0;
-		}
-		if (!c->buf)
-			return NULL;
-		journal_bucket_read(s, f->dev, f->bucket, c->buf, NULL); /* the scan has reported */
-		*c = (struct bucket_cache){ true, f->dev, f->bucket, c->buf, c->bytes };
-	}
-	return c->buf + ((size_t)f->offset_sectors << SECTOR_SHIFT);
-}
-
-/*
- * Copy the entry out of its bucket. A bad copy's claimed length is cut to what was there. *@is_good: it still is what
- * the scan saw.
- */
-static int copy_read(const struct super *s, struct bucket_cache *cache, const struct journal_found *f,
-		     struct jset_disk **jset, bool *is_good)
-{
-	const uint8_t *at = cache_get(s, cache, f);
-	struct jset_disk *j = at ? malloc(f->bytes) : NULL;
-
-	if (!j)
-		return -ENOMEM;
-	memcpy(j, at, f->bytes);
-	*is_good = f->is_csum_good && jset_bytes(j) == f->bytes && !jset_verify(j, s->key, NULL) &&
-		   le64_get(j->seq) == f->seq;
-	if (!*is_good) {
-		j->u64s = le32_of((uint32_t)((f->bytes - sizeof(*j)) / 8));
-		j->seq = le64_of(f->seq);
-	}
-	*jset = j;
-	return 0;
-}
-
-static void entry_note_locations(struct journal_entry *e, const struct journal_found *copies, size_t nr)
-{
-	for (size_t i = 0; i < nr && e->location_nr < JOURNAL_LOCATIONS_MAX; i++)
-		e->locations[e->location_nr++] = (struct journal_location){ .dev = copies[i].dev,
-									    .ring_idx = copies[i].ring_idx,
-									    .bucket = copies[i].bucket,
-									    .offset_sectors = copies[i].offset_sectors,
-									    .is_csum_good = copies[i].is_csum_good };
-}
+/* --- the index --- */
 
 /* Copies of one seq should be equal; damaged ones don't matter while another is good. */
-static void report_copies(const struct journal_state *state, const struct journal_found *copies, size_t nr)
+static void report_copies(const struct journal_state *state, const struct journal_location *copies, size_t nr)
 {
 	char position[64];
 
@@ -127,89 +66,70 @@ static void report_copies(const struct journal_state *state, const struct journa
 	}
 }
 
-/* Read the group of @nr copies into the next element of state->entries (which has room); a good copy if possible. */
-static int entry_load(struct journal_state *state, struct bucket_cache *cache, const struct journal_found *copies,
-		      size_t nr)
-{
-	struct journal_entry e = { .is_blacklisted = journal_seq_is_blacklisted(state, copies[0].seq) };
-
-	for (size_t i = 0; i < nr && !e.is_csum_good; i++) {
-		struct jset_disk *j;
-		int err = copy_read(state->super, cache, &copies[i], &j, &e.is_csum_good);
-
-		if (err) {
-			free(e.jset);
-			return err;
-		}
-		if (!e.jset || e.is_csum_good) {
-			free(e.jset);
-			e.jset = j;
-		} else {
-			free(j);
-		}
-		if (!copies[i].is_csum_good)
-			break; /* the rest is bad too */
-	}
-	entry_note_locations(&e, copies, nr);
-	state->entries[state->entry_nr++] = e;
-	return 0;
-}
-
 /* Does the entry take part in what the state is made of? */
-static bool entry_is_needed(const struct journal_state *state, const struct journal_found *f)
+static bool entry_is_needed(const struct journal_state *state, const struct journal_location *f)
 {
 	if (!f->is_csum_good || journal_seq_is_blacklisted(state, f->seq))
 		return false;
 	return (f->seq >= state->seq_last && f->seq <= state->seq_flushed) || journal_seq_is_rewound(state, f->seq);
 }
 
-static void entries_free(struct journal_state *state)
+/* Index the entries that are needed, or all, in ascending order. */
+static int entries_index(struct journal_state *state, const struct journal_scan *scan,
+			 const struct journal_read_opts *opts)
 {
-	for (size_t i = 0; i < state->entry_nr; i++)
-		free(state->entries[i].jset);
-	free(state->entries);
-	state->entries = NULL;
-	state->entry_nr = 0;
-}
-
-/* Read the entries that are needed, or all, in ascending order. */
-static int entries_load(struct journal_state *state, const struct journal_scan *scan,
-			const struct journal_read_opts *opts)
-{
-	struct bucket_cache cache = { 0 };
-	uint64_t bytes = 0;
 	size_t nr = 0;
-	int err = 0;
 
-	entries_free(state);
 	for (size_t i = 0; i < scan->nr; i = journal_group_end(scan, i))
-		if (opts->read_all || entry_is_needed(state, &scan->found[i])) {
-			bytes += scan->found[i].bytes;
-			nr++;
-		}
-	if (opts->memory_max_bytes && bytes > opts->memory_max_bytes) {
-		char found[64];
-		snprintf(found, sizeof(found), "%" PRIu64 " bytes in %zu entries", bytes, nr);
-		journal_report(state, REPORT_FATAL, 0, "entries to replay", "not more than the memory allowed for them",
-			       found, "Allow more memory.");
-		return -ENOMEM;
-	}
+		nr += opts->read_all || entry_is_needed(state, &scan->found[i]);
+	free(state->entries);
+	state->entry_nr = 0;
 	state->entries = calloc(nr + 1, sizeof(*state->entries));
 	if (!state->entries)
 		return -ENOMEM;
 
-	for (size_t i = 0, end; i < scan->nr && !err; i = end) {
-		const struct journal_found *f = &scan->found[i];
+	for (size_t i = 0, end; i < scan->nr; i = end) {
+		struct journal_location *f = &scan->found[i];
+		bool is_needed = entry_is_needed(state, f);
 
 		end = journal_group_end(scan, i);
-		if (!opts->read_all && !entry_is_needed(state, f))
+		if (!opts->read_all && !is_needed)
 			continue;
-		if (entry_is_needed(state, f))
+		if (is_needed)
 			report_copies(state, f, end - i);
-		err = entry_load(state, &cache, f, end - i);
+		state->entries[state->entry_nr++] = (struct journal_entry){
+			.seq = f->seq,
+			.locations = f,
+			.location_nr = (unsigned)(end - i),
+			.is_csum_good = f->is_csum_good,
+			.is_blacklisted = journal_seq_is_blacklisted(state, f->seq),
+		};
 	}
-	io_buffer_free(cache.buf);
-	return err;
+	return 0;
+}
+
+/* Take the copies of indexed entries over from @scan, in as much memory as they need. */
+static void entries_take_locations(struct journal_state *state, struct journal_scan *scan)
+{
+	size_t nr = 0;
+
+	for (size_t i = 0; i < state->entry_nr; i++) {
+		const struct journal_entry *e = &state->entries[i];
+
+		memmove(&scan->found[nr], e->locations, e->location_nr * sizeof(*e->locations));
+		nr += e->location_nr;
+	}
+	if (!nr)
+		return;
+	struct journal_location *shrunk = realloc(scan->found, nr * sizeof(*shrunk));
+	state->locations = shrunk ? shrunk : scan->found;
+	*scan = (struct journal_scan){ 0 };
+
+	nr = 0;
+	for (size_t i = 0; i < state->entry_nr; i++) {
+		state->entries[i].locations = state->locations + nr;
+		nr += state->entries[i].location_nr;
+	}
 }
 
 /* --- what is to be replayed --- */
@@ -219,10 +139,9 @@ static void entries_mark(struct journal_state *state, bool has_range)
 {
 	for (size_t i = 0; i < state->entry_nr; i++) {
 		struct journal_entry *e = &state->entries[i];
-		uint64_t seq = le64_get(e->jset->seq);
 
-		e->is_ignored = !has_range || !e->is_csum_good || e->is_blacklisted || seq < state->seq_last ||
-				seq > state->seq_flushed;
+		e->is_ignored = !has_range || !e->is_csum_good || e->is_blacklisted || e->seq < state->seq_last ||
+				e->seq > state->seq_flushed;
 	}
 }
 
@@ -232,7 +151,7 @@ static int entries_find_missing(struct journal_state *state)
 	int err = 0;
 
 	for (size_t i = 0; i < state->entry_nr && !err; i++) {
-		uint64_t seq = le64_get(state->entries[i].jset->seq);
+		uint64_t seq = state->entries[i].seq;
 
 		if (state->entries[i].is_ignored)
 			continue;
@@ -262,12 +181,12 @@ static int entries_check_versions(const struct journal_state *state)
 {
 	for (size_t i = 0; i < state->entry_nr; i++) {
 		const struct journal_entry *e = &state->entries[i];
-		uint32_t version = le32_get(e->jset->version);
+		uint32_t version = e->locations[0].version;
 		char position[48], found[32];
 
 		if (e->is_ignored || (VERSION_MAJOR(version) == 1 && version >= VERSION_MIN_READABLE))
 			continue;
-		snprintf(position, sizeof(position), "entry %" PRIu64, le64_get(e->jset->seq));
+		snprintf(position, sizeof(position), "entry %" PRIu64, e->seq);
 		snprintf(found, sizeof(found), "%u.%u", VERSION_MAJOR(version), VERSION_MINOR(version));
 		journal_report(state, REPORT_FATAL, ERROR_jset_unsupported_version, position,
 			       "version 1.0 or a later minor of 1", found,
@@ -305,15 +224,14 @@ static void entries_check_replicas(const struct journal_state *state)
 		return;
 	for (size_t i = 0; i < state->entry_nr; i++) {
 		const struct journal_entry *e = &state->entries[i];
-		uint64_t seq = le64_get(e->jset->seq);
 		bool has_bad_copy = false;
 		char position[48];
 
 		for (unsigned l = 0; l < e->location_nr; l++)
 			has_bad_copy |= !e->locations[l].is_csum_good;
-		if (e->is_ignored || seq == state->seq_last || has_bad_copy || journal_replicas_marked(s, e))
+		if (e->is_ignored || e->seq == state->seq_last || has_bad_copy || journal_replicas_marked(s, e))
 			continue;
-		snprintf(position, sizeof(position), "entry %" PRIu64, seq);
+		snprintf(position, sizeof(position), "entry %" PRIu64, e->seq);
 		journal_report(state, REPORT_INFO, ERROR_journal_entry_replicas_not_marked, position,
 			       "its devices in a replicas entry of the superblock", "no such replicas entry", NULL);
 		return;
@@ -329,13 +247,13 @@ static int rewinds_check(const struct journal_state *state)
 
 		for (size_t i = 0; i < state->entry_nr; i++) {
 			const struct journal_entry *e = &state->entries[i];
-			uint64_t seq = le64_get(e->jset->seq);
 
-			if (seq < state->rewinds[r].start || seq >= state->rewinds[r].end || !e->is_csum_good ||
+			if (e->seq < state->rewinds[r].start || e->seq >= state->rewinds[r].end || !e->is_csum_good ||
 			    e->is_blacklisted)
 				continue;
-			is_complete &= journal_seq_skip_blacklisted(state, next) >= seq && jset_has_overwrites(e->jset);
-			next = seq + 1;
+			is_complete &=
+				journal_seq_skip_blacklisted(state, next) >= e->seq && e->locations[0].has_overwrites;
+			next = e->seq + 1;
 		}
 		if (is_complete && journal_seq_skip_blacklisted(state, next) >= state->rewinds[r].end)
 			continue;
@@ -348,42 +266,43 @@ static int rewinds_check(const struct journal_state *state)
 	return 0;
 }
 
-/* Load [L, F], and what an unfinished rewind needs besides. */
+/* Take over what an entry says. */
+static int entry_apply(void *ctx, const struct journal_entry *e, const struct jset_disk *jset)
+{
+	struct journal_state *state = ctx;
+	char where[48];
+
+	int err = journal_rewinds_find(state, jset);
+	if (err)
+		return err;
+	snprintf(where, sizeof(where), "entry %" PRIu64, e->seq);
+	return journal_apply(state, jset_walk_of(jset), where);
+}
+
+/* Index [L, F], and take over what it says; then index what an unfinished rewind needs besides. */
 static int entries_read(struct journal_state *state, const struct journal_scan *scan,
 			const struct journal_read_opts *opts)
 {
-	int err = entries_load(state, scan, opts);
+	int err = entries_index(state, scan, opts);
 
 	if (err)
 		return err;
 	entries_mark(state, true);
 	err = entries_check_versions(state);
 	if (!err)
-		err = journal_rewinds_find(state);
+		err = entries_find_missing(state);
+	if (err)
+		return err;
+	entries_check_replicas(state);
+	err = journal_for_each_entry(state, entry_apply, state);
 	if (err || !state->rewind_nr)
 		return err;
 
-	err = entries_load(state, scan, opts);
+	err = entries_index(state, scan, opts);
 	if (err)
 		return err;
 	entries_mark(state, true);
 	return rewinds_check(state);
-}
-
-static int entries_apply(struct journal_state *state)
-{
-	int err = 0;
-
-	for (size_t i = 0; i < state->entry_nr && !err; i++) {
-		const struct journal_entry *e = &state->entries[i];
-		char where[48];
-
-		if (e->is_ignored)
-			continue;
-		snprintf(where, sizeof(where), "entry %" PRIu64, le64_get(e->jset->seq));
-		err = journal_apply(state, jset_walk_of(e->jset), where);
-	}
-	return err;
 }
 
 /* --- the two ways a filesystem can have been left --- */
@@ -463,14 +382,7 @@ static int unclean_read(struct journal_state *state, const struct journal_scan *
 		err = unclean_rescue(state, scan, clean);
 	}
 	state->seq_next = state->seq_highest + 1 + SEQ_MARGIN;
-	if (!err)
-		err = entries_read(state, scan, opts);
-	if (!err)
-		err = entries_find_missing(state);
-	if (err)
-		return err;
-	entries_check_replicas(state);
-	return entries_apply(state);
+	return err ? err : entries_read(state, scan, opts);
 }
 
 /* Nothing to replay: no keys, and nothing before it needed. */
@@ -501,7 +413,7 @@ static bool roots_equal(const struct btree_root *a, const struct btree_root *b)
  * where they differ, or an error.
  */
 static int clean_compare_roots(struct journal_state *state, const struct clean_section *clean,
-			       const struct journal_entry *newest, bool is_reported)
+			       const struct jset_disk *newest, bool is_reported)
 {
 	struct btree_root *clean_roots = malloc(sizeof(state->roots));
 	int different = 0;
@@ -512,7 +424,7 @@ static int clean_compare_roots(struct journal_state *state, const struct clean_s
 	memcpy(clean_roots, state->roots, sizeof(state->roots));
 	memset(state->roots, 0, sizeof(state->roots));
 	if (!err)
-		err = journal_apply(state, jset_walk_of(newest->jset), "newest entry");
+		err = journal_apply(state, jset_walk_of(newest), "newest entry");
 
 	for (unsigned i = 0; i < BTREE_NR_MAX && !err; i++) {
 		char position[32];
@@ -538,10 +450,9 @@ static int clean_compare_roots(struct journal_state *state, const struct clean_s
  * Upstream 1.36 writes an empty entry after it has marked the superblock clean. As long as no root differs, nothing has
  * changed since.
  */
-static int clean_agrees(struct journal_state *state, const struct clean_section *clean,
-			const struct journal_entry *newest)
+static int clean_agrees(struct journal_state *state, const struct clean_section *clean, const struct jset_disk *newest)
 {
-	uint64_t seq = newest ? le64_get(newest->jset->seq) : 0;
+	uint64_t seq = newest ? le64_get(newest->seq) : 0;
 	char position[64], found[64];
 
 	snprintf(position, sizeof(position), "entry %" PRIu64, seq);
@@ -554,7 +465,7 @@ static int clean_agrees(struct journal_state *state, const struct clean_section 
 		int err = clean_apply(state, clean);
 		return err ? err : 1;
 	}
-	if (!entry_is_empty(newest->jset)) {
+	if (!entry_is_empty(newest)) {
 		journal_report(state, REPORT_DAMAGE, ERROR_clean_but_journal_not_empty, position,
 			       "nothing to replay after a clean shutdown", "keys",
 			       "The filesystem is treated as not shut down cleanly.");
@@ -574,24 +485,37 @@ static int clean_read_journal(struct journal_state *state, const struct journal_
 			      struct journal_choice choice, const struct clean_section *clean,
 			      const struct journal_read_opts *opts)
 {
-	const struct journal_entry *newest = NULL;
+	struct journal_reader *reader;
+	const struct jset_disk *newest = NULL;
+	bool has_clean_seq = false;
+	int ret = 0;
 
 	if (choice.has_flush) {
 		state->seq_last = choice.last;
 		state->seq_flushed = choice.flushed;
 	}
-	int err = entries_load(state, scan, opts);
+	int err = entries_index(state, scan, opts);
 	if (err)
 		return err;
 	entries_mark(state, choice.has_flush);
 	err = entries_check_versions(state);
+	if (!err)
+		err = journal_reader_open(state, &reader);
 	if (err)
 		return err;
-	for (size_t i = 0; i < state->entry_nr; i++)
-		if (!state->entries[i].is_ignored && le64_get(state->entries[i].jset->seq) == choice.flushed)
-			newest = &state->entries[i];
+	for (size_t i = 0; i < state->entry_nr && !ret; i++) {
+		struct journal_entry *e = &state->entries[i];
 
-	int ret = clean_agrees(state, clean, newest);
+		if (e->is_ignored || e->seq != choice.flushed)
+			continue;
+		ret = journal_entry_load(reader, e, &newest);
+		if (!e->is_csum_good)
+			newest = NULL;
+	}
+	if (!ret)
+		ret = clean_agrees(state, clean, newest);
+	has_clean_seq = newest && choice.flushed == clean->seq;
+	journal_reader_close(reader);
 	if (ret < 0)
 		return ret;
 	if (!ret) {
@@ -599,7 +523,7 @@ static int clean_read_journal(struct journal_state *state, const struct journal_
 		return unclean_read(state, scan, choice, clean, opts);
 	}
 	clean_set_seqs(state, clean);
-	entries_mark(state, newest && le64_get(newest->jset->seq) == clean->seq);
+	entries_mark(state, has_clean_seq);
 	return 0;
 }
 
@@ -653,7 +577,7 @@ int journal_read(const struct super *s, const struct journal_read_opts *opts, st
 		journal_report(state, REPORT_DAMAGE, ERROR_sb_clean_missing, NULL, "a clean section in the superblock",
 			       "none", "The filesystem is treated as not shut down cleanly.");
 	if (!err && is_scan_needed)
-		err = journal_scan_devices(s, &scan);
+		err = journal_scan_devices(s, opts->memory_max_bytes, &scan);
 	if (!err && is_scan_needed) {
 		struct journal_choice choice = journal_choose_flushed(state, &scan);
 		err = is_clean ? clean_read_journal(state, &scan, choice, &clean, opts)
@@ -663,6 +587,8 @@ int journal_read(const struct super *s, const struct journal_read_opts *opts, st
 		err = clean_apply(state, &clean);
 	}
 
+	if (!err)
+		entries_take_locations(state, &scan);
 	journal_scan_free(&scan);
 	if (err)
 		journal_state_free(state);
@@ -675,7 +601,8 @@ void journal_state_free(struct journal_state *state)
 {
 	if (!state)
 		return;
-	entries_free(state);
+	free(state->entries);
+	free(state->locations);
 	free(state->missing);
 	free(state->blacklist);
 	free(state->rewinds);

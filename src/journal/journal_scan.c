@@ -3,9 +3,9 @@
  *
  * A ring is an array of buckets on one device; a bucket holds entries back to back, each starting on a block boundary,
  * and after the last one whatever was there before: zeroes or entries of an earlier lap. The scan reads every bucket
- * with one I/O, looks at each block for the journal's magic, verifies what it finds and notes where it was and what it
- * says. Entries themselves aren't kept: which ones are needed is known only when all have been seen, and then they are
- * read again. So memory is a few dozen bytes for each entry on disk.
+ * with one I/O, looks at each block for the journal's magic, verifies what it finds and notes where it was and what its
+ * header says. Entries themselves aren't kept: which ones are needed is known only when all have been seen, and then
+ * they are read again (journal_entries.c). So memory is a few dozen bytes for each entry on disk.
  *
  * A damaged entry doesn't hide the ones behind it: its length isn't trustworthy, so the search goes on block by block.
  * That may also turn up entries of an earlier lap, which is harmless: a seq is never used twice with different
@@ -29,29 +29,35 @@ enum {
 /* Seqs further than this from the others are no seqs (03 §4.2). */
 static const uint64_t seq_distance_max = 1ull << 31;
 
-void journal_bucket_read(const struct super *s, unsigned dev, uint64_t bucket, void *buf,
-			 const struct report_sink *reports)
+unsigned journal_pieces_read(struct device *dev, uint64_t offset_bytes, void *buf, size_t bytes)
 {
-	const struct super_member *m = &s->members[dev];
-	size_t bytes = (size_t)m->m.bucket_sectors << SECTOR_SHIFT;
-	uint64_t offset = bucket * bytes;
 	unsigned failures = 0;
-	int first_err = device_read(m->dev, offset, buf, bytes);
 
-	if (!first_err)
-		return;
 	for (size_t at = 0; at < bytes; at += RETRY_BYTES) {
 		size_t len = min((size_t)RETRY_BYTES, bytes - at);
 
-		if (failures == RETRY_FAILURES_MAX || device_read(m->dev, offset + at, (uint8_t *)buf + at, len)) {
+		if (failures == RETRY_FAILURES_MAX || device_read(dev, offset_bytes + at, (uint8_t *)buf + at, len)) {
 			memset((uint8_t *)buf + at, 0, len);
 			failures += failures < RETRY_FAILURES_MAX;
 		}
 	}
+	return failures;
+}
+
+/* Read a whole journal bucket into @buf (bucket size). Parts that can't be read are zero, and reported. */
+static void bucket_read(const struct super *s, unsigned dev, uint64_t bucket, void *buf)
+{
+	const struct super_member *m = &s->members[dev];
+	size_t bytes = (size_t)m->m.bucket_sectors << SECTOR_SHIFT;
+	int first_err = device_read(m->dev, bucket * bytes, buf, bytes);
+
+	if (!first_err)
+		return;
+	unsigned failures = journal_pieces_read(m->dev, bucket * bytes, buf, bytes);
 
 	char position[48];
 	snprintf(position, sizeof(position), "bucket %" PRIu64, bucket);
-	report_emit(reports,
+	report_emit(s->reports,
 		    &(struct report){ .level = failures ? REPORT_DAMAGE : REPORT_RECOVERED,
 				      .err = first_err,
 				      .device = m->name,
@@ -62,8 +68,21 @@ void journal_bucket_read(const struct super *s, unsigned dev, uint64_t bucket, v
 				      .advice = failures ? "Entries that stand there are taken as missing." : NULL });
 }
 
-static int scan_add(struct journal_scan *scan, const struct journal_found *f)
+static int scan_add(const struct super *s, struct journal_scan *scan, const struct journal_location *f)
 {
+	if (scan->memory_max_bytes && (scan->nr + 1) * JOURNAL_INDEX_BYTES > scan->memory_max_bytes) {
+		char found[64];
+
+		snprintf(found, sizeof(found), "more than %zu entries", scan->nr);
+		report_emit(s->reports,
+			    &(struct report){ .level = REPORT_FATAL,
+					      .err = -ENOMEM,
+					      .structure = "journal",
+					      .expected = "not more entries than the memory for their index allows",
+					      .found = found,
+					      .advice = "Allow more memory." });
+		return -ENOMEM;
+	}
 	if (array_grow(&scan->found, &scan->capacity, scan->nr + 1, sizeof(*f)))
 		return -ENOMEM;
 	scan->found[scan->nr++] = *f;
@@ -71,19 +90,21 @@ static int scan_add(struct journal_scan *scan, const struct journal_found *f)
 }
 
 /* Look at the entry at @j, of which @available bytes lie in the bucket. Decrypts it if it is good. */
-static struct journal_found entry_look(const struct super *s, struct jset_disk *j, size_t available)
+static struct journal_location entry_look(const struct super *s, struct jset_disk *j, size_t available)
 {
 	uint64_t bytes = jset_bytes(j);
-	struct journal_found f = { .seq = le64_get(j->seq), .bytes = (uint32_t)min(bytes, (uint64_t)available) };
+	struct journal_location f = { .seq = le64_get(j->seq), .bytes = (uint32_t)min(bytes, (uint64_t)available) };
 
 	f.hash = checksum_compute(CHECKSUM_XXHASH, NULL, (struct nonce){ 0 }, j, f.bytes).lo;
 	f.is_csum_good = bytes <= available && f.seq && !jset_is_big_endian(j) && !jset_verify(j, s->key, NULL);
 	f.is_noflush = jset_is_noflush(j);
+	f.has_overwrites = jset_has_overwrites(j);
 	f.last_seq = le64_get(j->last_seq);
+	f.version = le32_get(j->version);
 	return f;
 }
 
-static int scan_bucket(const struct super *s, struct journal_scan *scan, struct journal_found place, uint8_t *buf,
+static int scan_bucket(const struct super *s, struct journal_scan *scan, struct journal_location place, uint8_t *buf,
 		       uint64_t magic)
 {
 	size_t bucket_bytes = (size_t)s->members[place.dev].m.bucket_sectors << SECTOR_SHIFT;
@@ -97,7 +118,7 @@ static int scan_bucket(const struct super *s, struct journal_scan *scan, struct 
 			at += block_bytes;
 			continue;
 		}
-		struct journal_found f = entry_look(s, j, bucket_bytes - at);
+		struct journal_location f = entry_look(s, j, bucket_bytes - at);
 		if (f.is_csum_good && f.seq < newest_seq)
 			break; /* the rest is from an earlier lap */
 
@@ -105,7 +126,7 @@ static int scan_bucket(const struct super *s, struct journal_scan *scan, struct 
 		f.ring_idx = place.ring_idx;
 		f.bucket = place.bucket;
 		f.offset_sectors = (uint32_t)(at >> SECTOR_SHIFT);
-		if (f.seq && f.seq >= newest_seq && scan_add(scan, &f))
+		if (f.seq && f.seq >= newest_seq && scan_add(s, scan, &f))
 			return -ENOMEM;
 
 		if (f.is_csum_good)
@@ -123,7 +144,7 @@ static int scan_device(const struct super *s, struct journal_scan *scan, unsigne
 	const struct super_member *m = &s->members[dev];
 	uint64_t bucket_bytes = (uint64_t)m->m.bucket_sectors << SECTOR_SHIFT;
 	uint64_t buckets_there = bucket_bytes ? m->dev->size_bytes / bucket_bytes : 0;
-	struct journal_found place = { .dev = (uint8_t)dev };
+	struct journal_location place = { .dev = (uint8_t)dev };
 	uint64_t magic = jset_magic(s->sb->uuid), beyond = 0;
 	int err = 0;
 
@@ -143,7 +164,7 @@ static int scan_device(const struct super *s, struct journal_scan *scan, unsigne
 				break;
 			}
 			place.bucket = b;
-			journal_bucket_read(s, dev, b, buf, s->reports);
+			bucket_read(s, dev, b, buf);
 			err = scan_bucket(s, scan, place, buf, magic);
 		}
 	}
@@ -160,7 +181,7 @@ static int scan_device(const struct super *s, struct journal_scan *scan, unsigne
 
 static int found_cmp(const void *pa, const void *pb)
 {
-	const struct journal_found *a = pa, *b = pb;
+	const struct journal_location *a = pa, *b = pb;
 
 	if (a->seq != b->seq)
 		return a->seq < b->seq ? -1 : 1;
@@ -198,7 +219,7 @@ static void scan_drop_outliers(const struct super *s, struct journal_scan *scan)
 	size_t kept = 0;
 
 	for (size_t i = 0; i < scan->nr; i++) {
-		const struct journal_found *f = &scan->found[i];
+		const struct journal_location *f = &scan->found[i];
 		uint64_t distance = f->seq > middle ? f->seq - middle : middle - f->seq;
 		char position[64], found[48];
 
@@ -219,9 +240,9 @@ static void scan_drop_outliers(const struct super *s, struct journal_scan *scan)
 	scan->nr = kept;
 }
 
-int journal_scan_devices(const struct super *s, struct journal_scan *scan)
+int journal_scan_devices(const struct super *s, uint64_t memory_max_bytes, struct journal_scan *scan)
 {
-	*scan = (struct journal_scan){ 0 };
+	*scan = (struct journal_scan){ .memory_max_bytes = memory_max_bytes };
 	for (unsigned dev = 0; dev < s->member_nr; dev++) {
 		bool is_failed = s->members[dev].m.state == MEMBER_FAILED && !s->kctx.is_newer;
 

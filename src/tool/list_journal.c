@@ -1,10 +1,10 @@
 /*
  * kiln list-journal: the entries of the journal, and what recovery makes of each.
  *
- * The journal is read as recovery reads it, but every entry found is kept. Entries are shown by ascending seq: a header
- * that says whether the entry is replayed, and if not, why; then its sub-entries. Filters by btree and position work on
- * single keys, shown with the log line of the transaction they are part of; entries in which nothing matches are left
- * out.
+ * The journal is read as recovery reads it, but every entry found is indexed, and read again to be shown. Entries are
+ * shown by ascending seq: a header that says whether the entry is replayed, and if not, why; then its sub-entries.
+ * Filters by btree and position work on single keys, shown with the log line of the transaction they are part of;
+ * entries in which nothing matches are left out.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -63,17 +63,15 @@ static const struct {
 
 static enum entry_state entry_state(const struct journal_state *state, const struct journal_entry *e)
 {
-	uint64_t seq = le64_get(e->jset->seq);
-
 	if (!e->is_ignored)
 		return state->was_clean ? ENTRY_CLEAN : ENTRY_REPLAYED;
 	if (!e->is_csum_good)
 		return ENTRY_DAMAGED;
 	if (e->is_blacklisted)
 		return ENTRY_BLACKLISTED;
-	if (seq < state->seq_last)
+	if (e->seq < state->seq_last)
 		return ENTRY_OLD;
-	return seq > state->seq_flushed ? ENTRY_UNFLUSHED : ENTRY_IGNORED;
+	return e->seq > state->seq_flushed ? ENTRY_UNFLUSHED : ENTRY_IGNORED;
 }
 
 static bool entry_is_listed(const struct list_journal *l, const struct journal_entry *e)
@@ -120,14 +118,13 @@ static void single_key_fill(struct single_key *s, const struct jset_entry_disk *
 /* Lines of an entry that isn't replayed begin with a star. */
 static const char *line_start(const struct journal_entry *e) { return e->is_ignored ? "* " : "  "; }
 
-static void header_text(struct list_journal *l, const struct journal_entry *e)
+static void header_text(struct list_journal *l, const struct journal_entry *e, const struct jset_disk *j)
 {
-	const struct jset_disk *j = e->jset;
 	enum entry_state state = entry_state(l->fs->journal, e);
 	struct strbuf *out = &l->out.text;
 	const char *start = line_start(e);
 
-	strbuf_printf(out, "%sjournal entry     %" PRIu64 "\n", e->is_ignored ? "ignored " : "", le64_get(j->seq));
+	strbuf_printf(out, "%sjournal entry     %" PRIu64 "\n", e->is_ignored ? "ignored " : "", e->seq);
 	strbuf_printf(out, "%sversion         %u\n", start, le32_get(j->version));
 	strbuf_printf(out, "%slast seq        %" PRIu64 "\n", start, le64_get(j->last_seq));
 	strbuf_printf(out, "%sflush           %u\n", start, !jset_is_noflush(j));
@@ -164,6 +161,7 @@ static bool begins_transaction(const struct jset_entry_disk *e) { return e->type
 struct entry_text {
 	struct list_journal *l;
 	const struct journal_entry *e;
+	const struct jset_disk *jset;
 	bool has_header;
 	const struct jset_entry_disk *transaction; /* log line not shown yet */
 };
@@ -173,7 +171,7 @@ static void sub_entry_text(struct entry_text *t, const struct jset_entry_disk *e
 	struct strbuf text = strbuf_growing();
 
 	if (!t->has_header)
-		header_text(t->l, t->e);
+		header_text(t->l, t->e, t->jset);
 	t->has_header = true;
 	if (begins_transaction(e))
 		strbuf_add_char(&t->l->out.text, '\n');
@@ -208,16 +206,16 @@ static void sub_entry_filter_text(struct entry_text *t, const struct jset_entry_
 		t->transaction = e;
 }
 
-static void entry_text(struct list_journal *l, const struct journal_entry *e)
+static void entry_text(struct list_journal *l, const struct journal_entry *e, const struct jset_disk *jset)
 {
-	struct entry_text t = { .l = l, .e = e };
-	struct jset_walk w = jset_walk_of(e->jset);
+	struct entry_text t = { .l = l, .e = e, .jset = jset };
+	struct jset_walk w = jset_walk_of(jset);
 	const struct jset_entry_disk *sub;
 	struct fault fault;
 	int more;
 
 	if (!has_filter(l)) {
-		header_text(l, e);
+		header_text(l, e, jset);
 		t.has_header = true;
 	}
 	/* What a damaged entry holds can't be told from noise, and may be encrypted. */
@@ -236,9 +234,8 @@ static void entry_text(struct list_journal *l, const struct journal_entry *e)
 
 /* --- as JSON --- */
 
-static json_t *header_json(const struct list_journal *l, const struct journal_entry *e)
+static json_t *header_json(const struct list_journal *l, const struct journal_entry *e, const struct jset_disk *j)
 {
-	const struct jset_disk *j = e->jset;
 	json_t *locations = json_array();
 
 	for (unsigned i = 0; i < e->location_nr; i++) {
@@ -252,10 +249,10 @@ static json_t *header_json(const struct list_journal *l, const struct journal_en
 						raw_json_u64(at->bucket * bucket_sectors + at->offset_sectors),
 						"checksum_good", at->is_csum_good));
 	}
-	return json_pack("{s:o, s:o, s:I, s:b, s:o, s:b, s:b, s:s, s:o}", "seq", raw_json_u64(le64_get(j->seq)),
-			 "last_seq", raw_json_u64(le64_get(j->last_seq)), "version", (json_int_t)le32_get(j->version),
-			 "flush", !jset_is_noflush(j), "bytes", raw_json_u64(jset_bytes(j)), "checksum_good",
-			 e->is_csum_good, "replayed", !e->is_ignored && !l->fs->journal->was_clean, "state",
+	return json_pack("{s:o, s:o, s:I, s:b, s:o, s:b, s:b, s:s, s:o}", "seq", raw_json_u64(e->seq), "last_seq",
+			 raw_json_u64(le64_get(j->last_seq)), "version", (json_int_t)le32_get(j->version), "flush",
+			 !jset_is_noflush(j), "bytes", raw_json_u64(jset_bytes(j)), "checksum_good", e->is_csum_good,
+			 "replayed", !e->is_ignored && !l->fs->journal->was_clean, "state",
 			 entry_states[entry_state(l->fs->journal, e)].name, "written_at", locations);
 }
 
@@ -309,11 +306,11 @@ static void sub_entry_json(const struct list_journal *l, const struct jset_entry
 	strbuf_free(&text);
 }
 
-static void entry_json(struct list_journal *l, const struct journal_entry *e)
+static void entry_json(struct list_journal *l, const struct journal_entry *e, const struct jset_disk *jset)
 {
-	struct jset_walk w = jset_walk_of(e->jset);
+	struct jset_walk w = jset_walk_of(jset);
 	const struct jset_entry_disk *sub;
-	json_t *j = header_json(l, e), *array = json_array();
+	json_t *j = header_json(l, e, jset), *array = json_array();
 
 	while (e->is_csum_good && !l->has_only_headers && jset_walk_next(&w, &sub, NULL) > 0)
 		sub_entry_json(l, sub, array);
@@ -330,10 +327,11 @@ static void entry_json(struct list_journal *l, const struct journal_entry *e)
 
 /* --- the command --- */
 
-static void list_entries(struct list_journal *l)
+static int list_entries(struct list_journal *l)
 {
-	const struct journal_state *state = l->fs->journal;
+	struct journal_state *state = l->fs->journal;
 	uint64_t listed_nr = 0, skip = 0;
+	struct journal_reader *reader;
 
 	for (size_t i = 0; i < state->entry_nr; i++)
 		listed_nr += entry_is_listed(l, &state->entries[i]);
@@ -343,18 +341,27 @@ static void list_entries(struct list_journal *l)
 		tool_error("%s", state->was_clean ? "shut down cleanly: nothing is replayed (--all lists every entry)"
 						  : "there is nothing to replay");
 
-	for (size_t i = 0; i < state->entry_nr && !raw_output_is_stopped(&l->out); i++) {
-		const struct journal_entry *e = &state->entries[i];
+	int err = journal_reader_open(state, &reader);
+	for (size_t i = 0; !err && i < state->entry_nr && !raw_output_is_stopped(&l->out); i++) {
+		struct journal_entry *e = &state->entries[i];
+		const struct jset_disk *jset;
 
 		if (!entry_is_listed(l, e))
 			continue;
-		if (skip)
+		if (skip) {
 			skip--;
-		else if (l->is_json)
-			entry_json(l, e);
-		else
-			entry_text(l, e);
+			continue;
+		}
+		err = journal_entry_load(reader, e, &jset);
+		if (!err && l->is_json)
+			entry_json(l, e, jset);
+		else if (!err)
+			entry_text(l, e, jset);
 	}
+	journal_reader_close(reader);
+	if (err)
+		tool_error("can't read the journal: %s", error_name(err));
+	return err ? TOOL_FAILED : TOOL_OK;
 }
 
 static int list_journal_run(const struct command *self, int argc, char **argv)
@@ -396,8 +403,8 @@ static int list_journal_run(const struct command *self, int argc, char **argv)
 	l.fs = tool_open_fs(&open, argv[optind], FS_JOURNAL);
 	if (!l.fs)
 		return raw_output_end(&l.out, TOOL_FAILED);
-	list_entries(&l);
-	return tool_close_fs(l.fs, raw_output_end(&l.out, TOOL_OK));
+	status = list_entries(&l);
+	return tool_close_fs(l.fs, raw_output_end(&l.out, status));
 }
 
 const struct command command_list_journal = {

@@ -160,9 +160,9 @@ void fixture_open(struct fixture *f, uint64_t memory_bytes)
 
 	assert_null(f->trees);
 	assert_int_equal(btrees_open(&opts, &f->trees), 0);
-	btrees_set_overlay(f->trees, f->b.overlay, f->b.overlay_nr);
+	if (f->b.overlay)
+		assert_int_equal(btrees_set_overlay(f->trees, f->b.overlay), 0);
 	f->b.overlay = NULL;
-	f->b.overlay_nr = f->b.overlay_capacity = 0;
 }
 
 void fixture_set_root(struct fixture *f, unsigned btree_id, const struct built_root *root)

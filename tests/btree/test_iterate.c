@@ -7,6 +7,7 @@
 
 #include <cmocka.h>
 
+#include "base/spill.h"
 #include "fixture.h"
 
 enum { ROUNDS = 200 };
@@ -176,6 +177,84 @@ static void a_btree_without_root_has_its_journal_keys(void **state)
 	fixture_free(&f);
 }
 
+static void journal_keys_of_one_position_do_not_accumulate(void **state)
+{
+	enum { ADDS = 60000, INODES = 3, OFFSETS = 1000 };
+	struct overlay_usage usage;
+	struct fixture f;
+	struct model m = { 0 };
+	size_t added_bytes = 0;
+
+	fixture_init(&f, 1, 16 << 10, 4096);
+	for (unsigned i = 0; i < ADDS; i++) {
+		struct model_key key = random_key(&f.b.rng, BTREE_ALLOC, INODES, OFFSETS, 1);
+		bool is_deleted = !rng_below(&f.b.rng, 4);
+
+		if (is_deleted) {
+			key.k.type = KEY_DELETED;
+			key.k.value_u64s = 0;
+			model_delete(&m, key.k.p);
+		} else {
+			model_put(&m, &key);
+		}
+		struct bkey_ref ref = model_ref(&key);
+		tree_overlay_add(&f.b, BTREE_ALLOC, 0, i / 100, i % 100, &ref);
+		added_bytes += sizeof(struct bkey_disk) + bkey_value_bytes(&key.k);
+		overlay_builder_usage(f.b.overlay, &usage);
+		assert_true(usage.keys <= max((size_t)2 * INODES * OFFSETS, (size_t)OVERLAY_KEYS_MIN));
+	}
+	assert_true(usage.keys_max <= max((size_t)2 * INODES * OFFSETS, (size_t)OVERLAY_KEYS_MIN));
+	assert_true(usage.memory_max < added_bytes);
+
+	fixture_open(&f, 0);
+	check_iteration(&f, BTREE_ALLOC, &m);
+	check_lookups(&f, BTREE_ALLOC, &m, 200);
+	model_free(&m);
+	fixture_free(&f);
+}
+
+/* More than fits in ordinary memory, in an order that is none: on disk, and without room there, in a memory file. */
+static void check_many_journal_keys(bool is_secret)
+{
+	enum { NR = 1 << 18, STEP = 100003 }; /* STEP is odd, so every index comes once */
+	struct overlay_usage usage;
+	struct fixture f;
+	struct btree_iter it;
+	struct bkey_ref k;
+
+	fixture_init(&f, 1, 16 << 10, 4096);
+	f.b.overlay = overlay_builder_new(is_secret);
+	for (uint32_t i = 0; i < NR; i++) {
+		uint64_t value = (uint64_t)i * STEP % NR;
+		struct bkey_ref ref = { { .p = BPOS(1, value, 0), .type = KEY_COOKIE, .value_u64s = 1 }, &value };
+
+		tree_overlay_add(&f.b, BTREE_ALLOC, 0, 1, i, &ref);
+	}
+	overlay_builder_usage(f.b.overlay, &usage);
+	assert_int_equal(usage.keys, NR);
+	assert_true(usage.memory_max > SPILL_MEMORY_MAX);
+	fixture_open(&f, 0);
+
+	btree_iter_open(&it, f.trees, BTREE_ALLOC, POS_MIN, BTREE_ITER_ALL_SNAPSHOTS, 0);
+	for (uint64_t i = 0; i < NR; i++) {
+		assert_int_equal(btree_iter_peek(&it, &k), 1);
+		assert_true(k.k.p.inode == 1 && k.k.p.offset == i && le64_load(k.value) == i);
+		btree_iter_advance(&it);
+	}
+	assert_int_equal(btree_iter_peek(&it, &k), 0);
+	btree_iter_close(&it);
+	fixture_free(&f);
+}
+
+static void more_journal_keys_than_memory_are_in_order_all_the_same(void **state)
+{
+	check_many_journal_keys(false);
+	check_many_journal_keys(true);
+	setenv("TMPDIR", "/nonexistent", 1);
+	check_many_journal_keys(false);
+	unsetenv("TMPDIR");
+}
+
 static void an_end_keeps_nodes_behind_it_from_being_read(void **state)
 {
 	struct fixture f;
@@ -265,6 +344,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_teardown(iteration_seeks_and_lookups_agree_with_a_sorted_array, seeds_teardown),
 		cmocka_unit_test(a_btree_without_root_has_its_journal_keys),
+		cmocka_unit_test(journal_keys_of_one_position_do_not_accumulate),
+		cmocka_unit_test(more_journal_keys_than_memory_are_in_order_all_the_same),
 		cmocka_unit_test(an_end_keeps_nodes_behind_it_from_being_read),
 		cmocka_unit_test(a_walk_sees_every_node_once_in_order),
 	};

@@ -35,29 +35,25 @@ void tree_builder_free(struct tree_builder *b)
 		b->arena = block->next;
 		free(block);
 	}
-	free(b->overlay);
+	overlay_builder_free(b->overlay);
 	b->overlay = NULL;
-	b->overlay_nr = b->overlay_capacity = 0;
 }
 
 void tree_overlay_add(struct tree_builder *b, unsigned btree_id, unsigned level, uint64_t seq, uint32_t offset,
 		      const struct bkey_ref *k)
 {
-	struct bkey_disk *d = tree_builder_alloc(b, sizeof(*d) + bkey_value_bytes(&k->k));
+	struct {
+		struct bkey_disk d;
+		uint8_t value[BKEY_VALUE_U64S_MAX * 8];
+	} key;
 
-	bkey_store(d, &k->k);
+	bkey_store(&key.d, &k->k);
 	if (k->k.value_u64s)
-		memcpy(d + 1, k->value, bkey_value_bytes(&k->k));
-	if (array_grow(&b->overlay, &b->overlay_capacity, b->overlay_nr + 1, sizeof(*b->overlay)))
+		memcpy(key.value, k->value, bkey_value_bytes(&k->k));
+	if (!b->overlay)
+		b->overlay = must(overlay_builder_new(false));
+	if (overlay_builder_add(b->overlay, btree_id, level, seq, offset, &key.d))
 		abort();
-	b->overlay[b->overlay_nr++] = (struct overlay_key){
-		.btree_id = (uint8_t)btree_id,
-		.level = (uint8_t)level,
-		.seq = seq,
-		.offset = offset,
-		.p = k->k.p,
-		.key = d,
-	};
 }
 
 /* --- one node --- */

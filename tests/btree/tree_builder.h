@@ -31,9 +31,8 @@ struct tree_builder {
 	void (*place)(void *ctx, const void *node, size_t bytes, struct btree_ptr *ptr);
 	void *ctx;
 
-	/* Journal keys, to be given to btrees_set_overlay() (which owns the array then). */
-	struct overlay_key *overlay;
-	size_t overlay_nr, overlay_capacity;
+	/* Journal keys, to be given to btrees_set_overlay() (which owns them then); NULL: none. */
+	struct overlay_builder *overlay;
 
 	/* private */
 	unsigned btree_id;

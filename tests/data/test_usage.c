@@ -36,6 +36,23 @@ static void entry_add(struct entry *e, unsigned type, unsigned btree_id, const v
 	e->jset.u64s = le32_of((uint32_t)(e->len / 8));
 }
 
+/* Write the entry to device 0, in a bucket where nothing else is, and find it as a scan of the journal does. */
+static struct journal_location entry_write(struct volume *v, struct entry *e, unsigned nr)
+{
+	enum { FIRST_BUCKET = 50 };
+	static uint8_t stored[8192] __attribute__((aligned(4096)));
+	uint64_t bucket_bytes = (uint64_t)v->members[0].m.bucket_sectors * SECTOR_BYTES;
+	struct journal_location at = { .seq = nr + 1, .bucket = FIRST_BUCKET + nr, .is_csum_good = true };
+
+	e->jset.seq = le64_of(at.seq);
+	jset_seal(&e->jset, CHECKSUM_CRC32C_NONZERO, NULL);
+	at.bytes = (uint32_t)jset_bytes(&e->jset);
+	at.hash = checksum_compute(CHECKSUM_XXHASH, NULL, (struct nonce){ 0 }, &e->jset, at.bytes).lo;
+	memcpy(stored, &e->jset, at.bytes);
+	assert_int_equal(device_write(v->members[0].dev, at.bucket * bucket_bytes, stored, sizeof(stored)), 0);
+	return at;
+}
+
 static void data_usage_add(struct entry *e, uint64_t sectors, const char *row, size_t row_bytes)
 {
 	uint8_t payload[32] = { 0 };
@@ -70,6 +87,7 @@ static void one_device(struct volume *v)
 static void counters_below_1_9_are_the_last_ones_of_the_journal(void **state)
 {
 	struct entry entries[3] = { 0 };
+	struct journal_location at[3];
 	struct journal_entry found[3];
 	struct usage u;
 	struct volume v;
@@ -85,9 +103,12 @@ static void counters_below_1_9_are_the_last_ones_of_the_journal(void **state)
 	dev_usage_add(&entries[1], 77, 1000, 1000);	    /* no such device */
 	data_usage_add(&entries[1], 5000, "\3\100\1\0", 4); /* more devices than the payload has */
 	data_usage_add(&entries[2], 7777, "\3\1\1\0", 4);
-	for (unsigned i = 0; i < 3; i++)
-		found[i] =
-			(struct journal_entry){ .jset = &entries[i].jset, .is_csum_good = true, .is_ignored = i == 2 };
+	for (unsigned i = 0; i < 3; i++) {
+		at[i] = entry_write(&v, &entries[i], i);
+		found[i] = (struct journal_entry){
+			.locations = &at[i], .location_nr = 1, .is_csum_good = true, .is_ignored = i == 2
+		};
+	}
 	struct journal_state journal = {
 		.has_usage = true, .nr_inodes = 2, .entries = found, .entry_nr = 3, .super = &v.super
 	};
@@ -188,7 +209,8 @@ static void check_accounting(unsigned version)
 	delta_add(&v, &entry, "\2\4\2\1\0\1", 6, 60, -1000, 0);
 	delta_add(&v, &entry, "\3\1\2", 3, 60, 2, 200);
 	volume_open(&v, 0);
-	struct journal_entry found = { .jset = &entry.jset, .is_csum_good = true };
+	struct journal_location at = entry_write(&v, &entry, 0);
+	struct journal_entry found = { .locations = &at, .location_nr = 1, .is_csum_good = true };
 	struct journal_state journal = { .entries = &found, .entry_nr = 1, .super = &v.super };
 
 	assert_int_equal(usage_read(&v.super, &journal, v.f.trees, &u), 0);

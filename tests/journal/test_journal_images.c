@@ -71,7 +71,7 @@ static unsigned root_nr(const struct opened *o)
 static const struct journal_entry *entry_of(const struct opened *o, uint64_t seq)
 {
 	for (size_t i = 0; i < o->j->entry_nr; i++)
-		if (le64_get(o->j->entries[i].jset->seq) == seq)
+		if (o->j->entries[i].seq == seq)
 			return &o->j->entries[i];
 	return NULL;
 }
@@ -105,7 +105,7 @@ static unsigned long long compare_listing(const struct opened *o, FILE *text, co
 		} else if (l.seq && (at = strstr(line, "  flush  "))) {
 			l.flush = atoi(at + 8);
 			e = entry_of(o, l.seq);
-			if (!e || le64_get(e->jset->last_seq) != l.last_seq || jset_is_noflush(e->jset) == l.flush)
+			if (!e || e->locations[0].last_seq != l.last_seq || e->locations[0].is_noflush == l.flush)
 				fail_msg("%s: entry %llu is listed, and %s", name, l.seq, e ? "differs" : "not found");
 			l.seq = 0;
 		}
@@ -131,7 +131,7 @@ static void unclean_images_replay_what_upstream_replays(void **state)
 				fail_msg("%s: %d, %s", names[i], err, reports.text);
 			unsigned long long highest = compare_listing(&o, text, names[i], &has_range, range);
 			if (!has_range) { /* the newest entry listed says it */
-				range[0] = le64_get(entry_of(&o, highest)->jset->last_seq);
+				range[0] = entry_of(&o, highest)->locations[0].last_seq;
 				range[1] = highest;
 			}
 			assert_int_equal(o.j->seq_last, range[0]);

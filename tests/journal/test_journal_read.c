@@ -10,6 +10,7 @@
 
 #include "../super/fs_build.h"
 #include "base/clock.h"
+#include "btree/btree.h"
 #include "format/error_ids.h"
 #include "journal/journal_read.h"
 
@@ -399,7 +400,7 @@ static void unreadable_sectors_cost_only_what_stands_there(void **state)
 	done(&o);
 }
 
-static void everything_found_is_kept_when_asked_for(void **state)
+static void everything_found_is_indexed_when_asked_for(void **state)
 {
 	struct fs fs;
 	struct opened o;
@@ -414,7 +415,7 @@ static void everything_found_is_kept_when_asked_for(void **state)
 	assert_int_equal(open_and_read(&fs, (struct journal_read_opts){ .read_all = true }, &o), 0);
 	assert_int_equal(o.j->entry_nr, ARRAY_NR(ignored));
 	for (size_t i = 0; i < o.j->entry_nr; i++) {
-		assert_int_equal(le64_get(o.j->entries[i].jset->seq), i + 1);
+		assert_int_equal(o.j->entries[i].seq, i + 1);
 		assert_int_equal(o.j->entries[i].is_ignored, ignored[i]);
 	}
 	assert_false(o.j->entries[4].is_csum_good);
@@ -422,7 +423,7 @@ static void everything_found_is_kept_when_asked_for(void **state)
 	done(&o);
 }
 
-static void memory_bound_is_kept(void **state)
+static void memory_bound_of_the_index_is_kept(void **state)
 {
 	struct fs fs;
 	struct opened o;
@@ -431,10 +432,107 @@ static void memory_bound_is_kept(void **state)
 		fs_init(&fs, 1);
 		unsigned at = put(&fs, 0, 0, 0, 1, 1, FLUSH);
 		put(&fs, 0, 0, at, 2, 1, FLUSH);
-		struct journal_read_opts opts = { .memory_max_bytes = bound ? 300 : 4096 };
+		struct journal_read_opts opts = { .memory_max_bytes = bound ? 100 : 4096 };
 		assert_int_equal(open_and_read(&fs, opts, &o), bound ? -ENOMEM : 0);
 		done(&o);
 	}
+}
+
+/* --- entries that go bad between the first reading and the second --- */
+
+static struct device_fault range_fault(enum device_fault_kind kind, uint64_t begin, uint64_t end)
+{
+	return (struct device_fault){ .kind = kind,
+				      .op = DEVICE_READ,
+				      .begin_bytes = begin,
+				      .end_bytes = end,
+				      .per_million = 1000000,
+				      .err = kind == FAULT_ERROR ? -EIO : 0,
+				      .remaining = UINT64_MAX };
+}
+
+/* Entries 1 to 3, one block each; after they were read and taken over, the second goes bad in the way of @kind. */
+static void second_entry_goes_bad(enum device_fault_kind kind, bool has_copy)
+{
+	const uint64_t begin = (uint64_t)FS_JOURNAL_BUCKET * FS_BUCKET_SECTORS * 512;
+	struct device_fault fault = range_fault(kind, begin + 4096, begin + 4096 + 100);
+	struct device *broken;
+	struct fs fs;
+	struct opened o;
+
+	fs_init(&fs, 2);
+	for (unsigned dev = 0; dev <= has_copy; dev++)
+		for (unsigned seq = 1, at = 0; seq <= 3; seq++)
+			at = put(&fs, dev, 0, at, seq, 1, FLUSH);
+	assert_int_equal(device_wrap_fault(fs.dev[0], 1, &broken), 0);
+	fs.dev[0] = broken;
+	assert_int_equal(open_and_read(&fs, (struct journal_read_opts){ 0 }, &o), 0);
+	assert_string_equal(keys_of(&o), "101 102 103");
+	assert_int_equal(o.j->missing_nr, 0);
+	assert_int_equal(reports.levels[REPORT_DAMAGE], 0);
+
+	assert_int_equal(device_fault_add(broken, &fault), 0);
+	for (unsigned again = 0; again < 2; again++) { /* reported once */
+		assert_string_equal(keys_of(&o), has_copy ? "101 102 103" : "101 103");
+		assert_int_equal(reports.levels[REPORT_DAMAGE], !has_copy);
+		assert_int_equal(reports.levels[REPORT_RECOVERED], has_copy);
+		assert_int_equal(reports.ids[ERROR_journal_entries_missing], !has_copy);
+		assert_int_equal(o.j->missing_nr, !has_copy);
+		if (!has_copy)
+			assert_missing(&o, 0, 2, 3);
+		assert_int_equal(o.j->entries[1].is_csum_good, has_copy);
+		assert_int_equal(o.j->entries[1].is_ignored, !has_copy);
+	}
+	assert_non_null(strstr(reports.text, "entry 2"));
+	done(&o);
+}
+
+static void entry_that_cannot_be_read_again_is_reported_and_missing(void **state)
+{
+	second_entry_goes_bad(FAULT_ERROR, false);
+	second_entry_goes_bad(FAULT_SHORT_READ, false);
+}
+
+static void entry_that_reads_differently_the_second_time_is_reported_and_missing(void **state)
+{
+	second_entry_goes_bad(FAULT_BITFLIP, false);
+}
+
+static void another_copy_serves_for_one_that_has_gone_bad(void **state)
+{
+	second_entry_goes_bad(FAULT_ERROR, true);
+	second_entry_goes_bad(FAULT_BITFLIP, true);
+}
+
+/* Entry 2 goes bad before the roots are taken from it: the scan reads the bucket, and the next read of it fails. */
+static void entry_lost_right_after_the_scan_is_a_hole(void **state)
+{
+	const uint64_t begin = (uint64_t)FS_JOURNAL_BUCKET * FS_BUCKET_SECTORS * 512;
+	struct device_fault pass = range_fault(FAULT_LATENCY, begin + 8192, begin + 12288);
+	struct device_fault fault = range_fault(FAULT_ERROR, begin + 8192, begin + 12288);
+	struct device *broken;
+	struct fs fs;
+	struct opened o;
+
+	fs_init(&fs, 1);
+	unsigned at = put(&fs, 0, 0, 0, 1, 1, FLUSH);
+	at = put(&fs, 0, 0, at, 3, 1, FLUSH);
+	put(&fs, 0, 0, at, 5, 1, FLUSH);
+	pass.remaining = 1; /* the first rule that matches is the one that applies */
+	assert_int_equal(device_wrap_fault(fs.dev[0], 1, &broken), 0);
+	fs.dev[0] = broken;
+	assert_int_equal(device_fault_add(broken, &pass), 0);
+	assert_int_equal(device_fault_add(broken, &fault), 0);
+	assert_int_equal(open_and_read(&fs, (struct journal_read_opts){ 0 }, &o), 0);
+	assert_range(&o, 1, 5, 5);
+	assert_int_equal(root_seq(&o), 3);
+	assert_string_equal(keys_of(&o), "101 103");
+	assert_int_equal(o.j->missing_nr, 3);
+	assert_missing(&o, 0, 2, 3);
+	assert_missing(&o, 1, 4, 5);
+	assert_missing(&o, 2, 5, 6);
+	assert_int_equal(reports.ids[ERROR_journal_entries_missing], 3);
+	done(&o);
 }
 
 /* --- no flush entry --- */
@@ -867,7 +965,7 @@ static int oldest_overwrite_orders_last(void *ctx, const struct journal_entry *e
 	uint64_t *order = ctx, offset = bpos_load(&key->p).offset;
 
 	if (offset >= 1000 && offset < 2000)
-		order[offset - 1000] = le64_get(e->jset->seq);
+		order[offset - 1000] = e->seq;
 	return 0;
 }
 
@@ -910,14 +1008,94 @@ static void rewind_without_old_values_is_refused(void **state)
 	}
 }
 
-/* --- anything at all --- */
-
 static uint64_t test_seed(void)
 {
 	const char *env = getenv("KILN_TEST_SEED");
 
 	return env ? strtoull(env, NULL, 0) : random_u64();
 }
+
+/* --- keys laid over btrees --- */
+
+static int lay_over(void *ctx, const struct journal_entry *e, uint32_t offset_words, unsigned btree_id, unsigned level,
+		    const struct bkey_disk *key)
+{
+	return overlay_builder_add(ctx, btree_id, level, e->seq, offset_words, key);
+}
+
+enum { REPEATED_POSITIONS = 700, REPEATED_ENTRIES = 24 };
+
+static void add_repeated_key(struct subs *subs, bool is_set, uint64_t offset)
+{
+	struct bkey k = { .p = BPOS(0, offset, 0), .type = is_set ? KEY_SET : KEY_DELETED };
+	struct bkey_disk key;
+
+	bkey_store(&key, &k);
+	subs_add(subs, JSET_ENTRY_BTREE_KEYS, BTREE_SUBVOLUMES, 0, &key, sizeof(key));
+}
+
+/* Every entry sets or deletes every position; @is_set is what the last one says. */
+static void put_repeated_keys(const struct fs *fs, struct rng *rng, bool is_set[REPEATED_POSITIONS])
+{
+	static struct subs subs;
+
+	for (unsigned i = 0, at = 0; i < REPEATED_ENTRIES; i++) {
+		struct entry_spec e = { .seq = i + 1, .last_seq = 1 };
+
+		subs.len = 0;
+		for (unsigned p = 0; p < REPEATED_POSITIONS; p++) {
+			is_set[p] = rng_below(rng, 2);
+			add_repeated_key(&subs, is_set[p], p + 1);
+		}
+		subs_add_root(&subs, BTREE_DIRENTS, 0, 1);
+		at = i % 3 ? at : 0;
+		at = fs_write_entry(fs, 0, i / 3, at, &e, &subs);
+	}
+}
+
+static void keys_repeated_in_many_entries_take_the_room_of_one_each(void **state)
+{
+	uint64_t seed = test_seed();
+	bool is_set[REPEATED_POSITIONS];
+	struct overlay_usage usage;
+	struct btree_iter it;
+	struct btrees *trees;
+	struct opened o;
+	struct bkey_ref k;
+	struct rng rng;
+	struct fs fs;
+
+	print_message("KILN_TEST_SEED=%llu\n", (unsigned long long)seed);
+	rng_init(&rng, seed);
+	fs_init(&fs, 1);
+	put_repeated_keys(&fs, &rng, is_set);
+	assert_int_equal(open_and_read(&fs, (struct journal_read_opts){ 0 }, &o), 0);
+	assert_int_equal(o.j->entry_nr, REPEATED_ENTRIES);
+
+	struct overlay_builder *builder = overlay_builder_new(false);
+	assert_int_equal(journal_for_each_key(o.j, lay_over, builder), 0);
+	overlay_builder_usage(builder, &usage);
+	assert_true(REPEATED_ENTRIES * REPEATED_POSITIONS > 2 * OVERLAY_KEYS_MIN);
+	assert_true(usage.keys_max <= max((size_t)2 * REPEATED_POSITIONS, (size_t)OVERLAY_KEYS_MIN));
+
+	struct btrees_opts opts = { .memory_bytes = 64 << 20, .kctx = &o.s->kctx, .reports = &sink };
+	assert_int_equal(btrees_open(&opts, &trees), 0);
+	assert_int_equal(btrees_set_overlay(trees, builder), 0);
+	btree_iter_open(&it, trees, BTREE_SUBVOLUMES, POS_MIN, BTREE_ITER_ALL_SNAPSHOTS, 0);
+	for (unsigned p = 0; p < REPEATED_POSITIONS; p++) {
+		if (!is_set[p])
+			continue;
+		assert_int_equal(btree_iter_peek(&it, &k), 1);
+		assert_int_equal(k.k.p.offset, p + 1);
+		btree_iter_advance(&it);
+	}
+	assert_int_equal(btree_iter_peek(&it, &k), 0);
+	btree_iter_close(&it);
+	btrees_close(trees);
+	done(&o);
+}
+
+/* --- anything at all --- */
 
 static int touch_key(void *ctx, const struct journal_entry *e, uint32_t offset_words, unsigned btree_id, unsigned level,
 		     const struct bkey_disk *key)
@@ -958,8 +1136,7 @@ static void damage_anywhere_is_survived(void **state)
 		if (!open_and_read(&fs, opts, &o)) {
 			assert_int_equal(journal_for_each_key(o.j, touch_key, &sum), 0);
 			for (size_t i = 1; i < o.j->entry_nr; i++)
-				assert_true(le64_get(o.j->entries[i - 1].jset->seq) <
-					    le64_get(o.j->entries[i].jset->seq));
+				assert_true(o.j->entries[i - 1].seq < o.j->entries[i].seq);
 		}
 		done(&o);
 	}
@@ -983,8 +1160,12 @@ int main(void)
 		cmocka_unit_test(good_copy_serves_for_a_damaged_one),
 		cmocka_unit_test(different_good_copies_are_reported_and_the_first_used),
 		cmocka_unit_test(unreadable_sectors_cost_only_what_stands_there),
-		cmocka_unit_test(everything_found_is_kept_when_asked_for),
-		cmocka_unit_test(memory_bound_is_kept),
+		cmocka_unit_test(everything_found_is_indexed_when_asked_for),
+		cmocka_unit_test(memory_bound_of_the_index_is_kept),
+		cmocka_unit_test(entry_that_cannot_be_read_again_is_reported_and_missing),
+		cmocka_unit_test(entry_that_reads_differently_the_second_time_is_reported_and_missing),
+		cmocka_unit_test(another_copy_serves_for_one_that_has_gone_bad),
+		cmocka_unit_test(entry_lost_right_after_the_scan_is_a_hole),
 		cmocka_unit_test(without_flush_entry_the_old_clean_section_and_what_follows_serve),
 		cmocka_unit_test(without_good_entries_the_old_clean_section_serves_alone),
 		cmocka_unit_test(without_a_link_to_the_clean_section_the_newest_run_serves),
@@ -1006,6 +1187,7 @@ int main(void)
 		cmocka_unit_test(counters_of_newer_formats_are_not_taken_from_usage),
 		cmocka_unit_test(unfinished_rewind_undoes_its_entries),
 		cmocka_unit_test(rewind_without_old_values_is_refused),
+		cmocka_unit_test(keys_repeated_in_many_entries_take_the_room_of_one_each),
 		cmocka_unit_test(damage_anywhere_is_survived),
 	};
 
