@@ -20,16 +20,16 @@
 
 struct fiber_sim_opts {
 	uint64_t seed;
-	const struct log_sink *log;	/* where a deadlock is told; NULL: standard error */
-	uint64_t start_realtime_ns;	/* what clock_realtime_ns() says at the start; 0: 2000-01-01 */
-	uint32_t stack_bytes;		/* per fiber; 0: 256 KiB, guard page below; sanitizer builds take more */
-	uint32_t cpu_nr;		/* what cpu_nr() says; 0: 4 */
+	const struct log_sink *log; /* where a deadlock is told; NULL: standard error */
+	uint64_t start_realtime_ns; /* what clock_realtime_ns() says at the start; 0: 2000-01-01 */
+	uint32_t stack_bytes;	    /* per fiber; 0: 256 KiB, guard page below; sanitizer builds take more */
+	uint32_t cpu_nr;	    /* what cpu_nr() says; 0: 4 */
 };
 
 struct fiber_sim_result {
 	uint64_t switches;
 	uint64_t simulated_ns;
-	uint64_t schedule_hash;		/* of every scheduling decision: equal runs have equal hashes */
+	uint64_t schedule_hash; /* of every scheduling decision: equal runs have equal hashes */
 };
 
 /*

@@ -11,9 +11,15 @@
 #include <stdint.h>
 #include <string.h>
 
-typedef struct { uint8_t b[2]; } le16;
-typedef struct { uint8_t b[4]; } le32;
-typedef struct { uint8_t b[8]; } le64;
+typedef struct {
+	uint8_t b[2];
+} le16;
+typedef struct {
+	uint8_t b[4];
+} le32;
+typedef struct {
+	uint8_t b[8];
+} le64;
 
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 #define LE_SWAP16(x) (x)
@@ -69,9 +75,24 @@ static inline uint16_t le16_get(le16 x) { return le16_load(x.b); }
 static inline uint32_t le32_get(le32 x) { return le32_load(x.b); }
 static inline uint64_t le64_get(le64 x) { return le64_load(x.b); }
 
-static inline le16 le16_of(uint16_t v) { le16 x; le16_store(x.b, v); return x; }
-static inline le32 le32_of(uint32_t v) { le32 x; le32_store(x.b, v); return x; }
-static inline le64 le64_of(uint64_t v) { le64 x; le64_store(x.b, v); return x; }
+static inline le16 le16_of(uint16_t v)
+{
+	le16 x;
+	le16_store(x.b, v);
+	return x;
+}
+static inline le32 le32_of(uint32_t v)
+{
+	le32 x;
+	le32_store(x.b, v);
+	return x;
+}
+static inline le64 le64_of(uint64_t v)
+{
+	le64 x;
+	le64_store(x.b, v);
+	return x;
+}
 
 /* Bits [lo, hi) of @word, 0 <= lo < hi <= 64; bit 0 is the least significant. */
 static inline uint64_t bits_get(uint64_t word, unsigned lo, unsigned hi)

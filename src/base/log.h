@@ -10,7 +10,7 @@ enum log_level { LOG_LEVEL_ERROR, LOG_LEVEL_WARNING, LOG_LEVEL_INFO, LOG_LEVEL_D
 struct log_sink {
 	void (*write)(void *ctx, enum log_level level, const char *line);
 	void *ctx;
-	enum log_level level_max;	/* less important ones are not formatted at all */
+	enum log_level level_max; /* less important ones are not formatted at all */
 };
 
 /* @sink NULL, or without a callback: nothing happens. */

@@ -21,6 +21,6 @@ void rcu_assert_outside(void);
 
 /* Publish a pointer after the object behind it is complete; read one inside a section. */
 #define rcu_publish(p, v) __atomic_store_n(&(p), (v), __ATOMIC_RELEASE)
-#define rcu_read(p) __atomic_load_n(&(p), __ATOMIC_CONSUME)
+#define rcu_read(p)	  __atomic_load_n(&(p), __ATOMIC_CONSUME)
 
 #endif

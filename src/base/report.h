@@ -20,16 +20,16 @@
 
 enum kiln_private_error {
 	KILN_E_FIRST = 4096,
-	KILN_E_INVALID = KILN_E_FIRST,	/* bytes read from a device break a rule of the format; a fault says which */
-	KILN_E_CHECKSUM,		/* stored and computed checksum differ */
-	KILN_E_UNSUPPORTED,		/* valid, but uses a feature that can't be read; a fault says which */
-	KILN_E_NO_REPLICA,		/* every replica failed */
-	KILN_E_STALE,			/* pointer into a bucket that has been reused */
+	KILN_E_INVALID = KILN_E_FIRST, /* bytes read from a device break a rule of the format; a fault says which */
+	KILN_E_CHECKSUM,	       /* stored and computed checksum differ */
+	KILN_E_UNSUPPORTED,	       /* valid, but uses a feature that can't be read; a fault says which */
+	KILN_E_NO_REPLICA,	       /* every replica failed */
+	KILN_E_STALE,		       /* pointer into a bucket that has been reused */
 	KILN_E_BAD_PASSPHRASE,
 	KILN_E_NEED_PASSPHRASE,
-	KILN_E_FOREIGN_MEMBER,		/* device belongs to another filesystem */
-	KILN_E_NOT_FOUND_HERE,		/* no such superblock / section / key; distinct from ENOENT of a path */
-	KILN_E_RESTART,			/* transaction conflict: run it again */
+	KILN_E_FOREIGN_MEMBER, /* device belongs to another filesystem */
+	KILN_E_NOT_FOUND_HERE, /* no such superblock / section / key; distinct from ENOENT of a path */
+	KILN_E_RESTART,	       /* transaction conflict: run it again */
 	KILN_E_LAST,
 };
 
@@ -59,10 +59,10 @@ int fault_set(struct fault *fault, uint32_t id, const char *field, const char *e
 	PRINTF_LIKE(5, 6);
 
 enum report_level {
-	REPORT_INFO,		/* worth knowing; nothing is wrong */
-	REPORT_RECOVERED,	/* something is damaged, and another copy served */
-	REPORT_DAMAGE,		/* something can't be read; the rest goes on */
-	REPORT_FATAL,		/* the operation as a whole failed */
+	REPORT_INFO,	  /* worth knowing; nothing is wrong */
+	REPORT_RECOVERED, /* something is damaged, and another copy served */
+	REPORT_DAMAGE,	  /* something can't be read; the rest goes on */
+	REPORT_FATAL,	  /* the operation as a whole failed */
 };
 
 /*
@@ -70,27 +70,27 @@ enum report_level {
  */
 struct report {
 	enum report_level level;
-	uint32_t id;		/* persistent error id or 0 */
-	int err;		/* negative error code or 0 */
-	const char *device;	/* "/dev/sdb", "a.img" */
-	const char *structure;	/* "btree node", "journal entry", "superblock", "extent" */
-	const char *position;	/* "extents level 0 4098:8:4294967295, sector 8960" */
+	uint32_t id;	       /* persistent error id or 0 */
+	int err;	       /* negative error code or 0 */
+	const char *device;    /* "/dev/sdb", "a.img" */
+	const char *structure; /* "btree node", "journal entry", "superblock", "extent" */
+	const char *position;  /* "extents level 0 4098:8:4294967295, sector 8960" */
 	const char *expected;
 	const char *found;
-	const char *advice;	/* what to do next, a sentence */
+	const char *advice; /* what to do next, a sentence */
 };
 
 /* Where reports go. Callable from any thread; must not call back into the filesystem. */
 struct report_sink {
 	void (*emit)(void *ctx, const struct report *report);
-	void (*request_pass)(void *ctx, unsigned pass);	/* may be NULL: recovery pass (stable number) that should run */
+	void (*request_pass)(void *ctx, unsigned pass); /* may be NULL: recovery pass (stable number) that should run */
 	void *ctx;
 };
 
 void report_emit(const struct report_sink *sink, const struct report *report);
 
 /* Report @fault as found at a place. */
-void report_fault(const struct report_sink *sink, enum report_level level, const struct fault *fault, const char *device,
-		  const char *structure, const char *position);
+void report_fault(const struct report_sink *sink, enum report_level level, const struct fault *fault,
+		  const char *device, const char *structure, const char *position);
 
 #endif

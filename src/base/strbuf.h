@@ -17,9 +17,9 @@
 struct strbuf {
 	char *text;
 	size_t len;
-	size_t size;		/* bytes at text, terminator included */
+	size_t size; /* bytes at text, terminator included */
 	bool can_grow;
-	bool truncated;		/* a fixed builder was full, or memory ran out */
+	bool truncated; /* a fixed builder was full, or memory ran out */
 };
 
 /* A fixed builder over @text. */

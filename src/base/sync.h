@@ -38,9 +38,9 @@ struct mutex {
 
 void mutex_init(struct mutex *m);
 void mutex_destroy(struct mutex *m);
-void mutex_lock(struct mutex *m);		/* switch point */
-bool mutex_trylock(struct mutex *m);		/* true: taken */
-void mutex_unlock(struct mutex *m);		/* switch point */
+void mutex_lock(struct mutex *m);    /* switch point */
+bool mutex_trylock(struct mutex *m); /* true: taken */
+void mutex_unlock(struct mutex *m);  /* switch point */
 
 /* Condition: tasks wait for something guarded by a mutex to change. */
 struct waitq {
@@ -77,14 +77,15 @@ struct countdown {
 
 void countdown_init(struct countdown *c, uint32_t count);
 void countdown_destroy(struct countdown *c);
-void countdown_get(struct countdown *c);	/* one more to wait for; count must not have reached zero */
+void countdown_get(struct countdown *c); /* one more to wait for; count must not have reached zero */
 void countdown_put(struct countdown *c);
-void countdown_wait(struct countdown *c);	/* until zero; switch point */
+void countdown_wait(struct countdown *c); /* until zero; switch point */
 
 /* A task: a thread, or a fiber. It must hold no lock when it ends, and be joined by one other. */
 struct task;
 typedef void (*task_fn)(void *arg);
-/* Start @fn(@arg); @name (copied, 15 bytes used) is for debuggers and traces. Returns 0 or -EAGAIN/-ENOMEM. Switch point. */
+/* Start @fn(@arg); @name (copied, 15 bytes used) is for debuggers and traces. Returns 0 or -EAGAIN/-ENOMEM. Switch
+ * point. */
 int task_start(struct task **task, const char *name, task_fn fn, void *arg);
 /* Wait for the end of @task and free it. Switch point. */
 void task_join(struct task *task);

@@ -7,12 +7,22 @@
 #include <stdint.h>
 #include <stdlib.h>
 
-#define ARRAY_NR(a) (sizeof(a) / sizeof((a)[0]))
-#define PRINTF_LIKE(fmt, args) __attribute__((format(printf, fmt, args)))
-#define container_of(ptr, type, member) ((type *)((char *)(ptr) - offsetof(type, member)))
+#define ARRAY_NR(a)			(sizeof(a) / sizeof((a)[0]))
+#define PRINTF_LIKE(fmt, args)		__attribute__((format(printf, fmt, args)))
+#define container_of(ptr, type, member) ((type *)((char *)(ptr)-offsetof(type, member)))
 
-#define min(a, b) ({ __typeof__(a) a_ = (a); __typeof__(b) b_ = (b); a_ < b_ ? a_ : b_; })
-#define max(a, b) ({ __typeof__(a) a_ = (a); __typeof__(b) b_ = (b); a_ > b_ ? a_ : b_; })
+#define min(a, b)                       \
+	({                              \
+		__typeof__(a) a_ = (a); \
+		__typeof__(b) b_ = (b); \
+		a_ < b_ ? a_ : b_;      \
+	})
+#define max(a, b)                       \
+	({                              \
+		__typeof__(a) a_ = (a); \
+		__typeof__(b) b_ = (b); \
+		a_ > b_ ? a_ : b_;      \
+	})
 
 enum { SECTOR_BYTES = 512, SECTOR_SHIFT = 9 };
 

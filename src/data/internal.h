@@ -199,6 +199,13 @@ struct reader {
 	struct region regions[DATA_REGIONS_MAX];
 };
 
+/*
+ * Reads of few bytes: small files, and what the kernel asks for first when a file is read. The next ones will often be
+ * right behind on the device. Large reads keep the device busy by themselves.
+ */
+enum { READ_SMALL_BYTES = 128 << 10 };
+static inline bool reader_is_small(const struct reader *r) { return r->end_bytes - r->begin_bytes <= READ_SMALL_BYTES; }
+
 /* Report something about @len_bytes at @offset_bytes of the file of @r. Any text may be NULL. */
 void reader_report(struct reader *r, const struct report *report, uint64_t offset_bytes, const char *where);
 

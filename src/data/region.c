@@ -441,6 +441,7 @@ static void attempt_submit(struct region *r)
 		.iov = &r->iov,
 		.iov_nr = 1,
 		.len_bytes = bytes,
+		.may_be_cached = !r->must_bounce && !r->failed && reader_is_small(r->reader),
 		.ctx = r,
 	};
 	data_count(r->reader->data, COUNTER_IOS, 1);

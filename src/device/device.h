@@ -36,7 +36,13 @@ struct device_io {
 	struct iovec *iov; /* read, write */
 	unsigned iov_nr;
 	uint64_t len_bytes; /* sum of iov; length for discard */
-	void *ctx;	    /* the caller's */
+	/*
+	 * A small read, likely to be followed by ones of what lies behind it: may come from the host's page cache,
+	 * which reads ahead. Only devices that are open read-only and direct make a difference. Not for reading again
+	 * what was found bad.
+	 */
+	bool may_be_cached;
+	void *ctx; /* the caller's */
 
 	/* filled in by the device room */
 	int err; /* 0 or negative errno, valid once done */

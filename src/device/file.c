@@ -11,6 +11,9 @@
  * everything in fiber mode, and everything where io_uring is forbidden, as it often is in containers. The result is the
  * same.
  *
+ * Small reads that may be cached (device_io.may_be_cached) go through a second, buffered descriptor: waiting for one
+ * small direct read after the other leaves the disk idle most of the time, whereas the kernel reads ahead.
+ *
  * A failed fdatasync() is reported once by the kernel, and once by us: it isn't repeated.
  */
 #include <errno.h>
@@ -36,6 +39,7 @@
 struct file_device {
 	struct device dev;
 	int fd;
+	int cached_fd; /* -1: none */
 	bool is_block;
 	bool has_uring;
 };
@@ -53,6 +57,7 @@ static void file_claim_explain(const char *path, struct strbuf *why);
 static int file_geometry_read(struct file_device *f);
 static void file_direct_try(struct file_device *f);
 static bool file_direct_works(int fd, uint32_t io_align_bytes, uint32_t mem_align_bytes);
+static void file_cached_open(struct file_device *f, const char *path, unsigned flags);
 static bool file_uring_works(const char *path, const struct log_sink *log);
 
 static void file_submit(struct device *dev, struct device_io *io);
@@ -90,6 +95,7 @@ int device_open_file(const char *path, unsigned flags, const struct log_sink *lo
 		strbuf_printf(&reason, "%s: out of memory", path);
 		return -ENOMEM;
 	}
+	f->cached_fd = -1;
 	f->fd = file_fd_open(path, flags, &f->is_block, &reason);
 	if (f->fd < 0) {
 		err = f->fd;
@@ -118,6 +124,8 @@ int device_open_file(const char *path, unsigned flags, const struct log_sink *lo
 		if (!f->dev.is_direct)
 			log_printf(log, LOG_LEVEL_INFO, "%s: direct I/O doesn't work here, using buffered I/O", path);
 	}
+	if (f->dev.is_direct && f->dev.is_readonly)
+		file_cached_open(f, path, flags);
 	f->has_uring = !(flags & DEVICE_OPEN_NO_URING) && !fiber_mode() && file_uring_works(path, log);
 	*dev = &f->dev;
 	return 0;
@@ -246,6 +254,34 @@ static bool file_direct_works(int fd, uint32_t io_align_bytes, uint32_t mem_alig
 	return n == (ssize_t)io_align_bytes;
 }
 
+/*
+ * The buffered descriptor, if the path still leads to the same file. Not where somebody else may be writing: the page
+ * cache doesn't see what goes to the disk around it.
+ */
+static void file_cached_open(struct file_device *f, const char *path, unsigned flags)
+{
+	struct stat direct, cached;
+
+	if (flags & DEVICE_OPEN_FORCE)
+		return;
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return;
+	if (fstat(f->fd, &direct) || fstat(fd, &cached) || direct.st_dev != cached.st_dev ||
+	    direct.st_ino != cached.st_ino) {
+		close(fd);
+		return;
+	}
+	/* The answer doesn't matter: it only makes the kernel read further ahead. */
+	posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL);
+	f->cached_fd = fd;
+}
+
+static int file_fd_for(const struct file_device *f, const struct device_io *io)
+{
+	return io->may_be_cached && io->op == DEVICE_READ && f->cached_fd >= 0 ? f->cached_fd : f->fd;
+}
+
 static bool file_uring_works(const char *path, const struct log_sink *log)
 {
 	struct ring *ring;
@@ -280,7 +316,7 @@ static void file_queue(struct file_device *f, struct device_io *io)
 	unsigned iov_nr = min(io->iov_nr, (unsigned)IOV_MAX);
 
 	switch (io->op) {
-	case DEVICE_READ: io_uring_prep_readv(sqe, f->fd, io->iov, iov_nr, io->offset_bytes); break;
+	case DEVICE_READ: io_uring_prep_readv(sqe, file_fd_for(f, io), io->iov, iov_nr, io->offset_bytes); break;
 	case DEVICE_WRITE: io_uring_prep_writev(sqe, f->fd, io->iov, iov_nr, io->offset_bytes); break;
 	case DEVICE_FLUSH: io_uring_prep_fsync(sqe, f->fd, IORING_FSYNC_DATASYNC); break;
 	case DEVICE_DISCARD:
@@ -344,7 +380,8 @@ static int file_transfer(struct file_device *f, struct device_io *io)
 		const struct iovec *iov = is_whole ? io->iov : rest;
 		int nr = (int)(is_whole ? io->iov_nr : iov_rest(io, io->done_bytes, rest, REST_NR));
 		off_t at = (off_t)(io->offset_bytes + io->done_bytes);
-		ssize_t n = io->op == DEVICE_READ ? preadv(f->fd, iov, nr, at) : pwritev(f->fd, iov, nr, at);
+		ssize_t n =
+			io->op == DEVICE_READ ? preadv(file_fd_for(f, io), iov, nr, at) : pwritev(f->fd, iov, nr, at);
 
 		if (n > 0) {
 			io->done_bytes += (uint64_t)n;
@@ -393,6 +430,8 @@ static void file_close(struct device *dev)
 {
 	struct file_device *f = container_of(dev, struct file_device, dev);
 
+	if (f->cached_fd >= 0)
+		close(f->cached_fd);
 	close(f->fd);
 	free(f);
 }

@@ -250,6 +250,7 @@ static void bounce_start(struct device_io *parent)
 		.iov = &bounce->iov,
 		.iov_nr = 1,
 		.len_bytes = min(buffer_bytes, dev->size_bytes - begin),
+		.may_be_cached = parent->may_be_cached,
 	};
 	io_submit_below(&bounce->io, parent, bounce_complete);
 }

@@ -36,5 +36,6 @@ void wrap_io_init(struct device_io *child, const struct device_io *parent, struc
 		.iov = parent->iov,
 		.iov_nr = parent->iov_nr,
 		.len_bytes = parent->len_bytes,
+		.may_be_cached = parent->may_be_cached,
 	};
 }

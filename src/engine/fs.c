@@ -191,7 +191,7 @@ static void describe_failure(struct kiln_fs *fs, int err, char why[KILN_ERROR_BY
 {
 	if (why[0])
 		return;
-	if (err == -KILN_E_NEED_PASSPHRASE || err == -ENOKEY)
+	if (err == -KILN_E_NEED_PASSPHRASE)
 		snprintf(why, KILN_ERROR_BYTES, "the filesystem is encrypted: a passphrase is needed");
 	else if (err == -KILN_E_BAD_PASSPHRASE)
 		snprintf(why, KILN_ERROR_BYTES, "wrong passphrase");

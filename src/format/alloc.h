@@ -1,5 +1,6 @@
 /*
- * Allocation keys: alloc_v4 (27) and older forms, backpointer (28), bucket_gens (30), lru, accounting (34). 07, 12 §10-11.
+ * Allocation keys: alloc_v4 (27) and older forms, backpointer (28), bucket_gens (30), lru, accounting (34). 07, 12
+ * §10-11.
  */
 #ifndef KILN_FORMAT_ALLOC_H
 #define KILN_FORMAT_ALLOC_H
@@ -7,8 +8,20 @@
 #include "format/key_types.h"
 
 enum data_type {
-	DATA_FREE, DATA_SB, DATA_JOURNAL, DATA_BTREE, DATA_USER, DATA_CACHED, DATA_PARITY, DATA_STRIPE, DATA_NEED_GC_GENS,
-	DATA_NEED_DISCARD, DATA_NR_1_4, DATA_UNSTRIPED = DATA_NR_1_4, DATA_MULTIPLE, DATA_NR,
+	DATA_FREE,
+	DATA_SB,
+	DATA_JOURNAL,
+	DATA_BTREE,
+	DATA_USER,
+	DATA_CACHED,
+	DATA_PARITY,
+	DATA_STRIPE,
+	DATA_NEED_GC_GENS,
+	DATA_NEED_DISCARD,
+	DATA_NR_1_4,
+	DATA_UNSTRIPED = DATA_NR_1_4,
+	DATA_MULTIPLE,
+	DATA_NR,
 };
 const char *data_type_name(unsigned type);
 
@@ -18,10 +31,10 @@ struct alloc {
 	uint8_t gen, oldest_gen, data_type, stripe_redundancy;
 	uint32_t dirty_sectors, cached_sectors;
 	uint64_t io_time[2];
-	uint32_t stripe;		/* from 1.35: number of stripes that use the bucket */
+	uint32_t stripe; /* from 1.35: number of stripes that use the bucket */
 	uint32_t external_backpointers;
-	uint64_t fragmentation_lru;	/* from 1.14: journal seq at which the bucket became empty */
-	uint32_t stripe_sectors;	/* 1.8 and above */
+	uint64_t fragmentation_lru; /* from 1.14: journal seq at which the bucket became empty */
+	uint32_t stripe_sectors;    /* 1.8 and above */
 };
 enum alloc_flags { ALLOC_NEED_DISCARD = 1, ALLOC_NEED_INC_GEN = 2 };
 /*
@@ -32,8 +45,8 @@ int alloc_decode(struct bkey_ref k, struct alloc *a, struct fault *fault);
 
 struct backpointer {
 	uint8_t btree_id, level, data_type;
-	uint8_t bucket_gen;		/* 1.14 and above */
-	uint64_t bucket_offset;		/* below 1.14 */
+	uint8_t bucket_gen;	/* 1.14 and above */
+	uint64_t bucket_offset; /* below 1.14 */
 	uint32_t bucket_sectors;
 	struct bpos pos;
 };
@@ -56,12 +69,21 @@ void alloc_encode(const struct alloc *a, uint8_t value[ALLOC_V4_BYTES]);
 
 /* Accounting (btree 20): the position names the counter. */
 enum accounting_type {
-	ACCOUNTING_NR_INODES, ACCOUNTING_PERSISTENT_RESERVED, ACCOUNTING_REPLICAS, ACCOUNTING_DEV_DATA_TYPE,
-	ACCOUNTING_COMPRESSION, ACCOUNTING_SNAPSHOT, ACCOUNTING_BTREE, ACCOUNTING_REBALANCE_WORK, ACCOUNTING_INUM,
-	ACCOUNTING_RECONCILE_WORK, ACCOUNTING_DEV_LEAVING, ACCOUNTING_TYPE_NR,
+	ACCOUNTING_NR_INODES,
+	ACCOUNTING_PERSISTENT_RESERVED,
+	ACCOUNTING_REPLICAS,
+	ACCOUNTING_DEV_DATA_TYPE,
+	ACCOUNTING_COMPRESSION,
+	ACCOUNTING_SNAPSHOT,
+	ACCOUNTING_BTREE,
+	ACCOUNTING_REBALANCE_WORK,
+	ACCOUNTING_INUM,
+	ACCOUNTING_RECONCILE_WORK,
+	ACCOUNTING_DEV_LEAVING,
+	ACCOUNTING_TYPE_NR,
 };
 struct accounting {
-	uint8_t name[20];		/* packed struct: byte 0 the type, then its fields */
+	uint8_t name[20]; /* packed struct: byte 0 the type, then its fields */
 	unsigned counter_nr;
 	int64_t counters[3];
 };

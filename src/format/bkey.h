@@ -1,9 +1,9 @@
 /*
  * Keys: position, size, version, type and a value of whole 64-bit words.
  *
- * Three forms exist. `struct bkey` is the header in memory. `struct bkey_disk` is the *unpacked* form on disk (format 1):
- * 40 bytes, used everywhere outside of btree nodes. Inside nodes most keys are *packed* (format 0): the six fields of the
- * header squeezed into one little-endian integer, as the node's `struct bkey_format` tells.
+ * Three forms exist. `struct bkey` is the header in memory. `struct bkey_disk` is the *unpacked* form on disk (format
+ * 1): 40 bytes, used everywhere outside of btree nodes. Inside nodes most keys are *packed* (format 0): the six fields
+ * of the header squeezed into one little-endian integer, as the node's `struct bkey_format` tells.
  *
  * Everything here is pure: bytes in, values out.
  */
@@ -21,9 +21,9 @@
 struct strbuf;
 
 enum {
-	BKEY_U64S = 5,			/* words of an unpacked key's header */
-	BKEY_PACKED_U64S_MAX = 5,	/* words of a packed key's header: no valid format needs more (asserted in bkey.c) */
-	BKEY_U64S_MAX = 255,		/* words of a whole key */
+	BKEY_U64S = 5,		  /* words of an unpacked key's header */
+	BKEY_PACKED_U64S_MAX = 5, /* words of a packed key's header: no valid format needs more (asserted in bkey.c) */
+	BKEY_U64S_MAX = 255,	  /* words of a whole key */
 	BKEY_VALUE_U64S_MAX = 250,
 	BKEY_FORMAT_PACKED = 0,
 	BKEY_FORMAT_UNPACKED = 1,
@@ -38,9 +38,9 @@ struct bversion {
 struct bkey {
 	struct bpos p;
 	struct bversion version;
-	uint32_t size;			/* sectors of an extent (buckets in freespace), else 0 */
-	uint8_t type;			/* enum bkey_type */
-	uint8_t value_u64s;		/* words of value */
+	uint32_t size;	    /* sectors of an extent (buckets in freespace), else 0 */
+	uint8_t type;	    /* enum bkey_type */
+	uint8_t value_u64s; /* words of value */
 };
 
 /*
@@ -58,8 +58,8 @@ static inline uint64_t bkey_start_offset(const struct bkey *k) { return k->p.off
 
 /* Unpacked key on disk; the value follows. */
 struct bkey_disk {
-	uint8_t u64s;			/* header and value, 5..255 */
-	uint8_t format;			/* [0,7) format, [7,8) needs_whiteout: ignored on reading, 0 on disk */
+	uint8_t u64s;	/* header and value, 5..255 */
+	uint8_t format; /* [0,7) format, [7,8) needs_whiteout: ignored on reading, 0 on disk */
 	uint8_t type;
 	uint8_t pad;
 	le64 version_lo;
@@ -96,10 +96,10 @@ struct bkey_format {
 	uint8_t key_u64s;
 	uint8_t bits[BKEY_FIELD_NR];
 	uint64_t offset[BKEY_FIELD_NR];
-	uint64_t mask[BKEY_FIELD_NR];		/* 2^bits - 1 */
-	uint8_t byte[BKEY_FIELD_NR];		/* where the 8 bytes with the field's low end start ... */
-	uint8_t shift[BKEY_FIELD_NR];		/* ... and how far up it lies in them */
-	bool has_straddling;			/* some field goes on into a ninth byte */
+	uint64_t mask[BKEY_FIELD_NR]; /* 2^bits - 1 */
+	uint8_t byte[BKEY_FIELD_NR];  /* where the 8 bytes with the field's low end start ... */
+	uint8_t shift[BKEY_FIELD_NR]; /* ... and how far up it lies in them */
+	bool has_straddling;	      /* some field goes on into a ninth byte */
 	/* The words that positions reach into, most significant first, and the bits; the mask is 0 where they don't. */
 	uint8_t pos_byte[3];
 	uint64_t pos_mask[3];
@@ -154,14 +154,14 @@ int bkey_cmp_pos(const struct bkey_format *f, const void *src, struct bpos p);
  * known to lie before or after the position looked for (@tie). So every comparison is decided by these bits alone.
  */
 struct bkey_search_target {
-	uint64_t word[3], mask[3];	/* as of bkey_format */
+	uint64_t word[3], mask[3]; /* as of bkey_format */
 	uint8_t byte[3];
-	int8_t tie;			/* result when all those bits are equal */
+	int8_t tie; /* result when all those bits are equal */
 };
 struct bkey_search {
 	struct bpos pos;
-	bool is_exact;			/* pos packs without loss */
-	struct bkey_search_target target[2];	/* for keys packed in the format, and unpacked ones */
+	bool is_exact;			     /* pos packs without loss */
+	struct bkey_search_target target[2]; /* for keys packed in the format, and unpacked ones */
 };
 void bkey_search_init(struct bkey_search *s, const struct bkey_format *f, struct bpos pos);
 /* Position of the key at @src, packed in the format that @s was prepared for or unpacked, against it: -1, 0, 1. */

@@ -27,9 +27,9 @@ struct bpos_disk {
 _Static_assert(sizeof(struct bpos_disk) == 20, "bpos is 20 bytes on disk");
 
 #define BPOS(i, o, s) ((struct bpos){ .inode = (i), .offset = (o), .snapshot = (s) })
-#define POS_MIN BPOS(0, 0, 0)
-#define POS_MAX BPOS(UINT64_MAX, UINT64_MAX, 0)
-#define SPOS_MAX BPOS(UINT64_MAX, UINT64_MAX, UINT32_MAX)
+#define POS_MIN	      BPOS(0, 0, 0)
+#define POS_MAX	      BPOS(UINT64_MAX, UINT64_MAX, 0)
+#define SPOS_MAX      BPOS(UINT64_MAX, UINT64_MAX, UINT32_MAX)
 
 static inline struct bpos bpos_load(const struct bpos_disk *d)
 {

@@ -10,7 +10,7 @@
 struct bset_disk {
 	le64 seq;
 	le64 journal_seq;
-	le32 flags;			/* [0,4) csum type, [4,5) big endian, [5,6) separate whiteouts, [16,32) sector offset */
+	le32 flags; /* [0,4) csum type, [4,5) big endian, [5,6) separate whiteouts, [16,32) sector offset */
 	le16 version;
 	le16 u64s;
 };
@@ -33,10 +33,16 @@ struct btree_node_entry_disk {
 };
 _Static_assert(sizeof(struct btree_node_entry_disk) == 40, "set header is 40 bytes");
 
-static inline unsigned bset_csum_type(const struct bset_disk *b) { return (unsigned)bits_get(le32_get(b->flags), 0, 4); }
+static inline unsigned bset_csum_type(const struct bset_disk *b)
+{
+	return (unsigned)bits_get(le32_get(b->flags), 0, 4);
+}
 static inline bool bset_is_big_endian(const struct bset_disk *b) { return bits_get(le32_get(b->flags), 4, 5); }
 static inline bool bset_has_separate_whiteouts(const struct bset_disk *b) { return bits_get(le32_get(b->flags), 5, 6); }
-static inline unsigned bset_offset_sectors(const struct bset_disk *b) { return (unsigned)bits_get(le32_get(b->flags), 16, 32); }
+static inline unsigned bset_offset_sectors(const struct bset_disk *b)
+{
+	return (unsigned)bits_get(le32_get(b->flags), 16, 32);
+}
 
 static inline unsigned btree_node_id(uint64_t flags)
 {
@@ -63,19 +69,19 @@ struct btree_node_expect {
 	unsigned btree_id;
 	unsigned level;
 	uint64_t magic;
-	uint64_t seq;			/* of the pointer */
+	uint64_t seq; /* of the pointer */
 	struct bpos min_key, max_key;
-	bool is_range_updated;		/* bounds are the pointer's, keys outside are dropped */
+	bool is_range_updated; /* bounds are the pointer's, keys outside are dropped */
 	uint16_t sectors_written;
 	uint16_t node_sectors;
 	uint8_t block_sectors;
-	uint32_t version_min;		/* of the superblock; 0: not checked */
-	const struct crypt_key *key;	/* NULL: not encrypted */
+	uint32_t version_min;	     /* of the superblock; 0: not checked */
+	const struct crypt_key *key; /* NULL: not encrypted */
 };
 
 /* One set found in a node. */
 struct bset_info {
-	size_t offset;			/* of its header in the node, bytes */
+	size_t offset; /* of its header in the node, bytes */
 	size_t keys_offset, keys_u64s;
 	uint64_t journal_seq;
 	uint32_t version;
@@ -116,6 +122,7 @@ struct bset_check {
 	void *ctx;
 };
 int bset_check_keys(const void *node, const struct bset_info *set, const struct bkey_format *format,
-		    const struct btree_node_expect *expect, const struct key_context *kctx, const struct bset_check *check);
+		    const struct btree_node_expect *expect, const struct key_context *kctx,
+		    const struct bset_check *check);
 
 #endif

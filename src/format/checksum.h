@@ -13,8 +13,15 @@
 #include "base/le.h"
 
 enum checksum_type {
-	CHECKSUM_NONE, CHECKSUM_CRC32C_NONZERO, CHECKSUM_CRC64_NONZERO, CHECKSUM_CHACHA20_POLY1305_80,
-	CHECKSUM_CHACHA20_POLY1305_128, CHECKSUM_CRC32C, CHECKSUM_CRC64, CHECKSUM_XXHASH, CHECKSUM_TYPE_NR,
+	CHECKSUM_NONE,
+	CHECKSUM_CRC32C_NONZERO,
+	CHECKSUM_CRC64_NONZERO,
+	CHECKSUM_CHACHA20_POLY1305_80,
+	CHECKSUM_CHACHA20_POLY1305_128,
+	CHECKSUM_CRC32C,
+	CHECKSUM_CRC64,
+	CHECKSUM_XXHASH,
+	CHECKSUM_TYPE_NR,
 };
 
 /* 16 bytes as stored; types shorter than that are zero padded. */
@@ -42,7 +49,8 @@ static inline bool checksum_is_mac(unsigned type)
  * Checksum of @len bytes. @key and @nonce are used by the MAC types only (@key must then be there).
  * @type < CHECKSUM_TYPE_NR.
  */
-struct checksum checksum_compute(unsigned type, const struct crypt_key *key, struct nonce nonce, const void *data, size_t len);
+struct checksum checksum_compute(unsigned type, const struct crypt_key *key, struct nonce nonce, const void *data,
+				 size_t len);
 
 /*
  * Incremental form, for types other than MACs (and MACs through checksum_compute only): update a state over pieces.
@@ -50,7 +58,7 @@ struct checksum checksum_compute(unsigned type, const struct crypt_key *key, str
 struct checksum_state {
 	unsigned type;
 	uint64_t value;
-	uint8_t hash[88] __attribute__((aligned(8)));	/* XXH64 state; its size is asserted in checksum.c */
+	uint8_t hash[88] __attribute__((aligned(8))); /* XXH64 state; its size is asserted in checksum.c */
 };
 void checksum_begin(struct checksum_state *s, unsigned type);
 void checksum_update(struct checksum_state *s, const void *data, size_t len);
@@ -75,8 +83,8 @@ void crypt_xor(const struct crypt_key *key, struct nonce nonce, void *data, size
 /* d[0] += bytes / 64; @bytes a multiple of 64. */
 struct nonce nonce_add(struct nonce nonce, uint64_t bytes);
 /* Nonces by structure. Sizes in sectors; @compression counts only if it really compresses (types 1-4). */
-struct nonce nonce_extent(uint32_t uncompressed_sectors, uint32_t nonce_sectors, unsigned compression, uint64_t version_lo,
-			  uint32_t version_hi);
+struct nonce nonce_extent(uint32_t uncompressed_sectors, uint32_t nonce_sectors, unsigned compression,
+			  uint64_t version_lo, uint32_t version_hi);
 struct nonce nonce_btree(uint32_t offset_bytes, uint64_t seq, uint64_t journal_seq);
 struct nonce nonce_journal(uint64_t seq);
 

@@ -6,22 +6,28 @@
 
 /* Types: those of the system's DT_* (mode bits 12..15), and one of our own. */
 enum dirent_type {
-	DIRENT_TYPE_FIFO = 1, DIRENT_TYPE_CHR = 2, DIRENT_TYPE_DIR = 4, DIRENT_TYPE_BLK = 6, DIRENT_TYPE_REG = 8,
-	DIRENT_TYPE_LNK = 10, DIRENT_TYPE_SOCK = 12, DIRENT_TYPE_SUBVOL = 16,
+	DIRENT_TYPE_FIFO = 1,
+	DIRENT_TYPE_CHR = 2,
+	DIRENT_TYPE_DIR = 4,
+	DIRENT_TYPE_BLK = 6,
+	DIRENT_TYPE_REG = 8,
+	DIRENT_TYPE_LNK = 10,
+	DIRENT_TYPE_SOCK = 12,
+	DIRENT_TYPE_SUBVOL = 16,
 };
 enum {
-	DIRENT_NAME_MAX = 512,		/* of names that are written */
-	DIRENT_NAME_READ_MAX = 1991,	/* of names that are read: what the largest value holds */
+	DIRENT_NAME_MAX = 512,	     /* of names that are written */
+	DIRENT_NAME_READ_MAX = 1991, /* of names that are read: what the largest value holds */
 };
 
 struct dirent {
-	uint8_t type;			/* enum dirent_type */
+	uint8_t type; /* enum dirent_type */
 	bool is_casefolded;
-	uint64_t inum;			/* not for subvolumes */
-	uint32_t child_subvol, parent_subvol;	/* only for subvolumes */
-	const uint8_t *name;		/* points into the value; not terminated */
+	uint64_t inum;			      /* not for subvolumes */
+	uint32_t child_subvol, parent_subvol; /* only for subvolumes */
+	const uint8_t *name;		      /* points into the value; not terminated */
 	uint16_t name_len;
-	const uint8_t *folded;		/* what was hashed: the folded name, or name itself */
+	const uint8_t *folded; /* what was hashed: the folded name, or name itself */
 	uint16_t folded_len;
 };
 

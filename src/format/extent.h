@@ -9,20 +9,32 @@
 #include "format/key_types.h"
 
 enum extent_entry_type {
-	EXTENT_ENTRY_PTR, EXTENT_ENTRY_CRC32, EXTENT_ENTRY_CRC64, EXTENT_ENTRY_CRC128, EXTENT_ENTRY_STRIPE_PTR,
-	EXTENT_ENTRY_REBALANCE, EXTENT_ENTRY_FLAGS, EXTENT_ENTRY_RECONCILE, EXTENT_ENTRY_RECONCILE_BP,
+	EXTENT_ENTRY_PTR,
+	EXTENT_ENTRY_CRC32,
+	EXTENT_ENTRY_CRC64,
+	EXTENT_ENTRY_CRC128,
+	EXTENT_ENTRY_STRIPE_PTR,
+	EXTENT_ENTRY_REBALANCE,
+	EXTENT_ENTRY_FLAGS,
+	EXTENT_ENTRY_RECONCILE,
+	EXTENT_ENTRY_RECONCILE_BP,
 	EXTENT_ENTRY_NR_KNOWN,
 };
 
 enum { EXTENT_PTRS_MAX = 16, DEV_NONE = 255 };
 
 enum compression_type {
-	COMPRESSION_NONE, COMPRESSION_LZ4_OLD, COMPRESSION_GZIP, COMPRESSION_LZ4, COMPRESSION_ZSTD, COMPRESSION_INCOMPRESSIBLE,
+	COMPRESSION_NONE,
+	COMPRESSION_LZ4_OLD,
+	COMPRESSION_GZIP,
+	COMPRESSION_LZ4,
+	COMPRESSION_ZSTD,
+	COMPRESSION_INCOMPRESSIBLE,
 	COMPRESSION_TYPE_NR,
 };
 
 struct extent_ptr {
-	uint64_t sector;		/* on the device */
+	uint64_t sector; /* on the device */
 	uint8_t dev;
 	uint8_t gen;
 	bool is_cached;
@@ -31,9 +43,9 @@ struct extent_ptr {
 
 /* A descriptor: applies to the pointers behind it. All zero sizes equal to the key's: "no descriptor". */
 struct extent_crc {
-	uint32_t compressed_sectors;	/* stored on disk */
+	uint32_t compressed_sectors; /* stored on disk */
 	uint32_t uncompressed_sectors;
-	uint32_t offset_sectors;	/* live data starts here in the uncompressed region */
+	uint32_t offset_sectors; /* live data starts here in the uncompressed region */
 	uint32_t nonce_sectors;
 	uint8_t csum_type;
 	uint8_t compression;
@@ -48,7 +60,7 @@ struct extent_stripe_ptr {
 
 struct extent_rebalance {
 	uint16_t target;
-	uint8_t compression;		/* option encoding */
+	uint8_t compression; /* option encoding */
 };
 
 /* What applies to pointers before any descriptor: the region is the key's own, plain. */
@@ -61,7 +73,7 @@ static inline struct extent_crc extent_crc_of_key(const struct bkey *k)
 struct extent_ptr_decoded {
 	struct extent_ptr ptr;
 	struct extent_crc crc;
-	bool has_crc;			/* false: crc describes the plain key */
+	bool has_crc; /* false: crc describes the plain key */
 	bool has_stripe;
 	struct extent_stripe_ptr stripe;
 };
@@ -79,7 +91,7 @@ struct extent_entry {
  */
 struct extent_walk {
 	const uint8_t *pos, *end;
-	const uint8_t *entry_u64s;	/* key_context.entry_type_u64s */
+	const uint8_t *entry_u64s; /* key_context.entry_type_u64s */
 };
 int extent_walk_next(struct extent_walk *w, struct extent_entry *entry, struct fault *fault);
 
@@ -142,22 +154,22 @@ struct dev_set {
  * One pointer, with @sectors stored behind it, against the geometry of its device, and that no other pointer of the key
  * is on the same device: rules 142 to 146 of 06 §2.4. In images above 1.4 a pointer without a device is ignored.
  */
-int extent_ptr_validate(const struct extent_ptr *p, uint64_t sectors, const struct key_context *ctx, struct dev_set *seen,
-			struct fault *fault);
+int extent_ptr_validate(const struct extent_ptr *p, uint64_t sectors, const struct key_context *ctx,
+			struct dev_set *seen, struct fault *fault);
 /* "0:36:8": device, bucket, sector in the bucket; "7:?:9000" where the device isn't there. */
 void extent_ptr_location_to_text(struct strbuf *out, const struct extent_ptr *p, const struct key_context *ctx);
 
 struct reflink_p {
-	uint64_t idx;			/* masked to 56 bits (12 §8.5) */
+	uint64_t idx; /* masked to 56 bits (12 §8.5) */
 	uint32_t front_pad, back_pad;
-	bool is_error;			/* bit 56: the indirect extent was missing when checked */
+	bool is_error; /* bit 56: the indirect extent was missing when checked */
 };
 int reflink_p_decode(struct bkey_ref k, struct reflink_p *p);
 
 struct reflink_v {
 	uint64_t refcount;
 };
-struct reflink_v reflink_v_decode(struct bkey_ref k);	/* indirect_inline_data too */
+struct reflink_v reflink_v_decode(struct bkey_ref k); /* indirect_inline_data too */
 
 int extent_validate(struct bkey_ref k, const struct key_context *ctx, struct fault *fault);
 void extent_to_text(struct strbuf *out, struct bkey_ref k, const struct key_context *ctx);

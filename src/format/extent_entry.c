@@ -244,7 +244,7 @@ int extent_decode(struct bkey_ref k, const struct key_context *ctx, struct exten
 		  bool *is_poisoned, struct fault *fault)
 {
 	struct extent_walk w = { .entry_u64s = ctx->entry_type_u64s };
-	struct extent_entry entry;
+	struct extent_entry entry = { 0 };
 	struct extent_ptr_decoded cur = { .crc = extent_crc_of_key(&k.k) };
 	int nr = 0, more;
 

@@ -305,8 +305,8 @@ void inode_dev(const struct inode *inode, uint32_t *major, uint32_t *minor)
 
 	/*
 	 * The kernel's form has the major from bit 20 on: below 2^20 it would be 0, which no device node has. And where
-	 * bits 16 to 19 are set it would mean a minor above 65535, the user-space form a major above 255, like the 259 of
-	 * NVMe partitions: the latter is far likelier.
+	 * bits 16 to 19 are set it would mean a minor above 65535, the user-space form a major above 255, like the 259
+	 * of NVMe partitions: the latter is far likelier.
 	 */
 	bool is_user_form = dev < 1u << 20 || dev & 0xf0000;
 

@@ -7,37 +7,56 @@
 enum { INODE_NR_FIRST = 4096, INODE_NR_ROOT = 4096 };
 
 enum inode_flag {
-	INODE_SYNC = 1 << 0, INODE_IMMUTABLE = 1 << 1, INODE_APPEND = 1 << 2, INODE_NODUMP = 1 << 3, INODE_NOATIME = 1 << 4,
-	INODE_SIZE_DIRTY = 1 << 5, INODE_SECTORS_DIRTY = 1 << 6, INODE_UNLINKED = 1 << 7, INODE_BACKPTR_UNTRUSTED = 1 << 8,
-	INODE_HAS_CHILD_SNAPSHOT = 1 << 9, INODE_CASEFOLD = 1 << 10, INODE_31BIT_DIRENT_OFFSET = 1 << 11,
+	INODE_SYNC = 1 << 0,
+	INODE_IMMUTABLE = 1 << 1,
+	INODE_APPEND = 1 << 2,
+	INODE_NODUMP = 1 << 3,
+	INODE_NOATIME = 1 << 4,
+	INODE_SIZE_DIRTY = 1 << 5,
+	INODE_SECTORS_DIRTY = 1 << 6,
+	INODE_UNLINKED = 1 << 7,
+	INODE_BACKPTR_UNTRUSTED = 1 << 8,
+	INODE_HAS_CHILD_SNAPSHOT = 1 << 9,
+	INODE_CASEFOLD = 1 << 10,
+	INODE_31BIT_DIRENT_OFFSET = 1 << 11,
 };
 
 /* An option of an inode: stored as value + 1; 0 = not set. Index = bit in fields_set (04 §1.6). */
 enum inode_opt {
-	INODE_OPT_DATA_CHECKSUM, INODE_OPT_COMPRESSION, INODE_OPT_PROJECT, INODE_OPT_BACKGROUND_COMPRESSION,
-	INODE_OPT_DATA_REPLICAS, INODE_OPT_PROMOTE_TARGET, INODE_OPT_FOREGROUND_TARGET, INODE_OPT_BACKGROUND_TARGET,
-	INODE_OPT_ERASURE_CODE, INODE_OPT_NOCOW, INODE_OPT_NR_1_4, INODE_OPT_INODES_32BIT = INODE_OPT_NR_1_4,
-	INODE_OPT_CASEFOLD, INODE_OPT_NR,
+	INODE_OPT_DATA_CHECKSUM,
+	INODE_OPT_COMPRESSION,
+	INODE_OPT_PROJECT,
+	INODE_OPT_BACKGROUND_COMPRESSION,
+	INODE_OPT_DATA_REPLICAS,
+	INODE_OPT_PROMOTE_TARGET,
+	INODE_OPT_FOREGROUND_TARGET,
+	INODE_OPT_BACKGROUND_TARGET,
+	INODE_OPT_ERASURE_CODE,
+	INODE_OPT_NOCOW,
+	INODE_OPT_NR_1_4,
+	INODE_OPT_INODES_32BIT = INODE_OPT_NR_1_4,
+	INODE_OPT_CASEFOLD,
+	INODE_OPT_NR,
 };
 
 /* Unpacked inode. Times are in the filesystem's units, relative to its time base (inode_time_decode). */
 struct inode {
-	uint64_t inum;			/* from the key */
-	uint32_t snapshot;		/* from the key */
+	uint64_t inum;	   /* from the key */
+	uint32_t snapshot; /* from the key */
 	uint64_t journal_seq;
 	uint64_t hash_seed;
-	uint32_t flags;			/* enum inode_flag, 20 bits */
-	uint8_t str_hash;		/* enum str_hash_type */
+	uint32_t flags;	  /* enum inode_flag, 20 bits */
+	uint8_t str_hash; /* enum str_hash_type */
 	uint16_t mode;
 	uint64_t sectors;
 	uint64_t size;
 	uint64_t version;
 	uint64_t atime, ctime, mtime, otime;
 	uint32_t uid, gid;
-	uint32_t nlink;			/* biased, see inode_nlink() */
+	uint32_t nlink; /* biased, see inode_nlink() */
 	uint32_t generation;
 	uint32_t dev;
-	uint32_t opts[INODE_OPT_NR];	/* value + 1 */
+	uint32_t opts[INODE_OPT_NR]; /* value + 1 */
 	uint16_t fields_set;
 	uint64_t dir, dir_offset;
 	uint32_t subvol, parent_subvol;

@@ -12,7 +12,7 @@ struct jset_disk {
 	le64 magic;
 	le64 seq;
 	le32 version;
-	le32 flags;			/* [0,4) csum type, 4 big endian, 5 no_flush, 6 has_overwrites (1.37) */
+	le32 flags; /* [0,4) csum type, 4 big endian, 5 no_flush, 6 has_overwrites (1.37) */
 	le32 u64s;
 	le16 read_clock, write_clock;
 	le64 last_seq;
@@ -29,15 +29,31 @@ struct jset_entry_disk {
 _Static_assert(sizeof(struct jset_entry_disk) == 8, "sub-entry header is 8 bytes");
 
 enum jset_entry_type {
-	JSET_ENTRY_BTREE_KEYS, JSET_ENTRY_BTREE_ROOT, JSET_ENTRY_PRIO_PTRS, JSET_ENTRY_BLACKLIST, JSET_ENTRY_BLACKLIST_V2,
-	JSET_ENTRY_USAGE, JSET_ENTRY_DATA_USAGE, JSET_ENTRY_CLOCK, JSET_ENTRY_DEV_USAGE, JSET_ENTRY_LOG,
-	JSET_ENTRY_OVERWRITE, JSET_ENTRY_WRITE_BUFFER_KEYS, JSET_ENTRY_DATETIME, JSET_ENTRY_LOG_BKEY,
-	JSET_ENTRY_REWIND_LIMIT, JSET_ENTRY_REWIND, JSET_ENTRY_NR_KNOWN,
+	JSET_ENTRY_BTREE_KEYS,
+	JSET_ENTRY_BTREE_ROOT,
+	JSET_ENTRY_PRIO_PTRS,
+	JSET_ENTRY_BLACKLIST,
+	JSET_ENTRY_BLACKLIST_V2,
+	JSET_ENTRY_USAGE,
+	JSET_ENTRY_DATA_USAGE,
+	JSET_ENTRY_CLOCK,
+	JSET_ENTRY_DEV_USAGE,
+	JSET_ENTRY_LOG,
+	JSET_ENTRY_OVERWRITE,
+	JSET_ENTRY_WRITE_BUFFER_KEYS,
+	JSET_ENTRY_DATETIME,
+	JSET_ENTRY_LOG_BKEY,
+	JSET_ENTRY_REWIND_LIMIT,
+	JSET_ENTRY_REWIND,
+	JSET_ENTRY_NR_KNOWN,
 };
 /* "btree_keys", or NULL for types that aren't known. */
 const char *jset_entry_type_name(unsigned type);
 
-static inline unsigned jset_csum_type(const struct jset_disk *j) { return (unsigned)bits_get(le32_get(j->flags), 0, 4); }
+static inline unsigned jset_csum_type(const struct jset_disk *j)
+{
+	return (unsigned)bits_get(le32_get(j->flags), 0, 4);
+}
 static inline bool jset_is_big_endian(const struct jset_disk *j) { return bits_get(le32_get(j->flags), 4, 5); }
 static inline bool jset_is_noflush(const struct jset_disk *j) { return bits_get(le32_get(j->flags), 5, 6); }
 static inline bool jset_has_overwrites(const struct jset_disk *j) { return bits_get(le32_get(j->flags), 6, 7); }
@@ -63,7 +79,8 @@ static inline struct jset_walk jset_walk_of(const struct jset_disk *j)
 	const uint8_t *p = (const uint8_t *)(j + 1);
 	return (struct jset_walk){ p, p + (size_t)le32_get(j->u64s) * 8 };
 }
-/* 1 with *@entry, 0 at the end; an entry that crosses the end: -KILN_E_INVALID (error 13), and the walk is at its end. */
+/* 1 with *@entry, 0 at the end; an entry that crosses the end: -KILN_E_INVALID (error 13), and the walk is at its end.
+ */
 int jset_walk_next(struct jset_walk *w, const struct jset_entry_disk **entry, struct fault *fault);
 static inline const uint8_t *jset_entry_payload(const struct jset_entry_disk *e) { return (const uint8_t *)(e + 1); }
 static inline size_t jset_entry_payload_bytes(const struct jset_entry_disk *e) { return (size_t)le16_get(e->u64s) * 8; }
@@ -74,8 +91,8 @@ struct jset_key_walk {
 };
 struct jset_key_walk jset_key_walk_of(const struct jset_entry_disk *e);
 /*
- * 1 with the next key, 0 at the end, or -KILN_E_INVALID for one that isn't usable: errors 15 and 16, after which nothing
- * more comes, and 17 and 81, after which the next call goes on behind the key. Only its frame is checked.
+ * 1 with the next key, 0 at the end, or -KILN_E_INVALID for one that isn't usable: errors 15 and 16, after which
+ * nothing more comes, and 17 and 81, after which the next call goes on behind the key. Only its frame is checked.
  */
 int jset_key_walk_next(struct jset_key_walk *w, struct bkey_ref *k, struct fault *fault);
 
@@ -90,17 +107,20 @@ int jset_entry_validate(const struct jset_entry_disk *e, const struct key_contex
  */
 void jset_entry_to_text(struct strbuf *out, const struct jset_entry_disk *e, const struct key_context *ctx);
 
-/* Decoded counters. @e is of that type, and is not checked against the filesystem's devices. -KILN_E_INVALID: too short. */
+/* Decoded counters. @e is of that type, and is not checked against the filesystem's devices. -KILN_E_INVALID: too
+ * short. */
 struct jset_data_usage {
 	uint64_t sectors;
 	uint8_t data_type, nr_devs, nr_required;
-	const uint8_t *devs;		/* in the sub-entry */
+	const uint8_t *devs; /* in the sub-entry */
 };
 int jset_data_usage_decode(const struct jset_entry_disk *e, struct jset_data_usage *u, struct fault *fault);
 /* Types that aren't there read as 0. */
 struct jset_dev_usage {
 	uint32_t dev;
-	struct { uint64_t buckets, sectors, fragmented; } types[16];
+	struct {
+		uint64_t buckets, sectors, fragmented;
+	} types[16];
 	unsigned type_nr;
 };
 int jset_dev_usage_decode(const struct jset_entry_disk *e, struct jset_dev_usage *u, struct fault *fault);

@@ -10,22 +10,55 @@
 struct strbuf;
 
 enum bkey_type {
-	KEY_DELETED, KEY_WHITEOUT, KEY_ERROR, KEY_COOKIE, KEY_HASH_WHITEOUT, KEY_BTREE_PTR, KEY_EXTENT, KEY_RESERVATION,
-	KEY_INODE, KEY_INODE_GENERATION, KEY_DIRENT, KEY_XATTR, KEY_ALLOC, KEY_QUOTA, KEY_STRIPE, KEY_REFLINK_P,
-	KEY_REFLINK_V, KEY_INLINE_DATA, KEY_BTREE_PTR_V2, KEY_INDIRECT_INLINE_DATA, KEY_ALLOC_V2, KEY_SUBVOLUME,
-	KEY_SNAPSHOT, KEY_INODE_V2, KEY_ALLOC_V3, KEY_SET, KEY_LRU, KEY_ALLOC_V4, KEY_BACKPOINTER, KEY_INODE_V3,
-	KEY_BUCKET_GENS, KEY_SNAPSHOT_TREE, KEY_LOGGED_OP_TRUNCATE, KEY_LOGGED_OP_FINSERT,
-	KEY_ACCOUNTING, KEY_INODE_ALLOC_CURSOR, KEY_EXTENT_WHITEOUT, KEY_LOGGED_OP_STRIPE_UPDATE, KEY_DAMAGE,
+	KEY_DELETED,
+	KEY_WHITEOUT,
+	KEY_ERROR,
+	KEY_COOKIE,
+	KEY_HASH_WHITEOUT,
+	KEY_BTREE_PTR,
+	KEY_EXTENT,
+	KEY_RESERVATION,
+	KEY_INODE,
+	KEY_INODE_GENERATION,
+	KEY_DIRENT,
+	KEY_XATTR,
+	KEY_ALLOC,
+	KEY_QUOTA,
+	KEY_STRIPE,
+	KEY_REFLINK_P,
+	KEY_REFLINK_V,
+	KEY_INLINE_DATA,
+	KEY_BTREE_PTR_V2,
+	KEY_INDIRECT_INLINE_DATA,
+	KEY_ALLOC_V2,
+	KEY_SUBVOLUME,
+	KEY_SNAPSHOT,
+	KEY_INODE_V2,
+	KEY_ALLOC_V3,
+	KEY_SET,
+	KEY_LRU,
+	KEY_ALLOC_V4,
+	KEY_BACKPOINTER,
+	KEY_INODE_V3,
+	KEY_BUCKET_GENS,
+	KEY_SNAPSHOT_TREE,
+	KEY_LOGGED_OP_TRUNCATE,
+	KEY_LOGGED_OP_FINSERT,
+	KEY_ACCOUNTING,
+	KEY_INODE_ALLOC_CURSOR,
+	KEY_EXTENT_WHITEOUT,
+	KEY_LOGGED_OP_STRIPE_UPDATE,
+	KEY_DAMAGE,
 	KEY_TYPE_NR,
 };
 
 /* One device slot, as far as pointers must agree with it. */
 struct member_geometry {
-	bool exists;			/* false: free slot, or a deleted one */
+	bool exists; /* false: free slot, or a deleted one */
 	uint16_t bucket_sectors;
 	uint16_t first_bucket;
 	uint64_t bucket_nr;
-	uint8_t durability_stored;	/* as in the member's flags: durability + 1; 0 means 1. For to_text */
+	uint8_t durability_stored; /* as in the member's flags: durability + 1; 0 means 1. For to_text */
 };
 
 /*
@@ -33,17 +66,17 @@ struct member_geometry {
  * here when version > 1.4 (is_newer).
  */
 struct key_context {
-	uint32_t version;		/* of the superblock */
-	uint32_t upgrade_complete;	/* VERSION_UPGRADE_COMPLETE: decides where layouts can't be told from the data */
-	bool is_newer;			/* version above 1.4: relaxed rules */
-	bool has_key;			/* the filesystem has an encryption key: MAC checksum types are allowed */
+	uint32_t version;	   /* of the superblock */
+	uint32_t upgrade_complete; /* VERSION_UPGRADE_COMPLETE: decides where layouts can't be told from the data */
+	bool is_newer;		   /* version above 1.4: relaxed rules */
+	bool has_key;		   /* the filesystem has an encryption key: MAC checksum types are allowed */
 	uint8_t block_sectors;
 	uint16_t node_sectors;
 	unsigned member_nr;
 	const struct member_geometry *members;
-	uint8_t entry_type_u64s[32];	/* superblock section 16: words of each extent entry type; 0 unknown */
-	uint32_t backpointer_shift;	/* EXTENT_BP_SHIFT, 10 at 1.4 */
-	uint64_t time_base_ns;		/* inode times are relative to it (04 §1.5) */
+	uint8_t entry_type_u64s[32]; /* superblock section 16: words of each extent entry type; 0 unknown */
+	uint32_t backpointer_shift;  /* EXTENT_BP_SHIFT, 10 at 1.4 */
+	uint64_t time_base_ns;	     /* inode times are relative to it (04 §1.5) */
 	uint32_t time_precision_ns;
 };
 
@@ -54,7 +87,8 @@ static inline const struct member_geometry *key_context_member(const struct key_
 												    : NULL;
 }
 
-/* The version that decides where a layout can't be told from the data (12 §1.1): 0 in the superblock means `version`. */
+/* The version that decides where a layout can't be told from the data (12 §1.1): 0 in the superblock means `version`.
+ */
 static inline uint32_t key_context_layout_version(const struct key_context *ctx)
 {
 	return ctx->upgrade_complete ? ctx->upgrade_complete : ctx->version;
@@ -63,7 +97,7 @@ static inline uint32_t key_context_layout_version(const struct key_context *ctx)
 struct key_type {
 	const char *name;
 	uint16_t value_bytes_min;
-	bool is_value_empty;		/* a value must not be there (error 91) */
+	bool is_value_empty; /* a value must not be there (error 91) */
 	/* Value rules; the size rules of the row have been checked. NULL: none. */
 	int (*validate)(struct bkey_ref k, const struct key_context *ctx, struct fault *fault);
 	/* The value, as 11 §8 prints it. NULL: nothing to print. */
@@ -76,7 +110,8 @@ const struct key_type *key_type(unsigned type);
 /* Size rules and the type's own rules. Unknown types pass. Returns 0 or -KILN_E_INVALID. */
 int key_validate_value(struct bkey_ref k, const struct key_context *ctx, struct fault *fault);
 /* bkey_validate() and key_validate_value(). For keys from the journal, the clean section, and writers. */
-int key_validate(struct bkey_ref k, unsigned btree_id, unsigned level, const struct key_context *ctx, struct fault *fault);
+int key_validate(struct bkey_ref k, unsigned btree_id, unsigned level, const struct key_context *ctx,
+		 struct fault *fault);
 /* Header and value. */
 void key_to_text(struct strbuf *out, struct bkey_ref k, const struct key_context *ctx);
 

@@ -7,26 +7,26 @@
 enum { SUBVOL_ROOT = 1 };
 
 struct snapshot {
-	bool will_delete;		/* dead: no subvolume leads here */
-	bool is_subvol;			/* a subvolume points here */
-	bool is_deleted;		/* tombstone of newer versions: keep it out of the tree */
+	bool will_delete; /* dead: no subvolume leads here */
+	bool is_subvol;	  /* a subvolume points here */
+	bool is_deleted;  /* tombstone of newer versions: keep it out of the tree */
 	bool has_no_keys;
 	uint32_t parent;
 	uint32_t children[2];
 	uint32_t subvol;
 	uint32_t tree;
 	uint32_t depth;
-	uint32_t skip[3];		/* some ancestors, ascending; 0: none */
+	uint32_t skip[3]; /* some ancestors, ascending; 0: none */
 };
 void snapshot_decode(struct bkey_ref k, struct snapshot *s);
 
 struct subvolume {
 	bool is_readonly, is_snapshot, is_unlinked;
-	bool is_deleted;		/* tombstone of newer versions: treat as absent */
+	bool is_deleted; /* tombstone of newer versions: treat as absent */
 	uint32_t snapshot;
 	uint64_t inode;
-	uint32_t creation_parent;	/* snapshotted from */
-	uint32_t fs_path_parent;	/* 1.5 and above; else 0 */
+	uint32_t creation_parent; /* snapshotted from */
+	uint32_t fs_path_parent;  /* 1.5 and above; else 0 */
 	uint64_t otime;
 };
 void subvolume_decode(struct bkey_ref k, struct subvolume *s);

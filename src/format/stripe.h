@@ -7,14 +7,14 @@
 enum { STRIPE_BLOCKS_MAX = 16 };
 
 struct stripe {
-	uint16_t sectors;		/* of each block */
-	uint8_t algorithm;		/* masked to 4 bits */
+	uint16_t sectors;  /* of each block */
+	uint8_t algorithm; /* masked to 4 bits */
 	uint8_t nr_blocks, nr_redundant;
 	uint8_t csum_granularity_bits;
 	uint8_t csum_type;
 	struct extent_ptr ptrs[STRIPE_BLOCKS_MAX];
 	uint16_t block_sectors[STRIPE_BLOCKS_MAX];
-	const uint8_t *csums;		/* in the value */
+	const uint8_t *csums; /* in the value */
 	unsigned csums_per_block;
 	unsigned csum_bytes;
 };

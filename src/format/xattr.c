@@ -91,7 +91,7 @@ int xattr_name_parse(const char *full, uint8_t *type, const char **name)
 
 int xattr_validate(struct bkey_ref k, const struct key_context *ctx, struct fault *fault)
 {
-	struct xattr x;
+	struct xattr x = { 0 };
 	int err = xattr_decode(k, &x, fault);
 
 	if (err)
@@ -112,7 +112,7 @@ int xattr_validate(struct bkey_ref k, const struct key_context *ctx, struct faul
 
 void xattr_to_text(struct strbuf *out, struct bkey_ref k, const struct key_context *ctx)
 {
-	struct xattr x;
+	struct xattr x = { 0 };
 
 	if (xattr_decode(k, &x, NULL)) {
 		strbuf_add(out, "(invalid)");

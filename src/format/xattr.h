@@ -5,12 +5,17 @@
 #include "format/key_types.h"
 
 enum xattr_type {
-	XATTR_USER, XATTR_ACL_ACCESS, XATTR_ACL_DEFAULT, XATTR_TRUSTED, XATTR_SECURITY, XATTR_TYPE_NR,
+	XATTR_USER,
+	XATTR_ACL_ACCESS,
+	XATTR_ACL_DEFAULT,
+	XATTR_TRUSTED,
+	XATTR_SECURITY,
+	XATTR_TYPE_NR,
 };
 
 struct xattr {
 	uint8_t type;
-	const uint8_t *name;		/* without prefix, not terminated */
+	const uint8_t *name; /* without prefix, not terminated */
 	uint8_t name_len;
 	const uint8_t *value;
 	uint16_t value_len;

@@ -31,9 +31,9 @@ static void hostile_names(struct image *image, struct image_dir root)
 		const char *name;
 		size_t len;
 	} names[] = {
-		{ "/", 1 }, { "a/b", 3 }, { "../escape", 9 }, { "/etc/escape", 11 }, { ".", 1 }, { "..", 2 },
-		{ "\n", 1 }, { "\033[2J\033[1;1H", 10 }, { "\xff\xfe", 2 }, { "-rf", 3 }, { " ", 1 }, { "\\", 1 },
-		{ "con.txt\r", 8 },
+		{ "/", 1 },  { "a/b", 3 }, { "../escape", 9 },	       { "/etc/escape", 11 }, { ".", 1 },
+		{ "..", 2 }, { "\n", 1 },  { "\033[2J\033[1;1H", 10 }, { "\xff\xfe", 2 },     { "-rf", 3 },
+		{ " ", 1 },  { "\\", 1 },  { "con.txt\r", 8 },
 	};
 
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
@@ -84,7 +84,8 @@ static void hostile_symlink_dir(struct image *image, struct image_dir root)
 	inode.dir = dir.inum;
 	inode.dir_offset = image_put_dirent(image, dir, "x", 1, DIRENT_TYPE_DIR, inode.inum, 1);
 	image_put_inode(image, &inode);
-	image_add_file(image, (struct image_dir){ inode.inum, inode.hash_seed, root.subvol }, "kiln-was-here", 0644, 10);
+	image_add_file(image, (struct image_dir){ inode.inum, inode.hash_seed, root.subvol }, "kiln-was-here", 0644,
+		       10);
 
 	image_add_symlink(image, dir, "y", "../../../../../../etc");
 	inode = image_inode(image, S_IFREG | 0644);
@@ -155,7 +156,10 @@ static void hostile_sizes(struct image *image, struct image_dir root)
 		const char *name;
 		uint64_t size;
 	} files[] = {
-		{ "max", INT64_MAX }, { "over", UINT64_MAX }, { "tera", 1ull << 42 }, { "exa", 1ull << 60 },
+		{ "max", INT64_MAX },
+		{ "over", UINT64_MAX },
+		{ "tera", 1ull << 42 },
+		{ "exa", 1ull << 60 },
 	};
 	struct image_dir dir = image_add_dir(image, root, "sizes", 0755);
 
@@ -196,11 +200,16 @@ static const struct hostile_kind {
 	void (*add)(struct image *image, struct image_dir root);
 	bool is_endless; /* would make a walk of everything last for ever: not part of "all" */
 } hostile_kinds[] = {
-	{ "names", hostile_names, false },	     { "long-names", hostile_long_names, false },
-	{ "duplicates", hostile_duplicates, false }, { "symlink-dir", hostile_symlink_dir, false },
-	{ "loop", hostile_loop, false },	     { "types", hostile_types, false },
-	{ "sizes", hostile_sizes, true },	     { "reflink", hostile_reflink, false },
-	{ "deep", hostile_deep, false },	     { "exponential", hostile_exponential, true },
+	{ "names", hostile_names, false },
+	{ "long-names", hostile_long_names, false },
+	{ "duplicates", hostile_duplicates, false },
+	{ "symlink-dir", hostile_symlink_dir, false },
+	{ "loop", hostile_loop, false },
+	{ "types", hostile_types, false },
+	{ "sizes", hostile_sizes, true },
+	{ "reflink", hostile_reflink, false },
+	{ "deep", hostile_deep, false },
+	{ "exponential", hostile_exponential, true },
 };
 enum { HOSTILE_KINDS = sizeof(hostile_kinds) / sizeof(hostile_kinds[0]) };
 
@@ -303,8 +312,20 @@ static void checksum_choose(struct image_options *o, const char *name)
 }
 
 enum {
-	ARG_FILES = 1, ARG_DIRS, ARG_DEPTH, ARG_FILE_BYTES, ARG_VARY, ARG_SCATTER, ARG_SEED, ARG_BLOCK, ARG_NODE, ARG_BUCKET, ARG_EXTENT,
-	ARG_CHECKSUM, ARG_SETS, ARG_HOSTILE,
+	ARG_FILES = 1,
+	ARG_DIRS,
+	ARG_DEPTH,
+	ARG_FILE_BYTES,
+	ARG_VARY,
+	ARG_SCATTER,
+	ARG_SEED,
+	ARG_BLOCK,
+	ARG_NODE,
+	ARG_BUCKET,
+	ARG_EXTENT,
+	ARG_CHECKSUM,
+	ARG_SETS,
+	ARG_HOSTILE,
 };
 
 int main(int argc, char **argv)
@@ -352,10 +373,11 @@ int main(int argc, char **argv)
 		}
 	if (optind + 1 != argc)
 		usage_exit("needs the name of the image");
-	if (!is_power_of_2(o.block_bytes) || o.block_bytes < 512 || o.block_bytes > 4096 || !is_power_of_2(o.node_bytes) ||
-	    o.node_bytes < o.block_bytes || o.node_bytes > o.bucket_bytes || o.bucket_bytes % o.node_bytes ||
-	    o.bucket_bytes > 32767 * SECTOR_BYTES || !is_power_of_2(o.extent_bytes) || o.extent_bytes < o.block_bytes ||
-	    o.extent_bytes > 128 << 10 || o.extent_bytes > o.bucket_bytes || !o.sets_per_node)
+	if (!is_power_of_2(o.block_bytes) || o.block_bytes < 512 || o.block_bytes > 4096 ||
+	    !is_power_of_2(o.node_bytes) || o.node_bytes < o.block_bytes || o.node_bytes > o.bucket_bytes ||
+	    o.bucket_bytes % o.node_bytes || o.bucket_bytes > 32767 * SECTOR_BYTES || !is_power_of_2(o.extent_bytes) ||
+	    o.extent_bytes < o.block_bytes || o.extent_bytes > 128 << 10 || o.extent_bytes > o.bucket_bytes ||
+	    !o.sets_per_node)
 		usage_exit("sizes that don't go together");
 
 	image_begin(&image, argv[optind], &o, &root);

@@ -83,15 +83,16 @@ static void node_place(void *ctx, const void *node, size_t bytes, struct btree_p
 	uint64_t sectors = image->options.node_bytes / SECTOR_BYTES;
 
 	ptr->ptr_nr = 1;
-	ptr->ptrs[0] = (struct extent_ptr){ .sector = place(image, &image->node_sector, &image->node_bucket_end, sectors) };
+	ptr->ptrs[0] =
+		(struct extent_ptr){ .sector = place(image, &image->node_sector, &image->node_bucket_end, sectors) };
 	image->node_sectors += sectors;
 	write_at(image, ptr->ptrs[0].sector, node, bytes);
 }
 
 /* --- keys --- */
 
-void image_put_key(struct image *image, unsigned btree_id, struct bpos p, uint32_t size, unsigned type, const void *value,
-		   size_t value_bytes)
+void image_put_key(struct image *image, unsigned btree_id, struct bpos p, uint32_t size, unsigned type,
+		   const void *value, size_t value_bytes)
 {
 	struct image_keys *keys = &image->keys[btree_id];
 	size_t words = div_round_up_u64(value_bytes, 8);
@@ -192,8 +193,8 @@ static void extent_put(struct image *image, unsigned btree_id, uint64_t inum, ui
 		image_put_key(image, BTREE_REFLINK, BPOS(0, sector + sectors, 0), sectors, KEY_REFLINK_V, value,
 			      (size_t)(at - value));
 	else
-		image_put_key(image, BTREE_EXTENTS, BPOS(inum, sector + sectors, snapshot_id), sectors, KEY_EXTENT, value,
-			      (size_t)(at - value));
+		image_put_key(image, BTREE_EXTENTS, BPOS(inum, sector + sectors, snapshot_id), sectors, KEY_EXTENT,
+			      value, (size_t)(at - value));
 }
 
 void image_put_data(struct image *image, unsigned btree_id, uint64_t inum, uint64_t sector, uint64_t sectors)
@@ -217,8 +218,8 @@ void image_put_reflink(struct image *image, uint64_t inum, uint64_t sector, uint
 
 static void inline_put(struct image *image, uint64_t inum, const void *bytes, size_t len)
 {
-	image_put_key(image, BTREE_EXTENTS, BPOS(inum, block_sectors(image), snapshot_id), (uint32_t)block_sectors(image),
-		      KEY_INLINE_DATA, bytes, len);
+	image_put_key(image, BTREE_EXTENTS, BPOS(inum, block_sectors(image), snapshot_id),
+		      (uint32_t)block_sectors(image), KEY_INLINE_DATA, bytes, len);
 }
 
 /* --- objects --- */
@@ -456,8 +457,7 @@ static void header_fill(const struct image *image, struct sb_disk *sb, uint64_t 
 	const struct image_options *o = &image->options;
 	uint64_t flags0 = 0x0111000080000103ull | (uint64_t)(o->node_bytes / SECTOR_BYTES) << 12 |
 			  csum_option(o->metadata_csum) << 40 | csum_option(o->data_csum) << 44;
-	uint64_t flags1 = bits_set(0x111c102, 14, 20,
-				   (uint64_t)bit_length_u64(o->extent_bytes / SECTOR_BYTES) - 1);
+	uint64_t flags1 = bits_set(0x111c102, 14, 20, (uint64_t)bit_length_u64(o->extent_bytes / SECTOR_BYTES) - 1);
 	const uint64_t flags[7] = { flags0, flags1, 0, 0xfa30000000, 0x100000064, VERSION_1_4, 0 };
 
 	sb->version = sb->version_min = le16_of(VERSION_1_4);
@@ -501,8 +501,8 @@ static void superblocks_write(struct image *image, uint64_t bucket_nr, const str
 	p = section_add(&b, SB_JOURNAL_V2, 16);
 	le64_store(p, div_round_up_u64(SB_SECTOR + 2 * SB_AREA_SECTORS, bucket_sectors(image)));
 	le64_store(p + 8, JOURNAL_BUCKETS);
-	memcpy(section_add(&b, SB_REPLICAS_V0, 9),
-	       (uint8_t[]){ DATA_BTREE, 1, 0, DATA_JOURNAL, 1, 0, DATA_USER, 1, 0 }, 9);
+	memcpy(section_add(&b, SB_REPLICAS_V0, 9), (uint8_t[]){ DATA_BTREE, 1, 0, DATA_JOURNAL, 1, 0, DATA_USER, 1, 0 },
+	       9);
 	section_add(&b, SB_ERRORS, 0);
 	section_add(&b, SB_DOWNGRADE, 0);
 	p = section_add(&b, SB_CLEAN, 16 + clean->len);
@@ -534,7 +534,8 @@ static void journal_write(struct image *image, const struct bytes *subs)
 	j->u64s = le32_of((uint32_t)(subs->len / 8));
 	memcpy(j + 1, subs->v, subs->len);
 	jset_seal(j, image->options.metadata_csum, NULL);
-	write_at(image, div_round_up_u64(SB_SECTOR + 2 * SB_AREA_SECTORS, bucket_sectors(image)) * bucket_sectors(image), j,
+	write_at(image,
+		 div_round_up_u64(SB_SECTOR + 2 * SB_AREA_SECTORS, bucket_sectors(image)) * bucket_sectors(image), j,
 		 sizeof(*j) + subs->len);
 	free(j);
 }
@@ -544,7 +545,8 @@ void image_finish(struct image *image)
 	struct bytes roots = { 0 }, subs = { 0 };
 
 	roots_add(image, &roots);
-	uint64_t bucket_nr = image->bucket_next + div_round_up_u64(SB_AREA_SECTORS, bucket_sectors(image)) + SPARE_BUCKETS;
+	uint64_t bucket_nr =
+		image->bucket_next + div_round_up_u64(SB_AREA_SECTORS, bucket_sectors(image)) + SPARE_BUCKETS;
 	if (ftruncate(image->fd, (off_t)(bucket_nr * image->options.bucket_bytes)))
 		die("truncate");
 	counters_add(image, &subs, bucket_nr);

@@ -35,9 +35,9 @@ struct image {
 	struct rng rng;
 	struct tree_builder trees;
 	struct image_keys keys[BTREE_NR_1_4];
-	uint64_t bucket_next;	    /* first unused bucket */
-	uint64_t data_sector;	    /* where the next extent goes, */
-	uint64_t data_bucket_end;   /* and where its bucket ends */
+	uint64_t bucket_next;	  /* first unused bucket */
+	uint64_t data_sector;	  /* where the next extent goes, */
+	uint64_t data_bucket_end; /* and where its bucket ends */
 	uint64_t node_sector, node_bucket_end;
 	uint64_t inum_next, reflink_next;
 	uint64_t inode_nr, data_sectors, node_sectors;
@@ -89,8 +89,8 @@ uint64_t image_put_dirent(struct image *image, struct image_dir dir, const void 
 /* Inode and dirent that belong together; fills in the backpointer. */
 void image_put_object(struct image *image, struct image_dir dir, const void *name, size_t len, struct inode *inode);
 /* Any key; the value is copied. */
-void image_put_key(struct image *image, unsigned btree_id, struct bpos p, uint32_t size, unsigned type, const void *value,
-		   size_t value_bytes);
+void image_put_key(struct image *image, unsigned btree_id, struct bpos p, uint32_t size, unsigned type,
+		   const void *value, size_t value_bytes);
 /* Data extents of @inum for @sectors sectors from @sector of the file; @btree_id reflink: indirect ones. */
 void image_put_data(struct image *image, unsigned btree_id, uint64_t inum, uint64_t sector, uint64_t sectors);
 /* A range of the file that refers to indirect extents. */

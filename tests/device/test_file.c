@@ -479,6 +479,48 @@ static void buffered_block_device_takes_any_alignment(void **state)
 	block_device_keeps_all_promises(4096, DEVICE_OPEN_NO_DIRECT);
 }
 
+/* The host's page cache may hold it, ring or not, aligned or not: the bytes are the file's. */
+static void reads_that_may_be_cached_give_the_same_bytes(void **state)
+{
+	const char *path = temp_path("cached");
+	uint8_t expected[4 * UNIT], *buf = io_buffer_alloc(sizeof(expected));
+	struct rng rng;
+
+	rng_init(&rng, test_seed());
+	temp_file_create(path, FILE_BYTES);
+	fill_random(&rng, expected, sizeof(expected));
+	struct device *dev = must_open(path, DEVICE_OPEN_WRITE | DEVICE_OPEN_NO_DIRECT);
+	assert_int_equal(device_write(dev, FILE_BYTES - sizeof(expected), expected, sizeof(expected)), 0);
+	device_close(dev);
+
+	static const unsigned flags[] = { 0, DEVICE_OPEN_NO_URING, DEVICE_OPEN_NO_DIRECT };
+	for (unsigned i = 0; i < ARRAY_NR(flags); i++) {
+		dev = must_open(path, flags[i]);
+		for (uint64_t skip = 0; skip < sizeof(expected); skip += 1 + rng_below(&rng, 700)) {
+			size_t len = 1 + rng_below(&rng, sizeof(expected) - skip);
+			struct iovec iov = { buf, len };
+			struct device_io io = {
+				.op = DEVICE_READ,
+				.dev = dev,
+				.offset_bytes = FILE_BYTES - sizeof(expected) + skip,
+				.iov = &iov,
+				.iov_nr = 1,
+				.len_bytes = len,
+				.may_be_cached = true,
+			};
+			struct io_group group;
+
+			memset(buf, 0xee, sizeof(expected));
+			io_group_init(&group);
+			io_submit(&group, &io);
+			assert_int_equal(io_group_wait(&group), 0);
+			assert_memory_equal(buf, expected + skip, len);
+		}
+		device_close(dev);
+	}
+	io_buffer_free(buf);
+}
+
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
@@ -492,6 +534,7 @@ int main(void)
 		cmocka_unit_test(file_ends_at_its_last_whole_sector),
 		cmocka_unit_test(tail_shorter_than_the_alignment_is_readable),
 		cmocka_unit_test(read_from_a_file_that_shrank_says_how_much_came),
+		cmocka_unit_test(reads_that_may_be_cached_give_the_same_bytes),
 		cmocka_unit_test(rings_are_borrowed_only_while_needed),
 		cmocka_unit_test(parent_and_child_use_rings_of_their_own),
 		cmocka_unit_test(io_goes_on_when_no_ring_can_be_made),

@@ -107,7 +107,8 @@ EXPECTED = {
                                   "fallback": "the subvolumes btree can't be read"},
     # Real snapshots, and nothing that tells which is whose: only what is in no snapshot but the first is sure.
     "snapshots-snapshots-leaf": {"reports": [("damage", NODE, "snapshots level 0"), ("damage", "namespace", "")],
-                                 "fallback": "the snapshots btree can't be read", "unsure": lambda e: e.get("subvol", 1) != 1},
+                                 "fallback": "the snapshots btree can't be read",
+                                 "unsure": lambda e: e.get("subvol", 1) != 1},
     "snapshots-data-bitflip": {"reports": [("damage", "extent", "inode 4188")],
                                "damage": {"opts/compression-none": [[24576, 65536]]}},
     "replicas2-extents-leaf-one-replica": {"optional": [("recovered", NODE, "extents level 0")]},

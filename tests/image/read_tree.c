@@ -6,8 +6,8 @@
  *	read_tree [...] --cat PATH FS		the file's bytes, damaged ranges as zeroes
  *
  * Beyond a manifest's keys, an entry has "data" ([offset, length] of what isn't a hole), "damage" ([offset, length,
- * error] of what couldn't be read), "error" (what the walk, or reading a symlink, said) and "xattrs_error". The head has
- * "reports", "counts", "fallback" and "usage"; when the filesystem doesn't open, there is only "error" and "why".
+ * error] of what couldn't be read), "error" (what the walk, or reading a symlink, said) and "xattrs_error". The head
+ * has "reports", "counts", "fallback" and "usage"; when the filesystem doesn't open, there is only "error" and "why".
  *
  * Exit status: 0 when it opened, 1 when it did not, 2 for wrong arguments.
  */

@@ -187,7 +187,7 @@ def ancestors(path):
 
 def are_names_lost(x):
     """Nobody can tell them then."""
-    return any(position.startswith("dirents level 0") and level == "damage" for level, _, position in x.get("reports", []))
+    return any(level == "damage" and position.startswith("dirents level 0") for level, _, position in x.get("reports", ()))
 
 
 # --- mount ---

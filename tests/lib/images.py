@@ -80,6 +80,7 @@ def unpack(folder, name, to):
     for p in packed:
         devices.append(os.path.join(to, os.path.basename(p)[: -len(".zst")]))
         subprocess.run(["zstd", "-dqf", "--sparse", "--long=31", p, "-o", devices[-1]], check=True)
+        os.chmod(devices[-1], 0o600)  # zstd hands the packed file's mode on
     return devices
 
 

@@ -86,7 +86,8 @@ def mounting_for_writing_is_refused(to):
 
 def a_wrong_passphrase_is_told(to):
     u = doors.Unpacked(FOLDER, "small-encrypted", to)
-    status, _, err = doors.run([KILN, "mount", "-o", "ro", *u.passphrase_options("wrong"), u.devices[0], to], timeout=WAIT_S)
+    command = [KILN, "mount", "-o", "ro", *u.passphrase_options("wrong"), u.devices[0], to]
+    status, _, err = doors.run(command, timeout=WAIT_S)
     assert status == 1 and "wrong passphrase" in err, "status %d: %s" % (status, err)
 
 
@@ -248,10 +249,22 @@ def two_mounts_of_one_image_share_it(to):
 
 
 CASES = [
-    failing_in_the_background_is_told, mounting_for_writing_is_refused, a_wrong_passphrase_is_told, umount_ends_the_server,
-    fusermount_ends_the_server, signals_end_the_server_and_the_mount, reading_never_writes, only_damaged_pages_fail,
-    holes_are_seen, statfs_says_how_full_it_is, options_are_seen_as_attributes, numbers_of_inodes_tell_objects_apart,
-    names_work_as_on_disk, names_of_either_case_work, many_processes_read_at_once, two_mounts_of_one_image_share_it,
+    failing_in_the_background_is_told,
+    mounting_for_writing_is_refused,
+    a_wrong_passphrase_is_told,
+    umount_ends_the_server,
+    fusermount_ends_the_server,
+    signals_end_the_server_and_the_mount,
+    reading_never_writes,
+    only_damaged_pages_fail,
+    holes_are_seen,
+    statfs_says_how_full_it_is,
+    options_are_seen_as_attributes,
+    numbers_of_inodes_tell_objects_apart,
+    names_work_as_on_disk,
+    names_of_either_case_work,
+    many_processes_read_at_once,
+    two_mounts_of_one_image_share_it,
 ]
 
 
