@@ -34,7 +34,9 @@ bench: all
 fuzz:
 	fuzz/run $(FUZZ_SECONDS)
 
-install: all
+install: build/build.ninja
+	meson configure build --prefix=$(PREFIX)
+	meson compile -C build
 	meson install -C build
 
 deps:

@@ -32,9 +32,9 @@ _Static_assert(ARRAY_NR(private_errors) == KILN_E_LAST - KILN_E_FIRST, "every pr
 /* What to do next, for faults whose finder knows nothing better. */
 static const char *const level_advice[] = {
 	[REPORT_INFO] = NULL,
-	[REPORT_RECOVERED] = "Another copy was used; a scrub replaces the bad one.",
-	[REPORT_DAMAGE] = "The rest stays readable; fsck tells what can be repaired.",
-	[REPORT_FATAL] = "This was given up; fsck without repair tells more.",
+	[REPORT_RECOVERED] = "Another copy was used.",
+	[REPORT_DAMAGE] = "The rest stays readable.",
+	[REPORT_FATAL] = NULL,
 };
 
 static const struct private_error *private_error_find(int err)

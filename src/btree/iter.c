@@ -265,7 +265,8 @@ int btree_lookup(struct btrees *trees, unsigned btree_id, struct bpos pos, struc
 	if (found > 0) {
 		copy->k = k;
 		copy->k.value = copy->value;
-		memcpy(copy->value, k.value, bkey_value_bytes(&k.k));
+		if (k.k.value_u64s)
+			memcpy(copy->value, k.value, bkey_value_bytes(&k.k));
 	}
 	btree_iter_close(&it);
 	return found;

@@ -448,8 +448,7 @@ static void replica_report(const struct node_reader *r, unsigned replica, enum r
 			    .found = is_fault ? result->fault.found : error_name(result->err),
 			    .advice = level == REPORT_RECOVERED
 					      ? "Another replica served. The bad copy should be rewritten."
-					      : "Nothing in this range of keys can be read. fsck can rebuild what "
-						"other btrees or devices still tell.",
+					      : "Nothing in this range of keys can be read.",
 		    });
 }
 

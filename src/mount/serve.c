@@ -331,13 +331,14 @@ static void serve_statfs(fuse_req_t req, fuse_ino_t id)
 		return;
 	}
 
-	/* Nothing can be written, so nothing is available; what is free is what isn't used. */
+	/* As if it could be written: "100% used" would only alarm. */
 	uint64_t used = u.is_known ? min(u.used, u.capacity) : 0;
 	struct statvfs st = {
 		.f_bsize = u.block_bytes,
 		.f_frsize = u.block_bytes,
 		.f_blocks = u.capacity / u.block_bytes,
 		.f_bfree = (u.capacity - used) / u.block_bytes,
+		.f_bavail = (u.capacity - used) / u.block_bytes,
 		.f_files = u.inodes,
 		.f_namemax = 512,
 		.f_flag = ST_RDONLY,

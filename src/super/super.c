@@ -317,7 +317,7 @@ static int key_fill(struct super *s, const struct super_open_opts *opts)
 	if (err && err != -ENOMEM) {
 		report_plain(s->reports, opts->is_lenient ? REPORT_DAMAGE : REPORT_FATAL, err, NULL, "superblock",
 			     "encrypted, and its key can't be used",
-			     "Try another copy of the superblock with the option sb.");
+			     "Try another copy of the superblock: --sb names its sector.");
 		s->needs_passphrase = true;
 		return opts->is_lenient ? 0 : err;
 	}

@@ -227,9 +227,8 @@ static void report_missing(const struct super *s, unsigned idx, enum report_leve
 	report_emit(s->reports, &(struct report){ .level = level,
 						  .err = level == REPORT_FATAL ? -ENODEV : 0,
 						  .device = s->members[idx].name,
-						  .structure = "filesystem",
-						  .expected = "all members",
-						  .found = "a member that wasn't given or found",
+						  .structure = "member of the filesystem",
+						  .found = "it wasn't given or found",
 						  .advice = advice });
 }
 
@@ -248,12 +247,14 @@ int super_check_enough_devices(struct super *s, const struct super_open_opts *op
 		replicas == REPLICAS_LOST ? !super_accepts_very_degraded(opts) : !super_accepts_degraded(opts);
 	const char *advice = NULL;
 	if (is_refused && replicas == REPLICAS_LOST)
-		advice = "Name it too. Without it some data has no copy left: the option very_degraded opens the rest.";
+		advice = "Name it too. Without it some data has no copy left: --very-degraded (mount option "
+			 "very_degraded) opens the rest.";
 	else if (is_refused)
-		advice = "Name it too, or use the option degraded: what is known to be on it has copies elsewhere.";
+		advice = "Name it too, or use --degraded (mount option degraded): what is known to be on it has copies "
+			 "elsewhere.";
 
 	for (unsigned i = 0; i < s->member_nr; i++)
 		if (s->members[i].m.exists && !s->members[i].dev)
-			report_missing(s, i, is_refused ? REPORT_FATAL : REPORT_RECOVERED, advice);
+			report_missing(s, i, is_refused ? REPORT_FATAL : REPORT_INFO, advice);
 	return is_refused ? -ENODEV : 0;
 }

@@ -238,7 +238,7 @@ static void search_report(const struct sb_search *s, const struct report_sink *r
 		if (!p->err || p->err == -KILN_E_UNSUPPORTED || !search_expects(s, p))
 			continue;
 		snprintf(position, sizeof(position), "copy at sector %" PRIu64, p->sector);
-		report_fault(reports, s->best ? REPORT_RECOVERED : REPORT_DAMAGE, &p->fault, s->dev->name, "superblock",
+		report_fault(reports, s->best ? REPORT_RECOVERED : REPORT_INFO, &p->fault, s->dev->name, "superblock",
 			     position);
 	}
 
@@ -265,7 +265,7 @@ static void report_none_left(const struct sb_search *s, int err, const struct re
 {
 	char found[64];
 
-	snprintf(found, sizeof(found), "none among %u places looked at", s->place_nr);
+	snprintf(found, sizeof(found), "none at %u places looked at", s->place_nr);
 	report_emit(reports,
 		    &(struct report){ .level = REPORT_FATAL,
 				      .err = err,
@@ -273,8 +273,8 @@ static void report_none_left(const struct sb_search *s, int err, const struct re
 				      .structure = "superblock",
 				      .expected = "an intact copy",
 				      .found = found,
-				      .advice = "If this is the right device, all copies are damaged or they are in "
-						"unusual places: give the sector of a good one with the option sb." });
+				      .advice = "This is no bcachefs filesystem, or all copies of its superblock are "
+						"damaged. Where one is at an unusual place, name its sector: --sb." });
 }
 
 static void report_unsupported(const struct sb_search *s, const struct report_sink *reports)

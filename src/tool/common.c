@@ -6,6 +6,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <syslog.h>
 #include <termios.h>
 #include <unistd.h>
 
@@ -13,19 +14,45 @@
 #include "tool/tool.h"
 
 volatile int tool_interrupted;
+static bool is_in_background;
+
+/* One line to stderr, or to the system log. Lines of several threads don't mix. */
+static void message(int priority, const char *fmt, va_list args)
+{
+	if (is_in_background) {
+		vsyslog(priority, fmt, args);
+		return;
+	}
+	flockfile(stderr);
+	fputs("kiln: ", stderr);
+	vfprintf(stderr, fmt, args);
+	fputc('\n', stderr);
+	funlockfile(stderr);
+}
+
+static void message_at(int priority, const char *fmt, ...) PRINTF_LIKE(2, 3);
+static void message_at(int priority, const char *fmt, ...)
+{
+	va_list args;
+
+	va_start(args, fmt);
+	message(priority, fmt, args);
+	va_end(args);
+}
 
 void tool_error(const char *fmt, ...)
 {
 	va_list args;
 
-	/* One line at a time: copying tells what it meets from several threads. */
-	flockfile(stderr);
-	fputs("kiln: ", stderr);
 	va_start(args, fmt);
-	vfprintf(stderr, fmt, args);
+	message(LOG_ERR, fmt, args);
 	va_end(args);
-	fputc('\n', stderr);
-	funlockfile(stderr);
+}
+
+void tool_log_to_syslog(void)
+{
+	openlog("kiln", LOG_PID, LOG_DAEMON);
+	is_in_background = true;
 }
 
 int tool_usage_error(const struct command *self, const char *fmt, ...)
@@ -113,6 +140,15 @@ int tool_open_option(const struct command *self, int c, struct tool_open *open, 
 			return 1;
 		tool_usage_error(self, "--memory takes a size of at least 32M, not '%s'", optarg);
 		return -1;
+	case TOOL_OPT_SB: {
+		char *end;
+
+		open->sb_sector = strtoull(optarg, &end, 10);
+		if (end != optarg && !*end && open->sb_sector)
+			return 1;
+		tool_usage_error(self, "--sb takes the number of a sector, not '%s'", optarg);
+		return -1;
+	}
 	case '?': fprintf(stderr, "try `kiln %s --help`\n", self->name); return -1;
 	default: return 0;
 	}
@@ -198,14 +234,13 @@ static void print_report(void *ctx, const struct kiln_report *r)
 	/* Fatal reports come back as the reason of the failure. */
 	if (r->level == KILN_REPORT_FATAL || (r->level == KILN_REPORT_INFO && !open_opts->is_verbose))
 		return;
-	fprintf(stderr, "kiln: %s: %s\n", words[r->level], r->text);
+	message_at(r->level == KILN_REPORT_INFO ? LOG_NOTICE : LOG_WARNING, "%s: %s", words[r->level], r->text);
 }
 
 static void print_log(void *ctx, enum kiln_log_level level, const char *line)
 {
 	(void)ctx;
-	(void)level;
-	fprintf(stderr, "kiln: %s\n", line);
+	message_at(level == KILN_LOG_ERROR ? LOG_ERR : level == KILN_LOG_WARNING ? LOG_WARNING : LOG_INFO, "%s", line);
 }
 
 kiln_fs *tool_open_fs(const struct tool_open *open_opts, const char *fs_arg, enum fs_depth depth)
@@ -217,6 +252,7 @@ kiln_fs *tool_open_fs(const struct tool_open *open_opts, const char *fs_arg, enu
 		.flags = open_opts->flags,
 		.mount_options = open_opts->mount_options,
 		.memory_bytes = open_opts->memory_bytes,
+		.sb_sector = open_opts->sb_sector,
 		.ctx = (void *)open_opts,
 		.log = print_log,
 		.log_level = open_opts->is_verbose ? KILN_LOG_INFO : KILN_LOG_WARNING,

@@ -158,6 +158,12 @@ static void ls_path(struct ls *ls, const char *path, bool has_heading)
 	int err = kiln_lookup_path(ls->fs, path, 0, &st);
 	if (!err && S_ISLNK(st.mode) && !ls->is_long)
 		err = kiln_lookup_path(ls->fs, path, KILN_FOLLOW, &st);
+	/* The root is known without its inode, and the walk gets by without it too. */
+	if (err == -EIO && !path[strspn(path, "/")]) {
+		complain(ls, path, err);
+		st = (struct kiln_stat){ .node = kiln_root(ls->fs), .mode = S_IFDIR };
+		err = 0;
+	}
 	if (err) {
 		complain(ls, path, err);
 		return;
@@ -172,7 +178,7 @@ static void ls_path(struct ls *ls, const char *path, bool has_heading)
 	if (ls->is_all && S_ISDIR(st.mode))
 		print_dots(ls, path, st.node);
 	err = kiln_walk(ls->fs, st.node, walk_entry, &w);
-	if (err)
+	if (err && !ferror(stdout))
 		complain(ls, path, err);
 }
 
@@ -206,8 +212,13 @@ static int ls_run(const struct command *self, int argc, char **argv)
 	for (int i = optind + 1; i < argc && !tool_interrupted; i++)
 		ls_path(&ls, argv[i], argc - optind > 2);
 
-	if (fflush(stdout) || ferror(stdout) || tool_interrupted)
+	if (fflush(stdout) || ferror(stdout)) {
+		/* A reader that went away is no news. */
+		if (errno != EPIPE)
+			tool_error("can't write the output: %s", strerror(errno));
 		ls.has_failed = true;
+	}
+	ls.has_failed |= tool_interrupted;
 	return tool_close_fs(ls.fs, ls.has_failed ? TOOL_FAILED : ls.is_damaged ? TOOL_DAMAGE : TOOL_OK);
 }
 

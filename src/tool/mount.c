@@ -110,6 +110,8 @@ static void mounted(void *ctx)
 		tool_error("can't change to /: %s", strerror(errno));
 	tell_parent(m, 0);
 
+	/* What is found damaged from here on is told to the system log. */
+	tool_log_to_syslog();
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	for (int fd = 0; null >= 0 && fd < 3; fd++)
 		dup2(null, fd);

@@ -235,7 +235,11 @@ static void contents_write(struct tar *t, struct item *o)
 		int err = t->pump ? pump_file(t->pump, o->st.node, o->st.size, o->is_sparse, take_chunk, t) : -ENOMEM;
 		t->gap_error = err ? err : t->gap_error;
 	}
-	contents_skip_to(t, UINT64_MAX);
+	/* Nothing is damaged only because the archive couldn't be written. */
+	if (t->error)
+		t->pending.len = 0;
+	else
+		contents_skip_to(t, UINT64_MAX);
 	damage_flush(t);
 }
 
@@ -549,7 +553,7 @@ static int tar_tree(struct tar *t, const char *path)
 	err = t->error ? t->error : err;
 	/* A reader that went away, and Ctrl-C, are no news. */
 	if (err && err != -EPIPE && err != -EINTR)
-		tool_error("%s: %s", path, strerror(-err));
+		tool_error("%s: %s", t->error ? "can't write the archive" : path, strerror(-err));
 	if (err || tool_interrupted)
 		return TOOL_FAILED;
 	return t->trouble ? TOOL_DAMAGE : TOOL_OK;

@@ -49,6 +49,7 @@ struct tool_open {
 	const char *passphrase_file; /* NULL: ask on the terminal */
 	int passphrase_fd;	     /* -1: none */
 	uint64_t memory_bytes;
+	uint64_t sb_sector; /* 0: where it should be */
 	bool is_verbose;
 	bool is_json;
 };
@@ -63,19 +64,20 @@ enum {
 	TOOL_OPT_JSON,
 	TOOL_OPT_HELP,
 	TOOL_OPT_VERBOSE,
+	TOOL_OPT_SB,
 	TOOL_OPT_COMMAND = 0x2000, /* first number for a command's own long options */
 };
-#define TOOL_OPEN_OPTIONS                                                             \
-	{ "passphrase-file", required_argument, NULL, TOOL_OPT_PASSPHRASE_FILE },     \
-		{ "passphrase-fd", required_argument, NULL, TOOL_OPT_PASSPHRASE_FD }, \
-		{ "degraded", no_argument, NULL, TOOL_OPT_DEGRADED },                 \
-		{ "very-degraded", no_argument, NULL, TOOL_OPT_VERY_DEGRADED },       \
-		{ "force", no_argument, NULL, TOOL_OPT_FORCE },                       \
-		{ "memory", required_argument, NULL, TOOL_OPT_MEMORY },               \
-		{ "buffered", no_argument, NULL, TOOL_OPT_BUFFERED },                 \
-		{ "verbose", no_argument, NULL, TOOL_OPT_VERBOSE },                   \
-	{                                                                             \
-		"help", no_argument, NULL, TOOL_OPT_HELP                              \
+#define TOOL_OPEN_OPTIONS                                                                                           \
+	{ "passphrase-file", required_argument, NULL, TOOL_OPT_PASSPHRASE_FILE },                                   \
+		{ "passphrase-fd", required_argument, NULL, TOOL_OPT_PASSPHRASE_FD },                               \
+		{ "degraded", no_argument, NULL, TOOL_OPT_DEGRADED },                                               \
+		{ "very-degraded", no_argument, NULL, TOOL_OPT_VERY_DEGRADED },                                     \
+		{ "force", no_argument, NULL, TOOL_OPT_FORCE },                                                     \
+		{ "memory", required_argument, NULL, TOOL_OPT_MEMORY },                                             \
+		{ "buffered", no_argument, NULL, TOOL_OPT_BUFFERED },                                               \
+		{ "verbose", no_argument, NULL, TOOL_OPT_VERBOSE }, { "sb", required_argument, NULL, TOOL_OPT_SB }, \
+	{                                                                                                           \
+		"help", no_argument, NULL, TOOL_OPT_HELP                                                            \
 	}
 #define TOOL_OPEN_USAGE                                                                                        \
 	"  --passphrase-file FILE  passphrase of an encrypted filesystem (first line; - for standard input)\n" \
@@ -85,6 +87,7 @@ enum {
 	"  --force                 read although another process is writing it\n"                              \
 	"  --memory SIZE           budget for caches and buffers (default 256M, at least 32M)\n"               \
 	"  --buffered              don't use direct I/O\n"                                                     \
+	"  --sb SECTOR             take the superblock from there (default 8, or wherever a good copy is)\n"   \
 	"  --verbose               say more on standard error\n"                                               \
 	"  --help                  this text\n"
 
@@ -123,6 +126,9 @@ void progress_set_total(struct progress *p, uint64_t total_bytes);
 /* Clear the bar so that a message can be printed; it comes back by itself. NULL is allowed everywhere. */
 void progress_hide(struct progress *p);
 void progress_end(struct progress *p);
+
+/* From here on messages and reports go to the system log: the process has left its terminal. */
+void tool_log_to_syslog(void);
 
 /* Set by SIGINT and SIGTERM once tool_catch_signals() was called: long work should stop and clean up. */
 extern volatile int tool_interrupted;

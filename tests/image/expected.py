@@ -37,7 +37,7 @@ JOURNAL_543 = {"reports": [("damage", "journal", "entries 543-543")]}
 
 def missing(device):
     return {"refused": ("ENODEV", ["device %d" % device, "degraded"]), "options": ["--degraded"],
-            "reports": [("recovered", "filesystem", "")], "device": "device %d" % device}
+            "optional": [("info", "member of the filesystem", "")], "device": "device %d" % device}
 
 
 EXPECTED = {
@@ -96,7 +96,7 @@ EXPECTED = {
 
     # Those of tests/images.
     "snapshots-sb-primary-zeroed": SUPERBLOCK,
-    "snapshots-sb-all-zeroed": {"refused": ("EUCLEAN", ["superblock", "intact copy", "option sb"])},
+    "snapshots-sb-all-zeroed": {"refused": ("EUCLEAN", ["superblock", "intact copy", "--sb"])},
     "snapshots-dirents-leaf": DAMAGED_DIRENTS,
     "snapshots-extents-leaf": {"reports": [("damage", NODE, "extents level 0")], "further": ("extents btree", "inode "),
                                "lost": with_content},

@@ -170,7 +170,7 @@ def statfs_says_how_full_it_is(to):
     with doors.Mount(KILN, devices, os.path.join(to, "mnt")) as m:
         st = os.statvfs(m.directory)
         total = sum(os.path.getsize(d) for d in devices)
-        assert st.f_flag & os.ST_RDONLY and st.f_bavail == 0 and st.f_namemax >= 255, st
+        assert st.f_flag & os.ST_RDONLY and 0 < st.f_bavail <= st.f_blocks and st.f_namemax >= 255, st
         assert total // 2 < st.f_blocks * st.f_frsize <= total, st
         assert 0 < st.f_bfree < st.f_blocks, st
         entries = images.manifest(FOLDER, "small-zstd-replicas2")["entries"]

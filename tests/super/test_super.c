@@ -145,7 +145,7 @@ static void device_without_any_copy_is_refused_with_advice(void **state)
 	fs_init(&fs, 1);
 	assert_int_equal(fs_open(&fs, &s), -KILN_E_INVALID);
 	assert_int_equal(reports.levels[REPORT_FATAL], 1);
-	assert_non_null(strstr(reports.text, "option sb"));
+	assert_non_null(strstr(reports.text, "--sb"));
 	assert_null(s);
 }
 
@@ -379,7 +379,7 @@ static void missing_member_is_named_and_refused(void **state)
 	fs.member[1].group = 1;
 	assert_int_equal(open_without_device_1(&fs, (struct super_open_opts){ 0 }, &s), -ENODEV);
 	assert_non_null(strstr(reports.text, "device 1 (label hdd, missing)"));
-	assert_non_null(strstr(reports.text, "option degraded"));
+	assert_non_null(strstr(reports.text, "--degraded"));
 }
 
 /* What one replicas entry asks for, with device 1 of 2 or 3 missing. */
