@@ -274,4 +274,6 @@ def in_a_folder(case):
         case(to)
 
 
+# Where the caller ignores it (nohup), the servers started here would too.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 sys.exit(tap.run([(case.__name__, lambda case=case: in_a_folder(case)) for case in CASES]))
