@@ -25,6 +25,13 @@ static bool key_is_data(const struct data *data, struct bkey_ref k)
 	return true;
 }
 
+/* Start at the key that covers sector @pos, or the next one. */
+static void seek_open(struct btree_iter *it, struct data *data, const struct data_file *file, uint64_t pos)
+{
+	btree_iter_open(it, data->trees, BTREE_EXTENTS, BPOS(file->inum, pos + 1, 0), 0, file->snapshot);
+	it->end = BPOS(file->inum, UINT64_MAX, UINT32_MAX);
+}
+
 /* Next key, or range that can't be read, that covers something behind @pos. 1, 0 none, -ENOMEM. */
 static int stretch_next(const struct data *data, struct btree_iter *it, uint64_t inum, uint64_t pos, struct stretch *s)
 {
@@ -62,8 +69,7 @@ int data_seek_lost(struct data *data, const struct data_file *file, uint64_t off
 	if (offset_bytes >= file->size_bytes)
 		return -ENXIO;
 
-	btree_iter_open(&it, data->trees, BTREE_EXTENTS, BPOS(file->inum, pos + 1, 0), 0, file->snapshot);
-	it.end = BPOS(file->inum, UINT64_MAX, UINT32_MAX);
+	seek_open(&it, data, file, pos);
 	while (pos < file_end && (n = stretch_next(data, &it, file->inum, pos, &s)) > 0) {
 		if (s.is_lost && s.end > pos)
 			break;
@@ -90,8 +96,7 @@ int data_seek(struct data *data, const struct data_file *file, uint64_t offset_b
 		return -ENXIO;
 
 	/* All before pos is known not to be what is looked for. */
-	btree_iter_open(&it, data->trees, BTREE_EXTENTS, BPOS(file->inum, pos + 1, 0), 0, file->snapshot);
-	it.end = BPOS(file->inum, UINT64_MAX, UINT32_MAX);
+	seek_open(&it, data, file, pos);
 	while (pos < end && (n = stretch_next(data, &it, file->inum, pos, &s)) > 0) {
 		if (s.end <= pos)
 			continue;
