@@ -75,14 +75,14 @@ const char *xattr_prefix(unsigned type) { return type < XATTR_TYPE_NR ? name_spa
 
 int xattr_name_parse(const char *full, uint8_t *type, const char **name)
 {
-	for (uint8_t i = 0; i < XATTR_TYPE_NR; i++) {
+	for (unsigned i = 0; i < XATTR_TYPE_NR; i++) {
 		size_t len = strlen(name_spaces[i].prefix);
 
 		if (strncmp(full, name_spaces[i].prefix, len))
 			continue;
 		if (name_spaces[i].is_whole_name ? full[len] != 0 : full[len] == 0)
 			continue;
-		*type = i;
+		*type = (uint8_t)i;
 		*name = full + len;
 		return 0;
 	}

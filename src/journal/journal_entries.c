@@ -9,6 +9,7 @@
  * can't be read, loses its rank and goes behind the other copies; so good copies always come first. An entry whose last
  * good copy went this way is a hole from there on.
  */
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -125,6 +126,7 @@ static void copy_read_bad(struct journal_reader *r, const struct journal_locatio
 	struct device *dev = s->members[at->dev].dev;
 	struct jset_disk *j = r->entry;
 
+	assert(j && r->entry_bytes >= at->bytes);
 	if (device_read(dev, location_begin(s, at), j, at->bytes))
 		journal_pieces_read(dev, location_begin(s, at), j, at->bytes);
 	j->u64s = le32_of((uint32_t)((at->bytes - sizeof(*j)) / 8));
