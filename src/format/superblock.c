@@ -252,7 +252,7 @@ void sb_key_context(const struct sb_disk *sb, bool has_key, struct key_context *
 	}
 }
 
-void sb_member_geometry(const struct sb_disk *sb, struct member_geometry members[SB_MEMBERS_MAX])
+void sb_member_geometry(const struct sb_disk *sb, struct member_geometry *members)
 {
 	for (unsigned i = 0; i < sb->nr_devices; i++) {
 		struct member m;

@@ -336,7 +336,7 @@ bool sb_quota(const struct sb_disk *sb, struct sb_quota *q);
 /* Context for key validation, geometry of members excepted (the caller fills in members, member_nr). */
 void sb_key_context(const struct sb_disk *sb, bool has_key, struct key_context *ctx);
 /* That geometry, of all nr_devices slots. */
-void sb_member_geometry(const struct sb_disk *sb, struct member_geometry members[SB_MEMBERS_MAX]);
+void sb_member_geometry(const struct sb_disk *sb, struct member_geometry *members);
 
 /* --- printing --- */
 

@@ -227,16 +227,12 @@ static int members_fill(struct super *s, struct super_candidates *c)
 	if (!s->members || !s->geometry)
 		return -ENOMEM;
 
+	sb_member_geometry(s->sb, s->geometry);
 	for (unsigned i = 0; i < s->member_nr; i++) {
 		struct super_member *m = &s->members[i];
 
 		sb_member(s->sb, i, &m->m);
 		member_name_missing(m, s->sb, i);
-		s->geometry[i] = (struct member_geometry){ .exists = m->m.exists,
-							   .bucket_sectors = m->m.bucket_sectors,
-							   .first_bucket = m->m.first_bucket,
-							   .bucket_nr = m->m.nbuckets,
-							   .durability_stored = m->m.durability + 1u };
 	}
 	for (size_t i = 0; i < c->nr; i++) {
 		struct super_candidate *x = &c->v[i];
