@@ -12,6 +12,7 @@
 #define KILN_BTREE_BTREE_H
 
 #include "base/report.h"
+#include "base/watermark.h"
 #include "format/btree_node.h"
 #include "format/btrees.h"
 #include "format/extent.h"
@@ -19,6 +20,7 @@
 
 struct btrees;
 struct btree_node;
+struct btree_node_reserve;
 
 /* Where nodes come from. Filled in by `engine` for disks; tests use memory. */
 struct btree_backend {
@@ -31,8 +33,41 @@ struct btree_backend {
 	const char *(*device_name)(void *ctx, unsigned dev);
 	/* A replica was found bad, unless its device isn't there: for counters. May be NULL. */
 	void (*replica_bad)(void *ctx, unsigned dev, int err);
+
+	/* --- writing; all NULL where nothing is written --- */
+
+	/*
+	 * Have room for @nr whole nodes at hand, so that node_alloc() can't fail. Called without locks; may wait for
+	 * space. 0 with *@reserve, or -ENOSPC, -EROFS.
+	 */
+	int (*reserve)(void *ctx, unsigned nr, enum watermark watermark, struct btree_node_reserve **reserve);
+	/* Take one: fills in p->ptrs and p->ptr_nr, all replicas, current generations. Not more than were reserved. */
+	void (*node_alloc)(void *ctx, struct btree_node_reserve *reserve, struct btree_ptr *p);
+	/* Give back what is left of it. The buckets of nodes taken from it may be reused as their keys say from here
+	 * on. */
+	void (*reserve_put)(void *ctx, struct btree_node_reserve *reserve);
+	/*
+	 * Write @bytes at byte @offset of the node to all replicas, and wait. *@failed gets a bit for each replica
+	 * (index in p->ptrs) that could not be written. 0, or an error when none could.
+	 */
+	int (*write)(void *ctx, const struct btree_ptr *p, const void *buf, size_t offset, size_t bytes,
+		     unsigned *failed);
+	/*
+	 * A node that nothing points at any more, neither here nor in any journal entry that could be replayed: only
+	 * backends without journal need it, to free the space at once. NULL otherwise.
+	 */
+	void (*node_free)(void *ctx, const struct btree_ptr *p);
 	void *ctx;
 };
+
+/*
+ * A backend in memory (btree_memory.c): nodes in a memory file, published and retired at once; no journal, no triggers.
+ * For tests, and for what online check and repair sort. Node size as in @kctx.
+ */
+struct btree_memory;
+int btree_memory_open(const struct key_context *kctx, struct btree_memory **memory);
+void btree_memory_close(struct btree_memory *memory);
+void btree_memory_backend(struct btree_memory *memory, struct btree_backend *backend);
 
 /* The snapshot tree: is @ancestor the snapshot @id or an ancestor of it? */
 struct btree_snapshots {

@@ -1,0 +1,143 @@
+/*
+ * Space: which bucket next, what is used by what, and the counters (07).
+ *
+ * The alloc btree says of every bucket what is in it. Everything else that says so follows from it or from the pointers
+ * themselves, and is kept by the triggers here (allocator_hooks()): freespace, need_discard, the LRUs, bucket_gens,
+ * backpointers, and usage counters. The rooms above put keys with pointers; no caller updates derived state by hand.
+ *
+ * An *open bucket* is one that is being allocated from. It stays open until everything allocated from it has been
+ * referred to by a committed key (or given up), because until then nothing on disk says that it is in use; while it is
+ * open nobody else gets it and its generation isn't raised. A *write point* is a stream of allocations that lie behind
+ * one another; it holds one open bucket per replica.
+ *
+ * A bucket that became empty in journal entry S is not discarded or handed out before a flush entry >= S is durable
+ * (07 §8.8).
+ *
+ * The counters (usage) at the end of journal entry N are the state after all transactions up to N: deltas of a commit
+ * are collected per entry and folded into the base when the journal writes that entry (allocator_journal_tail()).
+ */
+#ifndef KILN_ALLOC_ALLOCATOR_H
+#define KILN_ALLOC_ALLOCATOR_H
+
+#include "alloc/usage.h"
+#include "base/watermark.h"
+#include "btree/txn.h"
+#include "format/alloc.h"
+#include "journal/journal.h"
+#include "super/super.h"
+
+struct allocator;
+
+struct allocator_opts {
+	struct super *super;
+	struct btrees *trees;
+	const struct journal_state *state; /* counters and clocks to go on from */
+	/*
+	 * See that the superblocks of all devices have this replicas entry (07 §12.2), durably, before it returns.
+	 * Called without locks; super_replicas_mark() of `super`.
+	 */
+	int (*replicas_mark)(void *ctx, const struct usage_replicas *entry);
+	void *ctx;
+	const struct report_sink *reports;
+};
+
+/* Reads generations (bucket_gens) and counters. Nothing is written. 0 or an error. */
+int allocator_open(const struct allocator_opts *opts, struct allocator **allocator);
+/* Start the tasks: discards, node reserve. Before it every allocation fails with -EROFS. */
+int allocator_start(struct allocator *a, struct journal *journal);
+/*
+ * Drop write points, give up open buckets and reserves that nobody uses, let pending discards finish as far as they
+ * can without waiting for more journal writes. Before a clean shutdown's last flush of the btrees.
+ */
+void allocator_quiesce(struct allocator *a);
+void allocator_stop(struct allocator *a);
+void allocator_close(struct allocator *a);
+
+/* --- for the engine's tables --- */
+
+/* The triggers of keys that point at space, of alloc keys, of inodes (counting them), reservations, reflink_p. */
+size_t allocator_txn_bytes(void);
+int allocator_trigger(struct allocator *a, struct btree_txn *txn, const struct btree_update *u);
+int allocator_prepare(struct allocator *a, struct btree_txn *txn);
+void allocator_commit(struct allocator *a, struct btree_txn *txn, const struct btree_update *u, uint64_t seq);
+void allocator_committed(struct allocator *a, struct btree_txn *txn, uint64_t seq);
+void allocator_aborted(struct allocator *a, struct btree_txn *txn);
+/* journal_ops */
+unsigned allocator_journal_tail(struct allocator *a, uint64_t seq, void *at, unsigned max_u64s);
+unsigned allocator_journal_tail_u64s_max(struct allocator *a);
+void allocator_journal_flushed(struct allocator *a, uint64_t seq);
+/* btree_backend: reserve, node_alloc, reserve_put */
+int allocator_node_reserve(struct allocator *a, unsigned nr, enum watermark watermark,
+			   struct btree_node_reserve **reserve);
+void allocator_node_alloc(struct allocator *a, struct btree_node_reserve *reserve, struct btree_ptr *p);
+void allocator_node_reserve_put(struct allocator *a, struct btree_node_reserve *reserve);
+
+/* --- recovery and format --- */
+
+/* Fresh filesystem: everything free; counters start from that. Instead of what allocator_open() reads from `state`. */
+int allocator_init_fresh(struct allocator *a);
+/* Alloc keys of superblock and journal buckets, made or verified (07 §11). At every read-write mount. */
+int allocator_mark_device(struct allocator *a, unsigned dev);
+/* Fill freespace and need_discard of devices whose FREESPACE_INITIALIZED flag is clear, then set it (07 §17.1). */
+int allocator_freespace_init(struct allocator *a);
+
+/* --- space for data --- */
+
+/*
+ * Sectors promised in memory to an operation under way (07 §12.6). Commits consume it (btree_commit_opts.reservation);
+ * what is left is given back.
+ */
+struct disk_reservation {
+	uint64_t sectors; /* counted with replicas */
+	unsigned replicas;
+};
+enum disk_reservation_flags { DISK_RESERVATION_NOFAIL = 1 };
+/* @sectors of data in @replicas copies. 0 or -ENOSPC. */
+int disk_reservation_get(struct allocator *a, struct disk_reservation *r, uint64_t sectors, unsigned replicas,
+			 unsigned flags);
+void disk_reservation_put(struct allocator *a, struct disk_reservation *r);
+
+struct alloc_request {
+	uint8_t data_type; /* DATA_USER, ... */
+	enum watermark watermark;
+	uint16_t target;	    /* 0: any device (10 §5.1) */
+	unsigned replicas;	    /* durability wanted */
+	unsigned replicas_required; /* at least; fewer: -EROFS or -ENOSPC */
+	uint64_t writer;	    /* who writes: one stream stays together (write points are hashed by it) */
+	uint64_t dev_exclude;	    /* bit per device that must not be used */
+	bool can_wait;		    /* for buckets to be discarded or flushed; else -EAGAIN */
+};
+enum { ALLOC_PTRS_MAX = 5 };
+/* What was allocated: the same number of sectors at each pointer, and what keeps the buckets open. */
+struct alloc_extent {
+	unsigned ptr_nr;
+	struct extent_ptr ptrs[ALLOC_PTRS_MAX];
+	uint32_t sectors;
+	uint16_t open_bucket[ALLOC_PTRS_MAX]; /* references: allocator_extent_put() */
+};
+/*
+ * Up to @sectors_max sectors (a multiple of blocks; at least one block), behind what this writer got before as far as
+ * possible. The caller writes the data, commits keys that point there, and then puts the extent. 0, -ENOSPC, -EROFS,
+ * -EAGAIN.
+ */
+int allocator_extent_get(struct allocator *a, const struct alloc_request *req, uint32_t sectors_max,
+			 struct alloc_extent *e);
+/* The keys that point at it are committed, or there will be none. */
+void allocator_extent_put(struct allocator *a, struct alloc_extent *e);
+/* Sectors read or written by users: the io clocks. */
+void allocator_clock_add(struct allocator *a, bool is_write, uint64_t sectors);
+
+/* --- counters --- */
+
+/* The counters as they are now in memory. Free with usage_free(). */
+int allocator_usage(struct allocator *a, struct usage *usage);
+/* Highest key version used (encryption), and the next one. */
+uint64_t allocator_key_version_next(struct allocator *a);
+
+struct allocator_stats {
+	uint64_t buckets_opened, buckets_freed, discards, waits_for_journal;
+	unsigned open_buckets;
+};
+void allocator_stats(struct allocator *a, struct allocator_stats *stats);
+
+#endif

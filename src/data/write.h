@@ -1,0 +1,61 @@
+/*
+ * File data, write side (06 §5, §9, §14).
+ *
+ * A write goes to new space: allocate, checksum, write to every replica, wait; then one transaction per few extents
+ * puts the keys over what was there and updates the inode (bi_sectors, bi_size). What is not block aligned is read,
+ * merged and written as whole blocks. A short tail becomes inline data. When a call returns, everybody sees the data;
+ * it is durable when the journal has been flushed up to *@journal_seq.
+ *
+ * Calls on one file that change overlapping ranges are ordered by a lock per inode (hashed); the rest runs in parallel.
+ */
+#ifndef KILN_DATA_WRITE_H
+#define KILN_DATA_WRITE_H
+
+#include "alloc/allocator.h"
+#include "data/data.h"
+#include "format/inode.h"
+
+/* Give the data room what it needs for writing. Before it, writes fail with -EROFS. */
+int data_start_write(struct data *data, struct allocator *allocator);
+void data_stop_write(struct data *data);
+
+/*
+ * Read the inode of (inum, snapshot) inside a transaction and, if it is visible through an ancestor, make it one of
+ * @snapshot; and put it. Used by data and namespace alike.
+ */
+int inode_txn_get(struct btree_txn *txn, uint64_t inum, uint32_t snapshot, struct inode *inode);
+int inode_txn_put(struct btree_txn *txn, const struct inode *inode);
+
+struct data_write_target {
+	uint64_t inum;
+	uint32_t snapshot;
+};
+
+/* What else changes in the inode with the write, in the same transaction as the last part of it. */
+struct data_write_times {
+	bool is_set;
+	uint64_t mtime, ctime; /* units of the filesystem */
+	bool clear_setid;      /* drop setuid/setgid as POSIX has it */
+};
+
+/*
+ * Write @len bytes at @offset. Returns bytes written (fewer only when space ran out part way), or -ENOSPC, -EIO,
+ * -EROFS, -EFBIG, -ENOENT (no such inode).
+ */
+ssize_t data_write(struct data *data, const struct data_write_target *file, uint64_t offset_bytes, const void *buf,
+		   size_t len_bytes, const struct data_write_times *times, uint64_t *journal_seq);
+/*
+ * Change the size. Down: the partial block behind the new end is zeroed, then a logged operation (04 §7) removes what
+ * is behind. Up: only the size changes.
+ */
+int data_truncate(struct data *data, const struct data_write_target *file, uint64_t size_bytes,
+		  const struct data_write_times *times, uint64_t *journal_seq);
+/* Make a hole: whole blocks are removed, partial ones zeroed. */
+int data_punch(struct data *data, const struct data_write_target *file, uint64_t offset_bytes, uint64_t len_bytes,
+	       const struct data_write_times *times, uint64_t *journal_seq);
+/* Remove all extents of an inode that is being deleted; its bi_sectors is kept right on the way. */
+int data_delete_extents(struct data *data, const struct data_write_target *file, uint64_t *journal_seq);
+/* Resume a truncation found in logged_ops after a crash (04 §8), and remove its key. */
+int data_resume_truncate(struct data *data, uint64_t op_nr, uint32_t snapshot, uint64_t inum, uint64_t new_size_bytes);
+
+#endif
