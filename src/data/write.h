@@ -20,8 +20,10 @@ int data_start_write(struct data *data, struct allocator *allocator);
 void data_stop_write(struct data *data);
 
 /*
- * Read the inode of (inum, snapshot) inside a transaction and, if it is visible through an ancestor, make it one of
- * @snapshot; and put it. Used by data and namespace alike.
+ * Inodes in transactions, for data and namespace alike (inode_txn.c). Get: the inode that @snapshot sees, with
+ * inode->snapshot = @snapshot, so that put writes the version of that snapshot even where the one read is an
+ * ancestor's. 0, -ENOENT, -EIO for a value that can't be decoded, or what btree_txn_get() fails with. Put: 0, or as
+ * btree_txn_put(); bi_journal_seq is set by the commit.
  */
 int inode_txn_get(struct btree_txn *txn, uint64_t inum, uint32_t snapshot, struct inode *inode);
 int inode_txn_put(struct btree_txn *txn, const struct inode *inode);
