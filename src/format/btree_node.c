@@ -48,35 +48,35 @@ static struct nonce bset_nonce(const struct bset_disk *b, size_t offset)
 }
 
 /* Encrypt or decrypt a set whose keys lie within the node. */
-static void bset_crypt(void *node, size_t offset, const struct crypt_key *key)
+static void bset_crypt(void *set, size_t offset, const struct crypt_key *key)
 {
-	struct bset_disk *b = bset_at(node, offset);
+	struct bset_disk *b = bset_of(set, offset);
 	struct nonce nonce = bset_nonce(b, offset);
 
 	if (!offset) {
-		crypt_xor(key, nonce, (uint8_t *)node + HEADER_CRYPT_START, HEADER_CRYPT_END - HEADER_CRYPT_START);
+		crypt_xor(key, nonce, (uint8_t *)set + HEADER_CRYPT_START, HEADER_CRYPT_END - HEADER_CRYPT_START);
 		nonce = nonce_add(nonce, HEADER_CRYPT_NONCE_BYTES);
 	}
 	crypt_xor(key, nonce, b + 1, (size_t)le16_get(b->u64s) * 8);
 }
 
-static struct checksum bset_checksum(void *node, size_t offset, const struct crypt_key *key)
+static struct checksum bset_checksum(void *set, size_t offset, const struct crypt_key *key)
 {
-	const struct bset_disk *b = bset_at(node, offset);
-	const uint8_t *start = (uint8_t *)node + offset + sizeof(struct checksum);
+	const struct bset_disk *b = bset_of(set, offset);
+	const uint8_t *start = (uint8_t *)set + sizeof(struct checksum);
 	const uint8_t *end = (const uint8_t *)(b + 1) + (size_t)le16_get(b->u64s) * 8;
 
 	return checksum_compute(bset_csum_type(b), key, bset_nonce(b, offset), start, (size_t)(end - start));
 }
 
-void bset_seal(void *node, size_t offset, unsigned csum_type, const struct crypt_key *key)
+void bset_seal_at(void *set, size_t offset, unsigned csum_type, const struct crypt_key *key)
 {
-	struct bset_disk *b = bset_at(node, offset);
+	struct bset_disk *b = bset_of(set, offset);
 
 	b->flags = le32_of((uint32_t)bits_set(le32_get(b->flags), 0, 4, csum_type));
 	if (checksum_is_mac(csum_type))
-		bset_crypt(node, offset, key);
-	checksum_store((uint8_t *)node + offset, bset_checksum(node, offset, key));
+		bset_crypt(set, offset, key);
+	checksum_store(set, bset_checksum(set, offset, key));
 }
 
 /* Check length and checksum of a set, then decrypt it. */
@@ -94,7 +94,7 @@ static int bset_open(void *node, size_t offset, const struct btree_node_expect *
 				 "%u words, %zu are left", le16_get(b->u64s), avail_u64s);
 
 	struct checksum stored = checksum_load((uint8_t *)node + offset);
-	struct checksum computed = bset_checksum(node, offset, expect->key);
+	struct checksum computed = bset_checksum((uint8_t *)node + offset, offset, expect->key);
 	if (!checksum_eq(stored, computed)) {
 		char text[64];
 
@@ -105,7 +105,7 @@ static int bset_open(void *node, size_t offset, const struct btree_node_expect *
 		return -KILN_E_CHECKSUM;
 	}
 	if (checksum_is_mac(type))
-		bset_crypt(node, offset, expect->key);
+		bset_crypt((uint8_t *)node + offset, offset, expect->key);
 	return 0;
 }
 

@@ -59,10 +59,12 @@ static inline size_t bset_header_bytes(size_t offset)
 {
 	return offset ? sizeof(struct btree_node_entry_disk) : sizeof(struct btree_node_disk);
 }
-static inline struct bset_disk *bset_at(void *node, size_t offset)
+/* The bset header of the set that starts at @set, and is at byte @offset of its node. */
+static inline struct bset_disk *bset_of(void *set, size_t offset)
 {
-	return (struct bset_disk *)((uint8_t *)node + offset + bset_header_bytes(offset) - sizeof(struct bset_disk));
+	return (struct bset_disk *)((uint8_t *)set + bset_header_bytes(offset) - sizeof(struct bset_disk));
 }
+static inline struct bset_disk *bset_at(void *node, size_t offset) { return bset_of((uint8_t *)node + offset, offset); }
 
 /* What a node must agree with: the pointer that led to it, and the filesystem. */
 struct btree_node_expect {
@@ -100,10 +102,15 @@ int bset_read(void *node, size_t offset, const struct btree_node_expect *expect,
 	      struct bset_info *info, struct fault *fault);
 
 /*
- * Seal a set for writing: fill in flags' checksum type, encrypt if that is a MAC, checksum. For tests and, later, the
- * writer. The set lies within the node; all of its header but the checksum has been filled in.
+ * Seal a set for writing: fill in flags' checksum type, encrypt if that is a MAC, checksum. All of its header but the
+ * checksum has been filled in. @set is where the set itself lies; @offset its place in the node.
  */
-void bset_seal(void *node, size_t offset, unsigned csum_type, const struct crypt_key *key);
+void bset_seal_at(void *set, size_t offset, unsigned csum_type, const struct crypt_key *key);
+/* The same for a set within a whole node. */
+static inline void bset_seal(void *node, size_t offset, unsigned csum_type, const struct crypt_key *key)
+{
+	bset_seal_at((uint8_t *)node + offset, offset, csum_type, key);
+}
 
 /*
  * Check the keys of one set one after another (02 §9.2): frame, header rules, bounds, order, value rules. Bad ones are

@@ -5,6 +5,7 @@
  * The key's position is the last position of the node. Every pointer stands for a whole node, so its size is the
  * node's, not the key's.
  */
+#include <assert.h>
 #include <inttypes.h>
 
 #include "format/error_ids.h"
@@ -57,6 +58,23 @@ int btree_ptr_decode(struct bkey_ref k, const struct key_context *ctx, struct bt
 		p->ptrs[p->ptr_nr++] = extent_ptr_load(entry.bytes);
 	}
 	return more;
+}
+
+unsigned btree_ptr_encode(const struct btree_ptr *p, void *value)
+{
+	struct btree_ptr_v2_disk d = {
+		.seq = le64_of(p->seq),
+		.sectors_written = le16_of(p->sectors_written),
+		.flags = le16_of(p->is_range_updated),
+	};
+	uint8_t *at = (uint8_t *)value + sizeof(d);
+
+	assert(p->ptr_nr <= EXTENT_PTRS_MAX);
+	bpos_store(&d.min_key, p->min_key);
+	memcpy(value, &d, sizeof(d));
+	for (unsigned i = 0; i < p->ptr_nr; i++, at += 8)
+		extent_ptr_store(at, &p->ptrs[i]);
+	return BTREE_PTR_V2_HEADER_BYTES / 8 + p->ptr_nr;
 }
 
 static int entries_validate(struct bkey_ref k, const struct key_context *ctx, struct fault *fault)

@@ -145,6 +145,9 @@ struct btree_ptr {
 };
 enum { BTREE_PTR_V2_HEADER_BYTES = 40 };
 int btree_ptr_decode(struct bkey_ref k, const struct key_context *ctx, struct btree_ptr *p, struct fault *fault);
+enum { BTREE_PTR_V2_VALUE_U64S_MAX = BTREE_PTR_V2_HEADER_BYTES / 8 + EXTENT_PTRS_MAX };
+/* The value, in BTREE_PTR_V2_VALUE_U64S_MAX words at most. Returns its words. */
+unsigned btree_ptr_encode(const struct btree_ptr *p, void *value);
 
 /* Devices that a key already points at. */
 struct dev_set {
