@@ -1,8 +1,8 @@
 /*
  * libkiln: bcachefs in userspace.
  *
- * Open a filesystem from its devices or images, look things up, read them, close it. Nothing is ever written by the
- * calls in this header, and no kernel module is needed.
+ * Open a filesystem from its devices or images, look things up, read and change them, close it. No kernel module is
+ * needed. A filesystem that is opened without KILN_OPEN_WRITE is never written to, not a byte.
  *
  *	kiln_fs *fs;
  *	const char *devices[] = { "disk.img" };
@@ -60,6 +60,11 @@ enum kiln_open_flags {
 	KILN_OPEN_BUFFERED = 8,	     /* no O_DIRECT */
 	KILN_OPEN_NO_URING = 16,     /* pread instead of io_uring (used anyway where io_uring is forbidden) */
 	KILN_OPEN_NO_SCAN = 32,	     /* don't look for members that weren't named among the block devices */
+	/*
+	 * Open for reading and writing: recovery runs, and the filesystem is marked as in use. One that this version
+	 * can't write is opened read-only, and kiln_write_refused() says why.
+	 */
+	KILN_OPEN_WRITE = 64,
 };
 
 enum kiln_report_level {
@@ -108,8 +113,9 @@ struct kiln_open_options {
 #define KILN_MEMORY_MIN (32ull << 20)
 
 /*
- * Open read-only. @devices: paths of block devices or image files, "a:b:c", or "UUID=..."; naming one member is enough
- * where the others can be found. @options may be NULL. @why (may be NULL) receives a sentence on failure.
+ * Open, read-only unless asked otherwise. @devices: paths of block devices or image files, "a:b:c", or "UUID=...";
+ * naming one member is enough where the others can be found. @options may be NULL. @why (may be NULL) receives a
+ * sentence on failure.
  *
  * Besides the usual: -ENODEV members missing (see KILN_OPEN_DEGRADED), -ENOKEY no passphrase, -EKEYREJECTED wrong one,
  * -EBUSY another process writes it, -EPROTONOSUPPORT a feature that this version can't read, -EUCLEAN not a bcachefs or
@@ -117,7 +123,18 @@ struct kiln_open_options {
  */
 KILN_API int kiln_open(const char *const *devices, size_t nr, const struct kiln_open_options *options, kiln_fs **fs,
 		       char why[KILN_ERROR_BYTES]);
+/*
+ * End it. A filesystem that is open for writing is shut down cleanly first, as by kiln_shutdown(), whose error is told
+ * to the report callback only.
+ */
 KILN_API void kiln_close(kiln_fs *fs);
+/*
+ * Write everything back and mark the filesystem clean. Only reading and kiln_close() may follow. 0, or an error: then
+ * what was synced is safe, and the next open for writing recovers the rest as after a crash.
+ */
+KILN_API int kiln_shutdown(kiln_fs *fs);
+/* Why a filesystem that was opened with KILN_OPEN_WRITE is read-only, a sentence; NULL when it isn't. */
+KILN_API const char *kiln_write_refused(kiln_fs *fs);
 
 /* How often each level of report was given since the open. */
 KILN_API void kiln_report_counts(kiln_fs *fs, uint64_t counts[4]);
@@ -243,6 +260,90 @@ typedef int (*kiln_walk_fn)(void *ctx, const struct kiln_walk_entry *entry);
  * order on disk. Subvolumes on the way are entered. Directory loops (damage) are reported as -ELOOP, not followed.
  */
 KILN_API int kiln_walk(kiln_fs *fs, struct kiln_node top, kiln_walk_fn fn, void *ctx);
+
+/* --- changing --- */
+
+/*
+ * Calls that change something need a filesystem opened with KILN_OPEN_WRITE, else -EROFS.
+ *
+ * Each is atomic: after a crash all of it is there or nothing (large writes and truncations in parts, from the front; a
+ * truncation that began is finished when the filesystem is opened again). What is there after a crash is what had been
+ * done up to some moment, never something later without something earlier. Durable is what kiln_fsync() or kiln_sync()
+ * returned for; the rest follows within the journal's flush delay (a second).
+ *
+ * Permissions are not checked: who opens the devices owns them. What belongs to an operation's meaning is done: a
+ * setgid directory hands on its group, default ACLs are inherited, setuid is cleared by writing.
+ *
+ * Besides the usual: -EROFS read-only, in a read-only snapshot, or after an error that made writing unsafe; -ENOSPC;
+ * -EPERM immutable or append-only; -ENAMETOOLONG above 255 bytes.
+ */
+struct kiln_create {
+	uint32_t mode;	/* type and permissions, as st_mode; type 0: regular file */
+	uint32_t umask; /* taken off the permissions, unless the directory has a default ACL */
+	uint32_t uid, gid;
+	uint32_t rdev_major, rdev_minor;
+};
+/* Make a file, directory, fifo, socket or device node. @st (may be NULL): the new object. -EEXIST. */
+KILN_API int kiln_create(kiln_fs *fs, struct kiln_node dir, const char *name, size_t len,
+			 const struct kiln_create *attr, struct kiln_stat *st);
+/* A file without a name, held as by kiln_hold(): deleted at kiln_release() unless it was linked. */
+KILN_API int kiln_create_unnamed(kiln_fs *fs, struct kiln_node dir, const struct kiln_create *attr,
+				 struct kiln_stat *st);
+KILN_API int kiln_symlink(kiln_fs *fs, struct kiln_node dir, const char *name, size_t len, const char *target,
+			  const struct kiln_create *attr, struct kiln_stat *st);
+KILN_API int kiln_link(kiln_fs *fs, struct kiln_node node, struct kiln_node dir, const char *name, size_t len);
+enum kiln_unlink_flags { KILN_UNLINK_DIR = 1 }; /* rmdir: an empty directory, and nothing else */
+KILN_API int kiln_unlink(kiln_fs *fs, struct kiln_node dir, const char *name, size_t len, unsigned flags);
+enum kiln_rename_flags {
+	KILN_RENAME_NOREPLACE = 1, /* -EEXIST rather than replace */
+	KILN_RENAME_EXCHANGE = 2,  /* swap the two */
+};
+KILN_API int kiln_rename(kiln_fs *fs, struct kiln_node from_dir, const char *from, size_t from_len,
+			 struct kiln_node to_dir, const char *to, size_t to_len, unsigned flags);
+
+enum kiln_setattr_fields {
+	KILN_SET_MODE = 1,
+	KILN_SET_UID = 2,
+	KILN_SET_GID = 4,
+	KILN_SET_SIZE = 8,
+	KILN_SET_ATIME = 16,
+	KILN_SET_MTIME = 32,
+	KILN_SET_CTIME = 64, /* else: now */
+	KILN_SET_FLAGS = 128,
+	KILN_SET_BTIME = 256,
+	KILN_SET_ATIME_NOW = 512,
+	KILN_SET_MTIME_NOW = 1024,
+};
+struct kiln_setattr {
+	unsigned fields;
+	uint32_t mode, uid, gid;
+	uint32_t flags; /* as in kiln_stat */
+	uint64_t size;
+	struct kiln_timespec atime, mtime, ctime, btime;
+};
+/* Change attributes, the size included (a larger one makes a hole). @st (may be NULL): what they are then. */
+KILN_API int kiln_setattr(kiln_fs *fs, struct kiln_node node, const struct kiln_setattr *attr, struct kiln_stat *st);
+/* Bytes written: fewer than @len only when space ran out on the way. */
+KILN_API ssize_t kiln_write(kiln_fs *fs, struct kiln_node node, uint64_t offset, const void *buf, size_t len);
+/* Make a hole: what lies in the range reads as zeroes, its space is free. The size stays. */
+KILN_API int kiln_punch(kiln_fs *fs, struct kiln_node node, uint64_t offset, uint64_t len);
+
+enum kiln_xattr_flags { KILN_XATTR_CREATE = 1, KILN_XATTR_REPLACE = 2 };
+/* ACLs in the system calls' form; "bcachefs.NAME" sets an option of the file or, for what is made in it, directory. */
+KILN_API int kiln_setxattr(kiln_fs *fs, struct kiln_node node, const char *name, const void *value, size_t size,
+			   unsigned flags);
+KILN_API int kiln_removexattr(kiln_fs *fs, struct kiln_node node, const char *name);
+
+/* Everything that was done to the object, and the names it was made or renamed with, is durable on return. */
+KILN_API int kiln_fsync(kiln_fs *fs, struct kiln_node node);
+/* Everything that was done before the call is durable on return. */
+KILN_API int kiln_sync(kiln_fs *fs);
+
+/* While held (counted), an object that loses its last name stays usable; it is deleted after the last release. */
+KILN_API int kiln_hold(kiln_fs *fs, struct kiln_node node);
+KILN_API void kiln_release(kiln_fs *fs, struct kiln_node node);
+/* Wait until what was deleted before the call has given back its space. */
+KILN_API int kiln_deletions_wait(kiln_fs *fs);
 
 /* --- facts --- */
 

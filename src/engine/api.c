@@ -6,7 +6,7 @@
 #include <sys/stat.h>
 
 #include "base/strbuf.h"
-#include "engine/fs.h"
+#include "engine/api.h"
 #include "format/version.h"
 
 #ifndef KILN_VERSION
@@ -15,8 +15,6 @@
 
 const char *kiln_version(void) { return KILN_VERSION; }
 
-static struct object object_of(struct kiln_node node) { return (struct object){ node.subvol, node.ino }; }
-static struct kiln_node node_of(struct object o) { return (struct kiln_node){ .ino = o.inum, .subvol = o.subvol }; }
 static ssize_t door(ssize_t ret) { return ret < 0 ? error_to_errno((int)ret) : ret; }
 
 void kiln_report_counts(kiln_fs *fs, uint64_t counts[4])
@@ -30,21 +28,33 @@ const char *kiln_fallback(kiln_fs *fs) { return namespace_fallback(fs->ns); }
 
 /* --- looking things up --- */
 
+/* FS_*_FL of linux/fs.h: the numbers that lsattr shows. */
+static const struct {
+	uint32_t inode, fs;
+} flag_map[] = {
+	{ INODE_SYNC, 0x8 },	{ INODE_IMMUTABLE, 0x10 }, { INODE_APPEND, 0x20 },
+	{ INODE_NODUMP, 0x40 }, { INODE_NOATIME, 0x80 },
+};
+
 static uint32_t flags_to_fs(uint32_t flags)
 {
-	/* FS_*_FL of linux/fs.h: the numbers that lsattr shows. */
-	static const struct {
-		uint32_t inode, fs;
-	} map[] = {
-		{ INODE_SYNC, 0x8 },	{ INODE_IMMUTABLE, 0x10 }, { INODE_APPEND, 0x20 },
-		{ INODE_NODUMP, 0x40 }, { INODE_NOATIME, 0x80 },
-	};
 	uint32_t out = 0;
 
-	for (size_t i = 0; i < ARRAY_NR(map); i++)
-		if (flags & map[i].inode)
-			out |= map[i].fs;
+	for (size_t i = 0; i < ARRAY_NR(flag_map); i++)
+		if (flags & flag_map[i].inode)
+			out |= flag_map[i].fs;
 	return out;
+}
+
+int api_flags_of_fs(uint32_t fs_flags, uint32_t *flags)
+{
+	*flags = 0;
+	for (size_t i = 0; i < ARRAY_NR(flag_map); i++)
+		if (fs_flags & flag_map[i].fs) {
+			*flags |= flag_map[i].inode;
+			fs_flags &= ~flag_map[i].fs;
+		}
+	return fs_flags ? -EOPNOTSUPP : 0;
 }
 
 static struct kiln_timespec time_of(const struct kiln_fs *fs, uint64_t t)
@@ -54,8 +64,8 @@ static struct kiln_timespec time_of(const struct kiln_fs *fs, uint64_t t)
 	return (struct kiln_timespec){ it.sec, it.nsec };
 }
 
-static void stat_fill(const struct kiln_fs *fs, struct object o, const struct inode *inode, bool is_readonly,
-		      struct kiln_stat *st)
+void api_stat_fill(const struct kiln_fs *fs, struct object o, const struct inode *inode, bool is_readonly,
+		   struct kiln_stat *st)
 {
 	*st = (struct kiln_stat){
 		.node = node_of(o),
@@ -104,7 +114,7 @@ static int stat_object(kiln_fs *fs, struct object o, struct kiln_stat *st)
 		err = namespace_subvol(fs->ns, o.subvol, &sv);
 	if (err)
 		return err;
-	stat_fill(fs, o, &inode, sv.is_readonly, st);
+	api_stat_fill(fs, o, &inode, sv.is_readonly, st);
 
 	if (S_ISLNK(st->mode)) {
 		char target[PATH_MAX];

@@ -144,7 +144,9 @@ void fixture_init(struct fixture *f, uint64_t seed, uint32_t node_bytes, uint32_
 
 struct btree_backend fixture_backend(struct fixture *f)
 {
-	return (struct btree_backend){ node_read_from_memory, device_name, replica_bad, f };
+	return (struct btree_backend){
+		.read = node_read_from_memory, .device_name = device_name, .replica_bad = replica_bad, .ctx = f
+	};
 }
 
 void fixture_open(struct fixture *f, uint64_t memory_bytes)

@@ -1,0 +1,308 @@
+/* The public calls that change a filesystem: thin, as api.c. */
+#include <errno.h>
+#include <limits.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/clock.h"
+#include "engine/api.h"
+#include "namespace/change.h"
+
+enum { NAME_BYTES_MAX = 255 };
+
+/* 0 when changes are allowed now. */
+static int may_change(const kiln_fs *fs)
+{
+	return fs->is_writable ? __atomic_load_n(&fs->shut_down, __ATOMIC_ACQUIRE) : -EROFS;
+}
+
+static int name_check(const char *name, size_t len)
+{
+	if (!len)
+		return -ENOENT;
+	if (len > NAME_BYTES_MAX)
+		return -ENAMETOOLONG;
+	if (memchr(name, '/', len) || memchr(name, 0, len))
+		return -EINVAL;
+	return 0;
+}
+
+static bool is_dot_name(const char *name, size_t len)
+{
+	return (len == 1 && name[0] == '.') || (len == 2 && name[0] == '.' && name[1] == '.');
+}
+
+/* For a name that is to be made; "." and ".." exist everywhere. */
+static int new_name_check(const kiln_fs *fs, const char *name, size_t len)
+{
+	int err = may_change(fs);
+
+	if (!err)
+		err = name_check(name, len);
+	return err ? err : is_dot_name(name, len) ? -EEXIST : 0;
+}
+
+static struct create_attr create_attr_of(const struct kiln_create *attr)
+{
+	return (struct create_attr){
+		.mode = attr->mode & S_IFMT ? attr->mode : attr->mode | S_IFREG,
+		.umask = attr->umask & 0777,
+		.uid = attr->uid,
+		.gid = attr->gid,
+		.rdev_major = attr->rdev_major,
+		.rdev_minor = attr->rdev_minor,
+	};
+}
+
+static void fill(const kiln_fs *fs, int err, struct object o, const struct inode *inode, struct kiln_stat *st)
+{
+	if (!err && st)
+		api_stat_fill(fs, o, inode, false, st);
+}
+
+/* --- names --- */
+
+int kiln_create(kiln_fs *fs, struct kiln_node dir, const char *name, size_t len, const struct kiln_create *attr,
+		struct kiln_stat *st)
+{
+	struct create_attr a = create_attr_of(attr);
+	struct object created;
+	struct inode inode;
+
+	int err = new_name_check(fs, name, len);
+	if (!err && S_ISLNK(a.mode))
+		err = -EINVAL;
+	if (!err)
+		err = namespace_create(fs->ns, object_of(dir), name, len, &a, &created, &inode, NULL);
+	fill(fs, err, created, &inode, st);
+	return error_to_errno(err);
+}
+
+int kiln_create_unnamed(kiln_fs *fs, struct kiln_node dir, const struct kiln_create *attr, struct kiln_stat *st)
+{
+	struct create_attr a = create_attr_of(attr);
+	struct object created;
+	struct inode inode;
+
+	int err = may_change(fs);
+	if (!err && !S_ISREG(a.mode))
+		err = -EINVAL;
+	if (!err)
+		err = namespace_create_unnamed(fs->ns, object_of(dir), &a, &created, &inode, NULL);
+	fill(fs, err, created, &inode, st);
+	return error_to_errno(err);
+}
+
+int kiln_symlink(kiln_fs *fs, struct kiln_node dir, const char *name, size_t len, const char *target,
+		 const struct kiln_create *attr, struct kiln_stat *st)
+{
+	struct create_attr a = create_attr_of(attr);
+	size_t target_len = strnlen(target, PATH_MAX);
+	struct object created;
+	struct inode inode;
+
+	a.mode = S_IFLNK | 0777;
+	a.umask = 0;
+	int err = new_name_check(fs, name, len);
+	if (!err && !target_len)
+		err = -ENOENT;
+	if (!err && target_len >= PATH_MAX)
+		err = -ENAMETOOLONG;
+	if (!err)
+		err = namespace_symlink(fs->ns, object_of(dir), name, len, target, target_len, &a, &created, &inode,
+					NULL);
+	fill(fs, err, created, &inode, st);
+	return error_to_errno(err);
+}
+
+int kiln_link(kiln_fs *fs, struct kiln_node node, struct kiln_node dir, const char *name, size_t len)
+{
+	int err = new_name_check(fs, name, len);
+
+	return error_to_errno(err ? err : namespace_link(fs->ns, object_of(node), object_of(dir), name, len, NULL));
+}
+
+int kiln_unlink(kiln_fs *fs, struct kiln_node dir, const char *name, size_t len, unsigned flags)
+{
+	int err = may_change(fs);
+
+	if (!err)
+		err = flags & ~(unsigned)KILN_UNLINK_DIR ? -EINVAL : name_check(name, len);
+	if (!err && is_dot_name(name, len))
+		err = !(flags & KILN_UNLINK_DIR) ? -EISDIR : len == 1 ? -EINVAL : -ENOTEMPTY;
+	if (!err)
+		err = namespace_unlink(fs->ns, object_of(dir), name, len, flags & KILN_UNLINK_DIR, NULL, NULL);
+	return error_to_errno(err);
+}
+
+int kiln_rename(kiln_fs *fs, struct kiln_node from_dir, const char *from, size_t from_len, struct kiln_node to_dir,
+		const char *to, size_t to_len, unsigned flags)
+{
+	unsigned inner = flags & KILN_RENAME_EXCHANGE	 ? RENAME_SWAP
+			 : flags & KILN_RENAME_NOREPLACE ? RENAME_NO_REPLACE
+							 : RENAME_OVERWRITE;
+
+	int err = may_change(fs);
+	if (!err && (flags & ~(unsigned)(KILN_RENAME_NOREPLACE | KILN_RENAME_EXCHANGE) ||
+		     flags == (KILN_RENAME_NOREPLACE | KILN_RENAME_EXCHANGE)))
+		err = -EINVAL;
+	if (!err)
+		err = name_check(from, from_len);
+	if (!err)
+		err = name_check(to, to_len);
+	if (!err && (is_dot_name(from, from_len) || is_dot_name(to, to_len)))
+		err = flags & KILN_RENAME_NOREPLACE ? -EEXIST : -EBUSY;
+	if (!err)
+		err = namespace_rename(fs->ns, object_of(from_dir), from, from_len, object_of(to_dir), to, to_len,
+				       inner, NULL);
+	return error_to_errno(err);
+}
+
+/* --- attributes --- */
+
+static struct inode_time inode_time_of(struct kiln_timespec t) { return (struct inode_time){ t.sec, t.nsec }; }
+
+static unsigned setattr_fields_of(unsigned fields)
+{
+	static const struct {
+		unsigned api, inner;
+	} map[] = {
+		{ KILN_SET_MODE, SETATTR_MODE },       { KILN_SET_UID, SETATTR_UID },
+		{ KILN_SET_GID, SETATTR_GID },	       { KILN_SET_SIZE, SETATTR_SIZE },
+		{ KILN_SET_ATIME, SETATTR_ATIME },     { KILN_SET_MTIME, SETATTR_MTIME },
+		{ KILN_SET_CTIME, SETATTR_CTIME },     { KILN_SET_FLAGS, SETATTR_FLAGS },
+		{ KILN_SET_BTIME, SETATTR_BTIME },     { KILN_SET_ATIME_NOW, SETATTR_ATIME },
+		{ KILN_SET_MTIME_NOW, SETATTR_MTIME },
+	};
+	unsigned inner = 0;
+
+	for (size_t i = 0; i < ARRAY_NR(map); i++)
+		if (fields & map[i].api)
+			inner |= map[i].inner;
+	return inner;
+}
+
+int kiln_setattr(kiln_fs *fs, struct kiln_node node, const struct kiln_setattr *attr, struct kiln_stat *st)
+{
+	struct setattr a = {
+		.fields = setattr_fields_of(attr->fields),
+		.mode = attr->mode & 07777,
+		.uid = attr->uid,
+		.gid = attr->gid,
+		.size = attr->size,
+		.atime = inode_time_of(attr->atime),
+		.mtime = inode_time_of(attr->mtime),
+		.ctime = inode_time_of(attr->ctime),
+		.btime = inode_time_of(attr->btime),
+		.atime_now = attr->fields & KILN_SET_ATIME_NOW,
+		.mtime_now = attr->fields & KILN_SET_MTIME_NOW,
+	};
+	struct inode inode;
+
+	int err = may_change(fs);
+	if (!err && attr->fields & KILN_SET_FLAGS)
+		err = api_flags_of_fs(attr->flags, &a.flags);
+	if (!err)
+		err = namespace_setattr(fs->ns, object_of(node), &a, &inode, NULL);
+	fill(fs, err, object_of(node), &inode, st);
+	return error_to_errno(err);
+}
+
+int kiln_setxattr(kiln_fs *fs, struct kiln_node node, const char *name, const void *value, size_t size, unsigned flags)
+{
+	unsigned inner = (flags & KILN_XATTR_CREATE ? XATTR_MUST_CREATE : 0) |
+			 (flags & KILN_XATTR_REPLACE ? XATTR_MUST_REPLACE : 0);
+	int err = may_change(fs);
+
+	if (!err && flags & ~(unsigned)(KILN_XATTR_CREATE | KILN_XATTR_REPLACE))
+		err = -EINVAL;
+	if (!err)
+		err = namespace_xattr_set(fs->ns, object_of(node), name, value, size, inner, NULL);
+	return error_to_errno(err);
+}
+
+int kiln_removexattr(kiln_fs *fs, struct kiln_node node, const char *name)
+{
+	int err = may_change(fs);
+
+	return error_to_errno(err ? err : namespace_xattr_remove(fs->ns, object_of(node), name, NULL));
+}
+
+/* --- data --- */
+
+ssize_t kiln_write(kiln_fs *fs, struct kiln_node node, uint64_t offset, const void *buf, size_t len)
+{
+	int err = may_change(fs);
+
+	if (err)
+		return error_to_errno(err);
+	/* The result must fit, and the end must be a file size. */
+	len = min(len, (size_t)SSIZE_MAX & ~(size_t)0xffff);
+	if (offset > INT64_MAX || len > (uint64_t)INT64_MAX - offset)
+		return -EFBIG;
+	ssize_t ret = namespace_write(fs->ns, object_of(node), offset, buf, len, NULL);
+	return ret < 0 ? error_to_errno((int)ret) : ret;
+}
+
+int kiln_punch(kiln_fs *fs, struct kiln_node node, uint64_t offset, uint64_t len)
+{
+	struct object o = object_of(node);
+	struct data_file file;
+	struct inode inode;
+
+	int err = may_change(fs);
+	if (!err)
+		err = namespace_inode(fs->ns, o, &inode);
+	if (!err && !S_ISREG(inode.mode))
+		err = S_ISDIR(inode.mode) ? -EISDIR : -EINVAL;
+	if (!err && inode.flags & INODE_IMMUTABLE)
+		err = -EPERM;
+	if (!err)
+		err = namespace_data_file(fs->ns, o, &inode, &file);
+	if (!err) {
+		struct inode_time now = { (int64_t)(clock_realtime_ns() / 1000000000),
+					  (uint32_t)(clock_realtime_ns() % 1000000000) };
+		uint64_t t = inode_time_encode(&fs->super->kctx, now);
+		struct data_write_times times = { .is_set = true, .mtime = t, .ctime = t };
+
+		err = data_punch(fs->data, &(struct data_write_target){ o.inum, file.snapshot }, offset, len, &times,
+				 NULL);
+	}
+	return error_to_errno(err);
+}
+
+/* --- durability --- */
+
+int kiln_fsync(kiln_fs *fs, struct kiln_node node)
+{
+	struct inode inode;
+
+	if (!fs->is_writable)
+		return 0;
+	int err = namespace_inode(fs->ns, object_of(node), &inode);
+	/* An entry that isn't there yet can't hold it: newer inodes don't exist, damaged ones do. */
+	if (!err)
+		err = inode.journal_seq > journal_seq(fs->journal_writer)
+			      ? journal_flush(fs->journal_writer)
+			      : journal_flush_seq(fs->journal_writer, inode.journal_seq);
+	return error_to_errno(err);
+}
+
+int kiln_sync(kiln_fs *fs) { return fs->is_writable ? error_to_errno(journal_flush(fs->journal_writer)) : 0; }
+
+/* --- objects in use --- */
+
+int kiln_hold(kiln_fs *fs, struct kiln_node node)
+{
+	if (fs->is_writable)
+		namespace_hold(fs->ns, object_of(node));
+	return 0;
+}
+
+void kiln_release(kiln_fs *fs, struct kiln_node node)
+{
+	if (fs->is_writable)
+		namespace_release(fs->ns, object_of(node));
+}
+
+int kiln_deletions_wait(kiln_fs *fs) { return fs->is_writable ? error_to_errno(namespace_deletions_wait(fs->ns)) : 0; }

@@ -1,0 +1,337 @@
+/* Making a filesystem writable, and clean again. See fs_write.h. */
+#include "engine/fs_write.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "format/version.h"
+#include "namespace/change.h"
+#include "recovery/passes.h"
+
+/* --- errors --- */
+
+void fs_shut_down(struct kiln_fs *fs, int err, const char *cause)
+{
+	if (__atomic_exchange_n(&fs->shut_down, -EROFS, __ATOMIC_ACQ_REL))
+		return;
+	report_emit(
+		&fs->reporter.sink,
+		&(struct report){
+			.level = REPORT_FATAL,
+			.err = err,
+			.structure = cause,
+			.expected = "to be written",
+			.found = error_name(err),
+			.advice =
+				"The filesystem is read-only from here on. What was synced before is safe; look at the "
+				"devices, then open it again.",
+		});
+}
+
+static void journal_failed(void *ctx, int err) { fs_shut_down(ctx, err, "journal"); }
+static void btrees_failed(void *ctx, int err) { fs_shut_down(ctx, err, "btree node"); }
+
+/* --- what the rooms need from one another --- */
+
+int fs_node_write(void *ctx, const struct btree_ptr *p, const void *buf, size_t offset, size_t bytes, unsigned *failed)
+{
+	struct super *s = ((struct kiln_fs *)ctx)->super;
+	struct device_io ios[EXTENT_PTRS_MAX];
+	struct iovec iov = { (void *)buf, bytes };
+	struct io_group group;
+	int first_err = 0;
+
+	*failed = 0;
+	io_group_init(&group);
+	for (unsigned i = 0; i < p->ptr_nr; i++) {
+		ios[i] = (struct device_io){ .op = DEVICE_WRITE, .iov = &iov, .iov_nr = 1, .len_bytes = bytes };
+		if (!super_member_online(s, p->ptrs[i].dev)) {
+			ios[i].err = -ENODEV;
+			continue;
+		}
+		ios[i].dev = s->members[p->ptrs[i].dev].dev;
+		ios[i].offset_bytes = (p->ptrs[i].sector << SECTOR_SHIFT) + offset;
+		io_submit(&group, &ios[i]);
+	}
+	io_group_wait(&group);
+	for (unsigned i = 0; i < p->ptr_nr; i++) {
+		if (!ios[i].err)
+			continue;
+		*failed |= 1u << i;
+		first_err = first_err ? first_err : ios[i].err;
+	}
+	return *failed == (1u << p->ptr_nr) - 1 ? first_err : 0;
+}
+
+static int hook_trigger(void *ctx, struct btree_txn *txn, const struct btree_update *u)
+{
+	return allocator_trigger(ctx, txn, u);
+}
+static int hook_prepare(void *ctx, struct btree_txn *txn) { return allocator_prepare(ctx, txn); }
+static void hook_commit(void *ctx, struct btree_txn *txn, const struct btree_update *u, uint64_t seq)
+{
+	/* fsync of a file flushes the journal up to the entry that holds its inode (04 §1.6). */
+	if (u->btree_id == BTREE_INODES && !u->level && u->new.k.type == KEY_INODE_V3)
+		le64_store(u->new_value, seq);
+	allocator_commit(ctx, txn, u, seq);
+}
+static void hook_committed(void *ctx, struct btree_txn *txn, uint64_t seq) { allocator_committed(ctx, txn, seq); }
+static void hook_aborted(void *ctx, struct btree_txn *txn) { allocator_aborted(ctx, txn); }
+
+static int allocator_replicas_mark(void *ctx, const struct usage_replicas *entry)
+{
+	return super_replicas_mark(ctx, entry->data_type, entry->nr_required, entry->devs, entry->nr_devs);
+}
+
+static int journal_replicas_mark(void *ctx, const uint8_t *devs, unsigned dev_nr)
+{
+	struct kiln_fs *fs = ctx;
+
+	return super_replicas_mark(fs->super, DATA_JOURNAL, 1, devs, dev_nr);
+}
+static unsigned journal_tail(void *ctx, uint64_t seq, void *at, unsigned max_u64s)
+{
+	struct kiln_fs *fs = ctx;
+
+	return allocator_journal_tail(fs->allocator, seq, at, max_u64s);
+}
+static unsigned journal_tail_u64s_max(void *ctx)
+{
+	struct kiln_fs *fs = ctx;
+
+	return allocator_journal_tail_u64s_max(fs->allocator);
+}
+static void journal_flushed(void *ctx, uint64_t seq)
+{
+	struct kiln_fs *fs = ctx;
+
+	allocator_journal_flushed(fs->allocator, seq);
+}
+
+/* --- what can't be written --- */
+
+bool fs_write_refused(const struct kiln_fs *fs, char why[KILN_ERROR_BYTES])
+{
+	const struct super *s = fs->super;
+	unsigned version = le16_get(s->sb->version);
+
+	if (super_write_unsupported(s, why))
+		return true;
+	if (namespace_fallback(fs->ns)) {
+		snprintf(why, KILN_ERROR_BYTES, "part of its metadata is damaged: %s", namespace_fallback(fs->ns));
+		return true;
+	}
+	if (version < VERSION_1_4 && recovery_upgrade_passes(version) & ~(1ull << PASS_SET_FS_NEEDS_REBALANCE)) {
+		snprintf(why, KILN_ERROR_BYTES,
+			 "it is of version %u.%u: writing it needs an upgrade that Kiln can't do yet",
+			 VERSION_MAJOR(version), VERSION_MINOR(version));
+		return true;
+	}
+	if (!fs->journal->was_clean && (fs->journal->missing_nr || fs->journal->rewind_nr)) {
+		snprintf(why, KILN_ERROR_BYTES, "its journal is incomplete: repair comes first");
+		return true;
+	}
+	return false;
+}
+
+/* --- starting --- */
+
+/* Superblocks, in this order on disk: sequence numbers that were lost are never used; then "dirty". */
+static int mark_dirty(struct kiln_fs *fs)
+{
+	const struct journal_state *state = fs->journal;
+	int err = 0;
+
+	if (state->seq_next > state->seq_flushed + 1)
+		err = super_blacklist_add(fs->super, state->seq_flushed + 1, state->seq_next);
+	return err ? err : super_mark_dirty(fs->super);
+}
+
+static int start_journal(struct kiln_fs *fs)
+{
+	const struct journal_state *state = fs->journal;
+	struct journal_opts opts = {
+		.super = fs->super,
+		.state = state,
+		.seq_next = state->seq_next,
+		.seq_pinned = state->was_clean ? state->seq_next : state->seq_last,
+		.ops = {
+			.tail = journal_tail,
+			.tail_u64s_max = journal_tail_u64s_max,
+			.replicas_mark = journal_replicas_mark,
+			.flushed = journal_flushed,
+			.failed = journal_failed,
+			.ctx = fs,
+		},
+		.reports = &fs->reporter.sink,
+	};
+
+	return journal_start(&opts, &fs->journal_writer);
+}
+
+static int start_btrees(struct kiln_fs *fs)
+{
+	const struct super *s = fs->super;
+	struct btrees_write_opts opts = {
+		.journal = fs->journal_writer,
+		.hooks = {
+			.txn_bytes = allocator_txn_bytes(),
+			.trigger = hook_trigger,
+			.prepare = hook_prepare,
+			.commit = hook_commit,
+			.committed = hook_committed,
+			.aborted = hook_aborted,
+			.ctx = fs->allocator,
+		},
+		.has_txn_names = s->options[OPT_JOURNAL_TRANSACTION_NAMES],
+		.csum_type = super_metadata_csum_type(s),
+		.version = le16_get(s->sb->version),
+		.failed = btrees_failed,
+		.ctx = fs,
+	};
+
+	return btrees_start_write(fs->trees, &opts);
+}
+
+static int open_allocator(struct kiln_fs *fs)
+{
+	struct allocator_opts opts = {
+		.super = fs->super,
+		.trees = fs->trees,
+		.state = fs->journal,
+		.replicas_mark = allocator_replicas_mark,
+		.ctx = fs->super,
+		.reports = &fs->reporter.sink,
+	};
+
+	return allocator_open(&opts, &fs->allocator);
+}
+
+static int run_passes(struct kiln_fs *fs)
+{
+	struct recovery recovery = {
+		.super = fs->super,
+		.trees = fs->trees,
+		.journal = fs->journal_writer,
+		.state = fs->journal,
+		.allocator = fs->allocator,
+		.data = fs->data,
+		.ns = fs->ns,
+		.reports = &fs->reporter.sink,
+		.log = &fs->reporter.log,
+		.was_clean = fs->journal->was_clean,
+		.requested = recovery_upgrade_passes(le16_get(fs->super->sb->version)),
+	};
+
+	return recovery_run(&recovery);
+}
+
+static int start_steps(struct kiln_fs *fs)
+{
+	int err = open_allocator(fs);
+
+	if (!err)
+		err = mark_dirty(fs);
+	if (!err)
+		err = start_journal(fs);
+	if (!err)
+		err = start_btrees(fs);
+	if (!err)
+		err = allocator_start(fs->allocator, fs->journal_writer);
+	if (!err)
+		err = data_start_write(fs->data, fs->allocator);
+	if (!err)
+		err = namespace_start_write(fs->ns, fs->allocator);
+	if (!err)
+		err = run_passes(fs);
+	return err;
+}
+
+int fs_write_start(struct kiln_fs *fs, char why[KILN_ERROR_BYTES])
+{
+	int err = start_steps(fs);
+
+	if (err) {
+		if (!why[0])
+			snprintf(why, KILN_ERROR_BYTES, "%s",
+				 fs->reporter.last[0] && fs->reporter.last_level >= REPORT_DAMAGE ? fs->reporter.last
+												  : error_name(err));
+		fs_write_abort(fs);
+		return err;
+	}
+	fs->is_writable = true;
+	return 0;
+}
+
+/* --- stopping --- */
+
+/* After this everything that was committed is in btree nodes on disk, and the journal isn't needed any more. */
+static int write_back_all(struct kiln_fs *fs)
+{
+	int err = namespace_deletions_wait(fs->ns);
+
+	namespace_stop_write(fs->ns);
+	data_stop_write(fs->data);
+	/* What became empty can be discarded only behind a flush, and discarding changes keys again: settle that first.
+	 */
+	if (!err)
+		err = journal_flush(fs->journal_writer);
+	allocator_quiesce(fs->allocator);
+	if (!err)
+		err = btrees_flush_all(fs->trees);
+	return err ? err : __atomic_load_n(&fs->shut_down, __ATOMIC_ACQUIRE);
+}
+
+static int mark_clean(struct kiln_fs *fs)
+{
+	unsigned tail_u64s, roots_u64s;
+	uint64_t seq;
+
+	int err = journal_stop_clean(fs->journal_writer, &seq);
+	if (err)
+		return err;
+	const void *tail = journal_last_tail(fs->journal_writer, &tail_u64s);
+	const void *roots = journal_last_roots(fs->journal_writer, &roots_u64s);
+	return super_mark_clean(fs->super, seq, tail, tail_u64s, roots, roots_u64s);
+}
+
+static void free_all(struct kiln_fs *fs)
+{
+	if (fs->journal_writer)
+		btrees_stop_write(fs->trees);
+	if (fs->allocator)
+		allocator_close(fs->allocator);
+	if (fs->journal_writer)
+		journal_free(fs->journal_writer);
+	fs->allocator = NULL;
+	fs->journal_writer = NULL;
+	fs->is_writable = false;
+}
+
+int fs_write_stop(struct kiln_fs *fs)
+{
+	int err = write_back_all(fs);
+
+	allocator_stop(fs->allocator);
+	if (!err)
+		err = mark_clean(fs);
+	if (err)
+		journal_abort(fs->journal_writer);
+	free_all(fs);
+	return err;
+}
+
+void fs_write_abort(struct kiln_fs *fs)
+{
+	__atomic_store_n(&fs->shut_down, -EROFS, __ATOMIC_RELEASE);
+	if (fs->journal_writer)
+		journal_abort(fs->journal_writer);
+	if (fs->data)
+		data_stop_write(fs->data);
+	if (fs->ns)
+		namespace_stop_write(fs->ns);
+	if (fs->allocator)
+		allocator_stop(fs->allocator);
+	free_all(fs);
+}

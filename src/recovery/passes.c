@@ -1,0 +1,201 @@
+/* The recovery passes. See passes.h. */
+#include "recovery/passes.h"
+
+#include <errno.h>
+
+#include "format/logged_op.h"
+#include "format/version.h"
+
+/* --- the passes that mounting needs --- */
+
+/* Superblock and journal buckets of every member that is here say so in their alloc keys (07 §11). */
+static int mark_device_superblocks(struct recovery *r)
+{
+	for (unsigned dev = 0; dev < r->super->member_nr; dev++) {
+		int err = super_member_online(r->super, dev) ? allocator_mark_device(r->allocator, dev) : 0;
+
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+/* What the journal says goes into the nodes; from here on nothing lies over them. */
+static int replay_journal(struct recovery *r)
+{
+	int err = btrees_replay(r->trees);
+
+	if (!err)
+		journal_replay_done(r->journal);
+	return err;
+}
+
+static int init_freespace(struct recovery *r) { return allocator_freespace_init(r->allocator); }
+
+/* One logged operation, by its number; -ENOENT when there is none at or behind *@nr. */
+static int logged_op_next(struct btrees *trees, uint64_t *nr, struct bkey_copy *op)
+{
+	struct btree_iter it;
+	struct bkey_ref k;
+
+	btree_iter_open(&it, trees, BTREE_LOGGED_OPS, BPOS(0, *nr, 0), 0, 0);
+	int found = btree_iter_peek(&it, &k);
+	if (found > 0) {
+		*nr = k.k.p.offset;
+		op->k = k;
+		op->k.value = op->value;
+		memcpy(op->value, k.value, bkey_value_bytes(&k.k));
+	}
+	btree_iter_close(&it);
+	return found > 0 ? 0 : found ? found : -ENOENT;
+}
+
+static int resume_truncate(struct recovery *r, uint64_t nr, struct bkey_ref k)
+{
+	struct logged_op_truncate op;
+	struct subvolume sv;
+
+	logged_op_truncate_decode(k, &op);
+	int err = namespace_subvol(r->ns, op.subvol, &sv);
+	if (err == -ENOENT) {
+		log_printf(r->log, LOG_LEVEL_WARNING,
+			   "a truncation was under way in subvolume %u, which doesn't exist: left alone", op.subvol);
+		return 0;
+	}
+	return err ? err : data_resume_truncate(r->data, nr, sv.snapshot, op.inum, op.new_size_bytes);
+}
+
+static int resume_logged_ops(struct recovery *r)
+{
+	struct bkey_copy op;
+	uint64_t nr = 0;
+	int err;
+
+	while (!(err = logged_op_next(r->trees, &nr, &op))) {
+		switch (op.k.k.type) {
+		case KEY_LOGGED_OP_TRUNCATE: err = resume_truncate(r, nr, op.k); break;
+		case KEY_LOGGED_OP_FINSERT:
+			/* Only whoever inserts and collapses ranges leaves these; until that is built it isn't
+			 * finished. */
+			log_printf(r->log, LOG_LEVEL_WARNING,
+				   "inode %llu was left in the midst of inserting or collapsing a range",
+				   (unsigned long long)le64_load((const uint8_t *)op.k.value + 8));
+			return -KILN_E_UNSUPPORTED;
+		default: /* of newer versions: theirs to finish */ break;
+		}
+		if (err)
+			return err;
+		nr++;
+	}
+	return err == -ENOENT ? 0 : err;
+}
+
+static int delete_dead_inodes(struct recovery *r) { return namespace_delete_dead_inodes(r->ns); }
+
+/* An upgrade to 1.3 asks for it: with no background options set there is nothing to rebalance. */
+static int set_needs_rebalance(struct recovery *r)
+{
+	return r->super->options[OPT_BACKGROUND_COMPRESSION] || r->super->options[OPT_BACKGROUND_TARGET]
+		       ? -KILN_E_UNSUPPORTED
+		       : 0;
+}
+
+/* --- the table --- */
+
+#define FSCK   PASS_WHEN_FSCK
+#define ALWAYS PASS_WHEN_ALWAYS
+
+static const struct recovery_pass passes[] = {
+	{ PASS_ALLOC_READ, ALWAYS, NULL },	 /* allocator_open() */
+	{ PASS_STRIPES_READ, ALWAYS, NULL },	 /* filesystems with stripes open read-only */
+	{ PASS_INITIALIZE_SUBVOLUMES, 0, NULL }, /* only for versions below 1.0, which aren't read */
+	{ PASS_SNAPSHOTS_READ, ALWAYS, NULL },	 /* namespace_open() */
+	{ PASS_CHECK_TOPOLOGY, 0, NULL },
+	{ PASS_CHECK_ALLOCATIONS, FSCK, NULL },
+	/* Upstream marks before replay, over the journal's keys. Behind it the same keys are in the nodes. */
+	{ PASS_FS_JOURNAL_ALLOC, ALWAYS, NULL }, /* journal_start() refuses a filesystem without any journal */
+	{ PASS_SET_MAY_GO_RW, ALWAYS, NULL },	 /* fs_write_start() */
+	{ PASS_JOURNAL_REPLAY, ALWAYS, replay_journal },
+	{ PASS_TRANS_MARK_DEV_SBS, ALWAYS, mark_device_superblocks },
+	{ PASS_CHECK_ALLOC_INFO, FSCK, NULL },
+	{ PASS_CHECK_LRUS, FSCK, NULL },
+	{ PASS_CHECK_BTREE_BACKPOINTERS, FSCK, NULL },
+	{ PASS_CHECK_BACKPOINTERS_TO_EXTENTS, FSCK, NULL },
+	{ PASS_CHECK_EXTENTS_TO_BACKPOINTERS, FSCK, NULL },
+	{ PASS_CHECK_ALLOC_TO_LRU_REFS, FSCK, NULL },
+	{ PASS_FS_FREESPACE_INIT, ALWAYS, init_freespace },
+	{ PASS_BUCKET_GENS_INIT, 0, NULL }, /* only for versions below 1.0 */
+	{ PASS_CHECK_SNAPSHOT_TREES, FSCK, NULL },
+	{ PASS_CHECK_SNAPSHOTS, FSCK, NULL },
+	{ PASS_CHECK_SUBVOLS, FSCK, NULL },
+	{ PASS_DELETE_DEAD_SNAPSHOTS, FSCK, NULL },
+	{ PASS_FS_UPGRADE_FOR_SUBVOLUMES, 0, NULL }, /* only for versions below 1.0 */
+	{ PASS_RESUME_LOGGED_OPS, ALWAYS, resume_logged_ops },
+	{ PASS_CHECK_INODES, FSCK, NULL },
+	{ PASS_CHECK_EXTENTS, FSCK, NULL },
+	{ PASS_CHECK_INDIRECT_EXTENTS, FSCK, NULL },
+	{ PASS_CHECK_DIRENTS, FSCK, NULL },
+	{ PASS_CHECK_XATTRS, FSCK, NULL },
+	{ PASS_CHECK_ROOT, FSCK, NULL },
+	{ PASS_CHECK_DIRECTORY_STRUCTURE, FSCK, NULL },
+	{ PASS_CHECK_NLINKS, FSCK, NULL },
+	/* Upstream does it after unclean shutdowns only, and so leaves what an older crash left (04 §6). */
+	{ PASS_DELETE_DEAD_INODES, FSCK | ALWAYS, delete_dead_inodes },
+	{ PASS_FIX_REFLINK_P, 0, NULL }, /* only for versions below 1.0 */
+	{ PASS_SET_FS_NEEDS_REBALANCE, 0, set_needs_rebalance },
+};
+
+const struct recovery_pass *recovery_pass(unsigned id)
+{
+	for (size_t i = 0; i < ARRAY_NR(passes); i++)
+		if (passes[i].id == id)
+			return &passes[i];
+	return NULL;
+}
+
+static bool pass_should_run(const struct recovery *r, const struct recovery_pass *pass)
+{
+	return pass->when & PASS_WHEN_ALWAYS || (pass->when & PASS_WHEN_UNCLEAN && !r->was_clean) ||
+	       r->requested >> pass->id & 1;
+}
+
+int recovery_run(struct recovery *r)
+{
+	for (size_t i = 0; i < ARRAY_NR(passes); i++)
+		if (r->requested >> passes[i].id & 1 && !passes[i].run && !(passes[i].when & PASS_WHEN_ALWAYS)) {
+			log_printf(r->log, LOG_LEVEL_ERROR, "recovery pass %s is required, which Kiln can't do yet",
+				   pass_name(passes[i].id));
+			return -KILN_E_UNSUPPORTED;
+		}
+	for (size_t i = 0; i < ARRAY_NR(passes); i++) {
+		if (!pass_should_run(r, &passes[i]))
+			continue;
+		int err = passes[i].run ? passes[i].run(r) : 0;
+
+		if (err) {
+			log_printf(r->log, LOG_LEVEL_ERROR, "recovery pass %s failed: %s", pass_name(passes[i].id),
+				   error_name(err));
+			return err;
+		}
+		r->complete |= 1ull << passes[i].id;
+	}
+	return 0;
+}
+
+uint64_t recovery_upgrade_passes(unsigned from)
+{
+	static const struct {
+		unsigned version;
+		enum pass_id pass;
+	} upgrades[] = {
+		{ VERSION(1, 1), PASS_CHECK_SNAPSHOTS },
+		{ VERSION(1, 2), PASS_CHECK_INODES },
+		{ VERSION(1, 3), PASS_SET_FS_NEEDS_REBALANCE },
+	};
+	uint64_t required = 0;
+
+	for (size_t i = 0; i < ARRAY_NR(upgrades); i++)
+		if (from < upgrades[i].version)
+			required |= 1ull << upgrades[i].pass;
+	return required;
+}
