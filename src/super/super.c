@@ -3,7 +3,8 @@
  *
  * The order: open what was named and read each superblock; find out which devices belong together; look for members
  * that are still missing, if asked to; make the table of members from the master superblock; work out options, key and
- * validation context; and last decide whether enough devices are there. From then on a `struct super` doesn't change.
+ * validation context; and last decide whether enough devices are there. From then on a `struct super` that is
+ * only read doesn't change; one that is open for writing is changed by the functions of super_change.c.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -48,7 +49,9 @@ static int candidates_add(struct super_candidates *c, struct super_candidate x)
 
 static unsigned open_flags(const struct super_open_opts *opts)
 {
-	return (opts->is_forced ? DEVICE_OPEN_FORCE : 0) | (opts->is_buffered ? DEVICE_OPEN_NO_DIRECT : 0) |
+	unsigned access = opts->is_write ? DEVICE_OPEN_WRITE : opts->is_forced ? DEVICE_OPEN_FORCE : 0;
+
+	return access | (opts->is_buffered ? DEVICE_OPEN_NO_DIRECT : 0) |
 	       (opts->is_without_uring ? DEVICE_OPEN_NO_URING : 0);
 }
 
@@ -64,15 +67,44 @@ static void report_plain(const struct report_sink *reports, enum report_level le
 }
 
 /*
+ * Writes have to be aligned as the device wants them. Where filesystem blocks are smaller than that, the kernel's page
+ * cache does it. @path is the device as the user named it.
+ */
+static int candidate_open_buffered(struct super_candidate *x, const char *path, const struct super_open_opts *opts,
+				   const struct log_sink *log, char why[256])
+{
+	uint32_t align = x->dev->io_align_bytes, block_bytes = (uint32_t)le16_get(x->sb->block_size) << SECTOR_SHIFT;
+
+	if (!opts->is_write || align <= block_bytes)
+		return 0;
+	log_printf(
+		log, LOG_LEVEL_WARNING,
+		"%s: its blocks of %u bytes are larger than the filesystem's (%u), so it is written through the page "
+		"cache",
+		path, align, block_bytes);
+	device_close(x->dev);
+	x->dev = NULL;
+	return device_open_file(path, open_flags(opts) | DEVICE_OPEN_NO_DIRECT, log, &x->dev, why);
+}
+
+/*
  * A named device whose superblock can't be read fails the open, unless the user accepts missing members: then the
  * device counts as one. Takes over @dev.
  */
-static int candidates_read(struct super_candidates *c, struct device *dev, const struct super_open_opts *opts,
+static int candidates_read(struct super_candidates *c, struct device *dev, const char *path,
+			   const struct super_open_opts *opts, const struct log_sink *log,
 			   const struct report_sink *reports, int *first_err)
 {
 	struct super_candidate x = { .dev = dev };
 	int err = super_read_device(dev, opts->sb_sector, reports, &x.sb);
 
+	if (!err && path) {
+		char why[256] = "";
+
+		err = candidate_open_buffered(&x, path, opts, log, why);
+		if (err)
+			report_plain(reports, REPORT_FATAL, err, NULL, NULL, why[0] ? why : error_name(err), NULL);
+	}
 	if (!err)
 		return candidates_add(c, x);
 	candidate_free(&x);
@@ -90,7 +122,7 @@ static int candidates_open(struct super_candidates *c, char *const *paths, size_
 
 	for (size_t i = 0; i < opts->device_nr; i++) {
 		if (!err)
-			err = candidates_read(c, opts->devices[i], opts, reports, &first_err);
+			err = candidates_read(c, opts->devices[i], NULL, opts, log, reports, &first_err);
 		else
 			device_close(opts->devices[i]);
 	}
@@ -102,7 +134,7 @@ static int candidates_open(struct super_candidates *c, char *const *paths, size_
 		if (err)
 			report_plain(reports, REPORT_FATAL, err, NULL, NULL, why[0] ? why : error_name(err), NULL);
 		else
-			err = candidates_read(c, dev, opts, reports, &first_err);
+			err = candidates_read(c, dev, paths[i], opts, log, reports, &first_err);
 	}
 	if (!err && !c->nr) {
 		err = first_err ? first_err : -EINVAL;
@@ -149,6 +181,10 @@ static int candidates_scan(struct super_candidates *c, const uint8_t uuid[16], c
 			continue;
 		if (super_read_device(x.dev, 0, &silent, &x.sb) || memcmp(x.sb->uuid, uuid, 16) ||
 		    candidates_have_slot(c, x.sb->dev_idx)) {
+			candidate_free(&x);
+			continue;
+		}
+		if (candidate_open_buffered(&x, paths.paths[i], opts, log, NULL)) {
 			candidate_free(&x);
 			continue;
 		}
@@ -370,6 +406,8 @@ int super_open(char *const *paths, size_t path_nr, const struct super_open_opts 
 	s->kctx.members = s->geometry;
 	s->kctx.member_nr = s->member_nr;
 	err = super_check_enough_devices(s, opts);
+	if (!err && opts->is_write)
+		err = super_write_open(s, opts);
 out:
 	candidates_free(&c);
 	if (err)
@@ -388,6 +426,7 @@ void super_close(struct super *s)
 {
 	if (!s)
 		return;
+	super_write_close(s);
 	for (unsigned i = 0; s->members && i < s->member_nr; i++) {
 		device_close(s->members[i].dev);
 		free(s->members[i].sb);

@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "device/device.h"
 #include "format/options.h"
+#include "format/sb_edit.h"
 #include "format/superblock.h"
 
 struct super_member {
@@ -34,9 +35,15 @@ struct super {
 	bool is_degraded;      /* a member that should be there is missing */
 	const struct log_sink *log;
 	const struct report_sink *reports;
+	struct super_write *write; /* NULL: open read-only */
 };
 
 struct super_open_opts {
+	/*
+	 * Read-write: devices are opened exclusively, and what can't be written is refused with a report that names the
+	 * reason: -KILN_E_UNSUPPORTED for features (reading works), -EROFS for damage.
+	 */
+	bool is_write;
 	bool is_degraded_ok, is_very_degraded_ok;
 	bool is_forced;	  /* read although a writer has it open */
 	bool is_buffered; /* no O_DIRECT */
@@ -67,6 +74,62 @@ void super_close(struct super *s); /* closes the devices; wipes the key */
  * *@sb is malloc'ed. Copies that were bad or disagreed are reported.
  */
 int super_read_device(struct device *dev, uint64_t sb_sector, const struct report_sink *reports, struct sb_disk **sb);
+
+/*
+ * What keeps the filesystem from being written: the first feature in use that needs something that isn't there yet, as
+ * a sentence in @why ("version 1.13 is newer than 1.4"). False if nothing does. Options that a mount chooses
+ * (compression, erasure_code) are the caller's to look at.
+ */
+bool super_write_unsupported(const struct super *s, char why[256]);
+
+/*
+ * --- changes; only with is_write. Durable when they return 0; else an error, after which nothing can be written any
+ * more, or -ENOSPC ("no space in superblock") or -KILN_E_INVALID (the change broke a rule), which leave everything as
+ * it was. All may be called by any thread, none while holding a lock of a room below. Switch points. ---
+ *
+ * Sections of the master may move meanwhile: whoever looks into them (labels, errors) beside these functions holds
+ * super_lock(). Header, flags and `members` stay where they are.
+ */
+
+/* Write all superblocks as they are, with the next seq. */
+int super_update(struct super *s);
+void super_lock(struct super *s);
+void super_lock_release(struct super *s);
+
+/* Before the first write of a mount (01 §12.1). Raises a version 1.3 to 1.4. Writes always. */
+int super_mark_dirty(struct super *s);
+/*
+ * The last write: clean section with the journal's last seq, counters (@tail) and roots, as sub-entries in words
+ * (03 §7). What was counted and noted before is written too.
+ */
+int super_mark_clean(struct super *s, uint64_t journal_seq, const void *tail, unsigned tail_u64s, const void *roots,
+		     unsigned roots_u64s);
+/* Journal, btrees and root directory are there, and durable: the first superblock write of a fresh filesystem. */
+int super_mark_initialized(struct super *s);
+/* All passes that recovery needed are done: version_upgrade_complete, and nothing is required any more. */
+int super_mark_recovered(struct super *s);
+
+/*
+ * See that all superblocks have this entry (07 §12.2): devices ascending. Nothing but a look into a table when they do.
+ */
+int super_replicas_mark(struct super *s, const struct replicas_entry *entry);
+/* Blacklist journal seqs [start, end) (03 §6). */
+int super_blacklist_add(struct super *s, uint64_t start, uint64_t end);
+/* Before the first use of a feature. Nothing but a look when it is set. */
+int super_feature_set(struct super *s, enum sb_feature feature);
+/* Bits [lo, hi) of a member's flags (MEMBER_FLAG_*, format/sb_sections.h). */
+int super_member_flags_set(struct super *s, unsigned dev, unsigned lo, unsigned hi, uint64_t value);
+/* Journal buckets of one online member, in ring order. */
+int super_journal_set(struct super *s, unsigned dev, const struct sb_journal_range *ranges, size_t nr);
+/* Store an option for good, and let it be in effect. -EINVAL for those that aren't stored or out of range. */
+int super_option_set(struct super *s, enum option_id id, uint64_t value);
+/* Passes that the next recovery must run (bit = enum pass_id); makes the ext section too (@passes may be 0). */
+int super_passes_require(struct super *s, uint64_t passes);
+
+/* Count an error for the errors section; written with the next update. Any context; no switch point. */
+void super_error_count(struct super *s, unsigned error_id);
+/* An inconsistency was found and not repaired: noted with the next update. Any context; no switch point. */
+void super_error_note(struct super *s, bool is_topology);
 
 static inline bool super_member_online(const struct super *s, unsigned dev)
 {

@@ -190,7 +190,8 @@ enum replicas_state { REPLICAS_COMPLETE, REPLICAS_DEGRADED, REPLICAS_LOST };
  * Devices that don't exist (removed, or the placeholder 255 of erasure coding) say nothing: newer versions leave them
  * in entries. So an entry counts only if a member that should be there isn't.
  */
-static enum replicas_state replicas_entry_state(const struct super *s, const struct replicas_entry *e)
+static enum replicas_state replicas_entry_state(const struct super *s, const struct replicas_entry *e,
+						const bool *is_there)
 {
 	unsigned online = 0, offline = 0, failed = 0, exist = 0;
 
@@ -200,7 +201,7 @@ static enum replicas_state replicas_entry_state(const struct super *s, const str
 			continue;
 		exist++;
 		failed += s->members[dev].m.state == MEMBER_FAILED;
-		if (s->members[dev].dev)
+		if (is_there ? is_there[dev] : s->members[dev].dev != NULL)
 			online++;
 		else
 			offline++;
@@ -210,7 +211,7 @@ static enum replicas_state replicas_entry_state(const struct super *s, const str
 	return online < e->nr_required ? REPLICAS_LOST : REPLICAS_DEGRADED;
 }
 
-static enum replicas_state super_replicas_state(const struct super *s)
+static enum replicas_state super_replicas_state(const struct super *s, const bool *is_there)
 {
 	struct replicas_walk w = sb_replicas_walk(s->sb);
 	struct replicas_entry e;
@@ -218,8 +219,13 @@ static enum replicas_state super_replicas_state(const struct super *s)
 
 	while (sb_replicas_next(&w, &e, NULL) > 0)
 		if (e.data_type != DATA_TYPE_CACHED)
-			worst = max(worst, replicas_entry_state(s, &e));
+			worst = max(worst, replicas_entry_state(s, &e, is_there));
 	return worst;
+}
+
+bool super_replicas_are_lost(const struct super *s, const bool *is_there)
+{
+	return super_replicas_state(s, is_there) == REPLICAS_LOST;
 }
 
 static void report_missing(const struct super *s, unsigned idx, enum report_level level, const char *advice)
@@ -234,7 +240,7 @@ static void report_missing(const struct super *s, unsigned idx, enum report_leve
 
 int super_check_enough_devices(struct super *s, const struct super_open_opts *opts)
 {
-	enum replicas_state replicas = super_replicas_state(s);
+	enum replicas_state replicas = super_replicas_state(s, NULL);
 	unsigned missing = 0;
 
 	for (unsigned i = 0; i < s->member_nr; i++)

@@ -47,11 +47,7 @@ struct sb_search {
 	unsigned place_nr;
 };
 
-/*
- * Read and check one copy. An intact copy that needs something unknown is handed out too, with -KILN_E_UNSUPPORTED: it
- * may be the newest, and an older one that looks readable must not win over it.
- */
-static int sb_copy_read(struct device *dev, uint64_t sector, struct sb_disk **copy, struct fault *fault)
+int super_copy_read(struct device *dev, uint64_t sector, struct sb_disk **copy, struct fault *fault)
 {
 	*copy = NULL;
 	if (dev->size_bytes < sizeof(struct sb_disk) ||
@@ -150,7 +146,7 @@ static int search_place(struct sb_search *s, uint64_t sector, bool must_be_in_pl
 	*p = (struct sb_place){ .sector = sector };
 
 	struct sb_disk *sb;
-	p->err = sb_copy_read(s->dev, sector, &sb, &p->fault);
+	p->err = super_copy_read(s->dev, sector, &sb, &p->fault);
 	if (!sb)
 		return p->err == -ENOMEM ? -ENOMEM : 0;
 

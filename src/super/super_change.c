@@ -1,0 +1,283 @@
+/*
+ * The changes that a running filesystem makes to its superblocks. Each is one update of all copies (super_write.c).
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "super/super_private.h"
+
+enum {
+	/* What may not be missing while a filesystem is dirty, and what says so (01 §6.1). */
+	FEATURES_DIRTY = 0x63200,
+	FEATURES_DIRTY_ONLY = 0x3000,
+	FEATURES_FRESH = 0x7ba80,
+	COMPAT_CLEAN = 1 << SB_COMPAT_ALLOC_INFO | 1 << SB_COMPAT_ALLOC_METADATA,
+	COMPAT_FRESH = 1 << SB_COMPAT_EXTENTS_ABOVE_BTREE_UPDATES_DONE | 1 << SB_COMPAT_BFORMAT_OVERFLOW_DONE,
+};
+
+static void word_change(le64 *word, uint64_t set, uint64_t clear) { *word = le64_of((le64_get(*word) | set) & ~clear); }
+
+int super_update(struct super *s)
+{
+	int err = super_change_begin(s);
+
+	return err ? err : super_change_end(s, 0);
+}
+
+void super_lock(struct super *s)
+{
+	if (s->write)
+		mutex_lock(&s->write->lock);
+}
+
+void super_lock_release(struct super *s)
+{
+	if (s->write)
+		mutex_unlock(&s->write->lock);
+}
+
+/* --- the life of a mount --- */
+
+/* 1.4 differs from 1.3 in what members say of their updates: nothing has to be made first (01, appendix D). */
+static void version_raise(struct super *s)
+{
+	if (le16_get(s->sb->version) >= VERSION_1_4 || s->options[OPT_VERSION_UPGRADE] == OPTION_VERSION_UPGRADE_NONE)
+		return;
+	s->sb->version = le16_of(VERSION_1_4);
+	word_change(&s->sb->features[0], FEATURES_FRESH, 0);
+	s->kctx.version = VERSION_1_4;
+}
+
+int super_mark_dirty(struct super *s)
+{
+	int err = super_change_begin(s);
+
+	if (err)
+		return err;
+	version_raise(s);
+	sb_flag_set(s->sb, 0, 1, 2, 0);
+	word_change(&s->sb->features[0], FEATURES_DIRTY, 0);
+	for (unsigned i = 0; i < s->member_nr; i++)
+		if (s->members[i].dev)
+			sb_member_record(&s->write->master, i)->last_mount = le64_of(clock_realtime_ns() / 1000000000);
+	return super_change_end(s, 0);
+}
+
+int super_mark_clean(struct super *s, uint64_t journal_seq, const void *tail, unsigned tail_u64s, const void *roots,
+		     unsigned roots_u64s)
+{
+	int err = super_change_begin(s);
+
+	if (err)
+		return err;
+	err = sb_clean_set(&s->write->master, journal_seq, tail, tail_u64s, roots, roots_u64s);
+	sb_flag_set(s->sb, 0, 1, 2, 1);
+	word_change(&s->sb->features[0], 0, FEATURES_DIRTY_ONLY);
+	word_change(&s->sb->compat[0], COMPAT_CLEAN, 0);
+	return super_change_end(s, err);
+}
+
+int super_mark_initialized(struct super *s)
+{
+	int err = super_change_begin(s);
+
+	if (err)
+		return err;
+	sb_flag_set(s->sb, 0, 0, 1, 1);
+	sb_flag_set(s->sb, 0, 1, 2, 0);
+	sb_flag_set(s->sb, 5, 0, 16, VERSION_1_4);
+	word_change(&s->sb->features[0], FEATURES_DIRTY, 0);
+	word_change(&s->sb->compat[0], COMPAT_FRESH, 0);
+	return super_change_end(s, 0);
+}
+
+static struct sb_ext_disk *ext_ensure(struct super *s)
+{
+	return (struct sb_ext_disk *)sb_section_ensure(&s->write->master, SB_EXT, SB_EXT_BYTES_1_4 / 8);
+}
+
+int super_mark_recovered(struct super *s)
+{
+	int err = super_change_begin(s);
+
+	if (err)
+		return err;
+	struct sb_ext_disk *ext = ext_ensure(s);
+	if (ext) {
+		memset(ext->passes_required, 0, sizeof(ext->passes_required));
+		memset(ext->errors_silent, 0, sizeof(ext->errors_silent));
+	}
+	sb_flag_set(s->sb, 5, 0, 16, le16_get(s->sb->version));
+	return super_change_end(s, ext ? 0 : -ENOSPC);
+}
+
+/* --- replicas --- */
+
+static unsigned replicas_hash(const struct replicas_entry *e)
+{
+	uint64_t hash = (uint64_t)e->data_type << 16 | (uint64_t)e->nr_devs << 8 | e->nr_required;
+
+	for (unsigned i = 0; i < e->nr_devs; i++)
+		hash = hash * 31 + e->devs[i];
+	return (unsigned)(hash * 0x9e3779b97f4a7c15ull >> 58);
+}
+_Static_assert(SUPER_REPLICAS_HASH == 64, "six bits of hash");
+
+static bool replicas_are_published(struct super *s, const struct replicas_entry *e)
+{
+	const struct super_replicas *r = __atomic_load_n(&s->write->replicas[replicas_hash(e)], __ATOMIC_ACQUIRE);
+
+	for (; r; r = r->next)
+		if (r->entry.data_type == e->data_type && r->entry.nr_devs == e->nr_devs &&
+		    r->entry.nr_required == e->nr_required && !memcmp(r->devs, e->devs, e->nr_devs))
+			return true;
+	return false;
+}
+
+int super_replicas_publish(struct super *s, const struct replicas_entry *e)
+{
+	struct super_replicas **head = &s->write->replicas[replicas_hash(e)];
+	struct super_replicas *r = calloc(1, sizeof(*r) + e->nr_devs);
+
+	if (!r)
+		return -ENOMEM;
+	memcpy(r->devs, e->devs, e->nr_devs);
+	r->entry = *e;
+	r->entry.devs = r->devs;
+	r->next = *head;
+	__atomic_store_n(head, r, __ATOMIC_RELEASE);
+	return 0;
+}
+
+int super_replicas_mark(struct super *s, const struct replicas_entry *entry)
+{
+	if (replicas_are_published(s, entry))
+		return 0;
+
+	int err = super_change_begin(s);
+	if (err)
+		return err;
+	/* Who waited for the one that added the same entry finds it here, durable. */
+	if (sb_replicas_has(s->sb, entry)) {
+		err = replicas_are_published(s, entry) ? 0 : super_replicas_publish(s, entry);
+		mutex_unlock(&s->write->lock);
+		return err;
+	}
+	err = super_change_end(s, sb_replicas_add(&s->write->master, entry));
+	return err ? err : super_replicas_mark(s, entry);
+}
+
+/* --- others --- */
+
+int super_blacklist_add(struct super *s, uint64_t start, uint64_t end)
+{
+	if (start >= end)
+		return -EINVAL;
+	int err = super_change_begin(s);
+	return err ? err : super_change_end(s, sb_blacklist_add(&s->write->master, start, end));
+}
+
+int super_feature_set(struct super *s, enum sb_feature feature)
+{
+	uint64_t bit = 1ull << feature;
+
+	if (__atomic_load_n(&s->write->features_durable, __ATOMIC_ACQUIRE) & bit)
+		return 0;
+	int err = super_change_begin(s);
+	if (err)
+		return err;
+	word_change(&s->sb->features[0], bit, 0);
+	return super_change_end(s, 0);
+}
+
+int super_member_flags_set(struct super *s, unsigned dev, unsigned lo, unsigned hi, uint64_t value)
+{
+	if (dev >= s->member_nr || !s->members[dev].m.exists)
+		return -EINVAL;
+	int err = super_change_begin(s);
+	if (err)
+		return err;
+	struct sb_member_disk *m = sb_member_record(&s->write->master, dev);
+	m->flags = le64_of(bits_set(le64_get(m->flags), lo, hi, value));
+	return super_change_end(s, 0);
+}
+
+int super_journal_set(struct super *s, unsigned dev, const struct sb_journal_range *ranges, size_t nr)
+{
+	if (!super_member_online(s, dev))
+		return -EINVAL;
+	int err = super_change_begin(s);
+	if (err)
+		return err;
+
+	/* This section is the member's own, so it is changed there and not in the master. */
+	struct super_write *w = s->write;
+	struct sb_edit *copy = &w->members[dev].copy;
+	w->saved_copy_of = copy;
+	w->saved_copy = malloc(sb_bytes(copy->sb));
+	err = -ENOMEM;
+	if (w->saved_copy) {
+		memcpy(w->saved_copy, copy->sb, sb_bytes(copy->sb));
+		err = sb_journal_set(copy, ranges, nr);
+	}
+	return super_change_end(s, err);
+}
+
+static uint64_t option_feature(enum option_id id, uint64_t value)
+{
+	static const unsigned by_type[] = { 64, SB_FEATURE_LZ4, SB_FEATURE_GZIP, SB_FEATURE_ZSTD };
+	unsigned bit = 64;
+
+	if (id == OPT_COMPRESSION || id == OPT_BACKGROUND_COMPRESSION)
+		bit = by_type[option_compression_type(value)];
+	else if (id == OPT_ERASURE_CODE && value)
+		bit = SB_FEATURE_EC;
+	return bit < 64 ? 1ull << bit : 0;
+}
+
+int super_option_set(struct super *s, enum option_id id, uint64_t value)
+{
+	if (id == OPT_BLOCK_SIZE || id == OPT_BTREE_NODE_SIZE || !option_is_stored(id) || !option_is_valid(id, value))
+		return -EINVAL;
+	int err = super_change_begin(s);
+	if (err)
+		return err;
+	err = option_to_sb(id, s->sb, value);
+	if (!err)
+		word_change(&s->sb->features[0], option_feature(id, value), 0);
+	uint64_t before = s->options[id];
+	s->options[id] = value; /* the metadata checksum counts from this update on */
+	err = super_change_end(s, err);
+	if (err)
+		s->options[id] = before;
+	return err;
+}
+
+int super_passes_require(struct super *s, uint64_t passes)
+{
+	int err = super_change_begin(s);
+
+	if (err)
+		return err;
+	struct sb_ext_disk *ext = ext_ensure(s);
+	if (ext)
+		word_change(&ext->passes_required[0], passes, 0);
+	return super_change_end(s, ext ? 0 : -ENOSPC);
+}
+
+void super_error_count(struct super *s, unsigned error_id)
+{
+	if (s->write && error_id < SUPER_ERROR_IDS)
+		__atomic_fetch_add(&s->write->errors_pending[error_id], 1, __ATOMIC_RELAXED);
+}
+
+void super_error_note(struct super *s, bool is_topology)
+{
+	if (!s->write)
+		return;
+	__atomic_store_n(&s->write->has_errors, true, __ATOMIC_RELAXED);
+	if (is_topology)
+		__atomic_store_n(&s->write->has_topology_errors, true, __ATOMIC_RELAXED);
+}
