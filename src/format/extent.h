@@ -107,6 +107,7 @@ int extent_crc_store(uint8_t *bytes, const struct extent_crc *crc);
 struct extent_stripe_ptr extent_stripe_ptr_load(const uint8_t *bytes);
 void extent_stripe_ptr_store(uint8_t *bytes, const struct extent_stripe_ptr *p);
 struct extent_rebalance extent_rebalance_load(const uint8_t *bytes);
+void extent_rebalance_store(uint8_t *bytes, const struct extent_rebalance *r);
 
 /*
  * All pointers of @k with what applies to them, in value order (06 §2.2), at most EXTENT_PTRS_MAX.

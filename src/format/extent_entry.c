@@ -240,6 +240,15 @@ struct extent_rebalance extent_rebalance_load(const uint8_t *bytes)
 	};
 }
 
+void extent_rebalance_store(uint8_t *bytes, const struct extent_rebalance *r)
+{
+	uint64_t w = 1ull << EXTENT_ENTRY_REBALANCE;
+
+	w = bits_set(w, 40, 48, r->compression);
+	w = bits_set(w, 48, 64, r->target);
+	le64_store(bytes, w);
+}
+
 int extent_decode(struct bkey_ref k, const struct key_context *ctx, struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX],
 		  bool *is_poisoned, struct fault *fault)
 {

@@ -12,6 +12,7 @@
 #include "format/extent.h"
 #include "format/file_data.h"
 #include "format/inode.h"
+#include "format/key_edit.h"
 #include "format/logged_op.h"
 #include "format/quota.h"
 #include "format/snapshot.h"
@@ -20,15 +21,15 @@
 
 /* clang-format off */
 static const struct key_type key_types[KEY_TYPE_NR] = {
-	/*				  name		min	empty	validate		  to_text */
+	/*				  name		min	empty	validate		  to_text; cut_front, cut_back, merge */
 	[KEY_DELETED]			= { "deleted",			0, false, NULL,			      NULL },
 	[KEY_WHITEOUT]			= { "whiteout",			0, false, NULL,			      NULL },
 	[KEY_ERROR]			= { "error",			0, false, error_key_validate,	      error_key_to_text },
 	[KEY_COOKIE]			= { "cookie",			8, false, NULL,			      cookie_to_text },
 	[KEY_HASH_WHITEOUT]		= { "hash_whiteout",		0, true,  NULL,			      NULL },
 	[KEY_BTREE_PTR]			= { "btree_ptr",		0, false, btree_ptr_validate,	      btree_ptr_to_text },
-	[KEY_EXTENT]			= { "extent",			0, false, extent_validate,	      extent_to_text },
-	[KEY_RESERVATION]		= { "reservation",		8, false, reservation_validate,	      reservation_to_text },
+	[KEY_EXTENT]			= { "extent",			0, false, extent_validate,	      extent_to_text, extent_cut_front, NULL, extent_merge },
+	[KEY_RESERVATION]		= { "reservation",		8, false, reservation_validate,	      reservation_to_text, NULL, NULL, reservation_merge },
 	[KEY_INODE]			= { "inode",		       16, false, inode_validate,	      inode_to_text },
 	[KEY_INODE_GENERATION]		= { "inode_generation",		8, false, inode_generation_validate,  inode_generation_to_text },
 	[KEY_DIRENT]			= { "dirent",		       16, false, dirent_validate,	      dirent_to_text },
@@ -36,17 +37,17 @@ static const struct key_type key_types[KEY_TYPE_NR] = {
 	[KEY_ALLOC]			= { "alloc",			8, false, alloc_validate,	      alloc_to_text },
 	[KEY_QUOTA]			= { "quota",		       32, false, quota_validate,	      quota_to_text },
 	[KEY_STRIPE]			= { "stripe",			8, false, stripe_validate,	      stripe_to_text },
-	[KEY_REFLINK_P]			= { "reflink_p",	       16, false, reflink_p_validate,	      reflink_p_to_text },
-	[KEY_REFLINK_V]			= { "reflink_v",		8, false, extent_validate,	      reflink_v_to_text },
-	[KEY_INLINE_DATA]		= { "inline_data",		0, false, NULL,			      inline_data_to_text },
+	[KEY_REFLINK_P]			= { "reflink_p",	       16, false, reflink_p_validate,	      reflink_p_to_text, reflink_p_cut_front },
+	[KEY_REFLINK_V]			= { "reflink_v",		8, false, extent_validate,	      reflink_v_to_text, extent_cut_front },
+	[KEY_INLINE_DATA]		= { "inline_data",		0, false, NULL,			      inline_data_to_text, inline_data_cut_front, inline_data_cut_back },
 	[KEY_BTREE_PTR_V2]		= { "btree_ptr_v2",	       40, false, btree_ptr_validate,	      btree_ptr_to_text },
-	[KEY_INDIRECT_INLINE_DATA]	= { "indirect_inline_data",	8, false, NULL,			      indirect_inline_data_to_text },
+	[KEY_INDIRECT_INLINE_DATA]	= { "indirect_inline_data",	8, false, NULL,			      indirect_inline_data_to_text, inline_data_cut_front, inline_data_cut_back },
 	[KEY_ALLOC_V2]			= { "alloc_v2",			8, false, alloc_validate,	      alloc_to_text },
 	[KEY_SUBVOLUME]			= { "subvolume",	       16, false, subvolume_validate,	      subvolume_to_text },
 	[KEY_SNAPSHOT]			= { "snapshot",		       24, false, snapshot_validate,	      snapshot_to_text },
 	[KEY_INODE_V2]			= { "inode_v2",		       32, false, inode_validate,	      inode_to_text },
 	[KEY_ALLOC_V3]			= { "alloc_v3",		       16, false, alloc_validate,	      alloc_to_text },
-	[KEY_SET]			= { "set",			0, true,  NULL,			      NULL },
+	[KEY_SET]			= { "set",			0, true,  NULL,			      NULL, NULL, NULL, set_merge },
 	[KEY_LRU]			= { "lru",			8, false, lru_validate,		      lru_to_text },
 	[KEY_ALLOC_V4]			= { "alloc_v4",		       48, false, alloc_validate,	      alloc_to_text },
 	[KEY_BACKPOINTER]		= { "backpointer",	       32, false, backpointer_validate,	      backpointer_to_text },

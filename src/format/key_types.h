@@ -1,5 +1,6 @@
 /*
- * The key types: one table with the name, the smallest value, and the functions that validate and print a value.
+ * The key types: one table with the name, the smallest value, and the functions that validate,
+ * print and edit a value.
  */
 #ifndef KILN_FORMAT_KEY_TYPES_H
 #define KILN_FORMAT_KEY_TYPES_H
@@ -8,6 +9,7 @@
 #include "format/btrees.h"
 
 struct strbuf;
+struct key_buf;
 
 enum bkey_type {
 	KEY_DELETED,
@@ -72,6 +74,7 @@ struct key_context {
 	bool has_key;		   /* the filesystem has an encryption key: MAC checksum types are allowed */
 	uint8_t block_sectors;
 	uint16_t node_sectors;
+	uint32_t encoded_extent_max_sectors; /* of a checksummed or compressed region */
 	unsigned member_nr;
 	const struct member_geometry *members;
 	uint8_t entry_type_u64s[32]; /* superblock section 16: words of each extent entry type; 0 unknown */
@@ -102,6 +105,16 @@ struct key_type {
 	int (*validate)(struct bkey_ref k, const struct key_context *ctx, struct fault *fault);
 	/* The value, as 11 §8 prints it. NULL: nothing to print. */
 	void (*to_text)(struct strbuf *out, struct bkey_ref k, const struct key_context *ctx);
+	/* What format/key_edit.h needs; NULL: trimming doesn't touch the value; keys never merge. */
+	/* The value of a key whose front was cut off by @sectors; size has been set already. */
+	void (*cut_front)(struct key_buf *b, uint32_t sectors, const struct key_context *ctx);
+	/* The value of a key that was cut back to size. */
+	void (*cut_back)(struct key_buf *b, const struct key_context *ctx);
+	/*
+	 * The value of @left becomes that of both, which is of one extent, one after the other, and of equal version.
+	 * False, and nothing is changed, when they can't be one key.
+	 */
+	bool (*merge)(struct key_buf *left, struct bkey_ref right, const struct key_context *ctx);
 };
 
 /* Row of @type, or NULL for types that aren't known (which is no error on reading). */

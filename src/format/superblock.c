@@ -224,12 +224,13 @@ const char *sb_compat_name(unsigned bit) { return bit < SB_COMPAT_NR_KNOWN ? com
 
 /* --- for the validation of keys --- */
 
-enum { BACKPOINTER_SHIFT_DEFAULT = 10, BACKPOINTER_SHIFT_MAX = 20 };
+enum { BACKPOINTER_SHIFT_DEFAULT = 10, BACKPOINTER_SHIFT_MAX = 20, ENCODED_EXTENT_BITS_MAX = 13 };
 
 void sb_key_context(const struct sb_disk *sb, bool has_key, struct key_context *ctx)
 {
 	const struct sb_section_disk *sizes = sb_section(sb, SB_EXTENT_TYPE_U64S);
 	unsigned shift = (unsigned)sb_flag(sb, 6, 40, 48);
+	unsigned encoded_bits = (unsigned)sb_flag(sb, 1, 14, 20);
 
 	*ctx = (struct key_context){
 		.version = le16_get(sb->version),
@@ -238,6 +239,7 @@ void sb_key_context(const struct sb_disk *sb, bool has_key, struct key_context *
 		.has_key = has_key,
 		.block_sectors = (uint8_t)le16_get(sb->block_size),
 		.node_sectors = SB_BTREE_NODE_SECTORS(sb),
+		.encoded_extent_max_sectors = 1u << min(encoded_bits, (unsigned)ENCODED_EXTENT_BITS_MAX),
 		/* 44 bits of sector and the shift have to fit a position's 64 bits. */
 		.backpointer_shift = shift && shift <= BACKPOINTER_SHIFT_MAX ? shift : BACKPOINTER_SHIFT_DEFAULT,
 		.time_base_ns = le64_get(sb->time_base_lo),
