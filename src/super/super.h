@@ -75,6 +75,14 @@ void super_close(struct super *s); /* closes the devices; wipes the key */
  */
 int super_read_device(struct device *dev, uint64_t sb_sector, const struct report_sink *reports, struct sb_disk **sb);
 
+/* Checksum type (enum checksum_type) of superblocks, journal entries and nodes that are written. */
+unsigned super_metadata_csum_type(const struct super *s);
+
+/*
+ * Does this value of an option need something that isn't there yet? Then @why is a sentence that names the option.
+ */
+bool super_option_unsupported(enum option_id id, uint64_t value, char why[256]);
+
 /*
  * What keeps the filesystem from being written: the first feature in use that needs something that isn't there yet, as
  * a sentence in @why ("version 1.13 is newer than 1.4"). False if nothing does. Options that a mount chooses
@@ -96,7 +104,7 @@ int super_update(struct super *s);
 void super_lock(struct super *s);
 void super_lock_release(struct super *s);
 
-/* Before the first write of a mount (01 §12.1). Raises a version 1.3 to 1.4. Writes always. */
+/* Before the first write of a mount (01 §12.1). Raises an older version to 1.4. Writes always. */
 int super_mark_dirty(struct super *s);
 /*
  * The last write: clean section with the journal's last seq, counters (@tail) and roots, as sub-entries in words
@@ -110,9 +118,11 @@ int super_mark_initialized(struct super *s);
 int super_mark_recovered(struct super *s);
 
 /*
- * See that all superblocks have this entry (07 §12.2): devices ascending. Nothing but a look into a table when they do.
+ * See that all superblocks have this entry (07 §12.2); @devs in any order, none twice. Nothing but a look into a table
+ * when they do.
  */
-int super_replicas_mark(struct super *s, const struct replicas_entry *entry);
+int super_replicas_mark(struct super *s, unsigned data_type, unsigned nr_required, const uint8_t *devs,
+			unsigned nr_devs);
 /* Blacklist journal seqs [start, end) (03 §6). */
 int super_blacklist_add(struct super *s, uint64_t start, uint64_t end);
 /* Before the first use of a feature. Nothing but a look when it is set. */

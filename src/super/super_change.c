@@ -40,11 +40,18 @@ void super_lock_release(struct super *s)
 
 /* --- the life of a mount --- */
 
-/* 1.4 differs from 1.3 in what members say of their updates: nothing has to be made first (01, appendix D). */
+/*
+ * To 1.4 (01 §5). What recovery has to do for it, it does afterwards, and says so with super_mark_recovered(): until
+ * then the old version stays noted as the one that is complete.
+ */
 static void version_raise(struct super *s)
 {
-	if (le16_get(s->sb->version) >= VERSION_1_4 || s->options[OPT_VERSION_UPGRADE] == OPTION_VERSION_UPGRADE_NONE)
+	uint16_t version = le16_get(s->sb->version);
+
+	if (version >= VERSION_1_4 ||
+	    (version == VERSION(1, 3) && s->options[OPT_VERSION_UPGRADE] == OPTION_VERSION_UPGRADE_NONE))
 		return;
+	sb_flag_set(s->sb, 5, 0, 16, sb_upgrade_complete(s->sb));
 	s->sb->version = le16_of(VERSION_1_4);
 	word_change(&s->sb->features[0], FEATURES_FRESH, 0);
 	s->kctx.version = VERSION_1_4;
@@ -151,7 +158,7 @@ int super_replicas_publish(struct super *s, const struct replicas_entry *e)
 	return 0;
 }
 
-int super_replicas_mark(struct super *s, const struct replicas_entry *entry)
+static int replicas_entry_mark(struct super *s, const struct replicas_entry *entry)
 {
 	if (replicas_are_published(s, entry))
 		return 0;
@@ -160,13 +167,31 @@ int super_replicas_mark(struct super *s, const struct replicas_entry *entry)
 	if (err)
 		return err;
 	/* Who waited for the one that added the same entry finds it here, durable. */
-	if (sb_replicas_has(s->sb, entry)) {
-		err = replicas_are_published(s, entry) ? 0 : super_replicas_publish(s, entry);
-		mutex_unlock(&s->write->lock);
-		return err;
+	bool is_new = !sb_replicas_has(s->sb, entry);
+	if (is_new)
+		err = super_change_publish(s, sb_replicas_add(&s->write->master, entry));
+	if (!err && !replicas_are_published(s, entry))
+		err = super_replicas_publish(s, entry);
+	super_lock_release(s);
+	return err;
+}
+
+int super_replicas_mark(struct super *s, unsigned data_type, unsigned nr_required, const uint8_t *devs,
+			unsigned nr_devs)
+{
+	uint8_t sorted[UINT8_MAX];
+
+	if (nr_devs > sizeof(sorted))
+		return -EINVAL;
+	for (unsigned i = 0; i < nr_devs; i++) {
+		unsigned at = i;
+
+		for (; at && sorted[at - 1] > devs[i]; at--)
+			sorted[at] = sorted[at - 1];
+		sorted[at] = devs[i];
 	}
-	err = super_change_end(s, sb_replicas_add(&s->write->master, entry));
-	return err ? err : super_replicas_mark(s, entry);
+	return replicas_entry_mark(
+		s, &(struct replicas_entry){ (uint8_t)data_type, (uint8_t)nr_devs, (uint8_t)nr_required, sorted });
 }
 
 /* --- others --- */

@@ -93,5 +93,7 @@ int super_replicas_publish(struct super *s, const struct replicas_entry *e);
  */
 int super_change_begin(struct super *s);
 int super_change_end(struct super *s, int err);
+/* The same without unlocking: super_lock_release() follows. */
+int super_change_publish(struct super *s, int err);
 
 #endif

@@ -39,10 +39,6 @@ static bool is_shared_section(unsigned type)
 	return type != SB_JOURNAL && type != SB_JOURNAL_V2 && type <= SB_DOWNGRADE;
 }
 
-/* By option metadata_checksum. */
-static const uint8_t sb_csum_types[] = { CHECKSUM_NONE, CHECKSUM_CRC32C_NONZERO, CHECKSUM_CRC64_NONZERO,
-					 CHECKSUM_XXHASH };
-
 static size_t reserved_bytes(const struct sb_disk *sb) { return (size_t)SECTOR_BYTES << sb->layout.sb_max_size_bits; }
 
 static uint64_t now_seconds(void) { return clock_realtime_ns() / 1000000000; }
@@ -258,7 +254,7 @@ static void members_io(struct super_publish *p, enum device_op op, unsigned copy
 			size_t bytes = round_up_u64(sb_bytes(sb), write_unit(dev));
 
 			sb->offset = sb->layout.sb_offset[copy];
-			sb_seal(sb, sb_csum_types[p->s->options[OPT_METADATA_CHECKSUM]]);
+			sb_seal(sb, super_metadata_csum_type(p->s));
 			p->members[i].iov = (struct iovec){ sb, bytes };
 			p->members[i].io.offset_bytes = le64_get(sb->offset) << SECTOR_SHIFT;
 			p->members[i].io.iov = &p->members[i].iov;
@@ -384,7 +380,7 @@ int super_change_begin(struct super *s)
 	return 0;
 }
 
-int super_change_end(struct super *s, int err)
+int super_change_publish(struct super *s, int err)
 {
 	struct super_write *w = s->write;
 	bool is_final = false;
@@ -402,11 +398,45 @@ int super_change_end(struct super *s, int err)
 	}
 	free(w->saved_copy);
 	w->saved_copy = NULL;
-	mutex_unlock(&w->lock);
+	return err;
+}
+
+int super_change_end(struct super *s, int err)
+{
+	err = super_change_publish(s, err);
+	mutex_unlock(&s->write->lock);
 	return err;
 }
 
 /* --- opening and closing --- */
+
+unsigned super_metadata_csum_type(const struct super *s)
+{
+	static const uint8_t types[] = { CHECKSUM_NONE, CHECKSUM_CRC32C_NONZERO, CHECKSUM_CRC64_NONZERO,
+					 CHECKSUM_XXHASH };
+
+	return types[s->options[OPT_METADATA_CHECKSUM]];
+}
+
+bool super_option_unsupported(enum option_id id, uint64_t value, char why[256])
+{
+	static const struct {
+		enum option_id id;
+		const char *what;
+	} missing[] = {
+		{ OPT_COMPRESSION, "data can't be compressed yet when it is written" },
+		{ OPT_BACKGROUND_COMPRESSION, "data can't be compressed in the background yet" },
+		{ OPT_ERASURE_CODE, "erasure coded data can be read but not written yet" },
+		{ OPT_NOCOW, "data can't be written in place yet" },
+	};
+
+	for (size_t i = 0; i < ARRAY_NR(missing); i++)
+		if (id == missing[i].id && value) {
+			snprintf(why, 256, "%s: %s", option_table[id].name, missing[i].what);
+			return true;
+		}
+	return false;
+}
 
 bool super_write_unsupported(const struct super *s, char why[256])
 {
@@ -417,9 +447,6 @@ bool super_write_unsupported(const struct super *s, char why[256])
 	sb_ext(s->sb, &ext);
 	if (version > VERSION_1_4)
 		strbuf_printf(&text, "its version, %u.%u, is newer than 1.4", VERSION_MAJOR(version),
-			      VERSION_MINOR(version));
-	else if (version < VERSION(1, 3))
-		strbuf_printf(&text, "its version, %u.%u, has to be upgraded first", VERSION_MAJOR(version),
 			      VERSION_MINOR(version));
 	else if (s->has_key)
 		strbuf_add(&text, "it is encrypted");
