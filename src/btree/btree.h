@@ -62,11 +62,15 @@ struct btree_backend {
 
 /*
  * A backend in memory (btree_memory.c): nodes in a memory file, published and retired at once; no journal, no triggers.
- * For tests, and for what online check and repair sort. Node size as in @kctx.
+ * For tests, and for what online check and repair sort. Node size as in @kctx. Nodes are on a device of their own,
+ * which the trees' context must know: give btrees_open() btree_memory_context(), which is @kctx and that device.
  */
 struct btree_memory;
+/* 0 or -ENOMEM. */
 int btree_memory_open(const struct key_context *kctx, struct btree_memory **memory);
+/* After btrees_close(). NULL is allowed. */
 void btree_memory_close(struct btree_memory *memory);
+const struct key_context *btree_memory_context(const struct btree_memory *memory);
 void btree_memory_backend(struct btree_memory *memory, struct btree_backend *backend);
 
 /* The snapshot tree: is @ancestor the snapshot @id or an ancestor of it? */
