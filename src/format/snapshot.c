@@ -63,6 +63,30 @@ void snapshot_decode(struct bkey_ref k, struct snapshot *s)
 	}
 }
 
+void snapshot_encode(const struct snapshot *s, uint8_t value[SNAPSHOT_BYTES])
+{
+	struct snapshot_disk d = {
+		.flags = le32_of((s->will_delete ? FLAG_WILL_DELETE : 0u) | (s->is_subvol ? FLAG_SUBVOL : 0u)),
+		.parent = le32_of(s->parent),
+		.children = { le32_of(s->children[0]), le32_of(s->children[1]) },
+		.subvol = le32_of(s->subvol),
+		.tree = le32_of(s->tree),
+		.depth = le32_of(s->depth),
+		.skip = { le32_of(s->skip[0]), le32_of(s->skip[1]), le32_of(s->skip[2]) },
+	};
+
+	_Static_assert(offsetof(struct snapshot_disk, btime) == SNAPSHOT_BYTES, "what 1.4 has ends before btime");
+	memcpy(value, &d, SNAPSHOT_BYTES);
+}
+
+void snapshot_tree_encode(const struct snapshot_tree *t, uint8_t value[SNAPSHOT_TREE_BYTES])
+{
+	struct snapshot_tree_disk d = { .master_subvol = le32_of(t->master_subvol),
+					.root_snapshot = le32_of(t->root_snapshot) };
+
+	memcpy(value, &d, sizeof(d));
+}
+
 void snapshot_tree_decode(struct bkey_ref k, struct snapshot_tree *t)
 {
 	struct snapshot_tree_disk d;

@@ -19,6 +19,9 @@ struct snapshot {
 	uint32_t skip[3]; /* some ancestors, ascending; 0: none */
 };
 void snapshot_decode(struct bkey_ref k, struct snapshot *s);
+/* As format 1.4 has it. */
+enum { SNAPSHOT_BYTES = 40 };
+void snapshot_encode(const struct snapshot *s, uint8_t value[SNAPSHOT_BYTES]);
 
 struct subvolume {
 	bool is_readonly, is_snapshot, is_unlinked;
@@ -30,12 +33,16 @@ struct subvolume {
 	uint64_t otime;
 };
 void subvolume_decode(struct bkey_ref k, struct subvolume *s);
+enum { SUBVOLUME_BYTES = 40 };
+void subvolume_encode(const struct subvolume *s, uint8_t value[SUBVOLUME_BYTES]);
 
 struct snapshot_tree {
 	uint32_t master_subvol;
 	uint32_t root_snapshot;
 };
 void snapshot_tree_decode(struct bkey_ref k, struct snapshot_tree *t);
+enum { SNAPSHOT_TREE_BYTES = 8 };
+void snapshot_tree_encode(const struct snapshot_tree *t, uint8_t value[SNAPSHOT_TREE_BYTES]);
 
 int snapshot_validate(struct bkey_ref k, const struct key_context *ctx, struct fault *fault);
 void snapshot_to_text(struct strbuf *out, struct bkey_ref k, const struct key_context *ctx);

@@ -48,6 +48,21 @@ void subvolume_decode(struct bkey_ref k, struct subvolume *s)
 	}
 }
 
+void subvolume_encode(const struct subvolume *s, uint8_t value[SUBVOLUME_BYTES])
+{
+	struct subvolume_disk d = {
+		.flags = le32_of((s->is_readonly ? FLAG_READONLY : 0u) | (s->is_snapshot ? FLAG_SNAPSHOT : 0u) |
+				 (s->is_unlinked ? FLAG_UNLINKED : 0u)),
+		.snapshot = le32_of(s->snapshot),
+		.inode = le64_of(s->inode),
+		.creation_parent = le32_of(s->creation_parent),
+		.otime = { le64_of(s->otime) },
+	};
+
+	_Static_assert(offsetof(struct subvolume_disk, state) == SUBVOLUME_BYTES, "what 1.4 has ends before state");
+	memcpy(value, &d, SUBVOLUME_BYTES);
+}
+
 int subvolume_validate(struct bkey_ref k, const struct key_context *ctx, struct fault *fault)
 {
 	if (k.k.p.inode || k.k.p.offset < SUBVOL_ROOT || k.k.p.offset > INT32_MAX)

@@ -12,9 +12,11 @@ struct rebuilt_subvol {
 	struct subvolume sv; /* inode 0: no root was found */
 };
 
+struct namespace_write;
+
 struct namespace
 {
-	const struct super *super;
+	struct super *super;
 	struct btrees *trees;
 	struct data *data;
 	const struct report_sink *reports;
@@ -27,6 +29,8 @@ struct namespace
 	struct rebuilt_subvol *rebuilt; /* ascending ids */
 	size_t rebuilt_nr, rebuilt_capacity;
 	char fallback[256]; /* why the view is a fallback, or empty */
+
+	struct namespace_write *write; /* NULL: nothing may be changed */
 };
 
 /* Read the subvolumes as far as they can be read, and rebuild the others. 0 or -ENOMEM. */
@@ -34,6 +38,10 @@ int subvols_open(struct namespace *ns, int snapshots_err);
 void subvols_close(struct namespace *ns);
 /* Snapshot id of a subvolume. -ENOENT, or an error. */
 int subvol_snapshot(struct namespace *ns, uint32_t subvol, uint32_t *snapshot);
+
+/* The inode option (enum inode_opt) of a name, or -EINVAL; and the option behind it. */
+int inode_option_find(const char *name);
+enum option_id inode_option_id(unsigned inode_opt);
 
 /* Fold a name as casefolded directories do (12 §7.4). Returns a malloc'ed string and its length, or -EINVAL, -ENOMEM.
  */

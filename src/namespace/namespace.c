@@ -7,8 +7,8 @@
 
 #include "namespace/internal.h"
 
-int namespace_open(const struct super *super, struct btrees *trees, struct data *data,
-		   const struct report_sink *reports, struct namespace **out)
+int namespace_open(struct super *super, struct btrees *trees, struct data *data, const struct report_sink *reports,
+		   struct namespace **out)
 {
 	struct namespace *ns = calloc(1, sizeof(*ns));
 	int snapshots_err = 0;

@@ -28,8 +28,8 @@ struct object {
 	uint64_t inum;
 };
 
-int namespace_open(const struct super *super, struct btrees *trees, struct data *data,
-		   const struct report_sink *reports, struct namespace **ns);
+int namespace_open(struct super *super, struct btrees *trees, struct data *data, const struct report_sink *reports,
+		   struct namespace **ns);
 void namespace_close(struct namespace *ns);
 /* Why the view is a fallback ("the subvolumes btree can't be read: ..."), or NULL. */
 const char *namespace_fallback(const struct namespace *ns);

@@ -44,24 +44,33 @@ static ssize_t value_copy(const void *value, size_t len, void *out, size_t size)
 	return (ssize_t)len;
 }
 
+int inode_option_find(const char *name)
+{
+	for (unsigned i = 0; i < ARRAY_NR(inode_options); i++)
+		if (!strcmp(name, option_table[inode_options[i]].name))
+			return (int)i;
+	return -EINVAL;
+}
+
+enum option_id inode_option_id(unsigned inode_opt) { return inode_options[inode_opt]; }
+
 static ssize_t option_get(struct namespace *ns, const struct inode *inode, const char *name, bool effective,
 			  void *value, size_t size)
 {
 	char buf[128];
 	struct strbuf text = strbuf_fixed(buf, sizeof(buf));
 
-	for (unsigned i = 0; i < ARRAY_NR(inode_options); i++) {
-		if (strcmp(name, option_table[inode_options[i]].name))
-			continue;
-		if (!option_is_shown(inode, i, effective))
-			return -ENODATA;
-		if (i == INODE_OPT_PROJECT)
-			strbuf_printf(&text, "%u", inode->opts[i] - 1);
-		else
-			option_to_text(&text, inode_options[i], inode->opts[i] - 1, ns->super->sb);
-		return value_copy(buf, text.len, value, size);
-	}
-	return -EINVAL;
+	int i = inode_option_find(name);
+
+	if (i < 0)
+		return i;
+	if (!option_is_shown(inode, (unsigned)i, effective))
+		return -ENODATA;
+	if (i == INODE_OPT_PROJECT)
+		strbuf_printf(&text, "%u", inode->opts[i] - 1);
+	else
+		option_to_text(&text, inode_options[i], inode->opts[i] - 1, ns->super->sb);
+	return value_copy(buf, text.len, value, size);
 }
 
 /* The attribute in the user's form. */

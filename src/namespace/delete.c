@@ -1,0 +1,599 @@
+/*
+ * The end of inodes that lost their last name (04 §6), and who keeps it off.
+ *
+ * An object that somebody holds is deleted when it is released the last time; any other at once, by a task in the
+ * background. First go extents, xattrs and leftover dirents, in as many transactions as it takes; then, in one, the
+ * inode becomes an inode_generation. Until then it is on the deleted list: a deletion that a crash cut short is taken
+ * up again by namespace_delete_dead_inodes().
+ *
+ * A hold exists while somebody holds the object or its deletion is queued or under way:
+ *
+ *	count > 0              held
+ *	is_dead                it lost its last name; delete it when the count gets to 0 (and, while is_deleting: the
+ *number came back to life and died again, so look again) is_deleting            queued, or being deleted: it can't get
+ *a name any more
+ *
+ * What is marked dead is only tried: the transactions look for the flag in the inode, so that one which has got a name
+ * since is left alone.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/array.h"
+#include "format/error_ids.h"
+#include "namespace/change_internal.h"
+
+struct hold {
+	struct hold *next;
+	struct object o;
+	uint32_t count;
+	bool is_dead, is_deleting;
+};
+
+enum { HOLD_BUCKETS_MIN = 256 };
+
+/* --- the table; all with the lock held --- */
+
+static size_t hold_hash(struct object o)
+{
+	return (size_t)(((o.inum ^ (uint64_t)o.subvol << 40) * 0x9e3779b97f4a7c15ull) >> 20);
+}
+
+static struct hold **hold_find(struct deletions *d, struct object o)
+{
+	struct hold **at = &d->buckets[hold_hash(o) & (d->bucket_nr - 1)];
+
+	while (*at && ((*at)->o.inum != o.inum || (*at)->o.subvol != o.subvol))
+		at = &(*at)->next;
+	return at;
+}
+
+/* Twice as many buckets when there is more than one hold for each; where memory is short, longer chains do. */
+static void holds_grow(struct deletions *d)
+{
+	size_t nr = d->bucket_nr * 2;
+	struct hold **buckets = d->hold_nr < d->bucket_nr ? NULL : calloc(nr, sizeof(struct hold *));
+
+	if (!buckets)
+		return;
+	for (size_t i = 0; i < d->bucket_nr; i++)
+		for (struct hold *h = d->buckets[i], *next; h; h = next) {
+			struct hold **to = &buckets[hold_hash(h->o) & (nr - 1)];
+
+			next = h->next;
+			h->next = *to;
+			*to = h;
+		}
+	free(d->buckets);
+	d->buckets = buckets;
+	d->bucket_nr = nr;
+}
+
+static struct hold *hold_get(struct deletions *d, struct object o)
+{
+	struct hold **at = hold_find(d, o);
+
+	if (*at)
+		return *at;
+	struct hold *h = calloc(1, sizeof(*h));
+	if (!h)
+		return NULL;
+	h->o = o;
+	*at = h;
+	d->hold_nr++;
+	holds_grow(d);
+	return h;
+}
+
+static void hold_put(struct deletions *d, struct hold *h)
+{
+	if (h->count || h->is_deleting)
+		return;
+	struct hold **at = hold_find(d, h->o);
+
+	*at = h->next;
+	d->hold_nr--;
+	free(h);
+}
+
+/* Nobody holds it: have the task delete it. What can't be queued stays on the deleted list until the next scan. */
+static void hold_queue(struct deletions *d, struct hold *h)
+{
+	h->is_dead = false;
+	if (d->has_lost_holds || array_grow(&d->queue, &d->queue_capacity, d->queue_nr + 1, sizeof(d->queue[0])))
+		return;
+	h->is_deleting = true;
+	d->queue[d->queue_nr++] = h->o;
+	d->queued_nr++;
+	waitq_wake_all(&d->changed);
+}
+
+void namespace_hold(struct namespace *ns, struct object o)
+{
+	if (!ns->write)
+		return;
+	struct deletions *d = &ns->write->deletions;
+
+	mutex_lock(&d->lock);
+	struct hold *h = hold_get(d, o);
+	if (h)
+		h->count++;
+	else
+		d->has_lost_holds = true;
+	mutex_unlock(&d->lock);
+}
+
+void namespace_release(struct namespace *ns, struct object o)
+{
+	if (!ns->write)
+		return;
+	struct deletions *d = &ns->write->deletions;
+
+	mutex_lock(&d->lock);
+	struct hold *h = *hold_find(d, o);
+	if (h && h->count) {
+		h->count--;
+		if (!h->count && h->is_dead && !h->is_deleting)
+			hold_queue(d, h);
+		hold_put(d, h);
+	}
+	mutex_unlock(&d->lock);
+}
+
+void deletions_add(struct namespace *ns, struct object o)
+{
+	struct deletions *d = &ns->write->deletions;
+
+	mutex_lock(&d->lock);
+	struct hold *h = hold_get(d, o);
+	if (h) {
+		h->is_dead = true;
+		if (!h->count && !h->is_deleting)
+			hold_queue(d, h);
+		hold_put(d, h);
+	}
+	mutex_unlock(&d->lock);
+}
+
+bool deletions_allow_link(struct namespace *ns, struct object o)
+{
+	struct deletions *d = &ns->write->deletions;
+
+	mutex_lock(&d->lock);
+	const struct hold *h = *hold_find(d, o);
+	bool is_allowed = h && h->count && !h->is_deleting;
+	mutex_unlock(&d->lock);
+	return is_allowed;
+}
+
+/* --- deleting one inode --- */
+
+struct dead_inode {
+	uint64_t inum;
+	uint32_t snapshot;
+	/* of the last run */
+	bool is_dead, is_dir, has_entries, has_extents;
+};
+
+/* Is it there, and without names? And what is there to do. */
+static int dead_look(struct btree_txn *txn, void *ctx)
+{
+	struct dead_inode *dead = ctx;
+	struct inode inode;
+	struct btree_iter it;
+	struct bkey_ref k;
+	int ret = inode_txn_get(txn, dead->inum, dead->snapshot, &inode);
+
+	dead->is_dead = !ret && inode.flags & INODE_UNLINKED;
+	if (ret || !dead->is_dead)
+		return ret == -ENOENT ? 0 : ret;
+	dead->is_dir = S_ISDIR(inode.mode);
+	ret = dead->is_dir ? dir_txn_has_entries(txn, &inode) : 0;
+	dead->has_entries = ret > 0;
+	if (ret < 0)
+		return ret;
+
+	btree_txn_iter_open(&it, txn, BTREE_EXTENTS, BPOS(dead->inum, 0, dead->snapshot), 0, dead->snapshot);
+	it.end = BPOS(dead->inum, UINT64_MAX, UINT32_MAX);
+	ret = btree_iter_peek(&it, &k);
+	btree_iter_close(&it);
+	dead->has_extents = ret > 0;
+	return min(ret, 0);
+}
+
+struct clear_args {
+	const struct dead_inode *dead;
+	unsigned btree_id;
+	uint64_t from;
+	/* of the last run */
+	uint64_t next;
+	bool is_done;
+};
+
+/* Some of the keys of a hash table, hash_whiteouts included. */
+static int clear_run(struct btree_txn *txn, void *ctx)
+{
+	enum { KEYS_MAX = 64 };
+	struct clear_args *a = ctx;
+	struct bpos found[KEYS_MAX];
+	unsigned nr = 0;
+	struct btree_iter it;
+	struct bkey_ref k;
+	int ret;
+
+	btree_txn_iter_open(&it, txn, a->btree_id, BPOS(a->dead->inum, a->from, a->dead->snapshot), 0,
+			    a->dead->snapshot);
+	it.end = BPOS(a->dead->inum, UINT64_MAX, UINT32_MAX);
+	while ((ret = btree_iter_peek(&it, &k)) > 0 && nr < KEYS_MAX) {
+		found[nr++] = BPOS(k.k.p.inode, k.k.p.offset, a->dead->snapshot);
+		btree_iter_advance(&it);
+	}
+	btree_iter_close(&it);
+	a->is_done = !ret;
+	a->next = nr ? found[nr - 1].offset + 1 : a->from;
+	for (unsigned i = 0; ret >= 0 && i < nr; i++)
+		ret = min(btree_txn_delete_visible(txn, a->btree_id, found[i]), 0);
+	return min(ret, 0);
+}
+
+static int table_clear(struct namespace *ns, const struct dead_inode *dead, unsigned btree_id)
+{
+	struct clear_args a = { .dead = dead, .btree_id = btree_id };
+	int err;
+
+	do {
+		err = change_run(ns, "delete_names", NULL, clear_run, &a);
+		a.from = a.next;
+	} while (!err && !a.is_done);
+	return err;
+}
+
+/* The inode itself. */
+static int dead_finish(struct btree_txn *txn, void *ctx)
+{
+	struct dead_inode *dead = ctx;
+	struct inode inode;
+	uint8_t value[8] = { 0 };
+	int err = inode_txn_get(txn, dead->inum, dead->snapshot, &inode);
+
+	dead->is_dead = !err && inode.flags & INODE_UNLINKED;
+	if (err || !dead->is_dead)
+		return err == -ENOENT ? 0 : err;
+	le32_store(value, inode.generation + 1);
+	return btree_txn_put(txn, BTREE_INODES,
+			     &(struct bkey){ .p = BPOS(0, dead->inum, dead->snapshot),
+					     .type = KEY_INODE_GENERATION,
+					     .value_u64s = sizeof(value) / 8 },
+			     value, 0);
+}
+
+static int dead_delete(struct namespace *ns, struct dead_inode *dead)
+{
+	int err = change_run(ns, "delete_look", NULL, dead_look, dead);
+
+	/* A directory that still has entries is damage: what is in it must not be lost. */
+	if (err || !dead->is_dead || dead->has_entries)
+		return err;
+	if (dead->has_extents)
+		err = data_delete_extents(ns->data, &(struct data_write_target){ dead->inum, dead->snapshot }, NULL);
+	if (!err)
+		err = table_clear(ns, dead, BTREE_XATTRS);
+	if (!err)
+		err = table_clear(ns, dead, BTREE_DIRENTS);
+	if (!err)
+		err = change_run(ns, "delete_inode", NULL, dead_finish, dead);
+	if (!err && dead->is_dead)
+		inum_freed(ns);
+	return err;
+}
+
+/* --- the task --- */
+
+struct subvol_args {
+	uint32_t subvol, snapshot;
+};
+
+static int subvol_run(struct btree_txn *txn, void *ctx)
+{
+	struct subvol_args *a = ctx;
+
+	return subvol_txn_snapshot(txn, a->subvol, &a->snapshot);
+}
+
+static int object_delete(struct namespace *ns, struct object o)
+{
+	struct subvol_args view = { .subvol = o.subvol };
+	int err = change_run(ns, "subvol", NULL, subvol_run, &view);
+
+	/* A subvolume that is gone or became read-only takes its dead with it, or keeps them for the next scan. */
+	if (err)
+		return err == -ENOENT || err == -EROFS ? 0 : err;
+	struct dead_inode dead = { .inum = o.inum, .snapshot = view.snapshot };
+	return dead_delete(ns, &dead);
+}
+
+/* The oldest in the queue. The part in front of it is given up when it is half of the whole. */
+static struct object queue_pop(struct deletions *d)
+{
+	struct object o = d->queue[d->queue_head++];
+
+	if (d->queue_head * 2 >= d->queue_nr) {
+		d->queue_nr -= d->queue_head;
+		memmove(d->queue, d->queue + d->queue_head, d->queue_nr * sizeof(d->queue[0]));
+		d->queue_head = 0;
+	}
+	return o;
+}
+
+static void deletion_task(void *arg)
+{
+	struct namespace *ns = arg;
+	struct deletions *d = &ns->write->deletions;
+
+	mutex_lock(&d->lock);
+	for (;;) {
+		while (d->queue_head == d->queue_nr && !d->is_stopping)
+			waitq_wait(&d->changed, &d->lock);
+		if (d->queue_head == d->queue_nr)
+			break;
+		struct object o = queue_pop(d);
+
+		mutex_unlock(&d->lock);
+		int err = object_delete(ns, o);
+		mutex_lock(&d->lock);
+		if (err && !d->err)
+			d->err = err;
+		d->done_nr++;
+		struct hold *h = *hold_find(d, o);
+		h->is_deleting = false;
+		if (h->is_dead && !h->count)
+			hold_queue(d, h);
+		hold_put(d, h);
+		waitq_wake_all(&d->changed);
+	}
+	mutex_unlock(&d->lock);
+}
+
+int deletions_start(struct namespace *ns)
+{
+	struct deletions *d = &ns->write->deletions;
+
+	d->buckets = calloc(HOLD_BUCKETS_MIN, sizeof(struct hold *));
+	if (!d->buckets)
+		return -ENOMEM;
+	d->bucket_nr = HOLD_BUCKETS_MIN;
+	mutex_init(&d->lock);
+	waitq_init(&d->changed);
+	int err = task_start(&d->task, "kiln-delete", deletion_task, ns);
+	if (err) {
+		waitq_destroy(&d->changed);
+		mutex_destroy(&d->lock);
+		free(d->buckets);
+	}
+	return err;
+}
+
+void deletions_stop(struct namespace *ns)
+{
+	struct deletions *d = &ns->write->deletions;
+
+	mutex_lock(&d->lock);
+	d->is_stopping = true;
+	waitq_wake_all(&d->changed);
+	mutex_unlock(&d->lock);
+	task_join(d->task);
+	for (size_t i = 0; i < d->bucket_nr; i++)
+		for (struct hold *h = d->buckets[i], *next; h; h = next) {
+			next = h->next;
+			free(h);
+		}
+	free(d->buckets);
+	free(d->queue);
+	waitq_destroy(&d->changed);
+	mutex_destroy(&d->lock);
+}
+
+int namespace_deletions_wait(struct namespace *ns)
+{
+	if (!ns->write)
+		return 0;
+	struct deletions *d = &ns->write->deletions;
+
+	mutex_lock(&d->lock);
+	uint64_t target = d->queued_nr;
+	while (d->done_nr < target)
+		waitq_wait(&d->changed, &d->lock);
+	int err = d->err;
+	d->err = 0;
+	mutex_unlock(&d->lock);
+	return err;
+}
+
+/* --- the deleted list --- */
+
+enum list_error { LIST_OK, LIST_MISSING, LIST_IS_DIR, LIST_NOT_UNLINKED, LIST_HAS_CHILDREN };
+
+struct listed {
+	const struct snapshot_table *snapshots;
+	struct bpos pos;
+	enum list_error state; /* result */
+	/* where inodes of interior snapshots are copied to */
+	uint32_t leaves_from, leaves_next;
+	bool is_done;
+};
+
+static bool snapshot_has_children(const struct snapshot_table *t, uint32_t id)
+{
+	const struct snapshot *s = snapshot_table_find(t, id);
+
+	return s && (s->children[0] || s->children[1]);
+}
+
+/* What an entry of the list stands for; entries that stand for nothing are dropped. */
+static int listed_look(struct btree_txn *txn, void *ctx)
+{
+	struct listed *l = ctx;
+	struct bkey_ref k;
+	struct inode inode;
+	int ret = btree_txn_get(txn, BTREE_INODES, l->pos, 0, &k);
+
+	if (ret < 0)
+		return ret;
+	bool is_inode = ret && (k.k.type == KEY_INODE || k.k.type == KEY_INODE_V2 || k.k.type == KEY_INODE_V3);
+	if (is_inode && inode_unpack(k, &inode, NULL))
+		return -EIO;
+	l->state = LIST_OK;
+	if (!is_inode) {
+		l->state = LIST_MISSING;
+	} else if (!(inode.flags & INODE_UNLINKED)) {
+		l->state = LIST_NOT_UNLINKED;
+	} else if (S_ISDIR(inode.mode)) {
+		ret = dir_txn_has_entries(txn, &inode);
+		if (ret < 0)
+			return ret;
+		l->state = ret ? LIST_IS_DIR : LIST_OK;
+	}
+	if (l->state != LIST_OK)
+		return btree_txn_put(txn, BTREE_DELETED_INODES, &(struct bkey){ .p = l->pos, .type = KEY_DELETED },
+				     NULL, 0);
+	if (snapshot_has_children(l->snapshots, l->pos.snapshot))
+		l->state = LIST_HAS_CHILDREN;
+	return 0;
+}
+
+static void listed_report(struct namespace *ns, const struct listed *l)
+{
+	static const struct {
+		uint32_t id;
+		const char *found;
+	} texts[] = {
+		[LIST_MISSING] = { ERROR_deleted_inode_missing, "no inode" },
+		[LIST_IS_DIR] = { ERROR_deleted_inode_is_dir, "a directory with entries" },
+		[LIST_NOT_UNLINKED] = { ERROR_deleted_inode_not_unlinked, "an inode with names" },
+	};
+	char position[64];
+
+	snprintf(position, sizeof(position), "deleted_inodes %" PRIu64 ":%u", l->pos.offset, l->pos.snapshot);
+	report_emit(ns->reports, &(struct report){
+					 .level = REPORT_RECOVERED,
+					 .id = texts[l->state].id,
+					 .structure = "deleted inode",
+					 .position = position,
+					 .expected = "an inode without names",
+					 .found = texts[l->state].found,
+				 });
+}
+
+/*
+ * An inode that is dead in a snapshot with children (05 §5.5): each leaf that still sees it gets a copy, dead as well,
+ * some leaves at a time; then this one lives again, seen by nobody.
+ */
+static int listed_hand_down(struct btree_txn *txn, void *ctx)
+{
+	enum { LEAVES_MAX = 32 };
+	struct listed *l = ctx;
+	struct inode inode;
+	struct bkey_ref k;
+	unsigned nr = 0;
+	int ret = inode_txn_get(txn, l->pos.offset, l->pos.snapshot, &inode);
+
+	l->is_done = true;
+	if (ret)
+		return ret == -ENOENT ? 0 : ret;
+	for (size_t i = 0; i < l->snapshots->nr; i++) {
+		uint32_t id = l->snapshots->entries[i].id;
+
+		if (id < l->leaves_from || id >= l->pos.snapshot || snapshot_has_children(l->snapshots, id) ||
+		    !snapshot_is_ancestor((void *)l->snapshots, id, l->pos.snapshot))
+			continue;
+		if (nr++ == LEAVES_MAX) {
+			l->leaves_next = id;
+			l->is_done = false;
+			return 0;
+		}
+		ret = btree_txn_get(txn, BTREE_INODES, BPOS(0, l->pos.offset, id), BTREE_GET_VISIBLE, &k);
+		if (ret < 0)
+			return ret;
+		struct inode copy = inode;
+		copy.snapshot = id;
+		if (ret && k.k.p.snapshot == l->pos.snapshot && (ret = inode_txn_put(txn, &copy)))
+			return ret;
+	}
+	inode.flags &= ~(uint32_t)INODE_UNLINKED;
+	return inode_txn_put(txn, &inode);
+}
+
+/* One entry of the list. 1: it was handed down, the list has new entries; 0, or an error. */
+static int listed_process(struct namespace *ns, struct bpos pos)
+{
+	struct listed l = { .snapshots = &ns->snapshots, .pos = pos };
+	int err = change_run(ns, "deleted_list", NULL, listed_look, &l);
+
+	if (err)
+		return err;
+	if (l.state == LIST_HAS_CHILDREN) {
+		do {
+			err = change_run(ns, "deleted_list", NULL, listed_hand_down, &l);
+			l.leaves_from = l.leaves_next;
+		} while (!err && !l.is_done);
+		return err ? err : 1;
+	}
+	if (l.state != LIST_OK) {
+		listed_report(ns, &l);
+		return 0;
+	}
+	struct dead_inode dead = { .inum = pos.offset, .snapshot = pos.snapshot };
+	return dead_delete(ns, &dead);
+}
+
+/* Process some entries from *@from on, and set it behind them. *@is_end: there are no more. As listed_process(). */
+static int list_process_some(struct namespace *ns, struct bpos *from, bool *is_end)
+{
+	enum { BATCH = 256 };
+	struct bpos found[BATCH];
+	unsigned nr = 0;
+	struct btree_iter it;
+	struct bkey_ref k;
+	int ret = btree_write_buffer_flush(ns->trees), handed_down = 0;
+
+	if (ret)
+		return ret;
+	btree_iter_open(&it, ns->trees, BTREE_DELETED_INODES, *from, BTREE_ITER_ALL_SNAPSHOTS, 0);
+	while ((ret = btree_iter_peek(&it, &k)) > 0 && nr < BATCH) {
+		found[nr++] = k.k.p;
+		btree_iter_advance(&it);
+	}
+	btree_iter_close(&it);
+	*is_end = !ret;
+	if (nr)
+		*from = bpos_successor(found[nr - 1]);
+	for (unsigned i = 0; ret >= 0 && i < nr; i++) {
+		ret = listed_process(ns, found[i]);
+		handed_down |= ret > 0;
+	}
+	return ret < 0 ? ret : handed_down;
+}
+
+int namespace_delete_dead_inodes(struct namespace *ns)
+{
+	if (!ns->write)
+		return -EROFS;
+	int err = namespace_deletions_wait(ns);
+
+	/* Handing down goes to leaves, so a second scan finds only what can be deleted. */
+	for (bool is_again = true; !err && is_again;) {
+		struct bpos from = POS_MIN;
+
+		is_again = false;
+		for (bool is_end = false; !err && !is_end;) {
+			int ret = list_process_some(ns, &from, &is_end);
+
+			err = min(ret, 0);
+			is_again |= ret > 0;
+		}
+	}
+	return err;
+}
