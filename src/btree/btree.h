@@ -2,8 +2,8 @@
  * Btrees, read side: roots, node cache, journal overlay, iterators.
  *
  * The btree room knows keys and bytes, not what they mean. Nodes come from a *tree backend*; the snapshot tree is an
- * interface that `namespace` fills in. A node in the cache is immutable: all its sets merged into one sorted array of
- * packed keys. Readers hold a reference while they use one, so many threads read in parallel without locks on nodes.
+ * interface that `namespace` fills in. A node in the cache is all its sets merged: one sorted index of packed keys. Who
+ * reads one holds a reference to it, and its lock for as long as it takes to copy a key.
  *
  * Journal keys (03 §8) lie over the nodes at every level: at equal position the journal key wins, and a deleted one
  * hides.
@@ -192,11 +192,15 @@ struct btree_iter {
 	bool is_at_end;	  /* moved behind the last position there is */
 	bool has_leaf;	  /* the members below are set; "leaf" is a node at `level` */
 	bool is_leaf_key_loaded;
+	enum { BTREE_CURSORS_LOST, BTREE_CURSORS_BEHIND, BTREE_CURSORS_THERE } cursors; /* against pos */
+	struct btree_txn *txn;	 /* its puts are seen too, and what is read is remembered for it; or NULL */
 	struct btree_node *leaf; /* referenced; NULL: the empty leaf of a btree without root */
+	uint32_t leaf_seq;	 /* of its lock when the cursors were put */
 	struct bpos leaf_min, leaf_max;
-	uint32_t leaf_idx;				 /* its first key at or after pos */
-	struct bkey_ref leaf_key;			 /* that key, once loaded */
-	const struct overlay_key *overlay, *overlay_end; /* journal keys at or after pos, up to leaf_max */
+	uint32_t leaf_idx;			   /* its first key at or after pos */
+	struct bkey_ref leaf_key;		   /* that key, once loaded; not when the leaf is unlocked */
+	struct overlay_key *overlay, *overlay_end; /* journal keys at or after pos, up to leaf_max */
+	uint64_t value[BKEY_VALUE_U64S_MAX];	   /* of the key returned last */
 };
 
 void btree_iter_open(struct btree_iter *it, struct btrees *trees, unsigned btree_id, struct bpos pos, unsigned flags,

@@ -5,7 +5,7 @@
  * holds and nobody used since it last came by. A node is in one of three states:
  *
  *	loading		the task that wanted it first is reading it; the others wait
- *	ready		immutable until it is evicted
+ *	ready		guarded by its own lock, until it is evicted
  *	failed		no replica could be read; remembered, so that it isn't tried again, and evicted like others. A
  *read that failed for want of memory is tried again by the next task that comes.
  *
@@ -54,9 +54,10 @@ int cache_init(struct cache *c, uint64_t bytes_max, size_t node_bytes)
 	return 0;
 }
 
-static void node_free(struct btree_node *node)
+void node_free(struct btree_node *node)
 {
-	free(node->keys);
+	node_keys_free(&node->keys);
+	six_lock_destroy(&node->lock);
 	free(node);
 }
 
@@ -88,20 +89,15 @@ void cache_free(struct cache *c)
 static bool node_ptr_eq(const struct node_ptr *a, const struct node_ptr *b)
 {
 	return a->btree_id == b->btree_id && a->level == b->level && a->ptr.seq == b->ptr.seq &&
-	       a->ptr.sectors_written == b->ptr.sectors_written && a->ptr.is_range_updated == b->ptr.is_range_updated &&
-	       a->ptr.ptrs[0].dev == b->ptr.ptrs[0].dev && a->ptr.ptrs[0].sector == b->ptr.ptrs[0].sector &&
-	       bpos_eq(a->ptr.min_key, b->ptr.min_key) && bpos_eq(a->max_key, b->max_key);
+	       a->ptr.is_range_updated == b->ptr.is_range_updated && a->ptr.ptrs[0].dev == b->ptr.ptrs[0].dev &&
+	       a->ptr.ptrs[0].sector == b->ptr.ptrs[0].sector && bpos_eq(a->ptr.min_key, b->ptr.min_key) &&
+	       bpos_eq(a->max_key, b->max_key);
 }
 
 uint64_t node_ptr_hash(const struct node_ptr *p)
 {
-	const uint64_t words[] = { p->ptr.seq,
-				   p->ptr.ptrs[0].sector,
-				   (uint64_t)p->ptr.ptrs[0].dev << 32 | p->ptr.sectors_written,
-				   (uint64_t)p->btree_id << 8 | p->level,
-				   p->max_key.inode,
-				   p->max_key.offset,
-				   p->max_key.snapshot };
+	const uint64_t words[] = { p->ptr.seq, (uint64_t)p->btree_id << 8 | p->level, p->max_key.inode,
+				   p->max_key.offset, p->max_key.snapshot };
 	uint64_t h = 0;
 
 	/* The finalizer of splitmix64 over each word. */
@@ -229,55 +225,89 @@ static void read_end(struct cache *c, size_t bytes)
 	mutex_unlock(&c->budget_lock);
 }
 
+void cache_recharge(struct btrees *trees, struct btree_node *node)
+{
+	struct cache *c = &trees->cache;
+	size_t bytes = sizeof(*node) + node_keys_bytes(&node->keys);
+
+	if (bytes == node->bytes)
+		return;
+	mutex_lock(&c->budget_lock);
+	c->bytes += bytes;
+	c->bytes -= node->bytes;
+	mutex_unlock(&c->budget_lock);
+	node->bytes = bytes;
+}
+
+void cache_shrink(struct btrees *trees)
+{
+	struct cache *c = &trees->cache;
+
+	mutex_lock(&c->budget_lock);
+	uint64_t over = c->bytes > c->bytes_max ? c->bytes - c->bytes_max : 0;
+	mutex_unlock(&c->budget_lock);
+	if (over)
+		cache_evict(c, over);
+}
+
 /* --- getting a node --- */
 
-/* How a node came to the one who wanted it. */
-struct node_found {
-	struct btree_node *node; /* with a reference; NULL: out of memory */
-	bool must_load;		 /* it's in state loading, and whoever asked must load it */
-	int err;		 /* else: why it can't be read */
-};
-
-static struct node_found node_find_or_insert(struct cache *c, struct cache_shard *shard, const struct node_ptr *p)
+static struct cache_shard *shard_of(struct cache *c, const struct node_ptr *p)
 {
-	struct btree_node **bucket = bucket_of(c, shard, node_ptr_hash(p));
-	struct node_found found = { 0 };
+	return &c->shards[node_ptr_hash(p) % CACHE_SHARD_NR];
+}
 
+static struct btree_node *node_new(const struct node_ptr *p)
+{
+	struct btree_node *node = malloc(sizeof(*node));
+
+	if (!node)
+		return NULL;
+	*node = (struct btree_node){ .id = *p, .state = NODE_LOADING };
+	six_lock_init(&node->lock);
+	return node;
+}
+
+struct btree_node *node_ref(struct btrees *trees, const struct node_ptr *p, bool *must_load)
+{
+	struct cache *c = &trees->cache;
+	struct cache_shard *shard = shard_of(c, p);
+	struct btree_node **bucket = bucket_of(c, shard, node_ptr_hash(p));
+
+	*must_load = false;
 	mutex_lock(&shard->lock);
 	struct btree_node *node = shard_find(*bucket, p);
 	if (!node) {
-		node = malloc(sizeof(*node));
+		node = node_new(p);
 		if (!node)
 			goto out;
-		*node = (struct btree_node){ .id = *p, .state = NODE_LOADING };
 		shard_insert(shard, bucket, node);
-		found.must_load = true;
+		*must_load = true;
 	} else if (node->state == NODE_FAILED && node->err == -ENOMEM) {
 		node->state = NODE_LOADING;
-		found.must_load = true;
+		*must_load = true;
 	}
 	atomic_fetch_add_explicit(&node->refs, 1, memory_order_relaxed);
 	node->is_used = true;
-	while (!found.must_load && node->state == NODE_LOADING)
-		waitq_wait(&shard->loaded, &shard->lock);
-	found.node = node;
-	found.err = node->state == NODE_FAILED ? node->err : 0;
 out:
 	mutex_unlock(&shard->lock);
-	return found;
+	return node;
 }
 
-static int node_load(struct btrees *trees, struct cache_shard *shard, struct btree_node *node)
+static int node_load_here(struct btrees *trees, struct cache_shard *shard, struct btree_node *node)
 {
-	struct node_keys *keys = NULL;
+	struct node_keys keys = { 0 };
+	uint32_t generation = 0;
 	size_t old_bytes = node->bytes;
 
 	read_begin(&trees->cache);
-	int err = node_read(trees, &node->id, &keys);
-	size_t bytes = sizeof(*node) + (keys ? node_keys_bytes(keys) : 0);
+	int err = node_read(trees, &node->id, &keys, &generation);
+	size_t bytes = sizeof(*node) + node_keys_bytes(&keys);
 
 	mutex_lock(&shard->lock);
 	node->keys = keys;
+	node->generation = generation;
+	node->log_sectors = node->id.ptr.sectors_written;
 	node->err = err;
 	node->bytes = bytes;
 	node->state = err ? NODE_FAILED : NODE_READY;
@@ -287,22 +317,39 @@ static int node_load(struct btrees *trees, struct cache_shard *shard, struct btr
 	return err;
 }
 
-int node_get(struct btrees *trees, const struct node_ptr *p, struct btree_node **node)
+int node_load(struct btrees *trees, struct btree_node *node, bool must_load)
 {
 	struct cache *c = &trees->cache;
-	struct cache_shard *shard = &c->shards[node_ptr_hash(p) % CACHE_SHARD_NR];
-	struct node_found found = node_find_or_insert(c, shard, p);
+	struct cache_shard *shard = shard_of(c, &node->id);
+	int err;
 
-	*node = NULL;
-	if (!found.node)
-		return -ENOMEM;
-	atomic_fetch_add_explicit(found.must_load ? &c->misses : &c->hits, 1, memory_order_relaxed);
-	int err = found.must_load ? node_load(trees, shard, found.node) : found.err;
+	atomic_fetch_add_explicit(must_load ? &c->misses : &c->hits, 1, memory_order_relaxed);
+	if (must_load) {
+		err = node_load_here(trees, shard, node);
+	} else {
+		mutex_lock(&shard->lock);
+		while (node->state == NODE_LOADING)
+			waitq_wait(&shard->loaded, &shard->lock);
+		err = node->state == NODE_FAILED ? node->err : 0;
+		mutex_unlock(&shard->lock);
+	}
 	if (err)
-		node_put(found.node);
-	else
-		*node = found.node;
+		node_put(node);
 	return err;
+}
+
+void cache_insert(struct btrees *trees, struct btree_node *node)
+{
+	struct cache *c = &trees->cache;
+	struct cache_shard *shard = shard_of(c, &node->id);
+
+	node->state = NODE_READY;
+	node->is_used = true;
+	atomic_store_explicit(&node->refs, 1, memory_order_relaxed);
+	cache_recharge(trees, node);
+	mutex_lock(&shard->lock);
+	shard_insert(shard, bucket_of(c, shard, node_ptr_hash(&node->id)), node);
+	mutex_unlock(&shard->lock);
 }
 
 void node_put(struct btree_node *node)

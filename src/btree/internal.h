@@ -1,32 +1,46 @@
 /*
  * What the files of the btree room share.
  *
- *   overlay.c   journal keys, sorted, by (btree, level)
- *   node.c      a node from its replicas: verify, merge its sets
- *   cache.c     nodes in memory: one copy each, within a budget
- *   tree.c      roots, and the way down from one
- *   iter.c      iterators
+ *   overlay.c       journal keys, sorted, by (btree, level)
+ *   node.c          a node from its replicas: verify, merge its sets
+ *   node_keys.c     the keys of a node in memory, which can be changed
+ *   cache.c         nodes in memory: one copy each, within a budget
+ *   tree.c          roots, and the way down from one
+ *   iter.c          iterators
+ *   txn.c           transactions: what they read and put, triggers
+ *   commit.c        locking, validation, the journal, putting keys into nodes
+ *   interior.c      split, merge, rewrite, new roots
+ *   node_write.c    writing dirty nodes back
+ *   write_buffer.c  puts to write-buffered btrees, until they are applied
+ *   replay.c        journal keys into nodes
  *
- * A node in memory never changes once it is loaded, so a reader needs a reference and no lock. Only reading a node
- * waits for a device, and no lock is held over it.
+ * A node in memory is guarded by its SIX lock: read to look at its keys, intent to keep others from changing it, write
+ * to change it. Who remembers the lock's sequence number can tell later whether the node is as it was. Only reading a
+ * node waits for a device, and no lock is held over it.
  *
- * Lock order: none is taken while another is held.
+ * Lock order. Readers hold one node lock at a time. Who changes nodes first holds references to all of them, then takes
+ * intent locks in the total order (btree, level from the root down, position), and then write locks; the lock of a root
+ * comes before those of its nodes. Mutexes (cache shard, budget, writer, write buffer) are innermost, and none is taken
+ * while another is held.
  */
 #ifndef KILN_BTREE_INTERNAL_H
 #define KILN_BTREE_INTERNAL_H
 
 #include <stdatomic.h>
 
+#include "base/six.h"
 #include "base/spill.h"
 #include "base/sync.h"
 #include "btree/btree.h"
+#include "btree/txn.h"
 
 /* --- overlay.c --- */
 
 struct overlay_key {
 	struct bpos p;
 	uint8_t btree_id, level;
-	uint32_t offset; /* in the entry: order among keys of one entry */
+	atomic_bool is_overwritten; /* the node has something newer, or the same: it doesn't count any more */
+	uint32_t offset;	    /* in the entry: order among keys of one entry */
 	uint64_t seq;
 	union {
 		size_t at; /* while they are collected: where the key is in the memory of keys */
@@ -36,7 +50,7 @@ struct overlay_key {
 
 /* Journal keys in order of position: of one (btree, level), or a part of these. */
 struct overlay_range {
-	const struct overlay_key *begin, *end;
+	struct overlay_key *begin, *end;
 };
 
 struct overlay {
@@ -48,10 +62,19 @@ struct overlay {
 /* Takes over @builder, on error too. 0 or -ENOMEM. */
 int overlay_init(struct overlay *o, struct overlay_builder *builder);
 void overlay_free(struct overlay *o);
-/* Journal keys of a node: the ones at @min..@max. */
+/* Journal keys of a node: the ones at @min..@max, overwritten ones included. */
 struct overlay_range overlay_range_get(const struct overlay *o, unsigned btree_id, unsigned level, struct bpos min,
 				       struct bpos max);
 struct bkey_ref overlay_key_load(const struct overlay_key *k);
+/* Take the first key off @range if it doesn't count any more, and the next, ...: is there one that counts? */
+static inline bool overlay_range_skip(struct overlay_range *range)
+{
+	while (range->begin < range->end && atomic_load_explicit(&range->begin->is_overwritten, memory_order_relaxed))
+		range->begin++;
+	return range->begin < range->end;
+}
+/* The node (locked for write) has something newer at @pos, or what the journal has. */
+void overlay_set_overwritten(const struct overlay *o, unsigned btree_id, unsigned level, struct bpos pos);
 
 /* --- node.c --- */
 
@@ -63,53 +86,118 @@ struct node_ptr {
 };
 
 /*
- * Content of a node: live keys in ascending order, each position once. One allocation.
+ * Keys of a node in memory: live ones in ascending order, each position once. They lie in a heap of words that only
+ * grows (what is overwritten stays as garbage until the heap is made anew); `offset` is the index.
+ *
+ * `dirty` is a second index, of what changed since the node was last written: keys that are in `offset` too, and
+ * deleted keys, where what a written set says must be hidden. It is the set to be written next.
  *
  * A leaf's key that breaks a rule is a *lost* key: its place is kept, as a header without value, so that nobody takes
  * it for free.
  */
 struct node_keys {
 	struct bkey_format format;
-	uint32_t key_nr, lost_nr; /* key_nr counts lost ones too */
+	uint32_t key_nr, key_max; /* key_nr counts lost ones too */
+	uint32_t lost_nr;
 	uint32_t live_u64s;
 	uint32_t set_nr;
 	uint32_t bad_key_nr;
-	uint32_t *offset; /* of each key in words, in ascending order; NODE_KEY_IS_LOST in some */
-	uint64_t words[]; /* the keys, packed or not, as they stand on disk */
+	uint32_t dirty_nr, dirty_max;
+	uint32_t dirty_u64s; /* words of the keys in `dirty` */
+	uint32_t word_nr, word_max;
+	uint32_t *offset; /* of each key in words, with NODE_KEY_* */
+	uint32_t *dirty;
+	uint64_t *words; /* the keys, packed or not, as they stand on disk */
 };
 
-#define NODE_KEY_IS_LOST 0x80000000u
+#define NODE_KEY_IS_LOST    0x80000000u
+#define NODE_KEY_IS_WRITTEN 0x40000000u /* a written set has something at this position */
+#define NODE_KEY_FLAGS	    (NODE_KEY_IS_LOST | NODE_KEY_IS_WRITTEN)
 
 /* Decode and check a pointer key. @k is at the level above the node (for a root: SPOS_MAX). 0 or -KILN_E_INVALID. */
 int node_ptr_decode(const struct btrees *trees, unsigned btree_id, unsigned level, struct bkey_ref k,
 		    struct node_ptr *p, struct fault *fault);
+/*
+ * Read a node from the first replica that is good, and report the ones that are not. 0 with *@keys (node_keys_free()
+ * them) and *@generation; -EIO or -KILN_E_UNSUPPORTED when there is none; -ENOMEM.
+ */
+int node_read(struct btrees *trees, const struct node_ptr *p, struct node_keys *keys, uint32_t *generation);
+
+/* --- node_keys.c --- */
+
+void node_keys_free(struct node_keys *keys);
 /* Memory of @keys. */
 size_t node_keys_bytes(const struct node_keys *keys);
-/*
- * Read a node from the first replica that is good, and report the ones that are not. 0 with *@keys (free() it),
- * -EIO or -KILN_E_UNSUPPORTED when there is none; -ENOMEM.
- */
-int node_read(struct btrees *trees, const struct node_ptr *p, struct node_keys **keys);
 /* Index of the first key at or after @pos; key_nr: none. */
 uint32_t node_keys_lower_bound(const struct node_keys *keys, struct bpos pos);
+static inline const uint64_t *node_keys_at(const struct node_keys *keys, uint32_t idx)
+{
+	return keys->words + (keys->offset[idx] & ~NODE_KEY_FLAGS);
+}
 struct bkey_ref node_keys_get(const struct node_keys *keys, uint32_t idx);
 static inline bool node_keys_is_lost(const struct node_keys *keys, uint32_t idx)
 {
 	return keys->offset[idx] & NODE_KEY_IS_LOST;
 }
+/*
+ * Have room for @key_nr more keys of @u64s words together (as unpacked ones), so that node_keys_set() can't fail. May
+ * move everything. 0 or -ENOMEM.
+ */
+int node_keys_reserve(struct node_keys *keys, uint32_t key_nr, uint32_t u64s);
+/* Put a key at its position; KEY_DELETED deletes. There is room. */
+void node_keys_set(struct node_keys *keys, const struct bkey *k, const void *value);
+/* A key for a node that is being built, behind all others, and taken for written. There is room. */
+void node_keys_append(struct node_keys *keys, const struct bkey *k, const void *value);
+/* Everything is being written: nothing is dirty any more. */
+void node_keys_clean(struct node_keys *keys);
+
+/*
+ * The keys of a part of a node in order, journal keys laid over: at equal positions the journal's counts, and a deleted
+ * one hides. @keys may be NULL: there is no node.
+ */
+struct keys_walk {
+	const struct node_keys *keys;
+	uint32_t idx;
+	struct overlay_range overlay;
+	struct bpos max;
+	bool is_lost; /* the key returned last is a lost one */
+};
+struct keys_walk keys_walk_begin(const struct btrees *trees, unsigned btree_id, unsigned level,
+				 const struct node_keys *keys, struct bpos min, struct bpos max);
+bool keys_walk_next(struct keys_walk *w, struct bkey_ref *k);
 
 /* --- cache.c --- */
 
+struct interior_update;
+
 struct btree_node {
+	/*
+	 * btree_id, level, seq, bounds and the first pointer don't change while the node is in the cache; what else the
+	 * pointer says is guarded by `lock`.
+	 */
 	struct node_ptr id;
 	enum { NODE_LOADING, NODE_READY, NODE_FAILED } state; /* guarded by the shard's lock, final but for -ENOMEM */
 	int err;
-	struct node_keys *keys; /* NODE_READY */
-	size_t bytes;		/* charged to the budget */
-	atomic_uint refs;	/* 0 -> 1 only under the shard's lock */
-	bool is_used;		/* since the clock's hand passed; guarded by the shard's lock */
+	struct six_lock lock;  /* guards the members below, down to `bytes` */
+	struct node_keys keys; /* NODE_READY */
+	uint32_t generation;
+	bool is_retired;		   /* replaced: go back to the root */
+	bool is_dirty;			   /* on the writer's list, which holds a reference */
+	bool is_writing;		   /* a set of it is on its way to the disk */
+	bool is_unpublished;		   /* new: nothing may be appended before the pointer to it is committed */
+	bool must_rewrite;		   /* don't append (encrypted, after an unclean mount), or the log is full */
+	unsigned write_blocks;		   /* interior updates that must commit before it may be written */
+	uint32_t log_sectors;		   /* end of the log, sets on their way to the disk included */
+	uint64_t seq_max;		   /* newest journal seq of what is dirty */
+	struct journal_pin pin, write_pin; /* oldest of what is dirty; of what is being written */
+	size_t bytes;			   /* charged to the budget */
+	atomic_uint refs;		   /* 0 -> 1 only under the shard's lock */
+	bool is_used;			   /* since the clock's hand passed; guarded by the shard's lock */
 	struct btree_node *hash_next;
 	struct btree_node *clock_next, *clock_prev;
+	/* guarded by the writer's lock */
+	struct btree_node *dirty_next, *dirty_prev;
+	bool is_write_wanted;
 };
 
 enum { CACHE_SHARD_NR = 16, REPORTED_NR = 4096 };
@@ -139,16 +227,32 @@ struct cache {
 int cache_init(struct cache *c, uint64_t bytes_max, size_t node_bytes);
 void cache_free(struct cache *c);
 /*
- * The node that @p points at, with a reference that node_put() gives back. Reads it if it isn't there; concurrent
- * callers share one read. Waits. Errors: node_read()'s; a node that can't be read is remembered, so that it isn't read
- * again.
+ * Getting a node takes two steps, so that the first can be done with the parent locked: what @p says is current then.
+ * node_ref() gives a reference (node_put() gives it back) without waiting; NULL: no memory. *@must_load: the caller
+ * must go on with node_load(). Then node_load() waits for the node to be there, or reads it; it gives the reference
+ * back on error. Errors are node_read()'s; a node that can't be read is remembered, so that it isn't read again.
  */
-int node_get(struct btrees *trees, const struct node_ptr *p, struct btree_node **node);
+struct btree_node *node_ref(struct btrees *trees, const struct node_ptr *p, bool *must_load);
+int node_load(struct btrees *trees, struct btree_node *node, bool must_load);
 void node_put(struct btree_node *node); /* NULL is allowed */
+/* One more, for who has one. */
+static inline void node_get_again(struct btree_node *node)
+{
+	atomic_fetch_add_explicit(&node->refs, 1, memory_order_relaxed);
+}
+/* Put a new node into the cache, which has one reference. */
+void cache_insert(struct btrees *trees, struct btree_node *node);
+/* Free a node that never came into the cache. */
+void node_free(struct btree_node *node);
+/* The size of a node (locked for intent or write, or new) has changed: charge the difference. */
+void cache_recharge(struct btrees *trees, struct btree_node *node);
+/* Evict what is over the budget, as far as that goes. With no lock held. */
+void cache_shrink(struct btrees *trees);
 
 /* --- tree.c --- */
 
 struct tree_root {
+	struct six_lock lock;
 	bool exists;
 	bool is_damaged;
 	struct node_ptr ptr;
@@ -163,6 +267,9 @@ struct reported {
 	uint64_t hash[REPORTED_NR];
 };
 
+struct write_state; /* node_write.c: what there is only after btrees_start_write() */
+struct write_buffer;
+
 struct btrees {
 	struct btrees_opts opts;
 	size_t node_bytes;
@@ -171,6 +278,12 @@ struct btrees {
 	struct btree_snapshots snapshots;
 	struct cache cache;
 	struct reported reported;
+
+	/* Set by btrees_start_write(). */
+	struct btrees_write_opts write_opts;
+	const struct btree_watch *watch;
+	struct write_state *write;	   /* NULL: read-only */
+	struct write_buffer *write_buffer; /* NULL: no journal, puts are ordinary */
 };
 
 /* A node, and the range it serves. */
@@ -179,10 +292,16 @@ struct tree_place {
 	struct bpos min, max;
 };
 /*
- * The node at @level whose range holds @pos. 1; 0 when the btree has no such level; an error with the lost range in
- * @place. Holds one reference at most at any time.
+ * The node at @level whose range holds @pos, locked for read. 1; 0 when the btree has no such level; an error with the
+ * lost range in @place. The empty leaf of a btree without root has no node, and its lock is the root's: use
+ * tree_leaf_lock(). Holds one reference to a node that has been read at most at any time.
  */
 int tree_descend(struct btrees *trees, unsigned btree_id, unsigned level, struct bpos pos, struct tree_place *place);
+/* Of a leaf, or NULL for the empty one of @btree_id. */
+static inline struct six_lock *tree_leaf_lock(struct btrees *trees, unsigned btree_id, struct btree_node *leaf)
+{
+	return leaf ? &leaf->lock : &trees->roots[btree_id].lock;
+}
 /*
  * Child pointers of an interior node that has just been read, journal keys included, must cover its range without gap
  * or overlap (02 §7.2). Reports the first violation.
@@ -195,5 +314,54 @@ void node_ptr_to_text(struct strbuf *out, const struct node_ptr *p);
 enum report_kind { REPORT_KIND_REPLICAS, REPORT_KIND_BAD_KEYS, REPORT_KIND_SET, REPORT_KIND_CHILDREN };
 bool report_is_new(struct btrees *trees, const struct node_ptr *p, enum report_kind kind);
 uint64_t node_ptr_hash(const struct node_ptr *p);
+
+/* --- txn.c --- */
+
+/* The first put of @txn at or after @pos. NULL: none. */
+const struct btree_update *txn_update_find(const struct btree_txn *txn, unsigned btree_id, unsigned level,
+					   struct bpos pos);
+/*
+ * @txn has read @min..@max in @leaf (NULL: the empty one), which is locked: everything that is there matters to it.
+ * 0 or -ENOMEM.
+ */
+int txn_read_note(struct btree_txn *txn, unsigned btree_id, unsigned level, struct btree_node *leaf, struct bpos min,
+		  struct bpos max);
+
+/* --- commit.c --- */
+
+/*
+ * A key that goes into its node as it is: not journalled (it has been, in entry @seq, which the caller keeps pinned
+ * until this returns), no triggers. For what the write buffer has collected, and for replay.
+ */
+struct btree_applied_key {
+	unsigned btree_id, level;
+	struct bkey_ref k;
+	uint64_t seq; /* 0: nothing to pin */
+};
+/*
+ * Put keys into their nodes, in ascending order of (btree, level descending, position), each position once. Splits
+ * nodes; waits; not inside transactions. 0 or an error, after which an unknown part has been put (which may be
+ * repeated).
+ */
+int btree_apply(struct btrees *trees, const struct btree_applied_key *keys, size_t nr);
+
+/* --- write_buffer.c --- */
+
+int write_buffer_open(struct btrees *trees, struct write_buffer **wb);
+void write_buffer_close(struct write_buffer *wb);
+/*
+ * Before a commit that is going to add @key_nr keys of @u64s words together (unpacked: header and value). Waits for
+ * room, unless @watermark is WATERMARK_RECLAIM, which always gets it. No lock is held. 0, -ENOMEM or the error that
+ * keeps the buffer from being applied. What isn't used is given back with write_buffer_unreserve().
+ */
+int write_buffer_reserve(struct btrees *trees, size_t key_nr, size_t u64s, enum watermark watermark);
+void write_buffer_unreserve(struct btrees *trees, size_t key_nr, size_t u64s);
+/*
+ * In a commit, reservation and locks held; uses up what was reserved for it. Of one position the key with the highest
+ * (@seq, @order) counts. Pins @seq. Doesn't wait but for the buffer's mutex, and can't fail.
+ */
+void write_buffer_add(struct btrees *trees, unsigned btree_id, const struct bkey *k, const void *value, uint64_t seq,
+		      uint32_t order);
+uint64_t write_buffer_key_nr(const struct write_buffer *wb);
 
 #endif

@@ -3,7 +3,7 @@
  *
  * A node on disk is a log of sets, each sorted, each with its own checksum. All sets up to the pointer's
  * sectors_written belong to the node, and for equal positions the later one wins. They are verified, checked key by
- * key, and merged into struct node_keys, which never changes again.
+ * key, and merged into struct node_keys.
  *
  * What happens to damage:
  *
@@ -61,47 +61,6 @@ struct node_reader {
 
 	struct replica_result results[EXTENT_PTRS_MAX];
 };
-
-/* --- keys in memory --- */
-
-static size_t node_keys_size(uint32_t key_nr, uint32_t u64s)
-{
-	return sizeof(struct node_keys) + (size_t)u64s * 8 + key_nr * sizeof(uint32_t);
-}
-
-static const uint64_t *node_keys_at(const struct node_keys *keys, uint32_t idx)
-{
-	return keys->words + (keys->offset[idx] & ~NODE_KEY_IS_LOST);
-}
-
-uint32_t node_keys_lower_bound(const struct node_keys *keys, struct bpos pos)
-{
-	struct bkey_search search;
-	uint32_t begin = 0, nr = keys->key_nr;
-
-	bkey_search_init(&search, &keys->format, pos);
-	while (nr) {
-		uint32_t half = nr / 2;
-
-		if (bkey_search_cmp(&search, node_keys_at(keys, begin + half)) < 0) {
-			begin += half + 1;
-			nr -= half + 1;
-		} else {
-			nr = half;
-		}
-	}
-	return begin;
-}
-
-struct bkey_ref node_keys_get(const struct node_keys *keys, uint32_t idx)
-{
-	struct bkey_ref k;
-
-	k.k = bkey_unpack(&keys->format, node_keys_at(keys, idx), &k.value);
-	return k;
-}
-
-size_t node_keys_bytes(const struct node_keys *keys) { return node_keys_size(keys->key_nr, keys->live_u64s); }
 
 /* --- pointers --- */
 
@@ -386,36 +345,38 @@ static uint32_t keys_compact(struct node_reader *r)
 	return u64s;
 }
 
-static struct node_keys *node_keys_make(struct node_reader *r)
+static int node_keys_make(struct node_reader *r, struct node_keys *keys)
 {
 	uint32_t set_nr = r->run_nr;
 
 	sets_merge(r);
 	uint32_t u64s = keys_compact(r);
-	struct node_keys *keys = malloc(node_keys_size(r->key_nr, u64s));
-	if (!keys)
-		return NULL;
-
 	*keys = (struct node_keys){
 		.format = r->format,
 		.key_nr = r->key_nr,
+		.key_max = r->key_nr,
 		.live_u64s = u64s,
 		.set_nr = set_nr,
 		.bad_key_nr = r->bad_key_nr,
-		.offset = (uint32_t *)(keys->words + u64s),
+		.word_max = u64s,
+		.offset = malloc(max(r->key_nr, 1u) * sizeof(uint32_t)),
+		.words = malloc((size_t)max(u64s, 1u) * 8),
 	};
-	uint32_t end = 0;
+	if (!keys->offset || !keys->words) {
+		node_keys_free(keys);
+		return -ENOMEM;
+	}
 	for (uint32_t i = 0; i < r->key_nr; i++) {
 		unsigned key_words = key_u64s(r, r->keys[i]);
-		uint32_t lost = r->keys[i] & OFFSET_IS_BAD;
+		bool is_lost = r->keys[i] & OFFSET_IS_BAD;
 
-		memcpy(keys->words + end, key_at(r, r->keys[i]), (size_t)key_words * 8);
-		((uint8_t *)(keys->words + end))[KEY_U64S_BYTE] = (uint8_t)key_words;
-		keys->offset[i] = end | lost;
-		keys->lost_nr += lost != 0;
-		end += key_words;
+		memcpy(keys->words + keys->word_nr, key_at(r, r->keys[i]), (size_t)key_words * 8);
+		((uint8_t *)(keys->words + keys->word_nr))[KEY_U64S_BYTE] = (uint8_t)key_words;
+		keys->offset[i] = keys->word_nr | NODE_KEY_IS_WRITTEN | (is_lost ? NODE_KEY_IS_LOST : 0);
+		keys->lost_nr += is_lost;
+		keys->word_nr += key_words;
 	}
-	return keys;
+	return 0;
 }
 
 /* --- reports --- */
@@ -555,7 +516,7 @@ static int node_error(const struct node_reader *r)
 	return -EIO;
 }
 
-static int node_read_with(struct node_reader *r, struct node_keys **keys)
+static int node_read_with(struct node_reader *r, struct node_keys *keys, uint32_t *generation)
 {
 	int good = replicas_try(r);
 
@@ -566,20 +527,21 @@ static int node_read_with(struct node_reader *r, struct node_keys **keys)
 			replicas_report(r, -1);
 		return err;
 	}
-	*keys = node_keys_make(r);
-	if (!*keys)
-		return -ENOMEM;
+	int err = node_keys_make(r, keys);
+	if (err)
+		return err;
+	*generation = btree_node_generation(le64_get(((const struct btree_node_disk *)(const void *)r->buf)->flags));
 	if (r->bad_key_nr)
 		bad_keys_report(r, (unsigned)good);
 	replicas_report(r, good);
 	if (r->notice.field[0])
 		notice_report(r, (unsigned)good);
 	if (r->p->level)
-		tree_children_check(r->trees, r->p, *keys);
+		tree_children_check(r->trees, r->p, keys);
 	return 0;
 }
 
-int node_read(struct btrees *trees, const struct node_ptr *p, struct node_keys **keys)
+int node_read(struct btrees *trees, const struct node_ptr *p, struct node_keys *keys, uint32_t *generation)
 {
 	struct node_reader *r = malloc(sizeof(*r));
 	uint32_t key_max = (uint32_t)(trees->node_bytes / 8);
@@ -592,7 +554,7 @@ int node_read(struct btrees *trees, const struct node_ptr *p, struct node_keys *
 	r->keys = malloc(key_max * sizeof(*r->keys));
 	r->merged = malloc(key_max * sizeof(*r->merged));
 	if (r->buf && r->keys && r->merged)
-		err = node_read_with(r, keys);
+		err = node_read_with(r, keys, generation);
 
 	free(r->merged);
 	free(r->keys);

@@ -4,7 +4,7 @@
  * An index, sorted by (btree, level, position), every position once: the last key of a position by (journal sequence
  * number, offset in the entry) is the one that counts. `deleted` keys stay in it, because they hide what nodes hold.
  * What the keys say stands beside the index, in the same order. Both are made once, before the first read, and don't
- * change: readers need no lock.
+ * change but for one flag: that a key has come into its node, or a newer one. It is set under the node's write lock.
  *
  * While keys are collected, both are filled from the front. When either is full, the index is sorted, what doesn't
  * count is dropped, and both are made anew with twice the room that is taken. Each time costs at least as many new keys
@@ -253,9 +253,9 @@ void overlay_free(struct overlay *o)
 }
 
 /* First key at or after @pos; behind it, if @is_after. */
-static const struct overlay_key *overlay_bound(struct overlay_range range, struct bpos pos, bool is_after)
+static struct overlay_key *overlay_bound(struct overlay_range range, struct bpos pos, bool is_after)
 {
-	const struct overlay_key *begin = range.begin;
+	struct overlay_key *begin = range.begin;
 	size_t nr = (size_t)(range.end - range.begin);
 
 	while (nr) {
@@ -286,4 +286,12 @@ struct overlay_range overlay_range_get(const struct overlay *o, unsigned btree_i
 struct bkey_ref overlay_key_load(const struct overlay_key *k)
 {
 	return (struct bkey_ref){ .k = bkey_load(k->key), .value = k->key + 1 };
+}
+
+void overlay_set_overwritten(const struct overlay *o, unsigned btree_id, unsigned level, struct bpos pos)
+{
+	struct overlay_range range = overlay_range_get(o, btree_id, level, pos, pos);
+
+	for (; range.begin < range.end; range.begin++)
+		atomic_store_explicit(&range.begin->is_overwritten, true, memory_order_relaxed);
 }

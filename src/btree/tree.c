@@ -6,8 +6,10 @@
  * is expected of it: the child's range must hold P, and the node it leads to must agree with the pointer (node.c).
  * Where no child holds P there is a gap, and the positions in it are lost.
  *
- * A way down ends whatever the bytes say: each step goes one level down, and levels are bounded. It holds one node at a
- * time, letting go of the parent before it asks for the child, since the pointer is a copy.
+ * A way down ends whatever the bytes say: each step goes one level down, and levels are bounded. It holds one lock at a
+ * time. A reference to the child is taken while the parent is locked, which doesn't wait; then the parent is let go,
+ * and the child read if it must be. So what the pointer said of the child was current when the child came into the
+ * cache, where it stays while it is changed. When the child has been replaced in between, the way down starts again.
  */
 #include <errno.h>
 #include <string.h>
@@ -41,6 +43,8 @@ int btrees_open(const struct btrees_opts *opts, struct btrees **out)
 		return err;
 	}
 	mutex_init(&trees->reported.lock);
+	for (unsigned i = 0; i < BTREE_NR_MAX; i++)
+		six_lock_init(&trees->roots[i].lock);
 	*out = trees;
 	return 0;
 }
@@ -50,6 +54,8 @@ void btrees_close(struct btrees *trees)
 	if (!trees)
 		return;
 	mutex_destroy(&trees->reported.lock);
+	for (unsigned i = 0; i < BTREE_NR_MAX; i++)
+		six_lock_destroy(&trees->roots[i].lock);
 	cache_free(&trees->cache);
 	overlay_free(&trees->overlay);
 	free(trees);
@@ -85,7 +91,8 @@ int btrees_set_root(struct btrees *trees, unsigned id, unsigned level, const str
 		return -EINVAL;
 
 	struct tree_root *root = &trees->roots[id];
-	*root = (struct tree_root){ .exists = true, .is_damaged = is_damaged };
+	root->exists = true;
+	root->is_damaged = is_damaged;
 	root->ptr = (struct node_ptr){ .btree_id = id,
 				       .level = min(level, (unsigned)BTREE_LEVEL_MAX),
 				       .max_key = SPOS_MAX };
@@ -110,49 +117,26 @@ int btrees_set_root(struct btrees *trees, unsigned id, unsigned level, const str
 
 int btree_root_level(struct btrees *trees, unsigned btree_id)
 {
-	return btree_id < BTREE_NR_MAX && trees->roots[btree_id].exists ? (int)trees->roots[btree_id].ptr.level : -1;
+	int level = -1;
+
+	if (btree_id < BTREE_NR_MAX) {
+		struct tree_root *root = &trees->roots[btree_id];
+
+		six_lock_read(&root->lock);
+		if (root->exists)
+			level = (int)root->ptr.level;
+		six_unlock_read(&root->lock);
+	}
+	return level;
 }
 
 /* --- interior nodes --- */
 
 /* Pointers of an interior node, journal keys included, in order. */
-struct child_walk {
-	const struct btrees *trees;
-	const struct node_keys *keys;
-	uint32_t idx;
-	struct overlay_range overlay;
-};
-
-static struct child_walk child_walk_begin(const struct btrees *trees, const struct node_ptr *p,
-					  const struct node_keys *keys, struct bpos pos)
+static struct keys_walk children_begin(const struct btrees *trees, const struct node_ptr *p,
+				       const struct node_keys *keys, struct bpos pos)
 {
-	return (struct child_walk){
-		.trees = trees,
-		.keys = keys,
-		.idx = node_keys_lower_bound(keys, pos),
-		.overlay = overlay_range_get(&trees->overlay, p->btree_id, p->level, pos, p->max_key),
-	};
-}
-
-static bool child_walk_next(struct child_walk *w, struct bkey_ref *k)
-{
-	for (;;) {
-		bool has_node = w->idx < w->keys->key_nr, has_overlay = w->overlay.begin < w->overlay.end;
-		int c = has_node ? -1 : 1;
-
-		if (!has_node && !has_overlay)
-			return false;
-		if (has_node)
-			*k = node_keys_get(w->keys, w->idx);
-		if (has_node && has_overlay)
-			c = bpos_cmp(k->k.p, w->overlay.begin->p);
-		w->idx += c <= 0;
-		if (c < 0)
-			return true;
-		*k = overlay_key_load(w->overlay.begin++);
-		if (k->k.type != KEY_DELETED)
-			return true;
-	}
+	return keys_walk_begin(trees, p->btree_id, p->level, keys, pos, p->max_key);
 }
 
 static void children_report(struct btrees *trees, const struct node_ptr *p, struct bpos pos, const struct fault *fault)
@@ -183,14 +167,14 @@ static int bounds_fault(struct fault *fault, uint32_t id, const char *field, str
 
 void tree_children_check(struct btrees *trees, const struct node_ptr *p, const struct node_keys *keys)
 {
-	struct child_walk w = child_walk_begin(trees, p, keys, p->ptr.min_key);
+	struct keys_walk w = children_begin(trees, p, keys, p->ptr.min_key);
 	struct bpos expected = p->ptr.min_key, last = p->ptr.min_key;
 	struct fault fault = { 0 };
 	struct bkey_ref k;
 	bool any = false;
 	int err = 0;
 
-	while (!err && child_walk_next(&w, &k)) {
+	while (!err && keys_walk_next(&w, &k)) {
 		struct node_ptr child;
 
 		any = true;
@@ -217,12 +201,12 @@ void tree_children_check(struct btrees *trees, const struct node_ptr *p, const s
 static int child_find(struct btrees *trees, const struct btree_node *node, struct bpos pos, struct node_ptr *child,
 		      struct bpos *min, struct bpos *max)
 {
-	struct child_walk w = child_walk_begin(trees, &node->id, node->keys, pos);
+	struct keys_walk w = children_begin(trees, &node->id, &node->keys, pos);
 	struct bkey_ref k;
 
 	*min = pos;
 	*max = node->id.max_key;
-	if (!child_walk_next(&w, &k))
+	if (!keys_walk_next(&w, &k))
 		return -EIO;
 	*max = k.k.p;
 	if (node_ptr_decode(trees, node->id.btree_id, node->id.level - 1, k, child, NULL))
@@ -235,29 +219,78 @@ static int child_find(struct btrees *trees, const struct btree_node *node, struc
 	return 0;
 }
 
+/*
+ * A reference to the root node, or, in a btree without one, the lock on that. 1, 0 when there is no such level, or an
+ * error. While the root is locked its pointer is current, so the reference is taken under its lock.
+ */
+static int root_ref(struct btrees *trees, unsigned btree_id, unsigned level, struct btree_node **node, bool *must_load)
+{
+	struct tree_root *root = &trees->roots[btree_id];
+	int ret = 1;
+
+	six_lock_read(&root->lock);
+	*node = NULL;
+	if (!root->exists) {
+		if (!level)
+			return 1;
+		ret = 0;
+	} else if (level > root->ptr.level) {
+		ret = 0;
+	} else if (root->is_damaged) {
+		ret = -EIO;
+	} else {
+		*node = node_ref(trees, &root->ptr, must_load);
+		if (!*node)
+			ret = -ENOMEM;
+	}
+	six_unlock_read(&root->lock);
+	return ret;
+}
+
+/* One step down from @place->node, which is locked: to a reference to the child. */
+static int child_ref(struct btrees *trees, struct bpos pos, struct tree_place *place, struct btree_node **child,
+		     bool *must_load)
+{
+	struct node_ptr p;
+	int err = child_find(trees, place->node, pos, &p, &place->min, &place->max);
+
+	if (err)
+		return err;
+	*child = node_ref(trees, &p, must_load);
+	return *child ? 0 : -ENOMEM;
+}
+
 int tree_descend(struct btrees *trees, unsigned btree_id, unsigned level, struct bpos pos, struct tree_place *place)
 {
-	*place = (struct tree_place){ .min = POS_MIN, .max = SPOS_MAX };
-	if (btree_id >= BTREE_NR_MAX)
+	if (btree_id >= BTREE_NR_MAX) {
+		*place = (struct tree_place){ .min = POS_MIN, .max = SPOS_MAX };
 		return -EINVAL;
+	}
+again:
+	*place = (struct tree_place){ .min = POS_MIN, .max = SPOS_MAX };
 
-	const struct tree_root *root = &trees->roots[btree_id];
-	if (!root->exists)
-		return level == 0;
-	if (level > root->ptr.level)
-		return 0;
-	if (root->is_damaged)
-		return -EIO;
+	struct btree_node *node;
+	bool must_load;
+	int ret = root_ref(trees, btree_id, level, &node, &must_load);
 
-	struct node_ptr p = root->ptr;
+	if (ret <= 0 || !node)
+		return ret;
 	for (;;) {
-		int err = node_get(trees, &p, &place->node);
+		int err = node_load(trees, node, must_load);
 
 		if (err)
 			return err;
-		if (p.level == level)
+		six_lock_read(&node->lock);
+		if (node->is_retired) {
+			six_unlock_read(&node->lock);
+			node_put(node);
+			goto again;
+		}
+		place->node = node;
+		if (node->id.level == level)
 			return 1;
-		err = child_find(trees, place->node, pos, &p, &place->min, &place->max);
+		err = child_ref(trees, pos, place, &node, &must_load);
+		six_unlock_read(&place->node->lock);
 		node_put(place->node);
 		place->node = NULL;
 		if (err)
@@ -285,40 +318,80 @@ static struct btree_node_info node_info_of_ptr(const struct node_ptr *p)
 	};
 }
 
-/* Recursion is as deep as the tree: BTREE_LEVEL_MAX + 1 at most. */
-static int node_walk(const struct nodes_walk *walk, const struct node_ptr *p)
+/* Everything that a visit tells of a node. */
+static struct btree_node_info node_info(const struct btree_node *node)
 {
-	struct btree_node_info info = node_info_of_ptr(p);
-	struct btree_node *node;
-	int err = node_get(walk->trees, p, &node);
+	const struct node_keys *keys = &node->keys;
+	struct btree_node_info info = node_info_of_ptr(&node->id);
+
+	info.format = keys->format;
+	info.set_nr = keys->set_nr;
+	info.live_u64s = keys->live_u64s;
+	info.written_sectors = node->id.ptr.sectors_written;
+	info.key_nr = keys->key_nr - keys->lost_nr;
+	info.bad_key_nr = keys->bad_key_nr;
+	return info;
+}
+
+static int node_walk(const struct nodes_walk *walk, struct btree_node *node, bool must_load);
+
+/* The children of @node from @pos on. A child is looked up anew each time, since no lock is held between them. */
+static int children_walk(const struct nodes_walk *walk, struct btree_node *node)
+{
+	struct btrees *trees = walk->trees;
+	struct bpos pos = node->id.ptr.min_key;
+	int err = 0;
+
+	while (!err) {
+		struct btree_node *child = NULL;
+		struct btree_node_info info;
+		struct node_ptr p;
+		struct bkey_ref k;
+		bool must_load;
+
+		six_lock_read(&node->lock);
+		struct keys_walk w = children_begin(trees, &node->id, &node->keys, pos);
+		bool is_there = keys_walk_next(&w, &k);
+		int child_err = 0;
+		if (is_there) {
+			child_err = node_ptr_decode(trees, node->id.btree_id, node->id.level - 1, k, &p, NULL);
+			if (!child_err)
+				child = node_ref(trees, &p, &must_load);
+			if (!child_err && !child)
+				child_err = -ENOMEM;
+		}
+		six_unlock_read(&node->lock);
+		if (!is_there)
+			break;
+		if (child) {
+			err = node_walk(walk, child, must_load);
+		} else {
+			info = node_info_of_ptr(&p);
+			info.ptr.ptr_nr = 0;
+			err = walk->fn(walk->ctx, &info, child_err);
+		}
+		if (bpos_le(node->id.max_key, p.max_key))
+			break;
+		pos = bpos_successor(p.max_key);
+	}
+	return err;
+}
+
+/* Recursion is as deep as the tree: BTREE_LEVEL_MAX + 1 at most. Gives the reference to @node back. */
+static int node_walk(const struct nodes_walk *walk, struct btree_node *node, bool must_load)
+{
+	const struct node_ptr p = node->id;
+	struct btree_node_info info = node_info_of_ptr(&p);
+	int err = node_load(walk->trees, node, must_load);
 
 	if (err)
 		return walk->fn(walk->ctx, &info, err);
-	info.format = node->keys->format;
-	info.set_nr = node->keys->set_nr;
-	info.live_u64s = node->keys->live_u64s;
-	info.written_sectors = p->ptr.sectors_written;
-	info.key_nr = node->keys->key_nr - node->keys->lost_nr;
-	info.bad_key_nr = node->keys->bad_key_nr;
-
+	six_lock_read(&node->lock);
+	info = node_info(node);
+	six_unlock_read(&node->lock);
 	err = walk->fn(walk->ctx, &info, 0);
-	if (!err && p->level) {
-		struct child_walk w = child_walk_begin(walk->trees, p, node->keys, p->ptr.min_key);
-		struct node_ptr child;
-		struct bkey_ref k;
-
-		while (!err && child_walk_next(&w, &k)) {
-			int child_err = node_ptr_decode(walk->trees, p->btree_id, p->level - 1, k, &child, NULL);
-
-			if (child_err) {
-				info = node_info_of_ptr(&child);
-				info.ptr.ptr_nr = 0;
-				err = walk->fn(walk->ctx, &info, child_err);
-			} else {
-				err = node_walk(walk, &child);
-			}
-		}
-	}
+	if (!err && p.level)
+		err = children_walk(walk, node);
 	node_put(node);
 	return err;
 }
@@ -327,18 +400,25 @@ int btree_nodes_walk(struct btrees *trees, unsigned btree_id,
 		     int (*fn)(void *ctx, const struct btree_node_info *info, int err), void *ctx)
 {
 	struct nodes_walk walk = { trees, fn, ctx };
+	struct btree_node *node;
+	bool must_load;
 
 	if (btree_id >= BTREE_NR_MAX)
 		return -EINVAL;
-	const struct tree_root *root = &trees->roots[btree_id];
-	if (!root->exists)
-		return 0;
-	if (root->is_damaged) {
+	struct tree_root *root = &trees->roots[btree_id];
+	int ret = root_ref(trees, btree_id, 0, &node, &must_load);
+	if (ret == -EIO) {
 		struct btree_node_info info = node_info_of_ptr(&root->ptr);
 
 		return fn(ctx, &info, -EIO);
 	}
-	return node_walk(&walk, &root->ptr);
+	if (ret < 0)
+		return ret;
+	if (!node) {
+		six_unlock_read(&root->lock);
+		return 0;
+	}
+	return node_walk(&walk, node, must_load);
 }
 
 /* --- what has been reported --- */
