@@ -77,6 +77,8 @@ void btree_memory_backend(struct btree_memory *memory, struct btree_backend *bac
 struct btree_snapshots {
 	bool (*is_ancestor)(void *ctx, uint32_t id, uint32_t ancestor);
 	void *ctx;
+	/* Does any snapshot descend from @id? May be NULL: every one may have some, which costs lookups. */
+	bool (*has_children)(void *ctx, uint32_t id);
 };
 
 /*
