@@ -4,7 +4,6 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "base/clock.h"
 #include "engine/api.h"
 #include "namespace/change.h"
 
@@ -246,29 +245,9 @@ ssize_t kiln_write(kiln_fs *fs, struct kiln_node node, uint64_t offset, const vo
 
 int kiln_punch(kiln_fs *fs, struct kiln_node node, uint64_t offset, uint64_t len)
 {
-	struct object o = object_of(node);
-	struct data_file file;
-	struct inode inode;
-
 	int err = may_change(fs);
-	if (!err)
-		err = namespace_inode(fs->ns, o, &inode);
-	if (!err && !S_ISREG(inode.mode))
-		err = S_ISDIR(inode.mode) ? -EISDIR : -EINVAL;
-	if (!err && inode.flags & INODE_IMMUTABLE)
-		err = -EPERM;
-	if (!err)
-		err = namespace_data_file(fs->ns, o, &inode, &file);
-	if (!err) {
-		struct inode_time now = { (int64_t)(clock_realtime_ns() / 1000000000),
-					  (uint32_t)(clock_realtime_ns() % 1000000000) };
-		uint64_t t = inode_time_encode(&fs->super->kctx, now);
-		struct data_write_times times = { .is_set = true, .mtime = t, .ctime = t };
 
-		err = data_punch(fs->data, &(struct data_write_target){ o.inum, file.snapshot }, offset, len, &times,
-				 NULL);
-	}
-	return error_to_errno(err);
+	return error_to_errno(err ? err : namespace_punch(fs->ns, object_of(node), offset, len, NULL));
 }
 
 /* --- durability --- */

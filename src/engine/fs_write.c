@@ -269,7 +269,8 @@ int fs_write_start(struct kiln_fs *fs, char why[KILN_ERROR_BYTES])
 /* After this everything that was committed is in btree nodes on disk, and the journal isn't needed any more. */
 static int write_back_all(struct kiln_fs *fs)
 {
-	int err = namespace_deletions_wait(fs->ns);
+	/* Whoever holds objects still can't use them any more; a clean filesystem has no unlinked inode (04 §6). */
+	int err = namespace_delete_dead_inodes(fs->ns);
 
 	namespace_stop_write(fs->ns);
 	data_stop_write(fs->data);

@@ -76,6 +76,8 @@ int namespace_xattr_remove(struct namespace *ns, struct object o, const char *na
 /* Write data, with the times and mode changes of a write. */
 ssize_t namespace_write(struct namespace *ns, struct object o, uint64_t offset, const void *buf, size_t len,
 			uint64_t *journal_seq);
+/* Make a hole in a file, with the times of a write. */
+int namespace_punch(struct namespace *ns, struct object o, uint64_t offset, uint64_t len, uint64_t *journal_seq);
 
 /* While held, an object that loses its last name is not deleted. Counted; in memory. */
 void namespace_hold(struct namespace *ns, struct object o);

@@ -581,8 +581,10 @@ int namespace_delete_dead_inodes(struct namespace *ns)
 {
 	if (!ns->write)
 		return -EROFS;
-	int err = namespace_deletions_wait(ns);
+	int err = 0;
 
+	/* What failed in the background is on the list still, and tried again. */
+	namespace_deletions_wait(ns);
 	/* Handing down goes to leaves, so a second scan finds only what can be deleted. */
 	for (bool is_again = true; !err && is_again;) {
 		struct bpos from = POS_MIN;

@@ -176,3 +176,18 @@ ssize_t namespace_write(struct namespace *ns, struct object o, uint64_t offset, 
 	struct data_write_times times = { .is_set = true, .mtime = now, .ctime = now, .clear_setid = true };
 	return data_write(ns->data, &file, offset, buf, len, &times, journal_seq);
 }
+
+int namespace_punch(struct namespace *ns, struct object o, uint64_t offset, uint64_t len, uint64_t *journal_seq)
+{
+	struct data_write_target file;
+	struct inode inode;
+	int err = file_get(ns, o, &inode, &file);
+
+	if (err)
+		return err;
+	if (inode.flags & (INODE_IMMUTABLE | INODE_APPEND))
+		return -EPERM;
+	uint64_t now = change_time(ns->super);
+	struct data_write_times times = { .is_set = true, .mtime = now, .ctime = now, .clear_setid = true };
+	return data_punch(ns->data, &file, offset, len, &times, journal_seq);
+}
