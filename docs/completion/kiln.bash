@@ -1,16 +1,17 @@
 # bash completion for kiln
 _kiln() {
 	local cur=${COMP_WORDS[COMP_CWORD]} cmd=${COMP_WORDS[1]}
-	local commands="show-super list list-journal ls stat cat get tar usage mount"
+	local commands="format show-super list list-journal ls stat cat get tar usage mount"
 	local common="--passphrase-file --passphrase-fd --degraded --very-degraded --force --memory --buffered --verbose --help"
 
 	if [ "$COMP_CWORD" = 1 ]; then
 		COMPREPLY=($(compgen -W "$commands --help --version" -- "$cur"))
 		return
 	fi
+	[ "$cmd" = format ] && common=
 	if [[ $cur == -* ]]; then
 		# The options as the command itself tells them.
-		COMPREPLY=($(compgen -W "$common $(kiln "$cmd" --help 2>/dev/null | grep -oE -- '(^|[ ,])--?[a-zA-Z][a-z-]*' | tr -d ' ,')" -- "$cur"))
+		COMPREPLY=($(compgen -W "$common $(kiln "$cmd" --help 2>/dev/null | grep -oE -- '(^|[ ,])--?[a-zA-Z][a-z0-9-]*' | tr -d ' ,')" -- "$cur"))
 		return
 	fi
 	case $cur in

@@ -136,6 +136,59 @@ KILN_API int kiln_shutdown(kiln_fs *fs);
 /* Why a filesystem that was opened with KILN_OPEN_WRITE is read-only, a sentence; NULL when it isn't. */
 KILN_API const char *kiln_write_refused(kiln_fs *fs);
 
+/* --- making --- */
+
+enum kiln_format_device_flags {
+	KILN_FORMAT_DISCARD = 1, /* tell the device which space is free */
+	KILN_FORMAT_CACHE = 2,	 /* durability 0: copies on it count for nothing */
+};
+
+/* What one device is for; zeroes are the defaults. */
+struct kiln_format_device {
+	const char *path;
+	const char *label;     /* "hdd", or "hdd.first", which belongs to hdd; NULL: none */
+	uint64_t file_bytes;   /* make the image file, or let it grow to this; 0: it exists, as large as it shall be */
+	uint64_t size_bytes;   /* of the filesystem on it; 0: all of it */
+	uint64_t bucket_bytes; /* 0: chosen by the sizes of all devices */
+	unsigned flags;	       /* enum kiln_format_device_flags */
+	unsigned durability;   /* how many copies one on it counts for, 1 or 2; 0: 1 */
+	unsigned data_allowed; /* bits: 2 journal, 3 btree, 4 user; 0: all */
+};
+
+enum kiln_format_flags {
+	KILN_FORMAT_FORCE = 1,	       /* overwrite what is on the devices, else -EEXIST if something is recognised */
+	KILN_FORMAT_NO_INITIALIZE = 2, /* write superblocks only: the first mount makes the rest */
+	KILN_FORMAT_BUFFERED = 4,      /* no O_DIRECT */
+	KILN_FORMAT_NO_URING = 8,
+};
+
+struct kiln_format_options {
+	size_t struct_bytes;	    /* sizeof(struct kiln_format_options) */
+	size_t device_struct_bytes; /* sizeof(struct kiln_format_device) */
+	unsigned flags;		    /* enum kiln_format_flags */
+	/* Options of the filesystem, "name=value,...". Targets are paths of @devices or their labels. NULL: none. */
+	const char *options;
+	const char *label;	   /* up to 32 bytes; NULL: none */
+	const uint8_t *uuid;	   /* 16 bytes: what users know it by; NULL: random */
+	uint64_t superblock_bytes; /* room for each superblock: a power of two from 64 KiB to 32 MiB; 0: 1 MiB */
+	uint64_t memory_bytes;	   /* as in kiln_open_options, as what follows */
+	void *ctx;
+	void (*log)(void *ctx, enum kiln_log_level level, const char *line);
+	enum kiln_log_level log_level;
+	void (*report)(void *ctx, const struct kiln_report *report);
+};
+
+/*
+ * Make a filesystem of @devices, over whatever is on them: superblocks, journal, the root directory and lost+found.
+ * With @fs it is open for writing afterwards, else (NULL) it is clean and closed.
+ *
+ * Nothing is written if something is wrong with what was asked for (-EINVAL, -ENOSPC), if a device is in use (-EBUSY),
+ * or holds something and KILN_FORMAT_FORCE isn't given (-EEXIST); files that were made are removed again. Options whose
+ * engine isn't there yet are -EOPNOTSUPP. @why (may be NULL) receives a sentence on failure.
+ */
+KILN_API int kiln_format(const struct kiln_format_device *devices, size_t nr, const struct kiln_format_options *options,
+			 kiln_fs **fs, char why[KILN_ERROR_BYTES]);
+
 /* How often each level of report was given since the open. */
 KILN_API void kiln_report_counts(kiln_fs *fs, uint64_t counts[4]);
 /*

@@ -160,6 +160,24 @@ enum device_open_flags {
 int device_open_file(const char *path, unsigned flags, const struct log_sink *log, struct device **dev, char why[256]);
 
 /*
+ * Image files for formatting (prepare.c). device_file_make() makes the file or lets it grow to @bytes, sparse; one that
+ * is larger, in use, or no regular file is an error with a sentence in @why. device_file_restore() puts back what was
+ * there before: for failures afterwards.
+ */
+struct device_file_change {
+	bool was_made, has_grown;
+	uint64_t bytes_before;
+};
+int device_file_make(const char *path, uint64_t bytes, struct device_file_change *change, char why[256]);
+void device_file_restore(const char *path, const struct device_file_change *change);
+
+/*
+ * Does the device hold something that would be overwritten: a filesystem, a partition table, ...? 1 with @what ("ext4
+ * filesystem labelled \"home\""), 0, or an error.
+ */
+int device_signature_find(const char *path, char what[128]);
+
+/*
  * A device in memory, all zero, sparse (memfd). @logical_block_bytes 512 or 4096, which is also the alignment it wants
  * of I/O, as strict as a real device. @size_bytes is a multiple of it.
  */

@@ -59,6 +59,7 @@ static int open_super(struct kiln_fs *fs, const char *const *args, size_t arg_nr
 	}
 
 	struct super_open_opts opts = {
+		.is_write = options->flags & KILN_OPEN_WRITE,
 		.is_degraded_ok = options->flags & KILN_OPEN_DEGRADED || values[OPT_DEGRADED],
 		.is_very_degraded_ok = options->flags & KILN_OPEN_VERY_DEGRADED || values[OPT_VERY_DEGRADED],
 		.is_forced = options->flags & KILN_OPEN_FORCE,
@@ -180,10 +181,16 @@ static int open_steps(struct kiln_fs *fs, const struct kiln_open_options *option
 	if (!err && depth >= FS_BTREES)
 		err = open_btrees(fs, memory_bytes);
 	if (!err && depth >= FS_NAMESPACE)
-		err = data_open(fs->super, fs->trees, data_memory(memory_bytes), &fs->reporter.sink, &fs->data);
-	if (!err && depth >= FS_NAMESPACE)
-		err = namespace_open(fs->super, fs->trees, fs->data, &fs->reporter.sink, &fs->ns);
+		err = fs_open_namespace(fs, memory_bytes);
 	return err;
+}
+
+int fs_open_namespace(struct kiln_fs *fs, uint64_t memory_bytes)
+{
+	uint64_t bytes = memory_bytes ? memory_bytes : memory_default;
+	int err = data_open(fs->super, fs->trees, data_memory(bytes), &fs->reporter.sink, &fs->data);
+
+	return err ? err : namespace_open(fs->super, fs->trees, fs->data, &fs->reporter.sink, &fs->ns);
 }
 
 /* A sentence for the user about why opening failed. */
@@ -199,6 +206,44 @@ static void describe_failure(struct kiln_fs *fs, int err, char why[KILN_ERROR_BY
 		snprintf(why, KILN_ERROR_BYTES, "%s", fs->reporter.last);
 	else
 		snprintf(why, KILN_ERROR_BYTES, "%s", err > -KILN_E_FIRST ? strerror(-err) : error_name(err));
+}
+
+/* Nothing has been written but superblocks: no journal to read, no roots. */
+static int open_fresh_steps(struct kiln_fs *fs, const struct kiln_open_options *options)
+{
+	uint64_t memory_bytes = options->memory_bytes ? options->memory_bytes : memory_default;
+
+	fs->journal = calloc(1, sizeof(*fs->journal));
+	if (!fs->journal)
+		return -ENOMEM;
+	fs->journal->super = fs->super;
+	fs->journal->was_clean = true;
+	fs->journal->seq_next = 1;
+	return open_btrees(fs, memory_bytes);
+}
+
+int fs_open_fresh(struct device **devices, size_t device_nr, const struct kiln_open_options *options,
+		  struct kiln_fs **out, char why[KILN_ERROR_BYTES])
+{
+	struct kiln_fs *fs = calloc(1, sizeof(*fs));
+
+	if (!fs) {
+		for (size_t i = 0; i < device_nr; i++)
+			device_close(devices[i]);
+		return -ENOMEM;
+	}
+	reporter_init(&fs->reporter, options);
+	mutex_init(&fs->usage_lock);
+	int err = open_super(fs, NULL, 0, devices, device_nr, options, FS_NAMESPACE, why);
+	if (!err)
+		err = open_fresh_steps(fs, options);
+	if (err) {
+		describe_failure(fs, err, why);
+		kiln_close(fs);
+		return err;
+	}
+	*out = fs;
+	return 0;
 }
 
 int fs_open(const char *const *args, size_t arg_nr, struct device **devices, size_t device_nr,

@@ -8,6 +8,7 @@
 #include "format/version.h"
 #include "namespace/change.h"
 #include "recovery/passes.h"
+#include "super/format.h"
 
 /* --- errors --- */
 
@@ -257,6 +258,65 @@ int fs_write_start(struct kiln_fs *fs, char why[KILN_ERROR_BYTES])
 			snprintf(why, KILN_ERROR_BYTES, "%s",
 				 fs->reporter.last[0] && fs->reporter.last_level >= REPORT_DAMAGE ? fs->reporter.last
 												  : error_name(err));
+		fs_write_abort(fs);
+		return err;
+	}
+	fs->is_writable = true;
+	return 0;
+}
+
+/* --- the first time (07 §17.1) --- */
+
+/* What recovery does for others: every bucket that is in use says so, and all others are free. */
+static int fresh_space(struct kiln_fs *fs)
+{
+	int err = 0;
+
+	for (unsigned dev = 0; dev < fs->super->member_nr && !err; dev++)
+		if (super_member_online(fs->super, dev))
+			err = allocator_mark_device(fs->allocator, dev);
+	return err ? err : allocator_freespace_init(fs->allocator);
+}
+
+/* The superblocks stay as formatting wrote them until everything else is durable. */
+static int fresh_steps(struct kiln_fs *fs)
+{
+	int err = super_journals_init(fs->super);
+
+	if (!err)
+		err = open_allocator(fs);
+	if (!err)
+		err = allocator_init_fresh(fs->allocator);
+	if (!err)
+		err = super_mark_dirty(fs->super);
+	if (!err)
+		err = start_journal(fs);
+	if (!err)
+		err = start_btrees(fs);
+	if (!err)
+		err = allocator_start(fs->allocator, fs->journal_writer);
+	if (!err)
+		err = fresh_space(fs);
+	if (!err)
+		err = namespace_init_fresh(fs->trees, fs->super);
+	if (!err)
+		err = journal_flush(fs->journal_writer);
+	return err ? err : super_mark_initialized(fs->super);
+}
+
+int fs_write_start_fresh(struct kiln_fs *fs, uint64_t memory_bytes, char why[KILN_ERROR_BYTES])
+{
+	int err = fresh_steps(fs);
+
+	if (!err)
+		err = fs_open_namespace(fs, memory_bytes);
+	if (!err)
+		err = data_start_write(fs->data, fs->allocator);
+	if (!err)
+		err = namespace_start_write(fs->ns, fs->allocator);
+	if (err) {
+		if (!why[0])
+			snprintf(why, KILN_ERROR_BYTES, "%s", error_name(err));
 		fs_write_abort(fs);
 		return err;
 	}

@@ -19,6 +19,11 @@
  */
 int fs_write_start(struct kiln_fs *fs, char why[KILN_ERROR_BYTES]);
 /*
+ * Make @fs, from fs_open_fresh(), a filesystem with a journal, its first keys, root directory and lost+found, open for
+ * writing. Errors as above: the superblocks then still say that nothing is initialised.
+ */
+int fs_write_start_fresh(struct kiln_fs *fs, uint64_t memory_bytes, char why[KILN_ERROR_BYTES]);
+/*
  * A clean shutdown. 0, or the error that kept it from being clean: then nothing that was acknowledged is lost, and the
  * next start recovers. In either case nothing is written afterwards.
  */

@@ -262,8 +262,9 @@ static int purposes_check(struct plan *p)
 		if (!have)
 			return refuse(p, -EINVAL, "No device may hold the %s (of durability above 0).", needs[i].what);
 		if (have < p->options[needs[i].replicas])
-			return refuse(p, -EINVAL, "There are devices for %u replicas of the %s, not for %" PRIu64 ".",
-				      have, needs[i].what, p->options[needs[i].replicas]);
+			return refuse(p, -EINVAL,
+				      "%" PRIu64 " replicas of the %s are wanted, but the devices can hold only %u.",
+				      p->options[needs[i].replicas], needs[i].what, have);
 	}
 	return 0;
 }

@@ -226,7 +226,7 @@ static ssize_t ask_passphrase(void *ctx, const char *uuid, unsigned attempt, cha
 
 /* --- opening --- */
 
-static void print_report(void *ctx, const struct kiln_report *r)
+void tool_print_report(void *ctx, const struct kiln_report *r)
 {
 	static const char *const words[] = { "note", "recovered", "damaged", "failed" };
 	const struct tool_open *open_opts = ctx;
@@ -237,7 +237,7 @@ static void print_report(void *ctx, const struct kiln_report *r)
 	message_at(r->level == KILN_REPORT_INFO ? LOG_NOTICE : LOG_WARNING, "%s: %s", words[r->level], r->text);
 }
 
-static void print_log(void *ctx, enum kiln_log_level level, const char *line)
+void tool_print_log(void *ctx, enum kiln_log_level level, const char *line)
 {
 	(void)ctx;
 	message_at(level == KILN_LOG_ERROR ? LOG_ERR : level == KILN_LOG_WARNING ? LOG_WARNING : LOG_INFO, "%s", line);
@@ -254,9 +254,9 @@ kiln_fs *tool_open_fs(const struct tool_open *open_opts, const char *fs_arg, enu
 		.memory_bytes = open_opts->memory_bytes,
 		.sb_sector = open_opts->sb_sector,
 		.ctx = (void *)open_opts,
-		.log = print_log,
+		.log = tool_print_log,
 		.log_level = open_opts->is_verbose ? KILN_LOG_INFO : KILN_LOG_WARNING,
-		.report = print_report,
+		.report = tool_print_report,
 		.passphrase = ask_passphrase,
 	};
 

@@ -7,7 +7,7 @@
 #include "tool/tool.h"
 
 static const struct command *const commands[] = {
-	&command_show_super, &command_list, &command_list_journal, &command_ls,	   &command_stat,
+	&command_format, &command_show_super, &command_list, &command_list_journal, &command_ls,	   &command_stat,
 	&command_cat,	     &command_get,  &command_tar,	   &command_usage, &command_mount,
 };
 
@@ -15,7 +15,7 @@ static void print_help(FILE *out)
 {
 	fputs("usage: kiln COMMAND [OPTIONS] FS ...\n"
 	      "\n"
-	      "Kiln reads bcachefs filesystems without a kernel module. Nothing is ever written to the devices.\n"
+	      "Kiln makes and reads bcachefs filesystems without a kernel module.\n"
 	      "FS is a device or image, all devices of a filesystem joined by colons (DEV:DEV:...), or UUID=...\n"
 	      "\n",
 	      out);

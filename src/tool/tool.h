@@ -32,7 +32,7 @@ struct command {
 };
 
 extern const struct command command_show_super, command_list, command_list_journal, command_ls, command_stat,
-	command_cat, command_get, command_tar, command_usage, command_mount;
+	command_cat, command_get, command_tar, command_usage, command_mount, command_format;
 
 /* Message to stderr with "kiln: " in front and a newline behind. */
 void tool_error(const char *fmt, ...) PRINTF_LIKE(1, 2);
@@ -103,6 +103,9 @@ int tool_open_option(const struct command *self, int c, struct tool_open *open, 
  * in fs->reporter. Prints the reason and returns NULL on failure.
  */
 kiln_fs *tool_open_fs(const struct tool_open *open, const char *fs_arg, enum fs_depth depth);
+/* The callbacks for that, for other calls of the library; @ctx: a struct tool_open. */
+void tool_print_report(void *ctx, const struct kiln_report *report);
+void tool_print_log(void *ctx, enum kiln_log_level level, const char *line);
 /* Close; @status, raised to TOOL_DAMAGE when damage was reported and @status is TOOL_OK. */
 int tool_close_fs(kiln_fs *fs, int status);
 

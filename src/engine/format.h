@@ -1,0 +1,27 @@
+/*
+ * Making filesystems: devices and options as the public call gives them, superblocks (super/format.h), and what a first
+ * mount makes in them.
+ */
+#ifndef KILN_ENGINE_FORMAT_H
+#define KILN_ENGINE_FORMAT_H
+
+#include "engine/fs.h"
+#include "super/format.h"
+
+/*
+ * The second half: @devices, which super_format() has just written and the filesystem owns from here on, become a
+ * filesystem that is open for writing; or, without @fs, clean and closed. 0, or an error with @why.
+ */
+int fs_initialize(struct device **devices, size_t device_nr, const struct kiln_open_options *options,
+		  struct kiln_fs **fs, char why[KILN_ERROR_BYTES]);
+/* 0, or -EOPNOTSUPP with @why while the engine can't do that yet. */
+int fs_initialize_possible(char why[KILN_ERROR_BYTES]);
+
+/*
+ * Format open devices, which stay the caller's: for tests with devices in memory. Options as in kiln_format_options;
+ * of @devices paths and file sizes aren't looked at.
+ */
+int fs_format_devices(struct device **open, const struct kiln_format_device *devices, size_t nr,
+		      const struct kiln_format_options *options, char why[KILN_ERROR_BYTES]);
+
+#endif

@@ -1,0 +1,177 @@
+#!/usr/bin/env python3
+"""What `kiln format` promises about devices, options and what it prints.
+
+    test_format.py KILN
+"""
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lib"))
+
+import tap
+
+KILN = sys.argv[1]
+OK, FAILED, USAGE = 0, 1, 2
+MIB = 1 << 20
+
+
+def kiln(*args, status=OK):
+    p = subprocess.run([KILN, *args], capture_output=True, text=True)
+    assert p.returncode == status, "%s: status %d, %s" % (args, p.returncode, p.stderr)
+    return p
+
+
+def fmt(*args, status=OK):
+    """Format without initialising; what it made, from --json."""
+    p = kiln("format", "--no-initialize", "--json", *args, status=status)
+    return json.loads(p.stdout) if status == OK else p.stderr
+
+
+def head(path):
+    with open(path, "rb") as f:
+        return f.read(2 * MIB)
+
+
+def image_files_are_made_and_grow(work):
+    image = os.path.join(work, "a.img")
+    made = fmt("--size", "64M", image)
+    assert os.path.getsize(image) == 64 * MIB
+    assert os.stat(image).st_blocks * 512 < MIB, "not sparse"
+    assert made["devices"][0]["buckets"] == 512 and made["devices"][0]["bucket_bytes"] == 128 << 10
+    fmt("--force", "--size", "100M", image)
+    assert os.path.getsize(image) == 100 * MIB
+    assert "larger" in fmt("--force", "--size", "50M", image, status=FAILED)
+    assert os.path.getsize(image) == 100 * MIB
+
+
+def what_is_there_is_overwritten_by_force_only(work):
+    image = os.path.join(work, "a.img")
+    fmt("--size", "64M", "-L", "precious", image)
+    before = head(image)
+    message = fmt(image, status=FAILED)
+    assert "bcachefs" in message and "precious" in message and "--force" in message, message
+    assert head(image) == before
+    fmt("-f", image)
+
+    swap = os.path.join(work, "swap")
+    with open(swap, "wb") as f:
+        f.truncate(64 * MIB)
+        f.seek(1024)
+        f.write((1).to_bytes(4, "little") + (16383).to_bytes(4, "little"))
+        f.seek(4086)
+        f.write(b"SWAPSPACE2")
+    before = head(swap)
+    assert "swap" in fmt(swap, status=FAILED)
+    assert head(swap) == before
+    fmt("-f", swap)
+    assert b"SWAPSPACE2" not in head(swap)
+
+
+def a_failure_leaves_nothing_behind(work):
+    image, other = os.path.join(work, "a.img"), os.path.join(work, "b.img")
+    fmt("--size", "64M", "--durability", "2", "--bucket-size", "100000", image, other, status=FAILED)
+    assert not os.path.exists(image) and not os.path.exists(other)
+    with open(other, "wb") as f:
+        f.truncate(MIB)
+    fmt("--replicas", "3", "--size", "64M", image, other, status=FAILED)
+    assert not os.path.exists(image) and os.path.getsize(other) == MIB
+
+
+def options_of_the_table_are_stored(work):
+    image = os.path.join(work, "a.img")
+    words = {"errors": "continue", "metadata_checksum": "xxhash", "data_checksum": "crc64", "str_hash": "crc64"}
+    numbers = {"gc_reserve_percent": 12, "root_reserve_percent": 5, "encoded_extent_max": 131072,
+               "block_size": 512, "btree_node_size": 65536}
+    bools = {"acl": False, "usrquota": True, "inodes_32bit": False, "shard_inode_numbers": False}
+    args = ["--%s=%s" % (name.replace("_", "-"), value) for name, value in words.items()]
+    args += ["--%s=%s" % (name, value) for name, value in numbers.items()]
+    args += ["--%s=%d" % (name, value) for name, value in bools.items()]
+    made = fmt("--size", "64M", *args, image)
+    for name, value in {**words, **numbers, **bools}.items():
+        assert made["options"][name] == value, (name, made["options"][name])
+    shown = kiln("show-super", image).stdout
+    assert "none crc32c crc64 [xxhash]" in shown, shown
+
+
+def device_options_hold_for_devices_behind_them(work):
+    a, b, c = (os.path.join(work, name) for name in ("a", "b", "c"))
+    made = fmt("--size=64M", "--label=ssd.fast", "--durability=2", a, "--label", "hdd", "--durability=1", "--discard",
+               "--fs-size", "32M", b, "--data-allowed=journal,btree", c, "--foreground-target=ssd",
+               "--background_target=" + b, "-U", "01234567-89ab-cdef-0123-456789abcdef", "--fs_label", "a label")
+    d = made["devices"]
+    assert [x["label"] for x in d] == ["ssd.fast", "hdd", "hdd"]
+    assert [x["durability"] for x in d] == [2, 1, 1]
+    assert [x["discard"] for x in d] == [False, True, True]
+    assert [x["size_bytes"] for x in d] == [64 * MIB, 32 * MIB, 64 * MIB]
+    assert d[2]["data_allowed"] == ["journal", "btree"]
+    assert made["options"]["foreground_target"] == "ssd"
+    assert made["options"]["background_target"] == "dev 1"
+    assert made["uuid"] == "01234567-89ab-cdef-0123-456789abcdef" and made["label"] == "a label"
+    assert made["version"] == "1.4" and len(d) == 3
+    shown = kiln("show-super", ":".join((a, b, c))).stdout
+    assert "01234567-89ab-cdef-0123-456789abcdef" in shown
+
+
+def what_is_not_built_is_refused_by_name(work):
+    image = os.path.join(work, "a.img")
+    for option in ("--compression=zstd", "--background-compression=lz4", "--erasure_code", "--nocow", "--encrypted"):
+        p = kiln("format", "--size", "64M", option, image, status=FAILED)
+        name = option.lstrip("-").split("=")[0].replace("-", "_")
+        assert name in p.stderr.replace("-", "_"), p.stderr
+        assert not os.path.exists(image)
+    fmt("--size", "64M", "--compression=none", "--erasure-code=0", image)
+
+
+def mistakes_are_told(work):
+    image = os.path.join(work, "a.img")
+    for args, says in (
+        ([], "at least one device"),
+        ([image, "--label", "x"], "behind the last device"),
+        (["--data-replicas=4", image], "1 to 3"),
+        (["--acl=yes", image], "neither 0 nor 1"),
+        (["--durability=3", image], "0, 1 or 2"),
+        (["--data-allowed=cached", image], "journal, btree and user"),
+        (["--uuid=1234", image], "UUID"),
+        (["--size=0", image], "size"),
+        (["--source", work, image], "contradict"),
+    ):
+        message = fmt(*args, status=USAGE)
+        assert says in message, (args, message)
+    for args, says in (
+        ([image], "doesn't exist"),
+        (["--size=64M", image, image], "twice"),
+        (["--size=64M", "--foreground-target=ssd", image], "'ssd'"),
+        (["--size=1M", image], "too small"),
+        (["/dev/null"], "neither a file"),
+        (["--size=64M", "--version=1.5", image], "1.4"),
+    ):
+        message = fmt(*args, status=FAILED)
+        assert says in message, (args, message)
+        assert not os.path.exists(image)
+
+
+def table_for_people(work):
+    image = os.path.join(work, "a.img")
+    p = kiln("format", "--no-initialize", "--size=64M", "--label=hdd", image)
+    assert "512 x 128 KiB" in p.stdout and "hdd" in p.stdout and "64.0 MiB" in p.stdout, p.stdout
+    assert not kiln("format", "--no-initialize", "-f", "-q", image).stdout
+    usage = kiln("format", "--help").stdout
+    for word in ("--data-replicas", "--block-size", "--source", "--durability"):
+        assert word in usage
+
+
+def in_directory(test):
+    with tempfile.TemporaryDirectory(prefix="kiln-format-") as work:
+        test(work)
+
+
+TESTS = [image_files_are_made_and_grow, what_is_there_is_overwritten_by_force_only, a_failure_leaves_nothing_behind,
+         options_of_the_table_are_stored, device_options_hold_for_devices_behind_them,
+         what_is_not_built_is_refused_by_name, mistakes_are_told, table_for_people]
+
+if __name__ == "__main__":
+    sys.exit(tap.run([(t.__name__, functools.partial(in_directory, t)) for t in TESTS]))
