@@ -10,7 +10,8 @@
  * entry back has the buffer flushed.
  *
  * Bounds: a commit reserves room for its keys before it takes any lock, and flushes the buffer itself when there is
- * none. Commits of reclaim and of interior updates get room always, because the flush may wait for them; they are few.
+ * none. So the incoming batch holds at most keys_max keys and those of commits under way. Commits of reclaim and of
+ * interior updates get room always, because the flush may wait for them; they are few.
  *
  * Within a batch the order of keys is that of the journal, whatever order they were added in. Between batches it is
  * that of adding: two transactions that put at one position must be kept apart by the lock of a node that both change.
@@ -140,12 +141,9 @@ int write_buffer_reserve(struct btrees *trees, size_t key_nr, size_t u64s, enum 
 	for (;;) {
 		size_t used = wb->batches[wb->incoming].key_nr + wb->keys_reserved;
 
-		if (may_exceed || !used || used + key_nr <= wb->keys_max)
+		/* What commits under way have reserved can't be flushed; and they may wait for the one that asks. */
+		if (may_exceed || used + key_nr <= wb->keys_max || !wb->batches[wb->incoming].key_nr)
 			break;
-		if (!wb->batches[wb->incoming].key_nr) {
-			wait_for_change(wb); /* all of it is reserved by commits under way */
-			continue;
-		}
 		mutex_unlock(&wb->lock);
 		err = btree_write_buffer_flush(trees);
 		if (err)
