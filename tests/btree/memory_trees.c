@@ -1,0 +1,97 @@
+/* Btrees in memory that can be written. See memory_trees.h. */
+#include "memory_trees.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "btree/internal.h"
+#include "format/version.h"
+
+static void report_print(void *ctx, const struct report *r)
+{
+	struct memory_trees *m = ctx;
+
+	__atomic_add_fetch(&m->reports, 1, __ATOMIC_RELAXED);
+	fprintf(stderr, "report: %s %s: expected %s, found %s\n", r->structure ? r->structure : "",
+		r->position ? r->position : "", r->expected ? r->expected : "", r->found ? r->found : "");
+}
+
+static void trees_open(struct memory_trees *m)
+{
+	struct btrees_opts opts = { .memory_bytes = m->memory_bytes, .magic = 7, .reports = &m->sink };
+
+	opts.kctx = btree_memory_context(m->memory);
+	btree_memory_backend(m->memory, &opts.backend);
+	assert_int_equal(btrees_open(&opts, &m->trees), 0);
+	btrees_set_snapshots(m->trees, m->snapshots);
+}
+
+static void trees_start(struct memory_trees *m)
+{
+	struct btrees_write_opts opts = { .csum_type = CHECKSUM_CRC32C_NONZERO, .version = VERSION_1_4 };
+
+	assert_int_equal(btrees_start_write(m->trees, &opts), 0);
+}
+
+void memory_trees_open(struct memory_trees *m, uint32_t node_bytes, uint64_t memory_bytes)
+{
+	memset(m, 0, sizeof(*m));
+	m->member = (struct member_geometry){
+		.exists = true, .bucket_sectors = 1024, .first_bucket = 1, .bucket_nr = 1ull << 32
+	};
+	m->kctx = (struct key_context){
+		.version = VERSION_1_4,
+		.upgrade_complete = VERSION_1_4,
+		.block_sectors = 1,
+		.node_sectors = (uint16_t)(node_bytes / SECTOR_BYTES),
+		.encoded_extent_max_sectors = 128,
+		.member_nr = 1,
+		.members = &m->member,
+		.backpointer_shift = 10,
+		.time_precision_ns = 1,
+	};
+	m->memory_bytes = memory_bytes ? memory_bytes : 256u << 20;
+	m->sink = (struct report_sink){ .emit = report_print, .ctx = m };
+	assert_int_equal(btree_memory_open(&m->kctx, &m->memory), 0);
+	trees_open(m);
+	trees_start(m);
+}
+
+/* Roots are nowhere but in the trees: there is no journal. */
+static void root_copy(struct btrees *to, const struct btrees *from, unsigned btree_id)
+{
+	const struct tree_root *root = &from->roots[btree_id];
+	uint64_t value[BTREE_PTR_V2_VALUE_U64S_MAX];
+	struct bkey_ref k = { .k = { .p = SPOS_MAX, .type = KEY_BTREE_PTR_V2 }, .value = value };
+
+	if (!root->exists)
+		return;
+	k.k.value_u64s = (uint8_t)btree_ptr_encode(&root->ptr.ptr, value);
+	assert_int_equal(btrees_set_root(to, btree_id, root->ptr.level, &k, false), 0);
+}
+
+void memory_trees_reopen(struct memory_trees *m)
+{
+	struct btrees *old = m->trees;
+
+	assert_int_equal(btrees_flush_all(old), 0);
+	btrees_stop_write(old);
+	trees_open(m);
+	for (unsigned i = 0; i < BTREE_NR_MAX; i++)
+		root_copy(m->trees, old, i);
+	btrees_close(old);
+	trees_start(m);
+}
+
+void memory_trees_close(struct memory_trees *m)
+{
+	assert_int_equal(btrees_flush_all(m->trees), 0);
+	btrees_stop_write(m->trees);
+	btrees_close(m->trees);
+	btree_memory_close(m->memory);
+	assert_int_equal(m->reports, 0);
+}
