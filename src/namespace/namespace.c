@@ -27,7 +27,8 @@ int namespace_open(struct super *super, struct btrees *trees, struct data *data,
 
 	int err = snapshot_table_read(&ns->snapshots, trees, &snapshots_err);
 	if (!err) {
-		btrees_set_snapshots(trees, (struct btree_snapshots){ snapshot_is_ancestor, &ns->snapshots });
+		btrees_set_snapshots(
+			trees, (struct btree_snapshots){ snapshot_is_ancestor, &ns->snapshots, snapshot_has_children });
 		err = subvols_open(ns, snapshots_err);
 	}
 	if (err) {

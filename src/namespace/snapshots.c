@@ -103,3 +103,11 @@ bool snapshot_is_ancestor(void *ctx, uint32_t id, uint32_t ancestor)
 	}
 	return id == ancestor;
 }
+
+bool snapshot_has_children(void *ctx, uint32_t id)
+{
+	const struct snapshot_table *t = ctx;
+	const struct snapshot *s = snapshot_table_find(t, id);
+
+	return t->is_incomplete || !s || s->children[0] || s->children[1];
+}

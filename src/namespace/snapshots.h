@@ -31,5 +31,7 @@ const struct snapshot *snapshot_table_find(const struct snapshot_table *t, uint3
 /* Is @ancestor the snapshot @id or one of its ancestors? In the form btrees_set_snapshots() wants; @ctx is the table.
  */
 bool snapshot_is_ancestor(void *ctx, uint32_t id, uint32_t ancestor);
+/* Might any snapshot descend from @id? In the same form. */
+bool snapshot_has_children(void *ctx, uint32_t id);
 
 #endif
