@@ -65,7 +65,7 @@ static int open_super(struct kiln_fs *fs, const char *const *args, size_t arg_nr
 		.is_forced = options->flags & KILN_OPEN_FORCE,
 		.is_buffered = options->flags & KILN_OPEN_BUFFERED || (is_set[OPT_DIRECT_IO] && !values[OPT_DIRECT_IO]),
 		.is_without_uring = options->flags & KILN_OPEN_NO_URING,
-		.is_lenient = depth == FS_SUPER,
+		.is_lenient = depth == FS_SUPER && !(options->flags & KILN_OPEN_WRITE),
 		.scan_for_members = !(options->flags & KILN_OPEN_NO_SCAN) && !devices,
 		.sb_sector = options->sb_sector ? options->sb_sector
 			     : is_set[OPT_SB]	? values[OPT_SB]

@@ -2,6 +2,8 @@
 """What `kiln format` promises about devices, options and what it prints.
 
     test_format.py KILN
+
+$KILN_UPSTREAM names upstream's tool (bcachefs of version 1.4.1): with it, filesystems are also shown to its fsck.
 """
 import functools
 import json
@@ -164,6 +166,35 @@ def table_for_people(work):
         assert word in usage
 
 
+def upstream_fsck(option, images):
+    """Output and status of upstream's fsck, which initialises a filesystem that isn't yet, too."""
+    if not os.environ.get("KILN_UPSTREAM"):
+        raise tap.Skip("KILN_UPSTREAM isn't set")
+    p = subprocess.run([os.environ["KILN_UPSTREAM"], "fsck", option, *images], capture_output=True, text=True, timeout=120)
+    return p.returncode, p.stdout + p.stderr
+
+
+def upstream_initialises_superblocks_in_silence(work):
+    layouts = (
+        (1, []),
+        (1, ["--block-size=512", "--metadata-checksum=crc64", "--bucket-size=256k", "--btree-node-size=64k"]),
+        (1, ["--metadata-checksum=none", "--superblock-size=256k", "-L", "x" * 32]),
+        (2, ["--replicas=2", "--metadata-checksum=xxhash", "--label=a.b", "--foreground-target=a"]),
+        (4, ["--replicas=3", "--discard", "--btree-node-size=128k"]),
+    )
+    for nr, args in layouts:
+        images = [os.path.join(work, "%d.img" % i) for i in range(nr)]
+        fmt("-f", "--size=128M", *args, *images)
+        status, text = upstream_fsck("-y", images)
+        assert status == 0 and "initializing new filesystem" in text, (args, text)
+        status, text = upstream_fsck("-n", images)
+        lines = [line for line in text.splitlines() if "done" not in line and "mounting" not in line]
+        assert status == 0 and all(line.startswith(("recovering", "going", "journal read")) for line in lines), (args, text)
+        assert kiln("ls", ":".join(images), "/").stdout.split() == ["lost+found"]
+        for image in images:
+            os.unlink(image)
+
+
 def in_directory(test):
     with tempfile.TemporaryDirectory(prefix="kiln-format-") as work:
         test(work)
@@ -171,7 +202,8 @@ def in_directory(test):
 
 TESTS = [image_files_are_made_and_grow, what_is_there_is_overwritten_by_force_only, a_failure_leaves_nothing_behind,
          options_of_the_table_are_stored, device_options_hold_for_devices_behind_them,
-         what_is_not_built_is_refused_by_name, mistakes_are_told, table_for_people]
+         what_is_not_built_is_refused_by_name, mistakes_are_told, table_for_people,
+         upstream_initialises_superblocks_in_silence]
 
 if __name__ == "__main__":
     sys.exit(tap.run([(t.__name__, functools.partial(in_directory, t)) for t in TESTS]))
