@@ -257,13 +257,13 @@ static struct cache_shard *shard_of(struct cache *c, const struct node_ptr *p)
 	return &c->shards[node_ptr_hash(p) % CACHE_SHARD_NR];
 }
 
-static struct btree_node *node_new(const struct node_ptr *p)
+struct btree_node *node_new(struct btrees *trees, const struct node_ptr *p)
 {
 	struct btree_node *node = malloc(sizeof(*node));
 
 	if (!node)
 		return NULL;
-	*node = (struct btree_node){ .id = *p, .state = NODE_LOADING };
+	*node = (struct btree_node){ .id = *p, .trees = trees, .state = NODE_LOADING };
 	six_lock_init(&node->lock);
 	return node;
 }
@@ -278,7 +278,7 @@ struct btree_node *node_ref(struct btrees *trees, const struct node_ptr *p, bool
 	mutex_lock(&shard->lock);
 	struct btree_node *node = shard_find(*bucket, p);
 	if (!node) {
-		node = node_new(p);
+		node = node_new(trees, p);
 		if (!node)
 			goto out;
 		shard_insert(shard, bucket, node);

@@ -34,6 +34,18 @@
 #include "btree/btree.h"
 #include "btree/txn.h"
 
+/* Until the journal's write side is there. */
+#pragma weak journal_res_get
+#pragma weak journal_res_wait
+#pragma weak journal_res_add
+#pragma weak journal_res_add_key
+#pragma weak journal_res_put
+#pragma weak journal_pin_add
+#pragma weak journal_pin_move
+#pragma weak journal_pin_drop
+#pragma weak journal_flush_seq
+#pragma weak journal_seq
+
 /* --- overlay.c --- */
 
 struct overlay_key {
@@ -144,6 +156,12 @@ static inline bool node_keys_is_lost(const struct node_keys *keys, uint32_t idx)
  * move everything. 0 or -ENOMEM.
  */
 int node_keys_reserve(struct node_keys *keys, uint32_t key_nr, uint32_t u64s);
+/* Is there already? */
+static inline bool node_keys_has_room(const struct node_keys *keys, uint32_t key_nr, uint32_t u64s)
+{
+	return keys->key_nr + key_nr <= keys->key_max && keys->dirty_nr + key_nr <= keys->dirty_max &&
+	       keys->word_nr + u64s <= keys->word_max;
+}
 /* Put a key at its position; KEY_DELETED deletes. There is room. */
 void node_keys_set(struct node_keys *keys, const struct bkey *k, const void *value);
 /* A key for a node that is being built, behind all others, and taken for written. There is room. */
@@ -168,14 +186,13 @@ bool keys_walk_next(struct keys_walk *w, struct bkey_ref *k);
 
 /* --- cache.c --- */
 
-struct interior_update;
-
 struct btree_node {
 	/*
 	 * btree_id, level, seq, bounds and the first pointer don't change while the node is in the cache; what else the
 	 * pointer says is guarded by `lock`.
 	 */
 	struct node_ptr id;
+	struct btrees *trees;
 	enum { NODE_LOADING, NODE_READY, NODE_FAILED } state; /* guarded by the shard's lock, final but for -ENOMEM */
 	int err;
 	struct six_lock lock;  /* guards the members below, down to `bytes` */
@@ -183,9 +200,9 @@ struct btree_node {
 	uint32_t generation;
 	bool is_retired;		   /* replaced: go back to the root */
 	bool is_dirty;			   /* on the writer's list, which holds a reference */
-	bool is_writing;		   /* a set of it is on its way to the disk */
+	bool is_writing;		   /* a set of it is on its way to the disk: it can't be replaced */
+	bool is_new;			   /* made since the btrees were opened for writing */
 	bool is_unpublished;		   /* new: nothing may be appended before the pointer to it is committed */
-	bool must_rewrite;		   /* don't append (encrypted, after an unclean mount), or the log is full */
 	unsigned write_blocks;		   /* interior updates that must commit before it may be written */
 	uint32_t log_sectors;		   /* end of the log, sets on their way to the disk included */
 	uint64_t seq_max;		   /* newest journal seq of what is dirty */
@@ -198,6 +215,7 @@ struct btree_node {
 	/* guarded by the writer's lock */
 	struct btree_node *dirty_next, *dirty_prev;
 	bool is_write_wanted;
+	bool is_deferred; /* can't be written now: wait for node_write_kick() */
 };
 
 enum { CACHE_SHARD_NR = 16, REPORTED_NR = 4096 };
@@ -242,7 +260,9 @@ static inline void node_get_again(struct btree_node *node)
 }
 /* Put a new node into the cache, which has one reference. */
 void cache_insert(struct btrees *trees, struct btree_node *node);
-/* Free a node that never came into the cache. */
+/* A node that isn't in the cache yet; NULL: no memory. */
+struct btree_node *node_new(struct btrees *trees, const struct node_ptr *p);
+/* Free one that never came into it. */
 void node_free(struct btree_node *node);
 /* The size of a node (locked for intent or write, or new) has changed: charge the difference. */
 void cache_recharge(struct btrees *trees, struct btree_node *node);
@@ -317,6 +337,71 @@ uint64_t node_ptr_hash(const struct node_ptr *p);
 
 /* --- txn.c --- */
 
+struct txn_update {
+	struct btree_update u;
+	struct bkey_ref trigger_old; /* what the next trigger is told to be replaced */
+	bool has_old;		     /* u.old is known */
+	bool is_triggered;
+	bool is_buffered;  /* goes to the write buffer */
+	bool is_in_memory; /* the nodes have it already: interior updates */
+};
+
+/* What was read: all that @min..@max holds, of which @hash was made. */
+struct txn_read {
+	unsigned btree_id, level;
+	struct bpos min, max;
+	struct btree_node *node; /* where it was found, referenced; NULL: the empty leaf, or is_stale */
+	bool is_stale;		 /* that node has been replaced */
+	uint32_t seq;		 /* of its lock */
+	uint64_t hash;
+};
+
+struct txn_log {
+	struct txn_log *next;
+	unsigned type, btree_id, level, payload_u64s;
+	uint64_t payload[];
+};
+
+/* A lock that a commit takes. */
+struct txn_leaf {
+	unsigned btree_id, level; /* level BTREE_LEVEL_MAX + 1: the root's lock; there is no node */
+	struct btree_node *node;  /* referenced */
+	struct six_lock *lock;
+	struct bpos min, max;
+	uint32_t key_nr, u64s; /* of what will be put */
+	bool is_changed, is_write_locked;
+};
+
+/* What a commit must wait for before it can go on. */
+struct txn_need {
+	enum { NEED_NOTHING, NEED_SPLIT, NEED_ROOT, NEED_JOURNAL } kind;
+	struct btree_node *node; /* referenced */
+	unsigned btree_id;
+	unsigned u64s;
+};
+
+struct txn_chunk;
+
+struct btree_txn {
+	struct btrees *trees;
+	const struct btree_commit_opts *opts;
+	struct txn_chunk *chunks; /* memory, the newest first */
+	void *hook_data;
+	struct txn_update **updates; /* in order of (btree, level descending, position) */
+	size_t update_nr, update_max;
+	struct txn_read *reads;
+	size_t read_nr, read_max;
+	struct txn_log *logs, **logs_end;
+	struct txn_leaf *leaves; /* during commit, in lock order */
+	size_t leaf_nr, leaf_max, locked_nr;
+	bool is_exclusive; /* runs alone */
+	struct txn_need need;
+	/* For the btree room: called when it is committed, reservation and locks held. */
+	void (*committed)(void *ctx, uint64_t seq);
+	void *committed_ctx;
+	struct btree_node *extra_node; /* to be locked for write too; not referenced */
+};
+
 /* The first put of @txn at or after @pos. NULL: none. */
 const struct btree_update *txn_update_find(const struct btree_txn *txn, unsigned btree_id, unsigned level,
 					   struct bpos pos);
@@ -326,8 +411,27 @@ const struct btree_update *txn_update_find(const struct btree_txn *txn, unsigned
  */
 int txn_read_note(struct btree_txn *txn, unsigned btree_id, unsigned level, struct btree_node *leaf, struct bpos min,
 		  struct bpos max);
+/* What txn_read_note() makes of a range of a leaf, going on from @hash. */
+uint64_t txn_range_hash(const struct btrees *trees, unsigned btree_id, unsigned level, const struct btree_node *leaf,
+			struct bpos min, struct bpos max, uint64_t hash);
+enum { TXN_HASH_BEGIN = 1 };
+/* The pointer to a root, of a tree whose root has level @level - 1. */
+int txn_put_root(struct btree_txn *txn, unsigned btree_id, unsigned level, const struct bkey *k, const void *value);
+/* A change that the nodes (or a root) in memory have already: it is journalled, and has its triggers run. */
+int txn_put_in_memory(struct btree_txn *txn, unsigned btree_id, unsigned level, bool is_root,
+		      const struct bkey_ref *old, const struct bkey_ref *new);
+/* Keys at one level as of @pos, as the transaction sees them. */
+void txn_iter_open_level(struct btree_iter *it, struct btree_txn *txn, unsigned btree_id, unsigned level,
+			 struct bpos pos);
 
 /* --- commit.c --- */
+
+/* 0; -KILN_E_RESTART: run it again, after waiting for txn->need; or an error. */
+int txn_commit(struct btree_txn *txn);
+/* Wait for what kept a commit from going on. No lock is held. 0 or an error. */
+int txn_need_wait(struct btree_txn *txn);
+/* Words that the keys of a node may take: what a set in an empty node has room for. */
+uint32_t node_u64s_max(const struct btrees *trees);
 
 /*
  * A key that goes into its node as it is: not journalled (it has been, in entry @seq, which the caller keeps pinned
@@ -344,6 +448,79 @@ struct btree_applied_key {
  * repeated).
  */
 int btree_apply(struct btrees *trees, const struct btree_applied_key *keys, size_t nr);
+
+/* --- interior.c --- */
+
+struct interior_update;
+
+enum interior_kind {
+	INTERIOR_SPLIT,	  /* into two or more */
+	INTERIOR_REWRITE, /* into as many as it takes */
+	INTERIOR_MERGE,	  /* with a sibling, if both are small; else nothing is done */
+};
+/*
+ * Replace @node, which the caller has a reference to. Waits for other interior updates of the btree, or gives up with
+ * -EAGAIN if !@can_wait. 0 when it has been replaced, by whomever.
+ */
+int interior_replace(struct btrees *trees, struct btree_node *node, enum interior_kind kind, enum watermark watermark,
+		     bool can_wait);
+/* Give a btree that has none its first root. 0 when there is one. */
+int interior_root_create(struct btrees *trees, unsigned btree_id, enum watermark watermark);
+/* Write new nodes, and make them reachable. For the task that does it. */
+void interior_update_finish(struct btrees *trees, struct interior_update *update);
+struct interior_update *interior_update_next(const struct interior_update *update);
+
+/* --- node_write.c --- */
+
+struct write_stats {
+	atomic_uint_fast64_t commits, restarts, splits, merges, rewrites, roots_raised;
+	atomic_uint_fast64_t nodes_written, sets_appended, bytes_written;
+};
+
+struct write_state {
+	struct mutex lock;	  /* guards the members below */
+	struct waitq work;	  /* for the writer */
+	struct waitq done;	  /* a set has been written, or a node needn't be */
+	struct btree_node *dirty; /* a ring, the longest dirty first */
+	size_t dirty_nr, dirty_max, wanted_nr, writing_nr;
+	unsigned flushers; /* tasks that want everything written */
+	bool is_stopping;
+	atomic_int err; /* nothing is written any more */
+
+	struct mutex gate_lock; /* guards the members below */
+	struct waitq gate_opened;
+	unsigned gate_shared_nr, gate_exclusive_waiting;
+	bool gate_is_exclusive;
+
+	struct mutex interior_lock; /* guards the members below */
+	struct waitq interior_changed;
+	bool interior_is_busy[BTREE_NR_MAX];
+	struct interior_update *updates, **updates_end; /* to be finished */
+	unsigned update_nr;				/* not finished yet */
+	bool finisher_is_stopping;
+
+	struct mutex watch_lock; /* one call of the watch at a time */
+	struct task *writer, *finisher;
+	struct write_stats stats;
+};
+
+static inline void stat_add(atomic_uint_fast64_t *counter, uint64_t n)
+{
+	atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
+}
+/* @node, locked for write, has changed: pin @seq (0: nothing to pin), and put it on the writer's list. */
+void node_set_dirty(struct btrees *trees, struct btree_node *node, uint64_t seq);
+/* The same for a node that is being replaced: it need not be written. Its pin goes to @pin (or NULL). */
+void node_set_retired(struct btrees *trees, struct btree_node *node, struct journal_pin *pin);
+/* Wait until no set of @node is on its way to the disk. The caller has a reference, and no lock. */
+void node_write_wait(struct btrees *trees, struct btree_node *node);
+/* Something that kept nodes from being written is over. */
+void node_write_kick(struct btrees *trees);
+/* Wait while too much is dirty. */
+void node_write_throttle(struct btrees *trees);
+/* Nothing may be written any more. */
+void write_failed(struct btrees *trees, int err);
+int write_error(struct btrees *trees);
 
 /* --- write_buffer.c --- */
 

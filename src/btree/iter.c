@@ -238,8 +238,9 @@ static int iter_key(struct btree_iter *it, struct bkey_ref *k)
 
 	for (;;) {
 		int found = iter_key_of_leaf(it, k);
-		const struct btree_update *u =
-			it->txn ? txn_update_find(it->txn, it->btree_id, it->level, own_from) : NULL;
+		const struct btree_update *u = it->txn && !it->is_below_puts
+						       ? txn_update_find(it->txn, it->btree_id, it->level, own_from)
+						       : NULL;
 
 		if (!u || bpos_lt(it->leaf_max, u->new.k.p) || (found && bpos_lt(k->k.p, u->new.k.p)))
 			return found;

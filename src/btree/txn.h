@@ -185,6 +185,12 @@ struct btrees_write_opts {
 	bool has_txn_names; /* option journal_transaction_names: log names and overwritten keys */
 	unsigned csum_type; /* of nodes written */
 	uint32_t version;   /* bset.version */
+	/*
+	 * Encrypted, and not cleanly unmounted: what lies behind the end of a node's log may be a set that was
+	 * encrypted with the nonce that the next one would get. So nodes from before are rewritten rather than appended
+	 * to.
+	 */
+	bool must_rewrite_old;
 	/* Nodes became so wrong that nothing may be written any more (write error on all replicas). Called once. */
 	void (*failed)(void *ctx, int err);
 	void *ctx;

@@ -1,0 +1,665 @@
+/*
+ * Writing nodes back (02 §12.1).
+ *
+ * Dirty nodes are on a list, each with a reference that keeps it in the cache. One task, the *writer*, takes those that
+ * are wanted: by journal reclaim through their pins, by btrees_flush_all(), or, the oldest first, because there are too
+ * many. It works in batches:
+ *
+ * 1. *Collect*, under the node's write lock: what is dirty becomes a set in a buffer, and the node clean. The node's
+ * pin becomes the set's.
+ * 2. Make the journal durable up to the newest change in any of the sets.
+ * 3. Write the sets.
+ * 4. Commit the new ends of the logs: pointers in the parents, which become dirty by that, or roots.
+ * 5. Drop the sets' pins.
+ *
+ * A node whose log has no room for the set is replaced (interior.c), which needs no set: all that was dirty goes into
+ * the new node. What can't be written now is deferred until node_write_kick(): new nodes and their parents before their
+ * interior update is committed, and nodes to be replaced while there is another interior update.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "btree/internal.h"
+#include "device/device.h"
+#include "format/btree_node_write.h"
+
+enum { BATCH_MAX = 16, DIRTY_MIN = 8 };
+
+/* --- the list --- */
+
+static void dirty_ring_add(struct write_state *w, struct btree_node *node)
+{
+	if (w->dirty) {
+		node->dirty_next = w->dirty;
+		node->dirty_prev = w->dirty->dirty_prev;
+		node->dirty_prev->dirty_next = node->dirty_next->dirty_prev = node;
+	} else {
+		w->dirty = node->dirty_next = node->dirty_prev = node;
+	}
+	w->dirty_nr++;
+}
+
+static void dirty_ring_remove(struct write_state *w, struct btree_node *node)
+{
+	node->dirty_prev->dirty_next = node->dirty_next;
+	node->dirty_next->dirty_prev = node->dirty_prev;
+	if (w->dirty == node)
+		w->dirty = w->dirty_nr > 1 ? node->dirty_next : NULL;
+	w->dirty_nr--;
+	w->wanted_nr -= node->is_write_wanted;
+	node->is_write_wanted = node->is_deferred = false;
+}
+
+/* Journal reclaim wants the node's pin gone. */
+static void pin_flush_node(struct journal *j, struct journal_pin *pin, uint64_t seq)
+{
+	struct btree_node *node = container_of(pin, struct btree_node, pin);
+	struct write_state *w = node->trees->write;
+
+	(void)j;
+	(void)seq;
+	mutex_lock(&w->lock);
+	if (node->dirty_next && !node->is_write_wanted) {
+		node->is_write_wanted = true;
+		w->wanted_nr++;
+		waitq_wake_all(&w->work);
+	}
+	mutex_unlock(&w->lock);
+}
+
+/* Nothing to be asked for: whoever holds it is at work. */
+static void pin_flush_nothing(struct journal *j, struct journal_pin *pin, uint64_t seq)
+{
+	(void)j;
+	(void)pin;
+	(void)seq;
+}
+
+void node_set_dirty(struct btrees *trees, struct btree_node *node, uint64_t seq)
+{
+	struct write_state *w = trees->write;
+
+	node->seq_max = max(node->seq_max, seq);
+	if (trees->write_opts.journal && seq)
+		journal_pin_add(trees->write_opts.journal, &node->pin, seq, pin_flush_node);
+	if (node->is_dirty)
+		return;
+	node->is_dirty = true;
+	node_get_again(node);
+	mutex_lock(&w->lock);
+	dirty_ring_add(w, node);
+	if (w->flushers || w->dirty_nr > w->dirty_max / 2)
+		waitq_wake_all(&w->work);
+	mutex_unlock(&w->lock);
+}
+
+/* Take @node, locked for write, off the list; the list's reference becomes the caller's. */
+static void node_set_clean(struct btrees *trees, struct btree_node *node)
+{
+	struct write_state *w = trees->write;
+
+	node->is_dirty = false;
+	node->seq_max = 0;
+	mutex_lock(&w->lock);
+	dirty_ring_remove(w, node);
+	node->dirty_next = node->dirty_prev = NULL;
+	waitq_wake_all(&w->done);
+	mutex_unlock(&w->lock);
+}
+
+void node_set_retired(struct btrees *trees, struct btree_node *node, struct journal_pin *pin)
+{
+	node->is_retired = true;
+	if (trees->write_opts.journal)
+		journal_pin_move(trees->write_opts.journal, pin, &node->pin, pin_flush_nothing);
+	if (!node->is_dirty)
+		return;
+	node_set_clean(trees, node);
+	node_put(node);
+}
+
+void node_write_kick(struct btrees *trees)
+{
+	struct write_state *w = trees->write;
+	struct btree_node *node;
+
+	mutex_lock(&w->lock);
+	node = w->dirty;
+	for (size_t i = 0; i < w->dirty_nr; i++, node = node->dirty_next)
+		node->is_deferred = false;
+	waitq_wake_all(&w->work);
+	waitq_wake_all(&w->done);
+	mutex_unlock(&w->lock);
+}
+
+void node_write_wait(struct btrees *trees, struct btree_node *node)
+{
+	struct write_state *w = trees->write;
+	bool is_writing = true;
+
+	while (is_writing && !write_error(trees)) {
+		six_lock_read(&node->lock);
+		is_writing = node->is_writing;
+		six_unlock_read(&node->lock);
+		if (!is_writing)
+			break;
+		/* It may be over by now; then there is nothing to wait for: ask again soon. */
+		mutex_lock(&w->lock);
+		if (w->writing_nr)
+			waitq_wait_until(&w->done, &w->lock, clock_monotonic_ns() + 1000 * 1000);
+		mutex_unlock(&w->lock);
+	}
+}
+
+void node_write_throttle(struct btrees *trees)
+{
+	struct write_state *w = trees->write;
+
+	mutex_lock(&w->lock);
+	while (w->dirty_nr > w->dirty_max && !atomic_load(&w->err) && !w->is_stopping)
+		waitq_wait(&w->done, &w->lock);
+	mutex_unlock(&w->lock);
+	cache_shrink(trees);
+}
+
+int write_error(struct btrees *trees) { return trees->write ? atomic_load(&trees->write->err) : 0; }
+
+void write_failed(struct btrees *trees, int err)
+{
+	struct write_state *w = trees->write;
+	int none = 0;
+
+	if (!atomic_compare_exchange_strong(&w->err, &none, err))
+		return;
+	if (trees->write_opts.failed)
+		trees->write_opts.failed(trees->write_opts.ctx, err);
+	node_write_kick(trees);
+	mutex_lock(&w->interior_lock);
+	waitq_wake_all(&w->interior_changed);
+	mutex_unlock(&w->interior_lock);
+}
+
+/* --- one node --- */
+
+struct set_write {
+	struct btree_node *node; /* referenced */
+	void *buf;
+	size_t offset, bytes;
+	uint64_t seq;
+	unsigned failed;      /* replicas */
+	struct btree_ptr ptr; /* with the new end of the log */
+};
+
+enum { COLLECTED_SET, COLLECTED_NOTHING, COLLECT_LATER, COLLECT_REPLACE };
+
+static bool must_replace(const struct btrees *trees, const struct btree_node *node, size_t bytes)
+{
+	if (trees->write_opts.must_rewrite_old && !node->is_new)
+		return true;
+	return (size_t)node->log_sectors * SECTOR_BYTES + bytes > trees->node_bytes - sizeof(uint64_t) ||
+	       node->keys.live_u64s > node_u64s_max(trees);
+}
+
+/* Make a set of what is dirty. @node is locked for write. */
+static int set_make(struct btrees *trees, struct btree_node *node, struct set_write *set)
+{
+	struct node_keys *keys = &node->keys;
+	size_t block_bytes = (size_t)trees->opts.kctx->block_sectors * SECTOR_BYTES;
+	struct bset_writer w;
+
+	set->bytes = (size_t)round_up_u64(sizeof(struct btree_node_entry_disk) + (uint64_t)keys->dirty_u64s * 8,
+					  block_bytes);
+	if (must_replace(trees, node, set->bytes))
+		return COLLECT_REPLACE;
+	set->buf = io_buffer_alloc(set->bytes);
+	if (!set->buf)
+		return COLLECT_LATER;
+	set->offset = (size_t)node->log_sectors * SECTOR_BYTES;
+	set->seq = max(node->seq_max, (uint64_t)1);
+	bset_writer_begin(&w, set->buf, set->offset, set->bytes, &keys->format);
+	for (uint32_t i = 0; i < keys->dirty_nr; i++)
+		if (!bset_writer_copy(&w, &keys->format, keys->words + (keys->dirty[i] & ~NODE_KEY_FLAGS)))
+			abort();
+	bset_writer_finish(&w, &(struct bset_seal_opts){
+				       .seq = node->id.ptr.seq,
+				       .journal_seq = set->seq,
+				       .version = trees->write_opts.version,
+				       .csum_type = trees->write_opts.csum_type,
+				       .key = trees->opts.key,
+				       .block_bytes = (uint32_t)block_bytes,
+			       });
+	node_keys_clean(keys);
+	keys->set_nr++;
+	node->log_sectors += (uint32_t)(set->bytes / SECTOR_BYTES);
+	set->ptr = node->id.ptr;
+	set->ptr.sectors_written = (uint16_t)node->log_sectors;
+	return COLLECTED_SET;
+}
+
+static int node_collect(struct btrees *trees, struct btree_node *node, struct set_write *set)
+{
+	struct journal *j = trees->write_opts.journal;
+	struct write_state *w = trees->write;
+	int ret = COLLECTED_NOTHING;
+
+	*set = (struct set_write){ .node = node };
+	six_lock_intent(&node->lock);
+	six_lock_write(&node->lock);
+	if (node->is_retired || !node->is_dirty)
+		goto out;
+	if (node->write_blocks || node->is_unpublished) {
+		ret = COLLECT_LATER;
+		goto out;
+	}
+	if (node->keys.dirty_nr)
+		ret = set_make(trees, node, set);
+	if (ret == COLLECTED_SET) {
+		node->is_writing = true;
+		if (j)
+			journal_pin_move(j, &node->write_pin, &node->pin, pin_flush_nothing);
+		mutex_lock(&w->lock);
+		w->writing_nr++;
+		mutex_unlock(&w->lock);
+	} else if (ret == COLLECTED_NOTHING && j) {
+		/* What changed has been taken back. */
+		journal_pin_drop(j, &node->pin);
+	}
+	if (ret == COLLECTED_SET || ret == COLLECTED_NOTHING) {
+		node_set_clean(trees, node);
+		node_put(node); /* the list's; the writer has one */
+	}
+out:
+	six_unlock_write(&node->lock);
+	six_unlock_intent(&node->lock);
+	return ret;
+}
+
+static void node_defer(struct btrees *trees, struct btree_node *node)
+{
+	struct write_state *w = trees->write;
+
+	mutex_lock(&w->lock);
+	if (node->dirty_next)
+		node->is_deferred = true;
+	mutex_unlock(&w->lock);
+}
+
+/* --- the new ends of the logs --- */
+
+struct set_batch {
+	struct btrees *trees;
+	struct set_write sets[BATCH_MAX];
+	unsigned nr;
+};
+
+static int set_put(struct btree_txn *txn, const struct set_write *set)
+{
+	const struct btree_node *node = set->node;
+	uint64_t value[BTREE_PTR_V2_VALUE_U64S_MAX];
+	struct bkey k = { .p = node->id.max_key, .type = KEY_BTREE_PTR_V2 };
+
+	k.value_u64s = (uint8_t)btree_ptr_encode(&set->ptr, value);
+	/* Nodes that are being written aren't replaced, and so neither is the root above them. */
+	if (btree_root_level(txn->trees, node->id.btree_id) == (int)node->id.level)
+		return txn_put_root(txn, node->id.btree_id, node->id.level + 1, &k, value);
+	return btree_txn_put_level(txn, node->id.btree_id, node->id.level + 1, &k, value, BTREE_PUT_NO_TRIGGER);
+}
+
+static int batch_txn(struct btree_txn *txn, void *ctx)
+{
+	const struct set_batch *b = ctx;
+	int err = 0;
+
+	for (unsigned i = 0; !err && i < b->nr; i++)
+		err = set_put(txn, &b->sets[i]);
+	return err;
+}
+
+static int batch_commit(struct set_batch *b)
+{
+	const struct btree_commit_opts opts = {
+		.name = "btree_node_write",
+		.watermark = WATERMARK_RECLAIM,
+		.flags = BTREE_COMMIT_NO_SPLIT | BTREE_COMMIT_NO_TRIGGERS,
+	};
+
+	return btree_txn_run(b->trees, &opts, batch_txn, b);
+}
+
+static int batch_write(struct set_batch *b)
+{
+	struct btrees *trees = b->trees;
+	const struct btree_backend *backend = &trees->opts.backend;
+	uint64_t seq = 0;
+	int err = write_error(trees);
+
+	for (unsigned i = 0; i < b->nr; i++)
+		seq = max(seq, b->sets[i].seq);
+	if (!err && trees->write_opts.journal)
+		err = journal_flush_seq(trees->write_opts.journal, seq);
+	for (unsigned i = 0; !err && i < b->nr; i++) {
+		struct set_write *set = &b->sets[i];
+
+		err = backend->write(backend->ctx, &set->ptr, set->buf, set->offset, set->bytes, &set->failed);
+		if (!err && set->failed)
+			err = -EIO;
+		stat_add(&trees->write->stats.sets_appended, 1);
+		stat_add(&trees->write->stats.bytes_written, set->bytes);
+	}
+	return err ? err : batch_commit(b);
+}
+
+static void set_done(struct btrees *trees, struct set_write *set)
+{
+	struct btree_node *node = set->node;
+	struct write_state *w = trees->write;
+
+	six_lock_intent(&node->lock);
+	six_lock_write(&node->lock);
+	node->id.ptr.sectors_written = set->ptr.sectors_written;
+	node->is_writing = false;
+	six_unlock_write(&node->lock);
+	six_unlock_intent(&node->lock);
+	if (trees->write_opts.journal)
+		journal_pin_drop(trees->write_opts.journal, &node->write_pin);
+	io_buffer_free(set->buf);
+	mutex_lock(&w->lock);
+	w->writing_nr--;
+	waitq_wake_all(&w->done);
+	mutex_unlock(&w->lock);
+	node_put(node);
+}
+
+/* --- the writer --- */
+
+static bool node_is_due(const struct write_state *w, const struct btree_node *node)
+{
+	return !node->is_deferred && (node->is_write_wanted || w->flushers || w->dirty_nr > w->dirty_max / 2);
+}
+
+/* Take what is due, with references. The lock is held. */
+static unsigned batch_pick(struct write_state *w, struct btree_node **nodes)
+{
+	struct btree_node *node = w->dirty;
+	unsigned nr = 0;
+
+	for (size_t i = 0; i < w->dirty_nr && nr < BATCH_MAX; i++, node = node->dirty_next) {
+		if (!node_is_due(w, node))
+			continue;
+		node_get_again(node);
+		nodes[nr++] = node;
+	}
+	return nr;
+}
+
+/* A node whose log is full. */
+static void node_replace_full(struct btrees *trees, struct btree_node *node)
+{
+	int err = interior_replace(trees, node, INTERIOR_REWRITE, WATERMARK_RECLAIM, false);
+
+	if (err == -EAGAIN || err == -ENOMEM)
+		node_defer(trees, node);
+	else if (err)
+		write_failed(trees, err);
+	node_put(node);
+}
+
+static void batch_run(struct btrees *trees, struct btree_node **nodes, unsigned nr)
+{
+	struct set_batch batch = { .trees = trees };
+	struct btree_node *full[BATCH_MAX];
+	unsigned full_nr = 0;
+
+	for (unsigned i = 0; i < nr; i++) {
+		switch (node_collect(trees, nodes[i], &batch.sets[batch.nr])) {
+		case COLLECTED_SET: batch.nr++; break;
+		case COLLECT_REPLACE: full[full_nr++] = nodes[i]; break;
+		case COLLECT_LATER:
+			node_defer(trees, nodes[i]);
+			node_put(nodes[i]);
+			break;
+		default: node_put(nodes[i]);
+		}
+	}
+	if (batch.nr) {
+		int err = batch_write(&batch);
+
+		if (err)
+			write_failed(trees, err);
+		for (unsigned i = 0; i < batch.nr; i++)
+			set_done(trees, &batch.sets[i]);
+		node_write_kick(trees);
+	}
+	for (unsigned i = 0; i < full_nr; i++)
+		node_replace_full(trees, full[i]);
+	cache_shrink(trees);
+}
+
+static void writer_task(void *arg)
+{
+	struct btrees *trees = arg;
+	struct write_state *w = trees->write;
+	struct btree_node *nodes[BATCH_MAX];
+
+	mutex_lock(&w->lock);
+	while (!w->is_stopping) {
+		unsigned nr = atomic_load(&w->err) ? 0 : batch_pick(w, nodes);
+
+		if (!nr) {
+			waitq_wait(&w->work, &w->lock);
+			continue;
+		}
+		mutex_unlock(&w->lock);
+		batch_run(trees, nodes, nr);
+		mutex_lock(&w->lock);
+	}
+	mutex_unlock(&w->lock);
+}
+
+/* The task that finishes interior updates. */
+static void finisher_task(void *arg)
+{
+	struct btrees *trees = arg;
+	struct write_state *w = trees->write;
+
+	mutex_lock(&w->interior_lock);
+	for (;;) {
+		struct interior_update *u = w->updates;
+
+		if (!u && w->finisher_is_stopping)
+			break;
+		if (!u) {
+			waitq_wait(&w->interior_changed, &w->interior_lock);
+			continue;
+		}
+		w->updates = interior_update_next(u);
+		if (!w->updates)
+			w->updates_end = &w->updates;
+		mutex_unlock(&w->interior_lock);
+		interior_update_finish(trees, u);
+		mutex_lock(&w->interior_lock);
+	}
+	mutex_unlock(&w->interior_lock);
+}
+
+/* --- starting, flushing, stopping --- */
+
+static struct write_state *write_state_new(const struct btrees *trees)
+{
+	struct write_state *w = calloc(1, sizeof(*w));
+
+	if (!w)
+		return NULL;
+	mutex_init(&w->lock);
+	waitq_init(&w->work);
+	waitq_init(&w->done);
+	mutex_init(&w->gate_lock);
+	waitq_init(&w->gate_opened);
+	mutex_init(&w->interior_lock);
+	waitq_init(&w->interior_changed);
+	mutex_init(&w->watch_lock);
+	w->updates_end = &w->updates;
+	w->dirty_max = max((size_t)DIRTY_MIN, (size_t)(trees->opts.memory_bytes / 2 / trees->node_bytes));
+	return w;
+}
+
+static void write_state_free(struct write_state *w)
+{
+	mutex_destroy(&w->watch_lock);
+	waitq_destroy(&w->interior_changed);
+	mutex_destroy(&w->interior_lock);
+	waitq_destroy(&w->gate_opened);
+	mutex_destroy(&w->gate_lock);
+	waitq_destroy(&w->done);
+	waitq_destroy(&w->work);
+	mutex_destroy(&w->lock);
+	free(w);
+}
+
+static void tasks_stop(struct write_state *w)
+{
+	mutex_lock(&w->interior_lock);
+	w->finisher_is_stopping = true;
+	waitq_wake_all(&w->interior_changed);
+	mutex_unlock(&w->interior_lock);
+	if (w->finisher)
+		task_join(w->finisher);
+	mutex_lock(&w->lock);
+	w->is_stopping = true;
+	waitq_wake_all(&w->work);
+	waitq_wake_all(&w->done);
+	mutex_unlock(&w->lock);
+	if (w->writer)
+		task_join(w->writer);
+}
+
+int btrees_start_write(struct btrees *trees, const struct btrees_write_opts *opts)
+{
+	struct write_state *w = write_state_new(trees);
+	int err;
+
+	if (!w)
+		return -ENOMEM;
+	trees->write_opts = *opts;
+	trees->write = w;
+	err = task_start(&w->writer, "btree-writer", writer_task, trees);
+	if (!err && opts->journal)
+		err = task_start(&w->finisher, "btree-interior", finisher_task, trees);
+	if (!err && opts->journal)
+		err = write_buffer_open(trees, &trees->write_buffer);
+	if (err)
+		btrees_stop_write(trees);
+	return err;
+}
+
+void btrees_set_watch(struct btrees *trees, const struct btree_watch *watch) { trees->watch = watch; }
+
+void btrees_stop_write(struct btrees *trees)
+{
+	struct write_state *w = trees->write;
+
+	if (!w)
+		return;
+	if (trees->write_buffer)
+		write_buffer_close(trees->write_buffer);
+	trees->write_buffer = NULL;
+	tasks_stop(w);
+	while (w->dirty) {
+		struct btree_node *node = w->dirty;
+
+		if (trees->write_opts.journal)
+			journal_pin_drop(trees->write_opts.journal, &node->pin);
+		node->is_dirty = false;
+		dirty_ring_remove(w, node);
+		node_put(node);
+	}
+	write_state_free(w);
+	trees->write = NULL;
+	trees->write_opts = (struct btrees_write_opts){ 0 };
+}
+
+/* Wait until no node is dirty or being written. Returns whether there was any. */
+static bool nodes_flush(struct btrees *trees)
+{
+	struct write_state *w = trees->write;
+
+	mutex_lock(&w->lock);
+	bool any = w->dirty_nr || w->writing_nr;
+	w->flushers++;
+	waitq_wake_all(&w->work);
+	while ((w->dirty_nr || w->writing_nr) && !atomic_load(&w->err))
+		waitq_wait(&w->done, &w->lock);
+	w->flushers--;
+	mutex_unlock(&w->lock);
+	return any;
+}
+
+/* Wait until all interior updates are finished. Returns whether there was any. */
+static bool interior_flush(struct btrees *trees)
+{
+	struct write_state *w = trees->write;
+
+	mutex_lock(&w->interior_lock);
+	bool any = w->update_nr;
+	while (w->update_nr && !atomic_load(&w->err))
+		waitq_wait(&w->interior_changed, &w->interior_lock);
+	mutex_unlock(&w->interior_lock);
+	return any;
+}
+
+int btrees_flush_all(struct btrees *trees)
+{
+	int err = 0;
+
+	for (bool any = true; any && !err;) {
+		any = trees->write_buffer && write_buffer_key_nr(trees->write_buffer);
+		err = trees->write_buffer ? btree_write_buffer_flush(trees) : 0;
+		if (!err) {
+			any |= nodes_flush(trees);
+			any |= interior_flush(trees);
+			err = write_error(trees);
+		}
+	}
+	return err;
+}
+
+int btree_node_rewrite(struct btrees *trees, unsigned btree_id, unsigned level, struct bpos pos)
+{
+	struct tree_place place;
+	int ret = tree_descend(trees, btree_id, level, pos, &place);
+
+	if (ret <= 0)
+		return ret ? ret : -ENOENT;
+	six_unlock_read(tree_leaf_lock(trees, btree_id, place.node));
+	if (!place.node)
+		return -ENOENT;
+	ret = trees->write ? interior_replace(trees, place.node, INTERIOR_REWRITE, WATERMARK_BTREE_COPYGC, true)
+			   : -EROFS;
+	node_put(place.node);
+	return ret;
+}
+
+void btrees_write_stats(struct btrees *trees, struct btrees_write_stats *stats)
+{
+	struct write_state *w = trees->write;
+
+	*stats = (struct btrees_write_stats){ 0 };
+	if (!w)
+		return;
+	stats->commits = atomic_load(&w->stats.commits);
+	stats->restarts = atomic_load(&w->stats.restarts);
+	stats->splits = atomic_load(&w->stats.splits);
+	stats->merges = atomic_load(&w->stats.merges);
+	stats->rewrites = atomic_load(&w->stats.rewrites);
+	stats->roots_raised = atomic_load(&w->stats.roots_raised);
+	stats->nodes_written = atomic_load(&w->stats.nodes_written);
+	stats->sets_appended = atomic_load(&w->stats.sets_appended);
+	stats->bytes_written = atomic_load(&w->stats.bytes_written);
+	mutex_lock(&w->lock);
+	stats->nodes_dirty = w->dirty_nr;
+	mutex_unlock(&w->lock);
+	if (trees->write_buffer)
+		stats->write_buffer_keys = write_buffer_key_nr(trees->write_buffer);
+}
