@@ -340,40 +340,6 @@ int txn_put_in_memory(struct btree_txn *txn, unsigned btree_id, unsigned level, 
 	return 0;
 }
 
-/* Does an ancestor's version show through at @pos once nothing is there (05 §3.3)? 1, 0 or an error. */
-static int ancestor_shows_through(struct btree_txn *txn, unsigned btree_id, struct bpos pos)
-{
-	const struct btree_snapshots *snapshots = &txn->trees->snapshots;
-	struct btree_iter it;
-	struct bkey_ref k;
-	int found;
-
-	if (pos.snapshot == UINT32_MAX)
-		return 0;
-	btree_txn_iter_open(&it, txn, btree_id, bpos_successor(pos), BTREE_ITER_ALL_SNAPSHOTS, 0);
-	it.end = BPOS(pos.inode, pos.offset, UINT32_MAX);
-	while ((found = btree_iter_peek(&it, &k)) > 0 &&
-	       !snapshots->is_ancestor(snapshots->ctx, pos.snapshot, k.k.p.snapshot))
-		btree_iter_advance(&it);
-	btree_iter_close(&it);
-	return found > 0 ? !key_type_is_whiteout(k.k.type) : found;
-}
-
-int btree_txn_delete_visible(struct btree_txn *txn, unsigned btree_id, struct bpos pos)
-{
-	struct bkey k = { .p = pos, .type = KEY_DELETED };
-
-	if (btree_flags(btree_id) & BTREE_HAS_SNAPSHOTS) {
-		int shows = ancestor_shows_through(txn, btree_id, pos);
-
-		if (shows < 0)
-			return shows;
-		if (shows)
-			k.type = KEY_WHITEOUT;
-	}
-	return btree_txn_put(txn, btree_id, &k, NULL, 0);
-}
-
 int btree_txn_log(struct btree_txn *txn, unsigned jset_entry_type, unsigned btree_id, unsigned level,
 		  const void *payload, unsigned payload_u64s)
 {
