@@ -60,6 +60,7 @@ static int open_super(struct kiln_fs *fs, const char *const *args, size_t arg_nr
 
 	struct super_open_opts opts = {
 		.is_write = options->flags & KILN_OPEN_WRITE,
+		.is_readonly_ok = depth == FS_NAMESPACE,
 		.is_degraded_ok = options->flags & KILN_OPEN_DEGRADED || values[OPT_DEGRADED],
 		.is_very_degraded_ok = options->flags & KILN_OPEN_VERY_DEGRADED || values[OPT_VERY_DEGRADED],
 		.is_forced = options->flags & KILN_OPEN_FORCE,

@@ -161,7 +161,7 @@ void inode_init(const struct super *super, uint64_t now, uint64_t hash_seed, str
 {
 	/* Values of the option str_hash; what siphash means depends on the filesystem's age (04 §2.1). */
 	enum { STR_HASH_OPTION_CRC32C, STR_HASH_OPTION_CRC64, STR_HASH_OPTION_SIPHASH };
-	bool has_new_siphash = le64_get(super->sb->features[0]) & 1ull << SB_FEATURE_NEW_SIPHASH;
+	bool has_new_siphash = super_has_feature(super, SB_FEATURE_NEW_SIPHASH);
 
 	*inode = (struct inode){ .hash_seed = hash_seed };
 	inode->atime = inode->ctime = inode->mtime = inode->otime = now;

@@ -224,9 +224,11 @@ static int option_set(struct xattr_args *a, const char *name, const void *value,
 			return -ERANGE;
 		memcpy(text, value, size);
 		text[size] = 0;
+		super_lock(a->ns->super); /* labels */
 		int err = option == INODE_OPT_PROJECT
 				  ? project_parse(text, &v)
 				  : option_parse(inode_option_id((unsigned)option), text, a->ns->super->sb, &v, NULL);
+		super_lock_release(a->ns->super);
 		if (err)
 			return err;
 		a->option_stored = (uint32_t)v + 1;

@@ -66,10 +66,13 @@ static ssize_t option_get(struct namespace *ns, const struct inode *inode, const
 		return i;
 	if (!option_is_shown(inode, (unsigned)i, effective))
 		return -ENODATA;
-	if (i == INODE_OPT_PROJECT)
+	if (i == INODE_OPT_PROJECT) {
 		strbuf_printf(&text, "%u", inode->opts[i] - 1);
-	else
+	} else {
+		super_lock(ns->super); /* labels */
 		option_to_text(&text, inode_options[i], inode->opts[i] - 1, ns->super->sb);
+		super_lock_release(ns->super);
+	}
 	return value_copy(buf, text.len, value, size);
 }
 

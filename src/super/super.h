@@ -36,6 +36,7 @@ struct super {
 	const struct log_sink *log;
 	const struct report_sink *reports;
 	struct super_write *write; /* NULL: open read-only */
+	char write_refused[256];   /* why, although it was to be written; else "" */
 };
 
 struct super_open_opts {
@@ -44,6 +45,8 @@ struct super_open_opts {
 	 * reason: -KILN_E_UNSUPPORTED for features (reading works), -EROFS for damage.
 	 */
 	bool is_write;
+	/* What can't be written is opened read-only all the same: super_write_unsupported() says why. */
+	bool is_readonly_ok;
 	bool is_degraded_ok, is_very_degraded_ok;
 	bool is_forced;	  /* read although a writer has it open */
 	bool is_buffered; /* no O_DIRECT */
@@ -74,6 +77,9 @@ void super_close(struct super *s); /* closes the devices; wipes the key */
  * *@sb is malloc'ed. Copies that were bad or disagreed are reported.
  */
 int super_read_device(struct device *dev, uint64_t sb_sector, const struct report_sink *reports, struct sb_disk **sb);
+
+/* sb_has_feature() of the filesystem, for those who may run while features are set. */
+bool super_has_feature(const struct super *s, enum sb_feature feature);
 
 /* Checksum type (enum checksum_type) of superblocks, journal entries and nodes that are written. */
 unsigned super_metadata_csum_type(const struct super *s);

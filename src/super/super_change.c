@@ -204,11 +204,18 @@ int super_blacklist_add(struct super *s, uint64_t start, uint64_t end)
 	return err ? err : super_change_end(s, sb_blacklist_add(&s->write->master, start, end));
 }
 
+bool super_has_feature(const struct super *s, enum sb_feature feature)
+{
+	if (!s->write)
+		return sb_has_feature(s->sb, feature);
+	return __atomic_load_n(&s->write->features_durable, __ATOMIC_ACQUIRE) >> feature & 1;
+}
+
 int super_feature_set(struct super *s, enum sb_feature feature)
 {
 	uint64_t bit = 1ull << feature;
 
-	if (__atomic_load_n(&s->write->features_durable, __ATOMIC_ACQUIRE) & bit)
+	if (super_has_feature(s, feature))
 		return 0;
 	int err = super_change_begin(s);
 	if (err)

@@ -444,6 +444,10 @@ bool super_write_unsupported(const struct super *s, char why[256])
 	struct strbuf text = strbuf_fixed(why, 256);
 	struct sb_ext ext;
 
+	if (s->write_refused[0]) {
+		strbuf_add(&text, s->write_refused);
+		return true;
+	}
 	sb_ext(s->sb, &ext);
 	if (version > VERSION_1_4)
 		strbuf_printf(&text, "its version, %u.%u, is newer than 1.4", VERSION_MAJOR(version),
@@ -459,15 +463,14 @@ bool super_write_unsupported(const struct super *s, char why[256])
 	return text.len != 0;
 }
 
-static int write_refuse(const struct super *s, int err, const char *device, const char *found)
+/* Keeps the reason; super_write_open() reports it unless reading is enough. */
+static int write_refuse(struct super *s, int err, const char *device, const char *found)
 {
-	report_emit(s->reports, &(struct report){ .level = REPORT_FATAL,
-						  .err = err,
-						  .device = device,
-						  .structure = "superblock",
-						  .expected = "a filesystem that can be written",
-						  .found = found,
-						  .advice = "Open it read-only." });
+	struct strbuf text = strbuf_fixed(s->write_refused, sizeof(s->write_refused));
+
+	if (device)
+		strbuf_printf(&text, "%s: ", device);
+	strbuf_add(&text, found);
 	return err;
 }
 
@@ -492,7 +495,7 @@ static int primary_read(struct super *s, unsigned i)
 	free(primary);
 	if (is_same)
 		return 0;
-	snprintf(found, sizeof(found), "a primary copy with seq %" PRIu64 ", and another copy with %" PRIu64,
+	snprintf(found, sizeof(found), "its primary superblock has seq %" PRIu64 ", and another copy %" PRIu64,
 		 w->primary_seq, le64_get(m->sb->seq));
 	return write_refuse(s, -EROFS, m->name, found);
 }
@@ -506,14 +509,16 @@ static int member_write_open(struct super *s, unsigned i)
 	struct fault fault = { 0 };
 
 	if (m->dev->is_readonly)
-		return write_refuse(s, -EROFS, m->name, "a device that is read-only");
+		return write_refuse(s, -EROFS, m->name, "the device is read-only");
 	if (m->dev->size_bytes < m->m.nbuckets * m->m.bucket_sectors << SECTOR_SHIFT)
-		return write_refuse(s, -EROFS, m->name, "a device that is smaller than what it should hold");
+		return write_refuse(s, -EROFS, m->name, "the device is smaller than what it should hold");
 	if (room % write_unit(m->dev) || room < sb_bytes(m->sb))
-		return write_refuse(s, -EROFS, m->name, "superblocks with less room than the device's block size");
+		return write_refuse(s, -EROFS, m->name, "its superblocks have less room than a block of the device");
 	if (sb_validate(m->sb, false, &fault)) {
-		report_fault(s->reports, REPORT_FATAL, &fault, m->name, "superblock", NULL);
-		return -EROFS;
+		char found[256];
+
+		snprintf(found, sizeof(found), "%s in its superblock is %s", fault.field, fault.found);
+		return write_refuse(s, -EROFS, m->name, found);
 	}
 
 	struct sb_disk *sb = calloc(1, room);
@@ -561,7 +566,7 @@ static int replicas_load(struct super *s)
 	return 0;
 }
 
-int super_write_open(struct super *s, const struct super_open_opts *opts)
+static int write_open_steps(struct super *s, const struct super_open_opts *opts)
 {
 	char why[256];
 	size_t room = sb_bytes(s->sb);
@@ -589,6 +594,24 @@ int super_write_open(struct super *s, const struct super_open_opts *opts)
 		err = master_write_open(s, room);
 	s->write->features_durable = le64_get(s->sb->features[0]);
 	return err ? err : replicas_load(s);
+}
+
+int super_write_open(struct super *s, const struct super_open_opts *opts)
+{
+	int err = write_open_steps(s, opts);
+
+	if (err != -KILN_E_UNSUPPORTED && err != -EROFS)
+		return err;
+	super_write_close(s);
+	if (opts->is_readonly_ok)
+		return 0;
+	report_emit(s->reports, &(struct report){ .level = REPORT_FATAL,
+						  .err = err,
+						  .structure = "filesystem",
+						  .expected = "one that can be written",
+						  .found = s->write_refused,
+						  .advice = "Open it read-only." });
+	return err;
 }
 
 void super_write_close(struct super *s)
