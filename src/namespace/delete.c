@@ -414,7 +414,7 @@ int namespace_deletions_wait(struct namespace *ns)
 
 /* --- the deleted list --- */
 
-enum list_error { LIST_OK, LIST_MISSING, LIST_IS_DIR, LIST_NOT_UNLINKED, LIST_HAS_CHILDREN };
+enum list_error { LIST_OK, LIST_FOREIGN, LIST_MISSING, LIST_IS_DIR, LIST_NOT_UNLINKED, LIST_HAS_CHILDREN };
 
 struct listed {
 	const struct snapshot_table *snapshots;
@@ -424,13 +424,6 @@ struct listed {
 	uint32_t leaves_from, leaves_next;
 	bool is_done;
 };
-
-static bool snapshot_has_children(const struct snapshot_table *t, uint32_t id)
-{
-	const struct snapshot *s = snapshot_table_find(t, id);
-
-	return s && (s->children[0] || s->children[1]);
-}
 
 /* What an entry of the list stands for; entries that stand for nothing are dropped. */
 static int listed_look(struct btree_txn *txn, void *ctx)
@@ -456,10 +449,15 @@ static int listed_look(struct btree_txn *txn, void *ctx)
 			return ret;
 		l->state = ret ? LIST_IS_DIR : LIST_OK;
 	}
+	/* A snapshot that isn't there is for repair. */
+	if (!snapshot_table_find(l->snapshots, l->pos.snapshot)) {
+		l->state = LIST_FOREIGN;
+		return 0;
+	}
 	if (l->state != LIST_OK)
 		return btree_txn_put(txn, BTREE_DELETED_INODES, &(struct bkey){ .p = l->pos, .type = KEY_DELETED },
 				     NULL, 0);
-	if (snapshot_has_children(l->snapshots, l->pos.snapshot))
+	if (snapshot_has_children((void *)l->snapshots, l->pos.snapshot))
 		l->state = LIST_HAS_CHILDREN;
 	return 0;
 }
@@ -506,7 +504,7 @@ static int listed_hand_down(struct btree_txn *txn, void *ctx)
 	for (size_t i = 0; i < l->snapshots->nr; i++) {
 		uint32_t id = l->snapshots->entries[i].id;
 
-		if (id < l->leaves_from || id >= l->pos.snapshot || snapshot_has_children(l->snapshots, id) ||
+		if (id < l->leaves_from || id >= l->pos.snapshot || snapshot_has_children((void *)l->snapshots, id) ||
 		    !snapshot_is_ancestor((void *)l->snapshots, id, l->pos.snapshot))
 			continue;
 		if (nr++ == LEAVES_MAX) {
@@ -541,6 +539,8 @@ static int listed_process(struct namespace *ns, struct bpos pos)
 		} while (!err && !l.is_done);
 		return err ? err : 1;
 	}
+	if (l.state == LIST_FOREIGN)
+		return 0;
 	if (l.state != LIST_OK) {
 		listed_report(ns, &l);
 		return 0;
