@@ -74,11 +74,26 @@ static void root_copy(struct btrees *to, const struct btrees *from, unsigned btr
 	assert_int_equal(btrees_set_root(to, btree_id, root->ptr.level, &k, false), 0);
 }
 
+static void stats_add(struct memory_trees *m)
+{
+	struct btrees_write_stats s;
+
+	btrees_write_stats(m->trees, &s);
+	m->stats.commits += s.commits;
+	m->stats.restarts += s.restarts;
+	m->stats.splits += s.splits;
+	m->stats.merges += s.merges;
+	m->stats.rewrites += s.rewrites;
+	m->stats.roots_raised += s.roots_raised;
+	m->stats.sets_appended += s.sets_appended;
+}
+
 void memory_trees_reopen(struct memory_trees *m)
 {
 	struct btrees *old = m->trees;
 
 	assert_int_equal(btrees_flush_all(old), 0);
+	stats_add(m);
 	btrees_stop_write(old);
 	trees_open(m);
 	for (unsigned i = 0; i < BTREE_NR_MAX; i++)
@@ -90,6 +105,7 @@ void memory_trees_reopen(struct memory_trees *m)
 void memory_trees_close(struct memory_trees *m)
 {
 	assert_int_equal(btrees_flush_all(m->trees), 0);
+	stats_add(m);
 	btrees_stop_write(m->trees);
 	btrees_close(m->trees);
 	btree_memory_close(m->memory);

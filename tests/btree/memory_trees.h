@@ -13,6 +13,7 @@ struct memory_trees {
 	uint64_t memory_bytes;
 	struct btree_snapshots snapshots; /* kept over reopening; set both */
 	struct btrees *trees;
+	struct btrees_write_stats stats; /* of all that was closed or reopened */
 };
 
 /* @memory_bytes of node cache, 0: plenty. Fails the test when that doesn't work. */
