@@ -498,8 +498,7 @@ static struct object top_make(struct world *w, const char *name)
 	return top;
 }
 
-/* What is left, and everything below, goes away. */
-static void play_clean_up(struct play *p)
+static void release_all(struct play *p)
 {
 	for (size_t i = 0; i < p->node_nr; i++)
 		if (p->nodes[i]->is_held) {
@@ -507,6 +506,13 @@ static void play_clean_up(struct play *p)
 			p->nodes[i]->is_held = false;
 			p->nodes[i]->is_gone |= !p->nodes[i]->names;
 		}
+	assert_int_equal(namespace_deletions_wait(p->w->ns), 0);
+}
+
+/* What is left, and everything below, goes away. */
+static void play_clean_up(struct play *p)
+{
+	release_all(p);
 	for (bool is_again = true; is_again;) {
 		is_again = false;
 		for (size_t i = 0; i < p->node_nr; i++) {
@@ -551,6 +557,81 @@ static void check_random_changes(uint64_t seed)
 }
 
 static void random_changes_do_what_a_tree_in_memory_does(void **state) { seeds_run(check_random_changes, 6); }
+
+/* --- snapshots --- */
+
+static struct node *node_of(const struct play *p, uint64_t inum)
+{
+	for (size_t i = 0; i < p->node_nr; i++)
+		if (p->nodes[i]->o.inum == inum && !p->nodes[i]->is_gone)
+			return p->nodes[i];
+	return NULL;
+}
+
+/* The same tree, in another subvolume. */
+static void play_copy(struct play *to, const struct play *from, uint32_t subvol)
+{
+	*to = *from;
+	to->node_nr = 0;
+	for (size_t i = 0; i < from->node_nr; i++) {
+		struct node *n = from->nodes[i];
+
+		if (n->is_gone)
+			continue;
+		struct node *copy = node_new(to, n->mode, (struct object){ subvol, n->o.inum });
+		struct object o = copy->o;
+		*copy = *n;
+		copy->o = o;
+		copy->entries = NULL;
+		copy->entry_nr = copy->entry_capacity = 0;
+	}
+	for (size_t i = 0; i < to->node_nr; i++) {
+		struct node *copy = to->nodes[i];
+		const struct node *n = node_of(from, copy->o.inum);
+
+		if (n->parent)
+			copy->parent = node_of(to, n->parent->o.inum);
+		for (size_t j = 0; j < n->entry_nr; j++) {
+			struct node *target = node_of(to, n->entries[j].node->o.inum);
+
+			entry_add(copy, n->entries[j].name, target);
+			target->names--; /* it was copied */
+		}
+	}
+}
+
+static void check_snapshot(uint64_t seed)
+{
+	struct world w;
+	struct play p, snapshot;
+
+	world_open(&w);
+	play_init(&p, &w, seed, top_make(&w, "top"));
+	for (unsigned i = 0; i < 600; i++)
+		play_one(&p);
+	release_all(&p);
+	world_take_snapshot(&w);
+	play_copy(&snapshot, &p, WORLD_SNAPSHOT);
+	compare(&snapshot);
+	for (unsigned batch = 0; batch < 25; batch++) {
+		for (unsigned i = 0; i < 40; i++)
+			play_one(i & 1 ? &p : &snapshot);
+		compare(&p);
+		compare(&snapshot);
+		world_check(&w);
+	}
+	play_clean_up(&p);
+	compare(&p);
+	compare(&snapshot);
+	play_clean_up(&snapshot);
+	compare(&snapshot);
+	world_check(&w);
+	play_free(&p);
+	play_free(&snapshot);
+	world_close(&w);
+}
+
+static void snapshots_do_not_see_each_others_changes(void **state) { seeds_run(check_snapshot, 6); }
 
 /* --- many at once --- */
 
@@ -670,6 +751,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_teardown(random_changes_do_what_a_tree_in_memory_does, seeds_teardown),
+		cmocka_unit_test_teardown(snapshots_do_not_see_each_others_changes, seeds_teardown),
 		cmocka_unit_test_teardown(changes_at_once_are_those_of_some_order, seeds_teardown),
 		cmocka_unit_test(directories_never_become_a_loop),
 	};

@@ -590,6 +590,30 @@ static void the_deleted_list_survives_a_crash(void **state)
 	assert_int_equal(atomic_load(&w.inode_nr), 2);
 }
 
+static void dead_inodes_of_interior_snapshots_are_deleted_in_the_leaves(void **state)
+{
+	struct create_attr attr = { .mode = S_IFREG };
+	struct object dead, file = make(world_root, "file", S_IFREG);
+	struct inode inode;
+	struct bkey_copy copy;
+
+	assert_int_equal(namespace_create_unnamed(w.ns, world_root, &attr, &dead, NULL, NULL), 0);
+	assert_int_equal(namespace_xattr_set(w.ns, dead, "user.a", "b", 1, 0, NULL), 0);
+	world_take_snapshot(&w);
+	struct object in_snapshot = { WORLD_SNAPSHOT, dead.inum };
+	assert_int_equal(namespace_inode(w.ns, dead, &inode), 0);
+	assert_int_equal(namespace_inode(w.ns, in_snapshot, &inode), 0);
+	assert_int_equal(namespace_delete_dead_inodes(w.ns), 0);
+	assert_int_equal(namespace_inode(w.ns, dead, &inode), -ENOENT);
+	assert_int_equal(namespace_inode(w.ns, in_snapshot, &inode), -ENOENT);
+	/* It stays where it was, but not on the list. */
+	assert_true(btree_lookup(w.trees, BTREE_INODES, BPOS(0, dead.inum, SNAPSHOT), &copy) > 0);
+	assert_int_equal(inode_unpack(copy.k, &inode, NULL), 0);
+	assert_false(inode.flags & INODE_UNLINKED);
+	assert_true(has(world_root, "file"));
+	assert_int_equal(namespace_inode(w.ns, (struct object){ WORLD_SNAPSHOT, file.inum }, &inode), 0);
+}
+
 static void wrong_entries_of_the_deleted_list_are_dropped(void **state)
 {
 	struct object file = make(world_root, "file", S_IFREG), dir = make(world_root, "dir", S_IFDIR | 0755);
@@ -678,6 +702,7 @@ int main(void)
 		TEST(renaming_onto_another_name_of_the_same_does_nothing),
 		TEST(what_is_held_stays_until_it_is_released),
 		TEST(the_deleted_list_survives_a_crash),
+		TEST(dead_inodes_of_interior_snapshots_are_deleted_in_the_leaves),
 		TEST(wrong_entries_of_the_deleted_list_are_dropped),
 		TEST(numbers_are_used_again_with_another_generation),
 		TEST(symlinks_and_nodes_are_what_was_asked_for),

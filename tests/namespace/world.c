@@ -15,7 +15,9 @@
 #include "format/version.h"
 #include "super/super_private.h"
 
-enum { NODE_BYTES = 16 << 10, BLOCK_SECTORS = 8, SNAPSHOT = UINT32_MAX };
+enum { NODE_BYTES = 16 << 10, BLOCK_SECTORS = 8 };
+/* The first snapshot; later the parent of a leaf for each subvolume. */
+enum { SNAPSHOT = UINT32_MAX, LEAF_SNAPSHOT = UINT32_MAX - 1, LEAF_SOURCE = UINT32_MAX - 2 };
 
 const struct object world_root = { SUBVOL_ROOT, INODE_NR_ROOT };
 
@@ -129,6 +131,56 @@ void world_reopen_namespace(struct world *w)
 	namespace_stop_write(w->ns);
 	namespace_close(w->ns);
 	open_namespace(w);
+}
+
+static void put_snapshot(struct world *w, uint32_t id, const struct snapshot *s)
+{
+	struct bkey k = { .p = BPOS(0, id, 0), .type = KEY_SNAPSHOT, .value_u64s = SNAPSHOT_BYTES / 8 };
+	uint8_t value[SNAPSHOT_BYTES];
+
+	snapshot_encode(s, value);
+	world_put(w, BTREE_SNAPSHOTS, &k, value);
+}
+
+static void put_subvol(struct world *w, uint32_t id, const struct subvolume *s)
+{
+	struct bkey k = { .p = BPOS(0, id, 0), .type = KEY_SUBVOLUME, .value_u64s = SUBVOLUME_BYTES / 8 };
+	uint8_t value[SUBVOLUME_BYTES];
+
+	subvolume_encode(s, value);
+	world_put(w, BTREE_SUBVOLUMES, &k, value);
+}
+
+static int put_snapshot_root(struct btree_txn *txn, void *ctx)
+{
+	struct inode inode;
+	int err = inode_txn_get(txn, INODE_NR_ROOT, LEAF_SNAPSHOT, &inode);
+
+	inode.subvol = WORLD_SNAPSHOT;
+	return err ? err : inode_txn_put(txn, &inode);
+}
+
+void world_take_snapshot(struct world *w)
+{
+	struct btree_commit_opts opts = { .name = "test", .watermark = WATERMARK_NORMAL };
+	struct snapshot leaf = { .is_subvol = true, .parent = SNAPSHOT, .tree = 1, .depth = 1 };
+
+	for (unsigned i = 0; i < 3; i++)
+		leaf.skip[i] = SNAPSHOT;
+	put_snapshot(w, SNAPSHOT, &(struct snapshot){ .children = { LEAF_SNAPSHOT, LEAF_SOURCE }, .tree = 1 });
+	leaf.subvol = WORLD_SNAPSHOT;
+	put_snapshot(w, LEAF_SNAPSHOT, &leaf);
+	leaf.subvol = SUBVOL_ROOT;
+	put_snapshot(w, LEAF_SOURCE, &leaf);
+	put_subvol(w, SUBVOL_ROOT, &(struct subvolume){ .snapshot = LEAF_SOURCE, .inode = INODE_NR_ROOT });
+	put_subvol(w, WORLD_SNAPSHOT,
+		   &(struct subvolume){ .snapshot = LEAF_SNAPSHOT,
+					.inode = INODE_NR_ROOT,
+					.is_snapshot = true,
+					.creation_parent = SUBVOL_ROOT });
+	w->has_snapshot = true;
+	world_reopen_namespace(w);
+	assert_int_equal(btree_txn_run(w->trees, &opts, put_snapshot_root, NULL), 0);
 }
 
 /* --- names that collide --- */
@@ -274,6 +326,7 @@ struct links {
 };
 struct census {
 	struct world *w;
+	uint32_t snapshot;    /* whose view it is */
 	struct inode *inodes; /* ascending */
 	struct links *links;  /* of the same index */
 	size_t nr, capacity, links_capacity;
@@ -303,9 +356,8 @@ static void census_take(struct census *c)
 	struct bkey_ref k;
 	int ret;
 
-	btree_iter_open(&it, c->w->trees, BTREE_INODES, POS_MIN, BTREE_ITER_ALL_SNAPSHOTS, 0);
+	btree_iter_open(&it, c->w->trees, BTREE_INODES, POS_MIN, 0, c->snapshot);
 	for (; (ret = btree_iter_peek(&it, &k)) > 0; btree_iter_advance(&it)) {
-		assert_int_equal(k.k.p.snapshot, SNAPSHOT);
 		assert_true(k.k.p.inode == 0 && k.k.p.offset >= INODE_NR_FIRST);
 		if (k.k.type == KEY_INODE_GENERATION)
 			continue;
@@ -316,7 +368,6 @@ static void census_take(struct census *c)
 	}
 	btree_iter_close(&it);
 	assert_int_equal(ret, 0);
-	assert_int_equal(c->nr, atomic_load(&c->w->inode_nr));
 }
 
 /* A walk along a hash table's keys: entries must be reachable from their hash without a gap. */
@@ -382,21 +433,11 @@ static void check_keys(struct census *c, unsigned btree_id,
 	struct bkey_ref k;
 	int ret;
 
-	btree_iter_open(&it, c->w->trees, btree_id, POS_MIN, BTREE_ITER_ALL_SNAPSHOTS, 0);
+	btree_iter_open(&it, c->w->trees, btree_id, POS_MIN, 0, c->snapshot);
 	for (; (ret = btree_iter_peek(&it, &k)) > 0; btree_iter_advance(&it))
 		check(c, k, &run);
 	btree_iter_close(&it);
 	assert_int_equal(ret, 0);
-}
-
-static void check_deleted(struct census *c, struct bkey_ref k, struct run *r)
-{
-	struct inode *inode;
-
-	assert_int_equal(k.k.type, KEY_SET);
-	assert_non_null(census_find(c, k.k.p.offset, &inode));
-	assert_true(inode->flags & INODE_UNLINKED);
-	r->begin++;
 }
 
 static void check_extent(struct census *c, struct bkey_ref k, struct run *r)
@@ -415,7 +456,6 @@ static void check_inode(struct census *c, const struct inode *inode, const struc
 	if (inode->flags & INODE_UNLINKED) {
 		assert_int_equal(links->names, 0);
 		assert_int_equal(inode->nlink, 0);
-		assert_true(btree_lookup(c->w->trees, BTREE_DELETED_INODES, BPOS(0, inode->inum, SNAPSHOT), &copy) > 0);
 		return;
 	}
 	assert_int_equal(inode_nlink(inode), S_ISDIR(inode->mode) ? links->subdirs + 2 : links->names);
@@ -425,25 +465,64 @@ static void check_inode(struct census *c, const struct inode *inode, const struc
 	assert_true(!S_ISDIR(inode->mode) || links->names == 1);
 	if (!inode->dir && !inode->dir_offset && !S_ISDIR(inode->mode))
 		return;
-	assert_true(btree_lookup(c->w->trees, BTREE_DIRENTS, BPOS(inode->dir, inode->dir_offset, SNAPSHOT), &copy) > 0);
+	assert_true(btree_lookup(c->w->trees, BTREE_DIRENTS, BPOS(inode->dir, inode->dir_offset, c->snapshot), &copy) >
+		    0);
 	assert_int_equal(copy.k.k.type, KEY_DIRENT);
 	assert_int_equal(dirent_decode(copy.k, &d, NULL), 0);
 	assert_true(d.inum == inode->inum);
 }
 
-void world_check(struct world *w)
+static void check_view(struct world *w, uint32_t snapshot)
 {
-	struct census c = { .w = w };
+	struct census c = { .w = w, .snapshot = snapshot };
 
-	assert_int_equal(btree_write_buffer_flush(w->trees), 0);
 	census_take(&c);
 	check_keys(&c, BTREE_DIRENTS, check_dirent);
 	check_keys(&c, BTREE_XATTRS, check_xattr);
-	check_keys(&c, BTREE_DELETED_INODES, check_deleted);
 	check_keys(&c, BTREE_EXTENTS, check_extent);
 	for (size_t i = 0; i < c.nr; i++)
 		check_inode(&c, &c.inodes[i], &c.links[i]);
 	free(c.inodes);
 	free(c.links);
+}
+
+/* The deleted list has exactly the positions of inodes without names; the counter is right. */
+static void check_exact_keys(struct world *w)
+{
+	unsigned inode_nr = 0, listed_nr = 0, unlinked_nr = 0;
+	struct btree_iter it;
+	struct bkey_copy copy;
+	struct bkey_ref k;
+	int ret;
+
+	btree_iter_open(&it, w->trees, BTREE_INODES, POS_MIN, BTREE_ITER_ALL_SNAPSHOTS, 0);
+	for (; (ret = btree_iter_peek(&it, &k)) > 0; btree_iter_advance(&it)) {
+		inode_nr += is_inode(k.k.type);
+		if (!is_unlinked(&k))
+			continue;
+		unlinked_nr++;
+		assert_true(btree_lookup(w->trees, BTREE_DELETED_INODES, k.k.p, &copy) > 0);
+	}
+	btree_iter_close(&it);
+	assert_int_equal(ret, 0);
+	assert_int_equal(inode_nr, atomic_load(&w->inode_nr));
+
+	btree_iter_open(&it, w->trees, BTREE_DELETED_INODES, POS_MIN, BTREE_ITER_ALL_SNAPSHOTS, 0);
+	for (; (ret = btree_iter_peek(&it, &k)) > 0; btree_iter_advance(&it)) {
+		assert_int_equal(k.k.type, KEY_SET);
+		listed_nr++;
+	}
+	btree_iter_close(&it);
+	assert_int_equal(ret, 0);
+	assert_int_equal(listed_nr, unlinked_nr);
+}
+
+void world_check(struct world *w)
+{
+	assert_int_equal(btree_write_buffer_flush(w->trees), 0);
+	check_exact_keys(w);
+	check_view(w, w->has_snapshot ? LEAF_SOURCE : SNAPSHOT);
+	if (w->has_snapshot)
+		check_view(w, LEAF_SNAPSHOT);
 	assert_int_equal(atomic_load(&w->reports), 0);
 }

@@ -21,11 +21,18 @@ struct world {
 	atomic_int inode_nr; /* what the counter of inodes would say */
 	atomic_uint reports, last_id;
 	struct report_sink sink;
+	bool has_snapshot;
 };
 
 /* A fresh filesystem whose directories hash with CRC-32C. */
 void world_open(struct world *w);
 void world_close(struct world *w);
+/*
+ * Make a snapshot of subvolume 1, subvolume WORLD_SNAPSHOT, that can be written as well (it has no name). Once, while
+ * nothing is held; what is there goes to an interior snapshot.
+ */
+enum { WORLD_SNAPSHOT = 2 };
+void world_take_snapshot(struct world *w);
 /* Close and open the namespace alone, as after a crash: what is in memory only is forgotten. */
 void world_reopen_namespace(struct world *w);
 
@@ -38,7 +45,7 @@ extern const struct object world_root;
 enum { NAME_LEN = 12 };
 void world_colliding_names(int type, unsigned nr, char (*names)[NAME_LEN + 1]);
 
-/* Check every relation of 04 §11 between the keys there are; fails the test where one is broken. */
+/* Check every relation of 04 §11 between the keys that each subvolume sees; fails the test where one is broken. */
 void world_check(struct world *w);
 /* Type of the key in a slot: KEY_DELETED when there is none. */
 unsigned world_slot_type(struct world *w, unsigned btree_id, uint64_t inum, uint64_t slot);
