@@ -253,3 +253,10 @@ void task_yield(void)
 	else
 		sched_yield();
 }
+
+const void *task_identity(void)
+{
+	static _Thread_local char thread;
+
+	return fiber_mode() ? (const void *)fiber_current() : &thread;
+}

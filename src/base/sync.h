@@ -91,5 +91,7 @@ int task_start(struct task **task, const char *name, task_fn fn, void *arg);
 void task_join(struct task *task);
 /* Let others run. Switch point. */
 void task_yield(void);
+/* Tells tasks apart while they live. */
+const void *task_identity(void);
 
 #endif

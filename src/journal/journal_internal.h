@@ -1,0 +1,191 @@
+/*
+ * What the files of the journal's write side share.
+ *
+ *   journal.c          starting, stopping, durability
+ *   journal_res.c      reservations: the hot path
+ *   journal_write.c    the writer: closing, completing and writing entries
+ *   journal_space.c    rings: where the next entry goes, which buckets are free
+ *   journal_pin.c      pins by seq, and last_seq
+ *   journal_reclaim.c  the task that has pins let go
+ *
+ * Entries in memory. There are JOURNAL_BUF_NR buffers, used in turn: entry `seq` is in buffer seq % NR. At most one is
+ * *open*; those before it are closed and wait for being written, in order, one in flight at a time.
+ *
+ * The state word says all that a reservation needs, so that getting one is one compare-and-swap:
+ *
+ *	[0,20)   words used in the open entry; JOURNAL_CLOSED when none is open
+ *	[20,22)  its buffer
+ *	[22,62)  for each buffer, how many reservations are under way in it
+ *
+ * An open entry closes by setting the words to JOURNAL_CLOSED, after which its buffer's count only falls; at zero it
+ * may be written. Everything else is guarded by `lock`.
+ *
+ * Lock order: `lock` is taken last, nothing is waited for while it is held but itself.
+ */
+#ifndef KILN_JOURNAL_JOURNAL_INTERNAL_H
+#define KILN_JOURNAL_JOURNAL_INTERNAL_H
+
+#include "base/sync.h"
+#include "format/btrees.h"
+#include "journal/journal.h"
+
+enum {
+	JOURNAL_BUF_NR = 4,
+	JOURNAL_CLOSED = 0xfffff,
+	JOURNAL_COUNT_BITS = 10,
+	JOURNAL_COUNT_MAX = (1 << JOURNAL_COUNT_BITS) - 1,
+	JOURNAL_ENTRY_BYTES_MIN = 64 << 10,
+	JOURNAL_ENTRY_BYTES_MAX = 4 << 20,
+	JOURNAL_SEQS_MAX = 32768, /* next seq - last_seq (03 §5.3) */
+	JOURNAL_COPIES_MAX = 4,
+	JOURNAL_ROOT_U64S_MAX = 15,
+	/* Replicas entries that may be added between opening an entry and writing it. */
+	JOURNAL_TAIL_SLACK_U64S = 128,
+};
+
+static inline unsigned state_words(uint64_t s) { return (unsigned)(s & 0xfffff); }
+static inline unsigned state_buf(uint64_t s) { return (unsigned)(s >> 20 & 3); }
+static inline unsigned state_count_shift(unsigned buf) { return 22 + buf * JOURNAL_COUNT_BITS; }
+static inline unsigned state_count(uint64_t s, unsigned buf)
+{
+	return (unsigned)(s >> state_count_shift(buf)) & JOURNAL_COUNT_MAX;
+}
+
+struct journal_buf {
+	uint64_t seq; /* 0: free */
+	struct jset_disk *data;
+	uint32_t bytes;	     /* allocated */
+	uint32_t limit_u64s; /* of sub-entries given out, while open */
+	uint32_t u64s;	     /* given out; final once closed */
+	uint64_t last_seq;   /* fixed when it is closed */
+	uint64_t opened_ns;
+	bool is_closed, must_flush;
+};
+
+struct journal_ring {
+	unsigned dev, nr; /* nr 0: no journal here */
+	uint32_t bucket_sectors;
+	unsigned durability;
+	bool is_usable; /* may get new entries */
+	bool has_discard;
+	uint64_t *bucket;      /* numbers, in ring order */
+	uint64_t *bucket_seq;  /* highest seq in it */
+	unsigned cur_idx;      /* being filled */
+	uint32_t sectors_free; /* left in it */
+	unsigned discard_idx;  /* oldest that is still needed; those between cur_idx and it are free */
+};
+
+/* Pins of one seq: a ring through the members of `head`. */
+struct journal_pin_list {
+	struct journal_pin head;
+};
+
+struct journal_root {
+	unsigned u64s; /* of `entry`; 0: no such btree */
+	uint64_t entry[1 + BKEY_U64S_MAX];
+};
+
+struct journal {
+	struct super *super;
+	struct journal_ops ops;
+	const struct report_sink *reports;
+	uint64_t magic;
+	unsigned csum_type;
+	bool may_noflush;
+	uint64_t flush_delay_ns, reclaim_delay_ns;
+
+	uint64_t state;		/* atomic */
+	unsigned watermark_min; /* atomic: lowest that is let in */
+	int error;		/* atomic; set once, under lock */
+
+	struct mutex lock;
+	struct waitq changed;	 /* anything: entries opened or written, space, pins */
+	struct waitq write_work; /* for the writer */
+	struct waitq reclaim_work;
+	struct journal_buf buf[JOURNAL_BUF_NR];
+	uint64_t seq_next;	  /* of the next entry to open */
+	uint64_t seq_unwritten;	  /* oldest entry that is not written; seq_next: none */
+	uint64_t seq_flushed;	  /* newest flush entry that is durable */
+	uint64_t last_seq_ondisk; /* its last_seq */
+	uint64_t flush_wanted;	  /* entries up to here are to become durable */
+	uint64_t flushed_ns;	  /* when the last flush entry was written */
+	uint64_t noflush_oldest;  /* entries [it, ...) may have been written noflush; for seq_range_may_have_flush() */
+	uint32_t entry_bytes;	  /* buffers get that much when they are used next */
+	bool is_stopping, is_space_low, is_first_due;
+
+	struct journal_ring *rings;
+	unsigned ring_nr;
+
+	/* Pins: list of seq s at pins[s & (pin_nr - 1)], for s in [pin_front, seq_next). */
+	struct journal_pin_list *pins;
+	uint64_t pin_nr;
+	uint64_t pin_front;
+	uint64_t replay_seq;	      /* entries from here on are to be replayed; 0: done */
+	struct journal_pin *flushing; /* whose flush function is running */
+	const void *flushing_task;    /* in which task */
+
+	/* The writer's own. */
+	struct journal_root roots[BTREE_NR_MAX];
+	uint64_t *last_roots, *last_tail;
+	unsigned last_roots_u64s, last_tail_u64s, last_roots_max, last_tail_max;
+
+	struct task *writer, *reclaimer;
+	struct journal_usage stats; /* counters of it */
+	uint64_t recent_flush[64];  /* seqs of flush entries written, newest at the end of a ring */
+	unsigned recent_flush_nr;
+};
+
+/* --- journal_res.c --- */
+
+/* Words of an entry that reservations don't get: roots and tail. */
+unsigned journal_reserved_u64s(struct journal *j);
+/* Close the open entry, if one is; lock held. */
+void journal_close_entry(struct journal *j);
+/* Open the next entry; lock held. 0, or -EAGAIN when there is no buffer or no space. @is_forced: for a flush. */
+int journal_open_entry(struct journal *j, bool is_forced);
+static inline bool journal_is_open(const struct journal *j)
+{
+	return state_words(__atomic_load_n(&j->state, __ATOMIC_ACQUIRE)) != JOURNAL_CLOSED;
+}
+
+/* --- journal_write.c --- */
+
+void journal_writer_task(void *arg);
+/* Set the error; lock held. Tells ops.failed afterwards, without the lock: journal_fail_tell(). */
+void journal_fail(struct journal *j, int err);
+
+/* --- journal_space.c --- */
+
+int journal_rings_init(struct journal *j, const struct journal_state *state);
+void journal_rings_free(struct journal *j);
+/* Free what entries below last_seq_ondisk took; watermark and is_space_low follow. Lock held. */
+void journal_space_update(struct journal *j);
+/* Bytes that the next entry may have at most; 0: it can't be opened now. Lock held. */
+uint32_t journal_space_next(struct journal *j, bool is_forced);
+/* Places for an entry of @sectors: 0 and which rings, in rings[]; their cursors move on. Lock held. */
+struct journal_place {
+	struct journal_ring *ring;
+	uint64_t sector; /* on the device */
+};
+int journal_space_place(struct journal *j, uint64_t seq, uint32_t sectors, struct journal_place *places,
+			unsigned *place_nr);
+/* Seq up to which pins should go so that half of each ring is free; 0: nothing to do. Lock held. */
+uint64_t journal_space_reclaim_seq(struct journal *j);
+
+/* --- journal_pin.c --- */
+
+int journal_pins_init(struct journal *j);
+void journal_pins_free(struct journal *j);
+/* Make room for the list of @seq, which is seq_next. Lock held. */
+int journal_pins_grow(struct journal *j, uint64_t seq);
+/* Oldest seq that is pinned, or @seq if nothing older is. Lock held. */
+uint64_t journal_last_seq(struct journal *j, uint64_t seq);
+/* Call the flush functions of pins up to @seq, each once. Lock held on entry and return. Returns their number. */
+uint64_t journal_pins_ask(struct journal *j, uint64_t seq);
+bool journal_has_pins(struct journal *j, uint64_t seq);
+
+/* --- journal_reclaim.c --- */
+
+void journal_reclaim_task(void *arg);
+
+#endif

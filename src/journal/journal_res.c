@@ -1,0 +1,227 @@
+/* Reservations, and opening and closing entries. See journal_internal.h for the state word. */
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "device/device.h"
+#include "journal/journal_internal.h"
+
+enum { HEADER_U64S = sizeof(struct jset_disk) / 8 };
+
+unsigned journal_reserved_u64s(struct journal *j)
+{
+	unsigned roots = 0;
+
+	/* A btree that has no root yet may get one in this entry, but then it's a reservation that brings it. */
+	for (unsigned i = 0; i < BTREE_NR_MAX; i++)
+		roots += j->roots[i].u64s ? JOURNAL_ROOT_U64S_MAX : 0;
+	return max(roots, (unsigned)BTREE_NR_1_4 * JOURNAL_ROOT_U64S_MAX) + j->ops.tail_u64s_max(j->ops.ctx) +
+	       JOURNAL_TAIL_SLACK_U64S;
+}
+
+void journal_close_entry(struct journal *j)
+{
+	uint64_t old = __atomic_load_n(&j->state, __ATOMIC_ACQUIRE), new;
+
+	do {
+		if (state_words(old) == JOURNAL_CLOSED)
+			return;
+		new = old | JOURNAL_CLOSED;
+	} while (!__atomic_compare_exchange_n(&j->state, &old, new, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE));
+
+	struct journal_buf *buf = &j->buf[state_buf(old)];
+	buf->u64s = state_words(old);
+	/* Entries before it that aren't written yet may have reservations whose pins are still to come. */
+	buf->last_seq = journal_last_seq(j, min(buf->seq, j->seq_unwritten));
+	buf->is_closed = true;
+	waitq_wake_all(&j->write_work);
+}
+
+/* Room for an entry in @buf, whose content is no longer needed. */
+static int buf_make_room(struct journal *j, struct journal_buf *buf)
+{
+	if (buf->bytes >= j->entry_bytes)
+		return 0;
+	void *data = io_buffer_alloc(j->entry_bytes);
+	if (!data)
+		return buf->data ? 0 : -ENOMEM;
+	io_buffer_free(buf->data);
+	buf->data = data;
+	buf->bytes = j->entry_bytes;
+	return 0;
+}
+
+int journal_open_entry(struct journal *j, bool is_forced)
+{
+	struct journal_buf *buf = &j->buf[j->seq_next % JOURNAL_BUF_NR];
+	unsigned reserved = journal_reserved_u64s(j) + HEADER_U64S;
+
+	if (__atomic_load_n(&j->error, __ATOMIC_ACQUIRE))
+		return -EROFS;
+	if (journal_is_open(j))
+		return 0;
+	if (buf->seq || j->seq_next - journal_last_seq(j, j->seq_next) >= JOURNAL_SEQS_MAX)
+		return -EAGAIN;
+	uint32_t bytes = journal_space_next(j, is_forced);
+	if (!bytes || bytes / 8 <= reserved)
+		return -EAGAIN;
+	int err = buf_make_room(j, buf);
+	if (!err)
+		err = journal_pins_grow(j, j->seq_next);
+	if (err)
+		return err;
+
+	bytes = min(bytes, buf->bytes);
+	*buf = (struct journal_buf){
+		.seq = j->seq_next++,
+		.data = buf->data,
+		.bytes = buf->bytes,
+		.limit_u64s = bytes / 8 - reserved,
+		.opened_ns = clock_monotonic_ns(),
+	};
+	/* Counts of the other buffers may fall meanwhile. */
+	uint64_t old = __atomic_load_n(&j->state, __ATOMIC_ACQUIRE), new;
+	do {
+		new = (old & ~0x3fffffull) | (buf->seq % JOURNAL_BUF_NR) << 20;
+	} while (!__atomic_compare_exchange_n(&j->state, &old, new, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE));
+	waitq_wake_all(&j->write_work);
+	waitq_wake_all(&j->changed);
+	return 0;
+}
+
+/* 0; -EAGAIN: the entry is closed or full, or the watermark too low. */
+static int res_try(struct journal *j, struct journal_res *res, unsigned u64s, enum watermark watermark)
+{
+	uint64_t old = __atomic_load_n(&j->state, __ATOMIC_ACQUIRE), new;
+	unsigned words, buf;
+
+	if (__atomic_load_n(&j->error, __ATOMIC_ACQUIRE))
+		return -EROFS;
+	if (watermark < __atomic_load_n(&j->watermark_min, __ATOMIC_ACQUIRE))
+		return -EAGAIN;
+	do {
+		words = state_words(old);
+		buf = state_buf(old);
+		if (words == JOURNAL_CLOSED ||
+		    words + u64s > __atomic_load_n(&j->buf[buf].limit_u64s, __ATOMIC_RELAXED) ||
+		    state_count(old, buf) == JOURNAL_COUNT_MAX)
+			return -EAGAIN;
+		new = old + u64s + (1ull << state_count_shift(buf));
+	} while (!__atomic_compare_exchange_n(&j->state, &old, new, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE));
+	*res = (struct journal_res){ .seq = j->buf[buf].seq, .buf = buf, .at = words, .u64s = u64s };
+	return 0;
+}
+
+/* With the lock: make room, by closing a full entry and opening the next. */
+static int res_try_slow(struct journal *j, struct journal_res *res, unsigned u64s, enum watermark watermark)
+{
+	if (watermark < j->watermark_min)
+		return __atomic_load_n(&j->error, __ATOMIC_ACQUIRE) ? -EROFS : -EAGAIN;
+	int err = res_try(j, res, u64s, watermark);
+	if (err != -EAGAIN)
+		return err;
+	if (journal_is_open(j)) {
+		/* Full: the next ones may be larger. */
+		if (j->entry_bytes < JOURNAL_ENTRY_BYTES_MAX)
+			j->entry_bytes *= 2;
+		journal_close_entry(j);
+	}
+	while (((uint64_t)u64s + HEADER_U64S + journal_reserved_u64s(j)) * 8 > j->entry_bytes &&
+	       j->entry_bytes < JOURNAL_ENTRY_BYTES_MAX)
+		j->entry_bytes *= 2;
+	err = journal_open_entry(j, false);
+	return err ? err : res_try(j, res, u64s, watermark);
+}
+
+/* More than the largest entry that will ever be? */
+static bool is_too_big(struct journal *j, unsigned u64s)
+{
+	uint64_t bytes = ((uint64_t)u64s + HEADER_U64S + journal_reserved_u64s(j)) * 8;
+
+	for (unsigned i = 0; i < j->ring_nr; i++)
+		if (j->rings[i].is_usable && bytes > (uint64_t)j->rings[i].bucket_sectors << SECTOR_SHIFT)
+			return true;
+	return bytes > JOURNAL_ENTRY_BYTES_MAX;
+}
+
+int journal_res_get(struct journal *j, struct journal_res *res, unsigned u64s, enum watermark watermark, unsigned flags)
+{
+	int err = res_try(j, res, u64s, watermark);
+
+	if (err != -EAGAIN)
+		return err;
+	mutex_lock(&j->lock);
+	while ((err = res_try_slow(j, res, u64s, watermark)) == -EAGAIN) {
+		if (is_too_big(j, u64s)) {
+			err = -E2BIG;
+			break;
+		}
+		waitq_wake_all(&j->reclaim_work);
+		if (flags & JOURNAL_RES_TRY)
+			break;
+		j->stats.reservations_waited++;
+		waitq_wait(&j->changed, &j->lock);
+	}
+	mutex_unlock(&j->lock);
+	return err;
+}
+
+int journal_res_wait(struct journal *j, unsigned u64s, enum watermark watermark)
+{
+	struct journal_res res;
+	int err;
+
+	/* A reservation that is given back at once tells best whether there is one. */
+	err = journal_res_get(j, &res, u64s, watermark, 0);
+	if (!err)
+		journal_res_put(j, &res);
+	return err;
+}
+
+static uint64_t *res_words(struct journal *j, const struct journal_res *res)
+{
+	return (uint64_t *)(j->buf[res->buf].data + 1) + res->at;
+}
+
+void *journal_res_add(struct journal *j, struct journal_res *res, unsigned type, unsigned btree_id, unsigned level,
+		      unsigned payload_u64s)
+{
+	struct jset_entry_disk *e = (struct jset_entry_disk *)(res_words(j, res) + res->used);
+
+	assert(res->used + 1 + payload_u64s <= res->u64s);
+	*e = (struct jset_entry_disk){
+		.u64s = le16_of((uint16_t)payload_u64s),
+		.btree_id = (uint8_t)btree_id,
+		.level = (uint8_t)level,
+		.type = (uint8_t)type,
+	};
+	res->used += 1 + payload_u64s;
+	return e + 1;
+}
+
+void journal_res_add_key(struct journal *j, struct journal_res *res, unsigned type, unsigned btree_id, unsigned level,
+			 const struct bkey *k, const void *value)
+{
+	struct bkey_disk *d = journal_res_add(j, res, type, btree_id, level, BKEY_U64S + k->value_u64s);
+
+	bkey_store(d, k);
+	if (k->value_u64s)
+		memcpy(d + 1, value, bkey_value_bytes(k));
+}
+
+void journal_res_put(struct journal *j, struct journal_res *res)
+{
+	/* Zero words are empty sub-entries. */
+	memset(res_words(j, res) + res->used, 0, (size_t)(res->u64s - res->used) * 8);
+	uint64_t s = __atomic_sub_fetch(&j->state, 1ull << state_count_shift(res->buf), __ATOMIC_ACQ_REL);
+	bool is_open_one = state_words(s) != JOURNAL_CLOSED && state_buf(s) == res->buf;
+
+	if (!state_count(s, res->buf) && !is_open_one) {
+		mutex_lock(&j->lock);
+		waitq_wake_all(&j->write_work);
+		mutex_unlock(&j->lock);
+	}
+	*res = (struct journal_res){ 0 };
+}
