@@ -110,6 +110,11 @@ uint64_t node_ptr_hash(const struct node_ptr *p)
 	return h;
 }
 
+static struct cache_shard *shard_of(struct cache *c, const struct node_ptr *p)
+{
+	return &c->shards[node_ptr_hash(p) % CACHE_SHARD_NR];
+}
+
 static struct btree_node **bucket_of(const struct cache *c, struct cache_shard *shard, uint64_t hash)
 {
 	return &shard->buckets[hash / CACHE_SHARD_NR & (c->bucket_nr - 1)];
@@ -239,6 +244,15 @@ void cache_recharge(struct btrees *trees, struct btree_node *node)
 	node->bytes = bytes;
 }
 
+void cache_set_ptr(struct btrees *trees, struct btree_node *node, const struct btree_ptr *ptr)
+{
+	struct cache_shard *shard = shard_of(&trees->cache, &node->id);
+
+	mutex_lock(&shard->lock);
+	node->id.ptr = *ptr;
+	mutex_unlock(&shard->lock);
+}
+
 void cache_shrink(struct btrees *trees)
 {
 	struct cache *c = &trees->cache;
@@ -251,11 +265,6 @@ void cache_shrink(struct btrees *trees)
 }
 
 /* --- getting a node --- */
-
-static struct cache_shard *shard_of(struct cache *c, const struct node_ptr *p)
-{
-	return &c->shards[node_ptr_hash(p) % CACHE_SHARD_NR];
-}
 
 struct btree_node *node_new(struct btrees *trees, const struct node_ptr *p)
 {

@@ -443,6 +443,9 @@ static void update_apply(struct btree_txn *txn, struct txn_update *u, uint64_t s
 	node_keys_set(&l->node->keys, &b->new.k, b->new.value);
 	overlay_set_overwritten(&trees->overlay, b->btree_id, b->level, b->new.k.p);
 	node_set_dirty(trees, l->node, seq);
+	/* More than fits on disk: be split soon. */
+	if (l->node->keys.live_u64s > node_u64s_max(trees))
+		node_write_want(l->node);
 }
 
 static void commit_watch(struct btree_txn *txn, uint64_t seq)

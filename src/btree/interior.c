@@ -90,6 +90,7 @@ static void slot_give(struct btrees *trees, unsigned btree_id)
 	w->interior_is_busy[btree_id] = false;
 	waitq_wake_all(&w->interior_changed);
 	mutex_unlock(&w->interior_lock);
+	node_write_kick(trees);
 }
 
 /* --- lists of keys --- */
@@ -214,7 +215,7 @@ static int new_node_add(struct interior_update *u, unsigned level, struct bpos m
 	uint32_t u64s = format_choose(trees, items, nr, min_key, max_key, old, &format);
 
 	if (u64s > node_u64s_max(trees))
-		return -EFBIG;
+		return -ENOBUFS;
 	if (array_grow(&u->news, &u->new_max, u->new_nr + 1, sizeof(*u->news)))
 		return -ENOMEM;
 	p.ptr.min_key = min_key;
@@ -392,7 +393,7 @@ static int root_raise(struct interior_update *u, struct path *path, size_t first
 	int err = ptrs ? 0 : -ENOMEM;
 
 	if (path->root_level == BTREE_LEVEL_MAX)
-		err = -EFBIG;
+		err = -ENOBUFS;
 	for (size_t i = 0; !err && i < ptr_nr; i++) {
 		ptr_key_make(&ptrs[i], &u->news[first + i].node->id);
 		err = key_list_add(&l, ptrs[i].k, (uint32_t)BKEY_U64S + ptrs[i].k.k.value_u64s);
@@ -643,6 +644,12 @@ static void update_free(struct interior_update *u, bool is_in_cache)
 	free(u);
 }
 
+/* Whoever needs nodes for his work is preferred to others who do the same. */
+static enum watermark watermark_of_nodes(enum watermark w)
+{
+	return w < WATERMARK_COPYGC ? WATERMARK_BTREE : w == WATERMARK_COPYGC ? WATERMARK_BTREE_COPYGC : w;
+}
+
 static struct interior_update *update_new(struct btrees *trees, unsigned btree_id, unsigned node_nr,
 					  enum watermark watermark, int *err)
 {
@@ -654,7 +661,7 @@ static struct interior_update *update_new(struct btrees *trees, unsigned btree_i
 		return NULL;
 	u->trees = trees;
 	u->btree_id = btree_id;
-	*err = backend->reserve(backend->ctx, node_nr, watermark, &u->reserve);
+	*err = backend->reserve(backend->ctx, node_nr, watermark_of_nodes(watermark), &u->reserve);
 	if (*err) {
 		free(u);
 		return NULL;
@@ -805,6 +812,9 @@ int interior_replace(struct btrees *trees, struct btree_node *node, enum interio
 		if (writing && can_wait)
 			node_write_wait(trees, writing);
 		node_put(writing);
+		/* The tree is as high as it can be, or a key too large for any node. */
+		if (err == -ENOBUFS)
+			return -ENOSPC;
 		if (err != -ENOSPC && (err != -EAGAIN || !can_wait))
 			return err;
 		extra += err == -ENOSPC ? 4 : 0;
@@ -1008,5 +1018,4 @@ void interior_update_finish(struct btrees *trees, struct interior_update *u)
 	w->update_nr--;
 	mutex_unlock(&w->interior_lock);
 	slot_give(trees, btree_id);
-	node_write_kick(trees);
 }

@@ -198,11 +198,13 @@ struct btree_node {
 	struct six_lock lock;  /* guards the members below, down to `bytes` */
 	struct node_keys keys; /* NODE_READY */
 	uint32_t generation;
-	bool is_retired;		   /* replaced: go back to the root */
-	bool is_dirty;			   /* on the writer's list, which holds a reference */
-	bool is_writing;		   /* a set of it is on its way to the disk: it can't be replaced */
-	bool is_new;			   /* made since the btrees were opened for writing */
-	bool is_unpublished;		   /* new: nothing may be appended before the pointer to it is committed */
+	bool is_retired;     /* replaced: go back to the root */
+	bool is_dirty;	     /* on the writer's list, which holds a reference */
+	bool is_writing;     /* a set of it is on its way to the disk: it can't be replaced */
+	bool is_new;	     /* made since the btrees were opened for writing */
+	bool is_unpublished; /* new: nothing may be appended before the pointer to it is committed */
+	bool merge_tried;    /* with a sibling, when it had so many words */
+	uint32_t merge_tried_u64s;
 	unsigned write_blocks;		   /* interior updates that must commit before it may be written */
 	uint32_t log_sectors;		   /* end of the log, sets on their way to the disk included */
 	uint64_t seq_max;		   /* newest journal seq of what is dirty */
@@ -266,6 +268,8 @@ struct btree_node *node_new(struct btrees *trees, const struct node_ptr *p);
 void node_free(struct btree_node *node);
 /* The size of a node (locked for intent or write, or new) has changed: charge the difference. */
 void cache_recharge(struct btrees *trees, struct btree_node *node);
+/* What the pointer to @node, locked for write, says has changed: the log's end, or replicas were given up. */
+void cache_set_ptr(struct btrees *trees, struct btree_node *node, const struct btree_ptr *ptr);
 /* Evict what is over the budget, as far as that goes. With no lock held. */
 void cache_shrink(struct btrees *trees);
 
@@ -416,7 +420,8 @@ uint64_t txn_range_hash(const struct btrees *trees, unsigned btree_id, unsigned 
 			struct bpos min, struct bpos max, uint64_t hash);
 enum { TXN_HASH_BEGIN = 1 };
 /* The pointer to a root, of a tree whose root has level @level - 1. */
-int txn_put_root(struct btree_txn *txn, unsigned btree_id, unsigned level, const struct bkey *k, const void *value);
+int txn_put_root(struct btree_txn *txn, unsigned btree_id, unsigned level, const struct bkey_ref *old,
+		 const struct bkey *k, const void *value, unsigned flags);
 /* A change that the nodes (or a root) in memory have already: it is journalled, and has its triggers run. */
 int txn_put_in_memory(struct btree_txn *txn, unsigned btree_id, unsigned level, bool is_root,
 		      const struct bkey_ref *old, const struct bkey_ref *new);
@@ -512,6 +517,8 @@ static inline void stat_add(atomic_uint_fast64_t *counter, uint64_t n)
 void node_set_dirty(struct btrees *trees, struct btree_node *node, uint64_t seq);
 /* The same for a node that is being replaced: it need not be written. Its pin goes to @pin (or NULL). */
 void node_set_retired(struct btrees *trees, struct btree_node *node, struct journal_pin *pin);
+/* Ask the writer to write @node, when it is dirty. */
+void node_write_want(struct btree_node *node);
 /* Wait until no set of @node is on its way to the disk. The caller has a reference, and no lock. */
 void node_write_wait(struct btrees *trees, struct btree_node *node);
 /* Something that kept nodes from being written is over. */

@@ -25,7 +25,7 @@
 #include "device/device.h"
 #include "format/btree_node_write.h"
 
-enum { BATCH_MAX = 16, DIRTY_MIN = 8 };
+enum { BATCH_MAX = 16, DIRTY_MIN = 8, DEFER_NS = 100 * 1000 * 1000 };
 
 /* --- the list --- */
 
@@ -52,14 +52,10 @@ static void dirty_ring_remove(struct write_state *w, struct btree_node *node)
 	node->is_write_wanted = node->is_deferred = false;
 }
 
-/* Journal reclaim wants the node's pin gone. */
-static void pin_flush_node(struct journal *j, struct journal_pin *pin, uint64_t seq)
+void node_write_want(struct btree_node *node)
 {
-	struct btree_node *node = container_of(pin, struct btree_node, pin);
 	struct write_state *w = node->trees->write;
 
-	(void)j;
-	(void)seq;
 	mutex_lock(&w->lock);
 	if (node->dirty_next && !node->is_write_wanted) {
 		node->is_write_wanted = true;
@@ -67,6 +63,14 @@ static void pin_flush_node(struct journal *j, struct journal_pin *pin, uint64_t 
 		waitq_wake_all(&w->work);
 	}
 	mutex_unlock(&w->lock);
+}
+
+/* Journal reclaim wants the node's pin gone. */
+static void pin_flush_node(struct journal *j, struct journal_pin *pin, uint64_t seq)
+{
+	(void)j;
+	(void)seq;
+	node_write_want(container_of(pin, struct btree_node, pin));
 }
 
 /* Nothing to be asked for: whoever holds it is at work. */
@@ -298,13 +302,18 @@ static int set_put(struct btree_txn *txn, const struct set_write *set)
 {
 	const struct btree_node *node = set->node;
 	uint64_t value[BTREE_PTR_V2_VALUE_U64S_MAX];
+	uint64_t old_value[BTREE_PTR_V2_VALUE_U64S_MAX];
 	struct bkey k = { .p = node->id.max_key, .type = KEY_BTREE_PTR_V2 };
+	struct bkey_ref old = { .k = k, .value = old_value };
+	/* What it takes on disk changes only when a replica is given up. */
+	unsigned flags = set->failed ? 0 : BTREE_PUT_NO_TRIGGER;
 
 	k.value_u64s = (uint8_t)btree_ptr_encode(&set->ptr, value);
+	old.k.value_u64s = (uint8_t)btree_ptr_encode(&node->id.ptr, old_value);
 	/* Nodes that are being written aren't replaced, and so neither is the root above them. */
 	if (btree_root_level(txn->trees, node->id.btree_id) == (int)node->id.level)
-		return txn_put_root(txn, node->id.btree_id, node->id.level + 1, &k, value);
-	return btree_txn_put_level(txn, node->id.btree_id, node->id.level + 1, &k, value, BTREE_PUT_NO_TRIGGER);
+		return txn_put_root(txn, node->id.btree_id, node->id.level + 1, &old, &k, value, flags);
+	return btree_txn_put_level(txn, node->id.btree_id, node->id.level + 1, &k, value, flags);
 }
 
 static int batch_txn(struct btree_txn *txn, void *ctx)
@@ -322,10 +331,21 @@ static int batch_commit(struct set_batch *b)
 	const struct btree_commit_opts opts = {
 		.name = "btree_node_write",
 		.watermark = WATERMARK_RECLAIM,
-		.flags = BTREE_COMMIT_NO_SPLIT | BTREE_COMMIT_NO_TRIGGERS,
+		.flags = BTREE_COMMIT_NO_SPLIT,
 	};
 
 	return btree_txn_run(b->trees, &opts, batch_txn, b);
+}
+
+/* Replicas that lack the set are no good any more. */
+static void ptrs_drop(struct btree_ptr *p, unsigned failed)
+{
+	unsigned nr = 0;
+
+	for (unsigned i = 0; i < p->ptr_nr; i++)
+		if (!(failed & 1u << i))
+			p->ptrs[nr++] = p->ptrs[i];
+	p->ptr_nr = nr;
 }
 
 static int batch_write(struct set_batch *b)
@@ -344,22 +364,38 @@ static int batch_write(struct set_batch *b)
 
 		err = backend->write(backend->ctx, &set->ptr, set->buf, set->offset, set->bytes, &set->failed);
 		if (!err && set->failed)
-			err = -EIO;
+			ptrs_drop(&set->ptr, set->failed);
 		stat_add(&trees->write->stats.sets_appended, 1);
 		stat_add(&trees->write->stats.bytes_written, set->bytes);
 	}
 	return err ? err : batch_commit(b);
 }
 
-static void set_done(struct btrees *trees, struct set_write *set)
+/* Has it become so small that it may fit into its sibling, and not been looked at since? @node is locked for write. */
+static bool node_may_merge(const struct btrees *trees, struct btree_node *node)
+{
+	uint32_t u64s = node->keys.live_u64s;
+
+	if (u64s > node_u64s_max(trees) / 6 || (node->merge_tried && u64s >= node->merge_tried_u64s / 2 && u64s))
+		return false;
+	if (node->merge_tried && node->merge_tried_u64s == u64s)
+		return false;
+	node->merge_tried = true;
+	node->merge_tried_u64s = u64s;
+	return true;
+}
+
+static void set_done(struct btrees *trees, struct set_write *set, int err)
 {
 	struct btree_node *node = set->node;
 	struct write_state *w = trees->write;
 
 	six_lock_intent(&node->lock);
 	six_lock_write(&node->lock);
-	node->id.ptr.sectors_written = set->ptr.sectors_written;
+	if (!err)
+		cache_set_ptr(trees, node, &set->ptr);
 	node->is_writing = false;
+	bool may_merge = !err && node_may_merge(trees, node);
 	six_unlock_write(&node->lock);
 	six_unlock_intent(&node->lock);
 	if (trees->write_opts.journal)
@@ -369,6 +405,11 @@ static void set_done(struct btrees *trees, struct set_write *set)
 	w->writing_nr--;
 	waitq_wake_all(&w->done);
 	mutex_unlock(&w->lock);
+	if (may_merge) {
+		err = interior_replace(trees, node, INTERIOR_MERGE, WATERMARK_RECLAIM, false);
+		if (err && err != -EAGAIN && err != -ENOMEM && err != -ENOSPC && err != -EIO)
+			write_failed(trees, err);
+	}
 	node_put(node);
 }
 
@@ -429,12 +470,27 @@ static void batch_run(struct btrees *trees, struct btree_node **nodes, unsigned 
 		if (err)
 			write_failed(trees, err);
 		for (unsigned i = 0; i < batch.nr; i++)
-			set_done(trees, &batch.sets[i]);
+			set_done(trees, &batch.sets[i], err);
 		node_write_kick(trees);
 	}
 	for (unsigned i = 0; i < full_nr; i++)
 		node_replace_full(trees, full[i]);
 	cache_shrink(trees);
+}
+
+/* With the lock held. What was deferred is tried again after a while, whether or not somebody says so. */
+static void writer_sleep(struct write_state *w)
+{
+	struct btree_node *node = w->dirty;
+	bool any = false;
+
+	for (size_t i = 0; i < w->dirty_nr; i++, node = node->dirty_next)
+		any |= node->is_deferred;
+	if (waitq_wait_until(&w->work, &w->lock, any ? clock_monotonic_ns() + DEFER_NS : UINT64_MAX))
+		return;
+	node = w->dirty;
+	for (size_t i = 0; i < w->dirty_nr; i++, node = node->dirty_next)
+		node->is_deferred = false;
 }
 
 static void writer_task(void *arg)
@@ -448,7 +504,7 @@ static void writer_task(void *arg)
 		unsigned nr = atomic_load(&w->err) ? 0 : batch_pick(w, nodes);
 
 		if (!nr) {
-			waitq_wait(&w->work, &w->lock);
+			writer_sleep(w);
 			continue;
 		}
 		mutex_unlock(&w->lock);
@@ -518,14 +574,9 @@ static void write_state_free(struct write_state *w)
 	free(w);
 }
 
+/* The writer first: it hands updates to the finisher. */
 static void tasks_stop(struct write_state *w)
 {
-	mutex_lock(&w->interior_lock);
-	w->finisher_is_stopping = true;
-	waitq_wake_all(&w->interior_changed);
-	mutex_unlock(&w->interior_lock);
-	if (w->finisher)
-		task_join(w->finisher);
 	mutex_lock(&w->lock);
 	w->is_stopping = true;
 	waitq_wake_all(&w->work);
@@ -533,6 +584,12 @@ static void tasks_stop(struct write_state *w)
 	mutex_unlock(&w->lock);
 	if (w->writer)
 		task_join(w->writer);
+	mutex_lock(&w->interior_lock);
+	w->finisher_is_stopping = true;
+	waitq_wake_all(&w->interior_changed);
+	mutex_unlock(&w->interior_lock);
+	if (w->finisher)
+		task_join(w->finisher);
 }
 
 int btrees_start_write(struct btrees *trees, const struct btrees_write_opts *opts)

@@ -308,16 +308,25 @@ int btree_txn_put(struct btree_txn *txn, unsigned btree_id, const struct bkey *k
 	return btree_txn_put_level(txn, btree_id, 0, k, value, flags);
 }
 
-int txn_put_root(struct btree_txn *txn, unsigned btree_id, unsigned level, const struct bkey *k, const void *value)
+static int update_set_old(struct btree_txn *txn, struct txn_update *u, const struct bkey_ref *old)
+{
+	u->u.old = *old;
+	u->u.old.value = value_copy(txn, &old->k, old->value);
+	u->trigger_old = u->u.old;
+	return u->u.old.value ? 0 : -ENOMEM;
+}
+
+int txn_put_root(struct btree_txn *txn, unsigned btree_id, unsigned level, const struct bkey_ref *old,
+		 const struct bkey *k, const void *value, unsigned flags)
 {
 	struct txn_update *u;
-	int err = update_put(txn, btree_id, level, k, value, BTREE_PUT_NO_TRIGGER, &u);
+	int err = update_put(txn, btree_id, level, k, value, flags, &u);
 
-	if (!err) {
-		u->u.is_root = true;
-		u->has_old = true; /* nobody asks */
-	}
-	return err;
+	if (err)
+		return err;
+	u->u.is_root = true;
+	u->has_old = true;
+	return update_set_old(txn, u, old);
 }
 
 int txn_put_in_memory(struct btree_txn *txn, unsigned btree_id, unsigned level, bool is_root,
@@ -330,14 +339,7 @@ int txn_put_in_memory(struct btree_txn *txn, unsigned btree_id, unsigned level, 
 		return err;
 	u->u.is_root = is_root;
 	u->is_in_memory = u->has_old = true;
-	if (old) {
-		u->u.old = *old;
-		u->u.old.value = value_copy(txn, &old->k, old->value);
-		if (!u->u.old.value)
-			return -ENOMEM;
-		u->trigger_old = u->u.old;
-	}
-	return 0;
+	return old ? update_set_old(txn, u, old) : 0;
 }
 
 int btree_txn_log(struct btree_txn *txn, unsigned jset_entry_type, unsigned btree_id, unsigned level,
