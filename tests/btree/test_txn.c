@@ -125,6 +125,62 @@ static void random_puts_are_what_a_table_says(void **state)
 	volume_close(&v);
 }
 
+/* What is deleted makes nodes small, and small neighbours become one. */
+static void nodes_that_become_small_are_merged(void **state)
+{
+	static struct model m;
+	struct btrees_write_stats stats;
+	struct volume v;
+
+	memset(&m, 0, sizeof(m));
+	volume_open(&v, BTREE_CACHE_BYTES_MIN(NODE_BYTES) * 4);
+	for (unsigned i = 0; i < KEYS; i++) {
+		m.at[i] = (struct put){ i, i, 5 };
+		put(&v, i, i, 5);
+	}
+	assert_int_equal(btrees_flush_all(v.trees), 0);
+	for (unsigned i = 0; i < KEYS; i++) {
+		if (i % 200 == 0)
+			continue;
+		m.at[i].words = 0;
+		put(&v, i, 0, 0);
+	}
+	for (unsigned i = 0; i < 10; i++) {
+		put(&v, 0, 0, 5);
+		assert_int_equal(btrees_flush_all(v.trees), 0);
+	}
+	btrees_write_stats(v.trees, &stats);
+	assert_true(stats.merges > 10);
+	compare(&v, &m);
+	volume_close(&v);
+}
+
+static int rewrite_all(void *ctx, const struct btree_node_info *info, int err)
+{
+	struct volume *v = ctx;
+
+	return err ? err : btree_node_rewrite(v->trees, info->btree_id, info->level, info->max_key);
+}
+
+static void rewritten_nodes_hold_what_they_held(void **state)
+{
+	static struct model m;
+	struct volume v;
+
+	memset(&m, 0, sizeof(m));
+	volume_open(&v, BTREE_CACHE_BYTES_MIN(NODE_BYTES) * 4);
+	for (unsigned i = 0; i < KEYS; i++) {
+		m.at[i] = (struct put){ i, i, 5 };
+		put(&v, i, i, 5);
+	}
+	assert_int_equal(btree_nodes_walk(v.trees, ID, rewrite_all, &v), 0);
+	compare(&v, &m);
+	assert_int_equal(btrees_flush_all(v.trees), 0);
+	assert_int_equal(btree_nodes_walk(v.trees, ID, rewrite_all, &v), 0);
+	compare(&v, &m);
+	volume_close(&v);
+}
+
 /* --- many tasks --- */
 
 enum { TASKS = 4, ROUNDS = 2000, COUNTERS = 50 };
@@ -212,6 +268,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(random_puts_are_what_a_table_says),
+		cmocka_unit_test(nodes_that_become_small_are_merged),
+		cmocka_unit_test(rewritten_nodes_hold_what_they_held),
 		cmocka_unit_test(transfers_keep_the_sum),
 	};
 
