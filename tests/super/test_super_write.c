@@ -8,6 +8,7 @@
 
 #include <cmocka.h>
 
+#include "base/clock.h"
 #include "base/sync.h"
 #include "format/jset.h"
 #include "format/sb_sections.h"
@@ -17,6 +18,18 @@
 static struct reports reports;
 static struct report_sink sink;
 
+/* Writes of all devices in order, with what they wrote; flushes mark how far each device is safe. */
+struct recording {
+	struct {
+		const void *dev;
+		bool is_flush;
+		uint64_t offset;
+		size_t bytes;
+		uint8_t *data;
+	} v[64];
+	unsigned nr;
+};
+
 /*
  * A device that stays when the super closes it, so that it can be opened again: what is on it survives.
  */
@@ -24,7 +37,8 @@ struct kept {
 	struct device dev;
 	struct device *below;
 	unsigned writes, flushes;
-	uint64_t written_first[8]; /* offsets in order */
+	struct recording *recording; /* NULL: nothing is recorded */
+	uint64_t written_first[8];   /* offsets in order */
 };
 
 static void kept_submit(struct device *dev, struct device_io *io)
@@ -35,6 +49,21 @@ static void kept_submit(struct device *dev, struct device_io *io)
 	if (io->op == DEVICE_WRITE && k->writes < ARRAY_NR(k->written_first))
 		k->written_first[k->writes] = io->offset_bytes;
 	k->writes += io->op == DEVICE_WRITE;
+	if (k->recording && (io->op == DEVICE_WRITE || io->op == DEVICE_FLUSH)) {
+		unsigned n = k->recording->nr++;
+
+		assert_true(n < ARRAY_NR(k->recording->v));
+		k->recording->v[n].dev = k;
+		k->recording->v[n].is_flush = io->op == DEVICE_FLUSH;
+		k->recording->v[n].offset = io->offset_bytes;
+		k->recording->v[n].bytes = io->len_bytes;
+		k->recording->v[n].data = NULL;
+		if (io->op == DEVICE_WRITE) {
+			k->recording->v[n].data = malloc(io->len_bytes);
+			assert_non_null(k->recording->v[n].data);
+			memcpy(k->recording->v[n].data, io->iov[0].iov_base, io->len_bytes);
+		}
+	}
 	k->flushes += io->op == DEVICE_FLUSH;
 	for (unsigned i = 0; i < io->iov_nr && !err; i++) {
 		err = io->op == DEVICE_READ
@@ -442,6 +471,97 @@ static void failure_between_copies_leaves_a_whole_one(void **state)
 	disks_free(&d);
 }
 
+/*
+ * Put onto the devices what may be there when power fails behind the first @cut steps of @r: all that was flushed, and
+ * of the rest any sectors.
+ */
+static void replay(const struct recording *r, unsigned cut, struct rng *rng)
+{
+	for (unsigned i = 0; i < cut; i++) {
+		const struct kept *k = r->v[i].dev;
+		bool is_safe = false;
+
+		if (r->v[i].is_flush)
+			continue;
+		for (unsigned f = i + 1; f < cut; f++)
+			is_safe = is_safe || (r->v[f].is_flush && r->v[f].dev == k);
+		uint64_t kind = is_safe ? 0 : rng_below(rng, 3); /* whole, lost, torn */
+		for (size_t at = 0; at < r->v[i].bytes && kind != 1; at += 512) {
+			if (kind == 2 && rng_below(rng, 2))
+				continue;
+			uint8_t *sector = io_buffer_alloc(512);
+			memcpy(sector, r->v[i].data + at, 512);
+			assert_int_equal(device_write(k->below, r->v[i].offset + at, sector, 512), 0);
+			io_buffer_free(sector);
+		}
+	}
+}
+
+static void power_cuts_leave_the_old_or_the_new_state(void **state)
+{
+	static const uint8_t both[] = { 0, 1 };
+	static uint8_t before[2][FS_COPIES][32768] __attribute__((aligned(4096)));
+	static uint8_t roots[6000]; /* so that a copy has more sectors than fit into one block */
+	const char *env = getenv("KILN_TEST_SEED");
+	uint64_t seed = env ? strtoull(env, NULL, 0) : random_u64();
+	struct rng rng;
+	unsigned news = 0, olds = 0;
+
+	print_message("KILN_TEST_SEED=%llu\n", (unsigned long long)seed);
+	rng_init(&rng, seed);
+	for (unsigned round = 0; round < 100; round++) {
+		struct recording r = { .nr = 0 };
+		struct disks d;
+		struct super *s;
+
+		/* The update, recorded, on devices that are then put back to what they were. */
+		disks_init(&d, 2);
+		disks_open(&d, &s);
+		assert_int_equal(super_replicas_mark(s, 3, 1, both, 2), 0);
+		assert_int_equal(super_mark_clean(s, 1, NULL, 0, roots, sizeof(roots) / 8), 0);
+		super_close(s);
+		for (unsigned i = 0; i < 2; i++) {
+			for (unsigned c = 0; c < FS_COPIES; c++)
+				assert_int_equal(device_read(d.fs.dev[i], fs_copy_sector(c) * 512, before[i][c],
+							     sizeof(before[i][c])),
+						 0);
+			d.kept[i].recording = &r;
+		}
+		disks_open(&d, &s);
+		assert_int_equal(super_mark_dirty(s), 0);
+		super_close(s);
+		for (unsigned i = 0; i < 2; i++) {
+			d.kept[i].recording = NULL;
+			for (unsigned c = 0; c < FS_COPIES; c++)
+				assert_int_equal(device_write(d.fs.dev[i], fs_copy_sector(c) * 512, before[i][c],
+							      sizeof(before[i][c])),
+						 0);
+		}
+
+		replay(&r, (unsigned)rng_below(&rng, r.nr + 1), &rng);
+		assert_int_equal(disks_open_with(&d, (struct super_open_opts){ 0 }, ~0u, &s), 0);
+		assert_true(super_member_online(s, 0) && super_member_online(s, 1));
+		uint64_t seq = le64_get(s->sb->seq);
+		assert_true(seq == 9 || seq == 10);
+		assert_int_equal(SB_CLEAN_FLAG(s->sb), seq == 9);
+		news += seq == 10;
+		olds += seq == 9;
+		super_close(s);
+
+		/* And it can be written again, which makes all copies equal. */
+		disks_open(&d, &s);
+		assert_int_equal(super_mark_dirty(s), 0);
+		super_close(s);
+		disks_look(&d, &s);
+		assert_string_equal(reports.text, "");
+		super_close(s);
+		for (unsigned n = 0; n < r.nr; n++)
+			free(r.v[n].data);
+		disks_free(&d);
+	}
+	assert_true(news && olds);
+}
+
 static void foreign_write_stops_everything(void **state)
 {
 	struct disks d;
@@ -660,6 +780,7 @@ int main(void)
 		cmocka_unit_test(failed_member_drops_out_and_the_rest_goes_on),
 		cmocka_unit_test(update_fails_for_good_when_too_little_was_written),
 		cmocka_unit_test(failure_between_copies_leaves_a_whole_one),
+		cmocka_unit_test(power_cuts_leave_the_old_or_the_new_state),
 		cmocka_unit_test(foreign_write_stops_everything),
 		cmocka_unit_test(damaged_primary_is_written_anew_but_a_different_one_is_not),
 		cmocka_unit_test(nothing_is_written_before_initialisation),
