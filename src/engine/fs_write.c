@@ -222,10 +222,14 @@ static int run_passes(struct kiln_fs *fs)
 		.reports = &fs->reporter.sink,
 		.log = &fs->reporter.log,
 		.was_clean = fs->journal->was_clean,
-		.requested = recovery_upgrade_passes(le16_get(fs->super->sb->version)),
+		/* The version itself has been raised by now. */
+		.requested = recovery_upgrade_passes(sb_upgrade_complete(fs->super->sb)),
 	};
+	int err = recovery_run(&recovery);
 
-	return recovery_run(&recovery);
+	if (!err && sb_upgrade_complete(fs->super->sb) < le16_get(fs->super->sb->version))
+		err = super_mark_recovered(fs->super);
+	return err;
 }
 
 static int start_steps(struct kiln_fs *fs)

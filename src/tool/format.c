@@ -378,6 +378,7 @@ static int run_with(struct args *a)
 {
 	char why[KILN_ERROR_BYTES];
 
+	/* It will be what `kiln put -r` does, on the filesystem that kiln_format() leaves open. */
 	if (a->source) {
 		tool_error("--source: filesystems can't be filled yet");
 		return TOOL_FAILED;
