@@ -1008,7 +1008,7 @@ void interior_update_finish(struct btrees *trees, struct interior_update *u)
 		write_failed(trees, err);
 	} else {
 		update_publish(u);
-		for (size_t i = 0; backend->node_free && i < u->old_nr; i++)
+		for (size_t i = 0; !trees->write_opts.journal && backend->node_free && i < u->old_nr; i++)
 			backend->node_free(backend->ctx, &u->olds[i].ptr.ptr);
 	}
 	if (trees->write_opts.journal)

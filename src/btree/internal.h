@@ -34,18 +34,6 @@
 #include "btree/btree.h"
 #include "btree/txn.h"
 
-/* Until the journal's write side is there. */
-#pragma weak journal_res_get
-#pragma weak journal_res_wait
-#pragma weak journal_res_add
-#pragma weak journal_res_add_key
-#pragma weak journal_res_put
-#pragma weak journal_pin_add
-#pragma weak journal_pin_move
-#pragma weak journal_pin_drop
-#pragma weak journal_flush_seq
-#pragma weak journal_seq
-
 /* --- overlay.c --- */
 
 struct overlay_key {

@@ -1,0 +1,333 @@
+/*
+ * Btrees on a device, with a journal: what was flushed survives crashes, whatever was written of the nodes.
+ *
+ * A crash is that everything in memory goes away, at any moment; the device keeps every write.
+ */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/clock.h"
+#include "base/fiber.h"
+#include "btree/txn.h"
+#include "format/version.h"
+#include "journal/journal.h"
+#include "super/format.h"
+
+enum { NODE_BYTES = 4096, NODES_START = 24 << 20, ID = BTREE_XATTRS, KEYS = 1500, ROUNDS = 6, TASKS = 3, PUTS = 700 };
+
+struct world {
+	struct super *super;
+	struct device *dev;
+	struct journal *j;
+	struct journal_state *state;
+	struct btrees *trees;
+	struct mutex lock;
+	uint64_t node_nr; /* ever given out */
+	bool is_failed;
+	uint64_t sets_appended, splits;
+	struct {
+		uint64_t value;
+		unsigned words;
+	} model[KEYS];
+};
+
+/* --- nodes on the device; space is never reused --- */
+
+static int node_read(void *ctx, const struct btree_ptr *p, unsigned replica, void *buf, size_t bytes)
+{
+	struct world *w = ctx;
+
+	return device_read(w->dev, p->ptrs[replica].sector * SECTOR_BYTES, buf, bytes);
+}
+
+static const char *device_name(void *ctx, unsigned dev) { return "mem"; }
+
+static int reserve(void *ctx, unsigned nr, enum watermark watermark, struct btree_node_reserve **r)
+{
+	*r = (void *)1;
+	return 0;
+}
+
+static void node_alloc(void *ctx, struct btree_node_reserve *r, struct btree_ptr *p)
+{
+	struct world *w = ctx;
+
+	mutex_lock(&w->lock);
+	p->ptr_nr = 1;
+	p->ptrs[0] = (struct extent_ptr){ .sector = (NODES_START + w->node_nr++ * NODE_BYTES) / SECTOR_BYTES };
+	mutex_unlock(&w->lock);
+}
+
+static void reserve_put(void *ctx, struct btree_node_reserve *r) {}
+
+static int node_write(void *ctx, const struct btree_ptr *p, const void *buf, size_t offset, size_t bytes,
+		      unsigned *failed)
+{
+	struct world *w = ctx;
+
+	*failed = 0;
+	return device_write(w->dev, p->ptrs[0].sector * SECTOR_BYTES + offset, buf, bytes);
+}
+
+static void report(void *ctx, const struct report *r)
+{
+	fprintf(stderr, "report: %s: %s: expected %s, found %s\n", r->structure, r->position, r->expected, r->found);
+	if (r->level > REPORT_INFO)
+		abort();
+}
+static const struct report_sink sink = { .emit = report };
+
+/* --- open and crash --- */
+
+static unsigned tail(void *ctx, uint64_t seq, void *at, unsigned max_u64s) { return 0; }
+static unsigned tail_max(void *ctx) { return 0; }
+static int mark(void *ctx, const uint8_t *devs, unsigned nr)
+{
+	return super_replicas_mark(((struct world *)ctx)->super, 2, 1, devs, nr);
+}
+static void flushed(void *ctx, uint64_t seq) {}
+static void failed(void *ctx, int err) { ((struct world *)ctx)->is_failed = true; }
+
+static int collect_key(void *ctx, const struct journal_entry *e, uint32_t offset, unsigned btree, unsigned level,
+		       const struct bkey_disk *key)
+{
+	return overlay_builder_add(ctx, btree, level, e->seq, offset, key);
+}
+
+static void world_open(struct world *w)
+{
+	static const struct journal_state nothing;
+	struct journal_state *state = w->state;
+	struct btrees_opts opts = {
+		.memory_bytes = BTREE_CACHE_BYTES_MIN(NODE_BYTES) * 6,
+		.kctx = &w->super->kctx,
+		.magic = btree_node_magic(w->super->sb->uuid),
+		.reports = &sink,
+		.backend = { .read = node_read,
+			     .device_name = device_name,
+			     .reserve = reserve,
+			     .node_alloc = node_alloc,
+			     .reserve_put = reserve_put,
+			     .write = node_write,
+			     .ctx = w },
+	};
+
+	assert_int_equal(btrees_open(&opts, &w->trees), 0);
+	if (state) {
+		struct overlay_builder *builder = overlay_builder_new(false);
+
+		for (unsigned id = 0; id < BTREE_NR_MAX; id++) {
+			struct bkey_ref key = { state->roots[id].key, state->roots[id].value };
+
+			if (state->roots[id].exists)
+				assert_int_equal(btrees_set_root(w->trees, id, state->roots[id].level, &key, false), 0);
+		}
+		assert_int_equal(journal_for_each_key(state, collect_key, builder), 0);
+		assert_int_equal(btrees_set_overlay(w->trees, builder), 0);
+		if (state->seq_flushed + 1 < state->seq_next)
+			assert_int_equal(super_blacklist_add(w->super, state->seq_flushed + 1, state->seq_next), 0);
+	}
+	struct journal_opts jopts = {
+		.super = w->super,
+		.state = state ? state : &nothing,
+		.seq_next = state ? state->seq_next : 1,
+		.seq_pinned = state ? state->seq_last : 1,
+		.ops = { tail, tail_max, mark, flushed, failed, w },
+	};
+	assert_int_equal(super_mark_dirty(w->super), 0);
+	assert_int_equal(journal_start(&jopts, &w->j), 0);
+	assert_int_equal(btrees_start_write(w->trees, &(struct btrees_write_opts){ .journal = w->j,
+										   .has_txn_names = true,
+										   .csum_type = CHECKSUM_CRC32C_NONZERO,
+										   .version = VERSION_1_4,
+										   .failed = failed,
+										   .ctx = w }),
+			 0);
+}
+
+static void world_crash(struct world *w)
+{
+	struct btrees_write_stats stats;
+
+	assert_false(w->is_failed);
+	btrees_write_stats(w->trees, &stats);
+	w->sets_appended += stats.sets_appended;
+	w->splits += stats.splits;
+	journal_abort(w->j);
+	btrees_stop_write(w->trees);
+	btrees_close(w->trees);
+	journal_free(w->j);
+	w->is_failed = false; /* by the abort, in the middle of whatever was going on */
+	journal_state_free(w->state);
+	assert_int_equal(journal_read(w->super, &(struct journal_read_opts){ 0 }, &w->state), 0);
+	assert_int_equal(w->state->missing_nr, 0);
+}
+
+static void world_make(struct world *w)
+{
+	struct super_format_device d = { .bucket_bytes = 64 << 10, .durability = 1 };
+	uint64_t options[OPT_NR] = { 0 };
+	bool is_set[OPT_NR] = { false };
+	char why[512];
+
+	memset(w, 0, sizeof(*w));
+	mutex_init(&w->lock);
+	assert_int_equal(device_open_memory("mem", 512ull << 20, 512, &d.dev), 0);
+	w->dev = d.dev;
+	options[OPT_BTREE_NODE_SIZE] = NODE_BYTES;
+	options[OPT_BLOCK_SIZE] = 512;
+	is_set[OPT_BTREE_NODE_SIZE] = is_set[OPT_BLOCK_SIZE] = true;
+	if (super_format(&d, 1, &(struct super_format_opts){ .options = options, .options_set = is_set }, why))
+		fail_msg("format: %s", why);
+	struct super_open_opts open = { .is_write = true, .devices = &w->dev, .device_nr = 1 };
+	assert_int_equal(super_open(NULL, 0, &open, NULL, NULL, &w->super), 0);
+	assert_int_equal(super_journals_init(w->super), 0);
+	assert_int_equal(super_mark_initialized(w->super), 0);
+}
+
+/* --- putting and looking --- */
+
+struct put {
+	uint64_t at, value;
+	unsigned words;
+};
+
+static int put_txn(struct btree_txn *txn, void *ctx)
+{
+	const struct put *p = ctx;
+	struct bkey k = { .p = BPOS(1, p->at, UINT32_MAX), .type = p->words ? KEY_COOKIE : KEY_DELETED };
+	uint64_t value[BKEY_VALUE_U64S_MAX];
+
+	k.value_u64s = (uint8_t)p->words;
+	for (unsigned i = 0; i < p->words; i++)
+		value[i] = p->value + i;
+	return btree_txn_put(txn, ID, &k, value, 0);
+}
+
+struct putter {
+	struct world *w;
+	uint64_t seed;
+	unsigned nr; /* keys at = nr modulo TASKS are this one's */
+};
+
+static void put_task(void *arg)
+{
+	const struct btree_commit_opts opts = { .name = "test", .watermark = WATERMARK_NORMAL };
+	struct putter *t = arg;
+	struct rng rng;
+
+	rng_init(&rng, t->seed);
+	for (unsigned i = 0; i < PUTS; i++) {
+		uint64_t at = rng_below(&rng, KEYS / TASKS) * TASKS + t->nr;
+		unsigned words = rng_below(&rng, 3) ? 1 + (unsigned)rng_below(&rng, 12) : 0;
+		struct put p = { at, rng_u64(&rng), words };
+
+		if (btree_txn_run(t->w->trees, &opts, put_txn, &p))
+			abort();
+		t->w->model[at].value = p.value;
+		t->w->model[at].words = words;
+		if (!rng_below(&rng, 200))
+			journal_flush(t->w->j);
+	}
+}
+
+static void check(struct world *w)
+{
+	struct btree_iter it;
+	struct bkey_ref k;
+
+	btree_iter_open(&it, w->trees, ID, POS_MIN, BTREE_ITER_ALL_SNAPSHOTS, 0);
+	for (unsigned i = 0; i < KEYS; i++) {
+		if (!w->model[i].words)
+			continue;
+		assert_int_equal(btree_iter_peek(&it, &k), 1);
+		assert_int_equal(k.k.p.offset, i);
+		assert_int_equal(k.k.value_u64s, w->model[i].words);
+		for (unsigned n = 0; n < w->model[i].words; n++)
+			assert_true(le64_load((const uint8_t *)k.value + (size_t)n * 8) == w->model[i].value + n);
+		btree_iter_advance(&it);
+	}
+	assert_int_equal(btree_iter_peek(&it, &k), 0);
+	btree_iter_close(&it);
+}
+
+static void rounds(void *arg)
+{
+	uint64_t seed = *(const uint64_t *)arg;
+	struct world *w = calloc(1, sizeof(*w));
+	struct task *tasks[TASKS];
+	struct putter putters[TASKS];
+	struct rng rng;
+
+	rng_init(&rng, seed);
+	world_make(w);
+	world_open(w);
+	for (unsigned round = 0; round < ROUNDS; round++) {
+		for (unsigned i = 0; i < TASKS; i++) {
+			putters[i] = (struct putter){ w, rng_u64(&rng), i };
+			assert_int_equal(task_start(&tasks[i], "put", put_task, &putters[i]), 0);
+		}
+		for (unsigned i = 0; i < TASKS; i++)
+			task_join(tasks[i]);
+		check(w);
+		if (!rng_below(&rng, 3))
+			assert_int_equal(btrees_flush_all(w->trees), 0);
+		assert_int_equal(journal_flush(w->j), 0);
+		world_crash(w);
+		world_open(w);
+		check(w);
+		if (!rng_below(&rng, 3)) { /* crash before replay */
+			world_crash(w);
+			world_open(w);
+			check(w);
+		}
+		assert_int_equal(btrees_replay(w->trees), 0);
+		journal_replay_done(w->j);
+		check(w);
+	}
+	world_crash(w);
+	assert_true(w->sets_appended > 0 && w->splits > 0);
+	journal_state_free(w->state);
+	super_close(w->super);
+	mutex_destroy(&w->lock);
+	free(w);
+}
+
+static uint64_t seed_get(void)
+{
+	const char *env = getenv("KILN_TEST_SEED");
+	uint64_t seed = env ? strtoull(env, NULL, 0) : random_u64();
+
+	print_message("KILN_TEST_SEED=%llu\n", (unsigned long long)seed);
+	return seed;
+}
+
+static void crashes_lose_nothing_that_was_flushed(void **state)
+{
+	uint64_t seed = seed_get();
+
+	rounds(&seed);
+}
+
+static void crashes_lose_nothing_in_a_simulation(void **state)
+{
+	uint64_t seed = seed_get();
+
+	assert_int_equal(fiber_sim_run(&(struct fiber_sim_opts){ .seed = seed }, rounds, &seed, NULL), 0);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(crashes_lose_nothing_that_was_flushed),
+		cmocka_unit_test(crashes_lose_nothing_in_a_simulation),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
