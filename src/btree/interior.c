@@ -29,7 +29,11 @@
 #include "device/device.h"
 #include "format/btree_node_write.h"
 
-enum { PATH_MAX_NR = BTREE_LEVEL_MAX + 1, PTR_KEY_U64S_MAX = BKEY_U64S + BTREE_PTR_V2_VALUE_U64S_MAX };
+enum {
+	PATH_MAX_NR = BTREE_LEVEL_MAX + 1,
+	PTR_KEY_U64S_MAX = BKEY_U64S + BTREE_PTR_V2_VALUE_U64S_MAX,
+	POLL_NS = 1000 * 1000
+};
 
 /* A pointer to a node, as a key. */
 struct ptr_key {
@@ -849,18 +853,20 @@ int interior_root_create(struct btrees *trees, unsigned btree_id, enum watermark
 
 	if (!u)
 		return err;
-	err = slot_take(trees, btree_id, true);
-	if (err) {
-		update_free(u, false);
-		return err;
-	}
-	bool exists = btree_root_level(trees, btree_id) >= 0;
-	if (!exists)
+	/*
+	 * Another who makes the root right now has the slot until his update is finished, which may be what the caller
+	 * is about to do. So wait for the root, not for the slot.
+	 */
+	while ((err = slot_take(trees, btree_id, false)) == -EAGAIN && btree_root_level(trees, btree_id) < 0)
+		sleep_ns(POLL_NS);
+	bool has_slot = !err, exists = btree_root_level(trees, btree_id) >= 0;
+	if (has_slot && !exists)
 		err = root_create(u);
 	if (exists || err) {
 		update_free(u, false);
-		slot_give(trees, btree_id);
-		return err;
+		if (has_slot)
+			slot_give(trees, btree_id);
+		return exists ? 0 : err;
 	}
 	update_submit(u);
 	return 0;

@@ -25,7 +25,7 @@
 #include "device/device.h"
 #include "format/btree_node_write.h"
 
-enum { BATCH_MAX = 16, DIRTY_MIN = 8, DEFER_NS = 100 * 1000 * 1000 };
+enum { BATCH_MAX = 16, DIRTY_MIN = 8, DEFER_NS = 100 * 1000 * 1000, THROTTLE_NS = DEFER_NS };
 
 /* --- the list --- */
 
@@ -157,13 +157,22 @@ void node_write_wait(struct btrees *trees, struct btree_node *node)
 	}
 }
 
+/*
+ * For a while only: the writer may wait for space, and that for the caller. So this slows down who makes nodes dirty
+ * faster than they can be written, and can't stop anybody for good.
+ */
 void node_write_throttle(struct btrees *trees)
 {
 	struct write_state *w = trees->write;
+	uint64_t deadline = 0;
 
 	mutex_lock(&w->lock);
-	while (w->dirty_nr > w->dirty_max && !atomic_load(&w->err) && !w->is_stopping)
-		waitq_wait(&w->done, &w->lock);
+	while (w->dirty_nr > w->dirty_max && !atomic_load(&w->err) && !w->is_stopping) {
+		if (!deadline)
+			deadline = clock_monotonic_ns() + THROTTLE_NS;
+		if (!waitq_wait_until(&w->done, &w->lock, deadline))
+			break;
+	}
 	mutex_unlock(&w->lock);
 	cache_shrink(trees);
 }
