@@ -520,7 +520,9 @@ int write_error(struct btrees *trees);
 /* --- write_buffer.c --- */
 
 int write_buffer_open(struct btrees *trees, struct write_buffer **wb);
-void write_buffer_close(struct write_buffer *wb);
+/* Stop its task. What commits add after that stays in memory. NULL is allowed. */
+void write_buffer_stop(struct write_buffer *wb);
+void write_buffer_close(struct write_buffer *wb); /* NULL is allowed */
 /*
  * Before a commit that is going to add @key_nr keys of @u64s words together (unpacked: header and value). Waits for
  * room, unless @watermark is WATERMARK_RECLAIM, which always gets it. No lock is held. 0, -ENOMEM or the error that

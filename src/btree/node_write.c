@@ -628,10 +628,11 @@ void btrees_stop_write(struct btrees *trees)
 
 	if (!w)
 		return;
-	if (trees->write_buffer)
-		write_buffer_close(trees->write_buffer);
-	trees->write_buffer = NULL;
+	/* The buffer's task may wait for interior updates, and the commits of these add to the buffer. */
+	write_buffer_stop(trees->write_buffer);
 	tasks_stop(w);
+	write_buffer_close(trees->write_buffer);
+	trees->write_buffer = NULL;
 	while (w->dirty) {
 		struct btree_node *node = w->dirty;
 

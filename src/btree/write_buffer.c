@@ -53,7 +53,7 @@ struct batch {
 	size_t value_u64s, value_max;
 	uint64_t seq_oldest; /* 0: empty */
 	struct journal_pin pin;
-	struct btrees *trees;
+	struct write_buffer *wb;
 };
 
 struct write_buffer {
@@ -68,7 +68,38 @@ struct write_buffer {
 	size_t keys_reserved, u64s_reserved;
 	uint64_t batches_closed, batches_applied;
 	bool is_applying;
+	struct waitq work; /* for the task */
+	bool is_wanted, is_stopping;
+	struct task *task; /* NULL: stopped */
 };
+
+static void flush_task(void *arg)
+{
+	struct write_buffer *wb = arg;
+
+	mutex_lock(&wb->lock);
+	while (!wb->is_stopping) {
+		if (!wb->is_wanted) {
+			waitq_wait(&wb->work, &wb->lock);
+			continue;
+		}
+		wb->is_wanted = false;
+		mutex_unlock(&wb->lock);
+		/* What it fails with, who wants room is told. Whoever asked asks again. */
+		btree_write_buffer_flush(wb->trees);
+		mutex_lock(&wb->lock);
+	}
+	mutex_unlock(&wb->lock);
+}
+
+/* Lock held. */
+static void want_flush(struct write_buffer *wb)
+{
+	if (wb->is_wanted)
+		return;
+	wb->is_wanted = true;
+	waitq_wake_one(&wb->work);
+}
 
 int write_buffer_open(struct btrees *trees, struct write_buffer **wb)
 {
@@ -78,22 +109,44 @@ int write_buffer_open(struct btrees *trees, struct write_buffer **wb)
 	*wb = b;
 	if (!b)
 		return -ENOMEM;
-	b->trees = b->batches[0].trees = b->batches[1].trees = trees;
+	b->trees = trees;
 	b->keys_max = (size_t)min(max(keys_max, (uint64_t)KEYS_MAX_MIN), (uint64_t)KEYS_MAX_MAX);
+	for (unsigned i = 0; i < ARRAY_NR(b->batches); i++)
+		b->batches[i].wb = b;
 	mutex_init(&b->lock);
 	waitq_init(&b->changed);
-	return 0;
+	waitq_init(&b->work);
+	int err = task_start(&b->task, "btree-buffer", flush_task, b);
+	if (err) {
+		write_buffer_close(b);
+		*wb = NULL;
+	}
+	return err;
+}
+
+void write_buffer_stop(struct write_buffer *wb)
+{
+	if (!wb || !wb->task)
+		return;
+	mutex_lock(&wb->lock);
+	wb->is_stopping = true;
+	waitq_wake_all(&wb->work);
+	mutex_unlock(&wb->lock);
+	task_join(wb->task);
+	wb->task = NULL;
 }
 
 void write_buffer_close(struct write_buffer *wb)
 {
 	if (!wb)
 		return;
+	write_buffer_stop(wb);
 	for (unsigned i = 0; i < ARRAY_NR(wb->batches); i++) {
 		journal_pin_drop(wb->trees->write_opts.journal, &wb->batches[i].pin);
 		free(wb->batches[i].keys);
 		free(wb->batches[i].values);
 	}
+	waitq_destroy(&wb->work);
 	waitq_destroy(&wb->changed);
 	mutex_destroy(&wb->lock);
 	free(wb);
@@ -204,6 +257,8 @@ void write_buffer_add(struct btrees *trees, unsigned btree_id, const struct bkey
 		b->seq_oldest = seq;
 		journal_pin_add(trees->write_opts.journal, &b->pin, seq, flush_for_reclaim);
 	}
+	if (b->key_nr > wb->keys_max / 2)
+		want_flush(wb);
 	unreserve(wb, 1, BKEY_U64S + k->value_u64s);
 	mutex_unlock(&wb->lock);
 }
@@ -342,8 +397,12 @@ int btree_write_buffer_flush(struct btrees *trees)
 	return err;
 }
 
-/* Reclaim wants entries back. What the flush failed with, if it does, whoever adds next is told. */
+/* Reclaim wants entries back: only start that. The journal waits for this function before it drops the pin. */
 static void flush_for_reclaim(struct journal *j, struct journal_pin *pin, uint64_t seq)
 {
-	btree_write_buffer_flush(container_of(pin, struct batch, pin)->trees);
+	struct write_buffer *wb = container_of(pin, struct batch, pin)->wb;
+
+	mutex_lock(&wb->lock);
+	want_flush(wb);
+	mutex_unlock(&wb->lock);
 }
