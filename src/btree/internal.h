@@ -386,6 +386,7 @@ struct btree_txn {
 	struct txn_log *logs, **logs_end;
 	struct txn_leaf *leaves; /* during commit, in lock order */
 	size_t leaf_nr, leaf_max, locked_nr;
+	unsigned run_nr;   /* it was run before */
 	bool is_exclusive; /* runs alone */
 	struct txn_need need;
 	/* For the btree room: called when it is committed, reservation and locks held. */

@@ -70,6 +70,7 @@ static const void *value_copy(struct btree_txn *txn, const struct bkey *k, const
 
 struct btrees *btree_txn_trees(const struct btree_txn *txn) { return txn->trees; }
 const struct btree_commit_opts *btree_txn_opts(const struct btree_txn *txn) { return txn->opts; }
+unsigned btree_txn_run_nr(const struct btree_txn *txn) { return txn->run_nr; }
 void *btree_txn_hook_data(const struct btree_txn *txn) { return txn->hook_data; }
 
 /* --- what was read --- */
@@ -521,6 +522,7 @@ int btree_txn_run(struct btrees *trees, const struct btree_commit_opts *opts, bt
 
 	for (unsigned run = 0;; run++) {
 		/* Commits that others wait for don't pass the gate: see commit.c. */
+		txn.run_nr = run;
 		txn.is_exclusive = w && run >= BTREE_TXN_OPTIMISTIC_MAX && opts->watermark < WATERMARK_RECLAIM;
 		if (txn.is_exclusive)
 			gate_enter_exclusive(w);

@@ -123,6 +123,11 @@ int btree_txn_log(struct btree_txn *txn, unsigned jset_entry_type, unsigned btre
 void *btree_txn_alloc(struct btree_txn *txn, size_t bytes);
 struct btrees *btree_txn_trees(const struct btree_txn *txn);
 const struct btree_commit_opts *btree_txn_opts(const struct btree_txn *txn);
+/*
+ * How often it was run before: from BTREE_TXN_OPTIMISTIC_MAX on what contradicts itself is no conflict with others, but
+ * damage.
+ */
+unsigned btree_txn_run_nr(const struct btree_txn *txn);
 /* hooks.txn_bytes of memory for the hooks, zero at the start of every run. */
 void *btree_txn_hook_data(const struct btree_txn *txn);
 
@@ -150,7 +155,7 @@ struct btree_update {
 	unsigned flags;	     /* btree_put_flags */
 	struct bkey_ref old; /* what is in the btree; type KEY_DELETED when nothing */
 	struct bkey_ref new; /* type KEY_DELETED when it goes away */
-	void *new_value;     /* hooks.commit may change bytes of it in place */
+	void *new_value;     /* hooks.trigger and hooks.commit may change bytes of it in place */
 };
 
 struct btree_hooks {
