@@ -31,7 +31,7 @@ struct allocator;
 struct allocator_opts {
 	struct super *super;
 	struct btrees *trees;
-	const struct journal_state *state; /* counters and clocks to go on from */
+	struct journal_state *state; /* counters and clocks to go on from */
 	/*
 	 * See that the superblocks of all devices have this replicas entry (07 §12.2), durably, before it returns.
 	 * Called without locks; super_replicas_mark() of `super`.

@@ -18,26 +18,24 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "alloc/bucket.h"
 #include "base/array.h"
 #include "format/version.h"
 
 enum {
-	BTREE_RESERVE_NODES = 28,    /* of each device, 07 §13 */
 	REPLICAS_ROWS_MAX = 1 << 13, /* all pairs of 64 devices, for each type of data */
 	COUNTERS_MAX = 1 << 17,
 };
 
 static int journal_usage_read(const struct super *s, struct journal_state *journal, struct usage *u);
 static int accounting_read(const struct super *s, struct journal_state *journal, struct btrees *trees, struct usage *u);
-static void totals_compute(const struct super *s, struct usage *u);
-static uint64_t capacity_compute(const struct super *s);
 
 int usage_read(const struct super *super, struct journal_state *journal, struct btrees *trees, struct usage *usage)
 {
 	uint32_t version = key_context_layout_version(&super->kctx);
 	int err = 0;
 
-	*usage = (struct usage){ .dev_nr = super->member_nr, .capacity_sectors = capacity_compute(super) };
+	*usage = (struct usage){ .dev_nr = super->member_nr, .capacity_sectors = usage_capacity_sectors(super) };
 	usage->devs = calloc(super->member_nr + 1, sizeof(*usage->devs));
 	if (!usage->devs)
 		return -ENOMEM;
@@ -48,7 +46,7 @@ int usage_read(const struct super *super, struct journal_state *journal, struct 
 		err = accounting_read(super, journal, trees, usage);
 	usage->is_known = usage->is_known && !err;
 	if (usage->is_known)
-		totals_compute(super, usage);
+		usage_totals_compute(super, usage);
 
 	/* Counters that can't be read are unknown, which is no reason to fail: what is wrong has been reported. */
 	if (err != -ENOMEM)
@@ -72,7 +70,7 @@ void usage_free(struct usage *usage)
 /* Reservations need some more than they hold, for the keys that will describe the data (07 §12.6). */
 static uint64_t reserve_factor(uint64_t sectors) { return sectors + div_round_up_u64(sectors, 64); }
 
-static void totals_compute(const struct super *s, struct usage *u)
+void usage_totals_compute(const struct super *s, struct usage *u)
 {
 	u->used_sectors = reserve_factor(u->reserved_sectors);
 	for (size_t i = 0; i < u->replicas_nr; i++)
@@ -88,7 +86,7 @@ static void totals_compute(const struct super *s, struct usage *u)
 }
 
 /* 07 §13, over all writable members, here or not: the counters are those of all, too. */
-static uint64_t capacity_compute(const struct super *s)
+uint64_t usage_capacity_sectors(const struct super *s)
 {
 	uint64_t raw = 0, device_reserves = 0, gc_reserve;
 
@@ -97,8 +95,8 @@ static uint64_t capacity_compute(const struct super *s)
 
 		if (!m->exists || m->state != MEMBER_RW || !m->bucket_sectors || m->nbuckets < m->first_bucket)
 			continue;
-		uint64_t nodes_per_bucket = max(m->bucket_sectors / max(s->kctx.node_sectors, (uint16_t)1), 1);
-		uint64_t btree_reserve = div_round_up_u64(BTREE_RESERVE_NODES, nodes_per_bucket);
+		uint64_t btree_reserve = bucket_btree_reserve(m->bucket_sectors, s->kctx.node_sectors);
+
 		raw += (m->nbuckets - m->first_bucket) * m->bucket_sectors;
 		device_reserves += (2 * btree_reserve + (m->nbuckets >> 6) + 3) * m->bucket_sectors;
 	}

@@ -46,5 +46,9 @@ struct usage {
  */
 int usage_read(const struct super *super, struct journal_state *journal, struct btrees *trees, struct usage *usage);
 void usage_free(struct usage *usage);
+/* What data can fill, as 07 §13 has it. */
+uint64_t usage_capacity_sectors(const struct super *super);
+/* Fill in hidden, used and cached sectors from the rows and the reserved sectors; the totals are 0. */
+void usage_totals_compute(const struct super *super, struct usage *usage);
 
 #endif

@@ -1,0 +1,173 @@
+/* The allocator as a whole: opening and stopping it, and which trigger a key has. See allocator.h. */
+#include "alloc/allocator.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "alloc/internal.h"
+
+/* --- opening --- */
+
+static void devs_read(struct allocator *a)
+{
+	const struct super *s = a->super;
+
+	a->dev_nr = min(s->member_nr, (unsigned)ALLOC_DEVS_MAX);
+	for (unsigned dev = 0; dev < a->dev_nr; dev++) {
+		const struct member *m = &s->members[dev].m;
+		struct alloc_dev *d = &a->devs[dev];
+
+		if (!m->exists || !m->bucket_sectors)
+			continue;
+		d->is_member = true;
+		d->first_bucket = m->first_bucket;
+		d->bucket_nr = m->nbuckets;
+		d->bucket_sectors = m->bucket_sectors;
+		d->btree_reserve = bucket_btree_reserve(m->bucket_sectors, s->kctx.node_sectors);
+		atomic_init(&d->frontier, m->is_freespace_initialized ? UINT64_MAX : 0);
+	}
+}
+
+/* A group's devices are those labelled with it or with a group below it (10 §5.1). */
+static void groups_read(struct allocator *a)
+{
+	const struct sb_disk *sb = a->super->sb;
+
+	a->group_nr = min(sb_disk_group_nr(sb), (unsigned)SB_MEMBERS_MAX);
+	for (unsigned dev = 0; dev < a->dev_nr; dev++) {
+		unsigned group = a->devs[dev].is_member ? a->super->members[dev].m.group : 0;
+
+		/* No path is longer than there are groups, circles excepted. */
+		for (unsigned depth = 0; group && group <= a->group_nr && depth < a->group_nr; depth++) {
+			struct disk_group g;
+
+			sb_disk_group(sb, group - 1, &g);
+			if (g.is_deleted)
+				break;
+			a->group_devs[group - 1] |= 1ull << dev;
+			group = g.parent;
+		}
+	}
+}
+
+int allocator_open(const struct allocator_opts *opts, struct allocator **allocator)
+{
+	struct allocator *a = calloc(1, sizeof(*a));
+
+	if (!a)
+		return -ENOMEM;
+	a->super = opts->super;
+	a->trees = opts->trees;
+	a->state = opts->state;
+	a->replicas_mark = opts->replicas_mark;
+	a->ctx = opts->ctx;
+	a->reports = opts->reports;
+	a->seq_first = opts->state->seq_next;
+	atomic_init(&a->clock[0], opts->state->io_clock[0]);
+	atomic_init(&a->clock[1], opts->state->io_clock[1]);
+	atomic_init(&a->key_version, opts->state->key_version);
+	counters_init(&a->counters);
+	open_buckets_init(&a->open);
+	write_points_init(a);
+	node_pool_init(&a->nodes);
+	discards_init(&a->discards);
+	devs_read(a);
+	groups_read(a);
+
+	int err = counters_read(a);
+	if (!err)
+		err = bucket_ranges_read(a);
+	if (err) {
+		allocator_close(a);
+		return err;
+	}
+	*allocator = a;
+	return 0;
+}
+
+int allocator_start(struct allocator *a, struct journal *journal)
+{
+	a->journal = journal;
+	int err = bucket_ranges_read(a);
+	if (err)
+		return err;
+	atomic_store(&a->is_started, true);
+	err = node_pool_start(a);
+	if (!err)
+		err = discards_start(a);
+	if (err)
+		allocator_stop(a);
+	return err;
+}
+
+void allocator_quiesce(struct allocator *a)
+{
+	uint64_t waiting_seq;
+
+	node_pool_stop(a);
+	discards_stop(a);
+	write_points_drop(a, false);
+	open_buckets_drop_partial(a);
+	while (discards_run(a, &waiting_seq) > 0)
+		;
+}
+
+void allocator_stop(struct allocator *a)
+{
+	atomic_store(&a->is_started, false);
+	node_pool_stop(a);
+	discards_stop(a);
+	write_points_drop(a, false);
+	open_buckets_drop_partial(a);
+}
+
+void allocator_close(struct allocator *a)
+{
+	for (unsigned dev = 0; dev < a->dev_nr; dev++)
+		free(a->devs[dev].ranges);
+	discards_destroy(&a->discards);
+	node_pool_destroy(&a->nodes);
+	write_points_destroy(a);
+	open_buckets_destroy(&a->open);
+	counters_destroy(&a->counters);
+	free(a);
+}
+
+void allocator_stats(struct allocator *a, struct allocator_stats *stats)
+{
+	mutex_lock(&a->open.lock);
+	*stats = (struct allocator_stats){ .buckets_opened = a->open.opened, .open_buckets = a->open.nr };
+	mutex_unlock(&a->open.lock);
+	stats->buckets_freed = atomic_load(&a->buckets_freed);
+	stats->discards = atomic_load(&a->discards_done);
+	stats->waits_for_journal = atomic_load(&a->journal_waits);
+}
+
+/* --- hooks --- */
+
+int allocator_trigger(struct allocator *a, struct btree_txn *txn, const struct btree_update *u)
+{
+	int err;
+
+	if (u->level || u->is_root)
+		return trigger_pointers(a, txn, u);
+	switch (u->btree_id) {
+	case BTREE_ALLOC: return trigger_alloc(a, txn, u);
+	case BTREE_INODES: return trigger_inode(a, txn, u);
+	case BTREE_REFLINK: return trigger_pointers(a, txn, u);
+	case BTREE_EXTENTS:
+		/* What old and new key don't have in common, the others pass over. */
+		err = trigger_pointers(a, txn, u);
+		if (!err)
+			err = trigger_reservation(a, txn, u);
+		return err ? err : trigger_reflink_p(a, txn, u);
+	default: return 0;
+	}
+}
+
+void allocator_commit(struct allocator *a, struct btree_txn *txn, const struct btree_update *u, uint64_t seq)
+{
+	if (u->btree_id == BTREE_ALLOC && !u->level && !u->is_root)
+		commit_alloc(a, txn, u, seq);
+}

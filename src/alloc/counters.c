@@ -1,0 +1,635 @@
+/*
+ * Counters of a filesystem that is being written (07 §12).
+ *
+ * Triggers add up what a transaction changes, in its memory. Before the commit, replicas entries get their rows, and
+ * the superblocks say that they exist; what remains is a record of (counter, delta). The commit changes the values of
+ * now, and leaves the record for the journal entry it went into; records of one entry are put together where there is
+ * room. When the journal writes entry N, the records of all entries up to N are folded into the base, which is what the
+ * entry says. So an entry holds the state after the transactions before and in it, and nothing later.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "alloc/internal.h"
+#include "base/array.h"
+#include "format/jset.h"
+
+enum {
+	RECORD_SPARE = 64,    /* more deltas than those of the transaction that made it */
+	TAIL_ROWS_SPARE = 32, /* rows that can come between asking for the size of an entry's tail and writing it */
+	AVAIL_NUM = 64,
+	AVAIL_DEN = 65,
+};
+
+void counters_init(struct counters *c)
+{
+	memset(c, 0, sizeof(*c));
+	mutex_init(&c->lock);
+}
+
+void counters_destroy(struct counters *c)
+{
+	while (c->records) {
+		struct counter_record *r = c->records;
+
+		c->records = r->next;
+		free(r);
+	}
+	free(c->rows);
+	mutex_destroy(&c->lock);
+}
+
+/* --- in transactions --- */
+
+size_t allocator_txn_bytes(void) { return sizeof(struct alloc_txn); }
+
+struct alloc_txn *alloc_txn_of(struct btree_txn *txn) { return btree_txn_hook_data(txn); }
+
+static int txn_array_grow(struct btree_txn *txn, void *array, size_t nr, size_t *capacity, size_t elem_size)
+{
+	void *old, *grown;
+
+	if (nr < *capacity)
+		return 0;
+	size_t new_max = *capacity ? *capacity * 2 : 8;
+	memcpy(&old, array, sizeof(old));
+	grown = btree_txn_alloc(txn, new_max * elem_size);
+	if (!grown)
+		return -ENOMEM;
+	if (nr)
+		memcpy(grown, old, nr * elem_size);
+	memcpy(array, &grown, sizeof(grown));
+	*capacity = new_max;
+	return 0;
+}
+
+int alloc_txn_count(struct btree_txn *txn, unsigned counter, int64_t delta)
+{
+	struct alloc_txn *t = alloc_txn_of(txn);
+
+	if (!delta)
+		return 0;
+	for (size_t i = 0; i < t->delta_nr; i++)
+		if (t->deltas[i].counter == counter) {
+			t->deltas[i].delta += delta;
+			return 0;
+		}
+	if (txn_array_grow(txn, &t->deltas, t->delta_nr, &t->delta_max, sizeof(*t->deltas)))
+		return -ENOMEM;
+	t->deltas[t->delta_nr++] = (struct counter_delta){ counter, delta };
+	return 0;
+}
+
+static bool entries_are_same(const struct usage_replicas *a, const struct usage_replicas *b)
+{
+	return a->data_type == b->data_type && a->nr_devs == b->nr_devs && a->nr_required == b->nr_required &&
+	       !memcmp(a->devs, b->devs, a->nr_devs);
+}
+
+int alloc_txn_count_replicas(struct btree_txn *txn, unsigned data_type, unsigned nr_required, const uint8_t *devs,
+			     unsigned dev_nr, int64_t sectors)
+{
+	struct alloc_txn *t = alloc_txn_of(txn);
+	struct usage_replicas e = { .data_type = (uint8_t)data_type,
+				    .nr_devs = (uint8_t)dev_nr,
+				    .nr_required = (uint8_t)nr_required };
+
+	/* In ascending order. */
+	for (unsigned i = 0; i < dev_nr; i++) {
+		unsigned at = i;
+
+		for (; at && e.devs[at - 1] > devs[i]; at--)
+			e.devs[at] = e.devs[at - 1];
+		e.devs[at] = devs[i];
+	}
+	for (size_t i = 0; i < t->row_nr; i++)
+		if (entries_are_same(&t->rows[i].entry, &e)) {
+			t->rows[i].delta += sectors;
+			return 0;
+		}
+	if (txn_array_grow(txn, &t->rows, t->row_nr, &t->row_max, sizeof(*t->rows)))
+		return -ENOMEM;
+	t->rows[t->row_nr++] = (struct alloc_txn_row){ e, sectors };
+	return 0;
+}
+
+/* --- free space (07 §12.6); counters.lock is held --- */
+
+static bool type_is_used_space(unsigned data_type)
+{
+	return data_type == DATA_BTREE || data_type == DATA_USER || data_type == DATA_PARITY;
+}
+
+static uint64_t reserve_factor(uint64_t sectors) { return sectors + div_round_up_u64(sectors, 64); }
+
+static int64_t sectors_free_locked(struct allocator *a)
+{
+	struct counters *c = &a->counters;
+	int64_t capacity = (int64_t)usage_capacity_sectors(a->super), used = 0;
+	uint64_t reserved = c->online_reserved;
+
+	for (unsigned dev = 0; dev < a->dev_nr; dev++)
+		capacity -= (c->now[counter_dev(dev, DATA_SB, COUNTER_DEV_BUCKETS)] +
+			     c->now[counter_dev(dev, DATA_JOURNAL, COUNTER_DEV_BUCKETS)]) *
+			    a->devs[dev].bucket_sectors;
+	for (size_t i = 0; i < c->row_nr; i++)
+		if (type_is_used_space(c->rows[i].entry.data_type))
+			used += c->rows[i].now;
+	for (unsigned i = 0; i < 4; i++)
+		reserved += (uint64_t)max(c->now[COUNTER_RESERVED + i], (int64_t)0);
+	return capacity - used - (int64_t)reserve_factor(reserved);
+}
+
+int64_t counters_sectors_free(struct allocator *a)
+{
+	mutex_lock(&a->counters.lock);
+	int64_t sectors = sectors_free_locked(a);
+	mutex_unlock(&a->counters.lock);
+	return sectors;
+}
+
+static uint64_t sectors_available(int64_t free_sectors)
+{
+	return free_sectors > 0 ? (uint64_t)free_sectors / AVAIL_DEN * AVAIL_NUM +
+					  (uint64_t)free_sectors % AVAIL_DEN * AVAIL_NUM / AVAIL_DEN
+				: 0;
+}
+
+/* Promise @sectors more. */
+static int reserve_more(struct allocator *a, uint64_t sectors, bool is_nofail)
+{
+	struct counters *c = &a->counters;
+	int err = 0;
+
+	mutex_lock(&c->lock);
+	if (!is_nofail && sectors > sectors_available(sectors_free_locked(a)))
+		err = -ENOSPC;
+	else
+		c->online_reserved += sectors;
+	mutex_unlock(&c->lock);
+	return err;
+}
+
+int disk_reservation_get(struct allocator *a, struct disk_reservation *r, uint64_t sectors, unsigned replicas,
+			 unsigned flags)
+{
+	*r = (struct disk_reservation){ .replicas = replicas };
+	int err = reserve_more(a, sectors * replicas, flags & DISK_RESERVATION_NOFAIL);
+
+	if (!err)
+		r->sectors = sectors * replicas;
+	return err;
+}
+
+void disk_reservation_put(struct allocator *a, struct disk_reservation *r)
+{
+	mutex_lock(&a->counters.lock);
+	a->counters.online_reserved -= min(r->sectors, a->counters.online_reserved);
+	mutex_unlock(&a->counters.lock);
+	r->sectors = 0;
+}
+
+/* --- before, at and after the commit --- */
+
+/* The row of an entry, made if need be: its counter. Or -ENOMEM. */
+static int row_counter(struct counters *c, const struct usage_replicas *e)
+{
+	int counter = -ENOMEM;
+
+	mutex_lock(&c->lock);
+	for (size_t i = 0; i < c->row_nr && counter < 0; i++)
+		if (entries_are_same(&c->rows[i].entry, e))
+			counter = COUNTER_ROWS + (int)i;
+	if (counter < 0 && !array_grow(&c->rows, &c->row_max, c->row_nr + 1, sizeof(*c->rows))) {
+		c->rows[c->row_nr] = (struct counter_row){ .entry = *e };
+		counter = COUNTER_ROWS + (int)c->row_nr++;
+	}
+	mutex_unlock(&c->lock);
+	return counter;
+}
+
+static int prepare_rows(struct allocator *a, struct btree_txn *txn, struct alloc_txn *t)
+{
+	for (size_t i = 0; i < t->row_nr; i++) {
+		int err = a->replicas_mark(a->ctx, &t->rows[i].entry);
+
+		if (err)
+			return err;
+		int counter = row_counter(&a->counters, &t->rows[i].entry);
+		if (counter < 0)
+			return counter;
+		err = alloc_txn_count(txn, (unsigned)counter, t->rows[i].delta);
+		if (err)
+			return err;
+		if (type_is_used_space(t->rows[i].entry.data_type))
+			t->disk_sectors += t->rows[i].delta;
+	}
+	return 0;
+}
+
+static int prepare_space(struct allocator *a, struct btree_txn *txn, struct alloc_txn *t)
+{
+	struct disk_reservation *r = btree_txn_opts(txn)->reservation;
+
+	for (size_t i = 0; i < t->delta_nr; i++)
+		if (t->deltas[i].counter >= COUNTER_RESERVED && t->deltas[i].counter < COUNTER_DEVS)
+			t->disk_sectors += t->deltas[i].delta;
+	if (!r || t->disk_sectors <= 0 || (uint64_t)t->disk_sectors <= r->sectors)
+		return 0;
+	uint64_t missing = (uint64_t)t->disk_sectors - r->sectors;
+	int err = reserve_more(a, missing, false);
+	if (!err)
+		r->sectors += missing;
+	return err;
+}
+
+int allocator_prepare(struct allocator *a, struct btree_txn *txn)
+{
+	struct alloc_txn *t = alloc_txn_of(txn);
+	int err = prepare_rows(a, txn, t);
+
+	if (!err)
+		err = prepare_space(a, txn, t);
+	if (err || !t->delta_nr)
+		return err;
+	struct counter_record *r = malloc(sizeof(*r) + (t->delta_nr + RECORD_SPARE) * sizeof(r->deltas[0]));
+	if (!r)
+		return -ENOMEM;
+	*r = (struct counter_record){ .max = t->delta_nr + RECORD_SPARE };
+	for (size_t i = 0; i < t->delta_nr; i++)
+		if (t->deltas[i].delta)
+			r->deltas[r->nr++] = t->deltas[i];
+	t->record = r;
+	return 0;
+}
+
+static struct counter_delta *record_find(struct counter_record *r, uint32_t counter)
+{
+	for (size_t i = 0; i < r->nr; i++)
+		if (r->deltas[i].counter == counter)
+			return &r->deltas[i];
+	return NULL;
+}
+
+/* Add @from to @to when there is room for all of it. */
+static bool record_merge(struct counter_record *to, const struct counter_record *from)
+{
+	if (to->nr + from->nr > to->max) {
+		size_t new_nr = 0;
+
+		for (size_t i = 0; i < from->nr; i++)
+			new_nr += !record_find(to, from->deltas[i].counter);
+		if (to->nr + new_nr > to->max)
+			return false;
+	}
+	for (size_t i = 0; i < from->nr; i++) {
+		struct counter_delta *d = record_find(to, from->deltas[i].counter);
+
+		if (d)
+			d->delta += from->deltas[i].delta;
+		else
+			to->deltas[to->nr++] = from->deltas[i];
+	}
+	return true;
+}
+
+static void counters_apply(struct counters *c, const struct counter_record *r, bool is_base)
+{
+	for (size_t i = 0; i < r->nr; i++) {
+		uint32_t n = r->deltas[i].counter;
+		int64_t *counter;
+
+		if (n < COUNTER_ROWS)
+			counter = is_base ? &c->base[n] : &c->now[n];
+		else
+			counter = is_base ? &c->rows[n - COUNTER_ROWS].base : &c->rows[n - COUNTER_ROWS].now;
+		*counter += r->deltas[i].delta;
+	}
+}
+
+/* A transaction's record belongs to the counters from here on. Returns one to be freed, or NULL. */
+static struct counter_record *record_commit(struct counters *c, struct counter_record *r, uint64_t seq)
+{
+	counters_apply(c, r, false);
+	if (!seq) { /* without journal */
+		counters_apply(c, r, true);
+		return r;
+	}
+	for (struct counter_record *other = c->records; other; other = other->next)
+		if (other->seq == seq && record_merge(other, r))
+			return r;
+	r->seq = seq;
+	r->next = c->records;
+	c->records = r;
+	return NULL;
+}
+
+void allocator_committed(struct allocator *a, struct btree_txn *txn, uint64_t seq)
+{
+	struct alloc_txn *t = alloc_txn_of(txn);
+	struct disk_reservation *r = btree_txn_opts(txn)->reservation;
+	struct counters *c = &a->counters;
+	struct counter_record *unused = NULL;
+
+	if (t->record) {
+		mutex_lock(&c->lock);
+		unused = record_commit(c, t->record, seq);
+		if (r && t->disk_sectors > 0) {
+			uint64_t consumed = min((uint64_t)t->disk_sectors, r->sectors);
+
+			r->sectors -= consumed;
+			c->online_reserved -= min(consumed, c->online_reserved);
+		}
+		mutex_unlock(&c->lock);
+		t->record = NULL;
+		free(unused);
+	}
+	if (t->has_frontier)
+		atomic_store(&a->devs[t->frontier_dev].frontier, t->frontier);
+	if (t->has_need_discard || t->has_cached)
+		discards_kick(a);
+	if (t->has_freed)
+		discards_freed(a);
+}
+
+void allocator_aborted(struct allocator *a, struct btree_txn *txn)
+{
+	struct alloc_txn *t = alloc_txn_of(txn);
+
+	(void)a;
+	if (!t)
+		return;
+	free(t->record);
+	t->record = NULL;
+}
+
+/* --- the tail of journal entries (07 §12.4, 03 §3.2) --- */
+
+static uint8_t *entry_put(uint8_t *at, unsigned type, unsigned id, unsigned level, const void *payload, size_t bytes)
+{
+	size_t padded = (size_t)round_up_u64(bytes, 8);
+	struct jset_entry_disk e = { .u64s = le16_of((uint16_t)(padded / 8)),
+				     .btree_id = (uint8_t)id,
+				     .level = (uint8_t)level,
+				     .type = (uint8_t)type };
+
+	memcpy(at, &e, sizeof(e));
+	memset(at + sizeof(e), 0, padded);
+	memcpy(at + sizeof(e), payload, bytes);
+	return at + sizeof(e) + padded;
+}
+
+static uint8_t *usage_put(uint8_t *at, unsigned id, unsigned level, int64_t value)
+{
+	le64 v = le64_of((uint64_t)max(value, (int64_t)0));
+
+	return entry_put(at, JSET_ENTRY_USAGE, id, level, &v, sizeof(v));
+}
+
+enum {
+	USAGE_RESERVED, /* btree_id of usage entries */
+	USAGE_INODES,
+	USAGE_KEY_VERSION,
+	ROW_BYTES_MAX = 8 + 3 + sizeof(((struct usage_replicas *)0)->devs),
+	DEV_USAGE_BYTES = 24 + DATA_NR_1_4 * COUNTER_DEV_NR * 8,
+	FIXED_U64S = 6 * 2 + 2 * 3,
+};
+
+static size_t row_bytes(const struct usage_replicas *e) { return 8 + 3 + (size_t)e->nr_devs; }
+
+static uint8_t *row_put(uint8_t *at, const struct counter_row *row)
+{
+	uint8_t payload[ROW_BYTES_MAX];
+
+	le64_store(payload, (uint64_t)max(row->base, (int64_t)0));
+	payload[8] = row->entry.data_type;
+	payload[9] = row->entry.nr_devs;
+	payload[10] = row->entry.nr_required;
+	memcpy(payload + 11, row->entry.devs, row->entry.nr_devs);
+	return entry_put(at, JSET_ENTRY_DATA_USAGE, 0, 0, payload, row_bytes(&row->entry));
+}
+
+static uint8_t *dev_put(uint8_t *at, const struct counters *c, unsigned dev)
+{
+	uint8_t payload[DEV_USAGE_BYTES] = { 0 }, *p = payload + 24;
+
+	le32_store(payload, dev);
+	for (unsigned type = 0; type < DATA_NR_1_4; type++)
+		for (unsigned what = 0; what < COUNTER_DEV_NR; what++, p += 8)
+			le64_store(p, (uint64_t)max(c->base[counter_dev(dev, type, what)], (int64_t)0));
+	return entry_put(at, JSET_ENTRY_DEV_USAGE, 0, 0, payload, sizeof(payload));
+}
+
+static uint8_t *clock_put(uint8_t *at, struct allocator *a, unsigned rw)
+{
+	uint8_t payload[16] = { (uint8_t)rw };
+
+	le64_store(payload + 8, atomic_load(&a->clock[rw]));
+	return entry_put(at, JSET_ENTRY_CLOCK, 0, 0, payload, sizeof(payload));
+}
+
+static void records_fold(struct counters *c, uint64_t seq)
+{
+	for (struct counter_record **link = &c->records; *link;) {
+		struct counter_record *r = *link;
+
+		if (r->seq > seq) {
+			link = &r->next;
+			continue;
+		}
+		counters_apply(c, r, true);
+		*link = r->next;
+		free(r);
+	}
+}
+
+static unsigned dev_u64s(const struct allocator *a)
+{
+	unsigned nr = 0;
+
+	for (unsigned dev = 0; dev < a->dev_nr; dev++)
+		nr += a->devs[dev].is_member;
+	return nr * (1 + DEV_USAGE_BYTES / 8);
+}
+
+unsigned allocator_journal_tail(struct allocator *a, uint64_t seq, void *at, unsigned max_u64s)
+{
+	struct counters *c = &a->counters;
+	uint8_t *p = at;
+
+	mutex_lock(&c->lock);
+	records_fold(c, seq);
+	p = usage_put(p, USAGE_INODES, 0, c->base[COUNTER_INODES]);
+	p = usage_put(p, USAGE_KEY_VERSION, 0, (int64_t)atomic_load(&a->key_version));
+	for (unsigned i = 0; i < 4; i++)
+		p = usage_put(p, USAGE_RESERVED, i, c->base[COUNTER_RESERVED + i]);
+	size_t left = (max_u64s - FIXED_U64S - dev_u64s(a)) * 8;
+	for (size_t i = 0; i < c->row_nr; i++) {
+		size_t bytes = 8 + (size_t)round_up_u64(row_bytes(&c->rows[i].entry), 8);
+
+		/* Rows that came while the entry was open, more than were allowed for: empty ones may be left out. */
+		if (bytes > left || (!c->rows[i].base && left < (size_t)TAIL_ROWS_SPARE * ROW_BYTES_MAX))
+			continue;
+		left -= bytes;
+		p = row_put(p, &c->rows[i]);
+	}
+	for (unsigned dev = 0; dev < a->dev_nr; dev++)
+		if (a->devs[dev].is_member)
+			p = dev_put(p, c, dev);
+	mutex_unlock(&c->lock);
+	p = clock_put(p, a, 0);
+	p = clock_put(p, a, 1);
+	return (unsigned)((size_t)(p - (uint8_t *)at) / 8);
+}
+
+unsigned allocator_journal_tail_u64s_max(struct allocator *a)
+{
+	size_t u64s = FIXED_U64S + dev_u64s(a);
+
+	mutex_lock(&a->counters.lock);
+	for (size_t i = 0; i < a->counters.row_nr; i++)
+		u64s += 1 + (size_t)div_round_up_u64(row_bytes(&a->counters.rows[i].entry), 8);
+	mutex_unlock(&a->counters.lock);
+	return (unsigned)(u64s + TAIL_ROWS_SPARE * (1 + div_round_up_u64(ROW_BYTES_MAX, 8)));
+}
+
+/* --- reading, and what is known now --- */
+
+static int row_add(struct counters *c, const struct usage_replicas *e, uint64_t sectors)
+{
+	struct usage_replicas key = { .data_type = e->data_type, .nr_devs = e->nr_devs, .nr_required = e->nr_required };
+
+	memcpy(key.devs, e->devs, e->nr_devs);
+	int counter = row_counter(c, &key);
+	if (counter < 0)
+		return counter;
+	c->rows[counter - COUNTER_ROWS].now = c->rows[counter - COUNTER_ROWS].base = (int64_t)sectors;
+	return 0;
+}
+
+/* What superblocks know and no journal entry has counted, like entries of journals: rows with nothing in them. */
+static int rows_of_super(struct allocator *a)
+{
+	struct replicas_walk w = sb_replicas_walk(a->super->sb);
+	struct replicas_entry e;
+	int err = 0;
+
+	while (!err && sb_replicas_next(&w, &e, NULL) > 0) {
+		struct usage_replicas key = { .data_type = e.data_type,
+					      .nr_devs = e.nr_devs,
+					      .nr_required = e.nr_required };
+
+		if (e.nr_devs > ARRAY_NR(key.devs))
+			continue;
+		memcpy(key.devs, e.devs, e.nr_devs);
+		err = min(row_counter(&a->counters, &key), 0);
+	}
+	return err;
+}
+
+int counters_read(struct allocator *a)
+{
+	struct counters *c = &a->counters;
+	struct usage u;
+	int err = usage_read(a->super, a->state, a->trees, &u);
+
+	if (err)
+		return err;
+	c->now[COUNTER_INODES] = (int64_t)a->state->nr_inodes;
+	for (unsigned i = 0; i < 4; i++)
+		c->now[COUNTER_RESERVED + i] = (int64_t)a->state->reserved[i];
+	for (unsigned dev = 0; dev < min(u.dev_nr, a->dev_nr); dev++)
+		for (unsigned type = 0; type < DATA_NR_1_4; type++) {
+			c->now[counter_dev(dev, type, COUNTER_DEV_BUCKETS)] = (int64_t)u.devs[dev].types[type].buckets;
+			c->now[counter_dev(dev, type, COUNTER_DEV_SECTORS)] = (int64_t)u.devs[dev].types[type].sectors;
+			c->now[counter_dev(dev, type, COUNTER_DEV_FRAGMENTED)] =
+				(int64_t)u.devs[dev].types[type].fragmented;
+		}
+	memcpy(c->base, c->now, sizeof(c->base));
+	for (size_t i = 0; !err && i < u.replicas_nr; i++)
+		err = row_add(c, &u.replicas[i], u.replicas[i].sectors);
+	usage_free(&u);
+	return err ? err : rows_of_super(a);
+}
+
+int allocator_init_fresh(struct allocator *a)
+{
+	struct counters *c = &a->counters;
+
+	mutex_lock(&c->lock);
+	memset(c->now, 0, sizeof(c->now));
+	for (size_t i = 0; i < c->row_nr; i++)
+		c->rows[i].now = c->rows[i].base = 0;
+	for (unsigned dev = 0; dev < a->dev_nr; dev++)
+		if (a->devs[dev].is_member)
+			c->now[counter_dev(dev, DATA_FREE, COUNTER_DEV_BUCKETS)] =
+				(int64_t)(a->devs[dev].bucket_nr - a->devs[dev].first_bucket);
+	memcpy(c->base, c->now, sizeof(c->base));
+	mutex_unlock(&c->lock);
+	return 0;
+}
+
+int64_t counters_dev_buckets(struct counters *c, unsigned dev, unsigned type)
+{
+	mutex_lock(&c->lock);
+	int64_t nr = c->now[counter_dev(dev, type, COUNTER_DEV_BUCKETS)];
+	mutex_unlock(&c->lock);
+	return max(nr, (int64_t)0);
+}
+
+static uint64_t not_negative(int64_t v) { return v > 0 ? (uint64_t)v : 0; }
+
+static void usage_fill(struct allocator *a, struct usage *u)
+{
+	struct counters *c = &a->counters;
+
+	u->inodes = not_negative(c->now[COUNTER_INODES]);
+	u->reserved_sectors = c->online_reserved;
+	for (unsigned i = 0; i < 4; i++)
+		u->reserved_sectors += not_negative(c->now[COUNTER_RESERVED + i]);
+	for (unsigned dev = 0; dev < a->dev_nr; dev++) {
+		u->devs[dev].is_known = a->devs[dev].is_member;
+		for (unsigned type = 0; type < DATA_NR_1_4; type++) {
+			const int64_t *now = &c->now[counter_dev(dev, type, 0)];
+
+			u->devs[dev].types[type].buckets = not_negative(now[COUNTER_DEV_BUCKETS]);
+			u->devs[dev].types[type].sectors = not_negative(now[COUNTER_DEV_SECTORS]);
+			u->devs[dev].types[type].fragmented = not_negative(now[COUNTER_DEV_FRAGMENTED]);
+		}
+	}
+	for (size_t i = 0; i < c->row_nr; i++) {
+		u->replicas[i] = c->rows[i].entry;
+		u->replicas[i].sectors = not_negative(c->rows[i].now);
+	}
+	u->replicas_nr = c->row_nr;
+}
+
+int allocator_usage(struct allocator *a, struct usage *usage)
+{
+	struct counters *c = &a->counters;
+
+	*usage = (struct usage){ .is_known = true,
+				 .dev_nr = a->dev_nr,
+				 .capacity_sectors = usage_capacity_sectors(a->super) };
+	mutex_lock(&c->lock);
+	usage->devs = calloc(a->dev_nr + 1, sizeof(*usage->devs));
+	usage->replicas = calloc(c->row_nr + 1, sizeof(*usage->replicas));
+	bool has_memory = usage->devs && usage->replicas;
+	if (has_memory)
+		usage_fill(a, usage);
+	mutex_unlock(&c->lock);
+	if (!has_memory) {
+		usage_free(usage);
+		return -ENOMEM;
+	}
+	usage_totals_compute(a->super, usage);
+	return 0;
+}
+
+uint64_t allocator_key_version_next(struct allocator *a) { return atomic_fetch_add(&a->key_version, 1) + 1; }
+
+void allocator_clock_add(struct allocator *a, bool is_write, uint64_t sectors)
+{
+	atomic_fetch_add_explicit(&a->clock[is_write], sectors, memory_order_relaxed);
+}

@@ -1,0 +1,335 @@
+/*
+ * Inside the alloc room.
+ *
+ * Locks, in this order; none is held while waiting for a transaction or a device but write_point.lock, which is held
+ * while freespace is read:
+ *
+ *	write_point.lock  >  open_buckets.lock  >  counters.lock
+ *	node_pool.lock, discards.lock: nothing is taken under them
+ *
+ * All but write_point.lock and node_pool.lock are also taken by commits, which hold node locks: short, and last of all.
+ */
+#ifndef KILN_ALLOC_INTERNAL_H
+#define KILN_ALLOC_INTERNAL_H
+
+#include <stdatomic.h>
+
+#include "alloc/allocator.h"
+#include "alloc/bucket.h"
+#include "base/sync.h"
+#include "format/superblock.h"
+
+/* Until the journal's write side is there. */
+#pragma weak journal_flush
+#pragma weak journal_flush_async
+#pragma weak journal_seq_flushed
+
+enum { ALLOC_DEVS_MAX = 64 };
+
+/* --- counters.c --- */
+
+/*
+ * Counters have numbers: the fixed ones first, then a row per replicas entry. Of each there is the value now and the
+ * value at the end of the journal entry written last, which the deltas of committed transactions are folded into.
+ */
+enum {
+	COUNTER_INODES,
+	COUNTER_RESERVED, /* four, by number of replicas */
+	COUNTER_DEVS = COUNTER_RESERVED + 4,
+	COUNTER_DEV_BUCKETS = 0,
+	COUNTER_DEV_SECTORS,
+	COUNTER_DEV_FRAGMENTED,
+	COUNTER_DEV_NR,
+	COUNTER_ROWS = COUNTER_DEVS + ALLOC_DEVS_MAX * DATA_NR_1_4 * COUNTER_DEV_NR,
+};
+static inline unsigned counter_dev(unsigned dev, unsigned type, unsigned what)
+{
+	return COUNTER_DEVS + (dev * DATA_NR_1_4 + type) * COUNTER_DEV_NR + what;
+}
+
+struct counter_delta {
+	uint32_t counter;
+	int64_t delta;
+};
+/* What one or more transactions of one journal entry changed. */
+struct counter_record {
+	struct counter_record *next;
+	uint64_t seq;
+	size_t nr, max;
+	struct counter_delta deltas[];
+};
+
+struct counter_row {
+	struct usage_replicas entry;
+	int64_t now, base;
+};
+
+struct counters {
+	struct mutex lock;
+	int64_t now[COUNTER_ROWS], base[COUNTER_ROWS];
+	struct counter_row *rows;
+	size_t row_nr, row_max;
+	struct counter_record *records; /* committed and not folded, in no order */
+	uint64_t online_reserved;	/* sectors promised to running operations */
+};
+
+/* What the deltas of a transaction add up to, and what else its triggers found out. Memory of the transaction. */
+struct alloc_txn {
+	struct alloc_txn_row {
+		struct usage_replicas entry;
+		int64_t delta;
+	} * rows;
+	size_t row_nr, row_max;
+	struct counter_delta *deltas;
+	size_t delta_nr, delta_max;
+	/* Backpointers put by this transaction. */
+	struct alloc_txn_backpointer {
+		struct bpos p;
+		uint8_t value[BACKPOINTER_BYTES];
+	} * backpointers;
+	size_t backpointer_nr, backpointer_max;
+	/* Shared extents that lost their last reference in this transaction, and may get one again. */
+	struct alloc_txn_shared {
+		struct alloc_txn_shared *next;
+		struct bkey k;
+		uint64_t value[];
+	} * unshared;
+	struct counter_record *record; /* made by prepare */
+	int64_t disk_sectors;	       /* that count in used space: more than before, by this much */
+	bool has_need_discard, has_freed, has_cached;
+	/* Set by the transaction that initialises freespace: how far its device is done when it has committed. */
+	bool has_frontier;
+	unsigned frontier_dev;
+	uint64_t frontier;
+};
+struct alloc_txn *alloc_txn_of(struct btree_txn *txn);
+/* Add to what the transaction changes. 0 or -ENOMEM. */
+int alloc_txn_count(struct btree_txn *txn, unsigned counter, int64_t delta);
+int alloc_txn_count_replicas(struct btree_txn *txn, unsigned data_type, unsigned nr_required, const uint8_t *devs,
+			     unsigned dev_nr, int64_t sectors);
+
+void counters_init(struct counters *c);
+void counters_destroy(struct counters *c);
+/* Read them from what recovery found. */
+int counters_read(struct allocator *a);
+int64_t counters_dev_buckets(struct counters *c, unsigned dev, unsigned type);
+/* Free space, as disk reservations see it; may be negative. */
+int64_t counters_sectors_free(struct allocator *a);
+
+/* --- open_bucket.c --- */
+
+enum { OPEN_BUCKETS_MAX = 1024, OPEN_BUCKET_NONE = UINT16_MAX };
+
+struct open_bucket {
+	uint64_t bucket;
+	uint32_t sectors_free; /* guarded by whoever owns it: a write point, or the partial list's lock */
+	uint8_t dev, gen, data_type;
+	bool is_partial;      /* on the partial list */
+	bool is_free_on_disk; /* nothing committed refers to it: it is counted as free still */
+	uint32_t refs;
+	uint16_t hash_next; /* in its chain, or in the list of unused ones */
+};
+
+struct open_buckets {
+	struct mutex lock;
+	struct open_bucket buckets[OPEN_BUCKETS_MAX];
+	uint16_t hash[OPEN_BUCKETS_MAX]; /* heads of chains */
+	uint16_t unused;
+	unsigned nr, partial_nr;
+	uint32_t free_on_disk_nr[ALLOC_DEVS_MAX]; /* open ones that are counted as free */
+	uint64_t opened;			  /* ever */
+};
+
+void open_buckets_init(struct open_buckets *o);
+void open_buckets_destroy(struct open_buckets *o);
+bool open_bucket_is_open(struct allocator *a, unsigned dev, uint64_t bucket);
+/* A commit has changed whether a bucket counts as free. */
+void open_bucket_set_used(struct allocator *a, unsigned dev, uint64_t bucket, bool is_free);
+void open_bucket_get(struct allocator *a, uint16_t idx);
+/* The last reference closes it. */
+void open_bucket_put(struct allocator *a, uint16_t idx);
+/* Give up the caller's reference and leave the bucket for others to go on with. */
+void open_bucket_put_partial(struct allocator *a, uint16_t idx);
+/* Take one from the partial list: of this type, on a device of @devs, with at least @sectors_min left. */
+uint16_t open_bucket_take_partial(struct allocator *a, unsigned data_type, uint64_t devs, uint32_t sectors_min);
+/* Close all that are on the partial list. */
+void open_buckets_drop_partial(struct allocator *a);
+/* Buckets that a request may still take. */
+uint64_t open_buckets_available(struct allocator *a, unsigned dev, enum watermark watermark);
+/*
+ * Find a free bucket and open it, with one reference for the caller. 0; -ENOSPC: none that this watermark may have; or
+ * an error of reading.
+ */
+int open_bucket_new(struct allocator *a, unsigned dev, unsigned data_type, enum watermark watermark, uint16_t *idx);
+/* For open_bucket_new(): enter it into the table unless it is there, or may not be had. -EEXIST, -ENOSPC. */
+int open_bucket_enter(struct allocator *a, unsigned dev, uint64_t bucket, unsigned data_type, enum watermark watermark,
+		      uint16_t *idx);
+
+/* --- bucket_find.c --- */
+
+/* A bucket for superblock or journal: never used for anything else, whatever its key says. */
+bool bucket_is_reserved(struct allocator *a, unsigned dev, uint64_t bucket);
+int bucket_ranges_read(struct allocator *a);
+
+/* --- write_point.c --- */
+
+enum { WRITE_POINTS_USER = 32, WRITE_POINT_BTREE = WRITE_POINTS_USER, WRITE_POINT_MOVE, WRITE_POINTS_NR };
+
+struct write_point {
+	struct mutex lock;
+	uint16_t open[ALLOC_PTRS_MAX];
+	unsigned open_nr;
+	uint64_t next[ALLOC_DEVS_MAX]; /* devices are tried in ascending order of these (07 §14.3) */
+};
+
+void write_points_init(struct allocator *a);
+void write_points_destroy(struct allocator *a);
+/* Let go of all buckets: they are closed, or left on the partial list. */
+void write_points_drop(struct allocator *a, bool to_partial);
+/* A bucket was allocated on @dev, which has @available ones. */
+void write_point_stripe(uint64_t next[ALLOC_DEVS_MAX], unsigned dev, uint64_t available);
+/* Devices of a target, one bit each; all for 0 and for targets that don't exist. */
+uint64_t target_devs(const struct allocator *a, unsigned target);
+
+/* --- node_reserve.c --- */
+
+enum { NODE_POOL_TARGET = 12, NODE_POOL_RECLAIM = 8, NODE_POOL_MAX = 64 };
+
+struct node_pool {
+	struct mutex lock;
+	struct waitq low; /* the refill task waits here */
+	struct alloc_extent slots[NODE_POOL_MAX];
+	unsigned nr;
+	bool is_stopping; /* nothing is kept any more */
+	struct task *task;
+};
+
+void node_pool_init(struct node_pool *p);
+void node_pool_destroy(struct node_pool *p);
+int node_pool_start(struct allocator *a);
+/* End the task and give up what is there; what comes back later isn't kept. */
+void node_pool_stop(struct allocator *a);
+
+/* --- discard.c --- */
+
+struct discards {
+	struct mutex lock;
+	struct waitq work;  /* for the task */
+	struct waitq freed; /* for who waits for buckets */
+	uint64_t freed_nr;  /* grows whenever a bucket can have become available */
+	bool is_wanted, is_flush_wanted, is_stopping;
+	struct task *task;
+};
+
+void discards_init(struct discards *d);
+void discards_destroy(struct discards *d);
+int discards_start(struct allocator *a);
+/* End the task. */
+void discards_stop(struct allocator *a);
+void discards_kick(struct allocator *a);
+/* Tell those who wait for buckets that there may be some. */
+void discards_freed(struct allocator *a);
+/*
+ * Handle what can be handled now. *@waiting_seq: the newest entry that something else must wait for, 0 if nothing must.
+ * Returns the number of buckets handled, or an error.
+ */
+int discards_run(struct allocator *a, uint64_t *waiting_seq);
+/*
+ * Wait until some bucket may have become available, after a look at discards.freed_nr that gave @seen. Starts what it
+ * takes. False: nothing is on its way, or it took too long.
+ */
+bool discards_wait(struct allocator *a, uint64_t seen);
+
+/* --- gc_gens.c, invalidate.c: parts of the discard task --- */
+
+int invalidate_run(struct allocator *a);
+int gc_gens_run(struct allocator *a);
+
+/* --- the allocator --- */
+
+struct alloc_dev {
+	bool is_member;
+	uint64_t first_bucket, bucket_nr;
+	uint32_t bucket_sectors;
+	uint64_t btree_reserve;	       /* buckets */
+	atomic_uint_fast64_t cursor;   /* where the next search for a free bucket starts, in freespace */
+	atomic_uint_fast64_t frontier; /* freespace is right below this bucket; UINT64_MAX: everywhere */
+	/* Buckets of superblocks and journal, ascending, [start, end). */
+	struct bucket_range {
+		uint64_t start, end;
+	} * ranges;
+	size_t range_nr, range_max;
+};
+
+struct allocator {
+	struct super *super;
+	struct btrees *trees;
+	struct journal *journal; /* NULL before allocator_start(), and where there is none */
+	struct journal_state *state;
+	int (*replicas_mark)(void *ctx, const struct usage_replicas *entry);
+	void *ctx;
+	const struct report_sink *reports;
+	uint64_t seq_first; /* of this mount: everything before is durable */
+	atomic_bool is_started;
+	unsigned dev_nr;
+	struct alloc_dev devs[ALLOC_DEVS_MAX];
+	uint64_t group_devs[SB_MEMBERS_MAX]; /* by disk group: its devices */
+	unsigned group_nr;
+	atomic_uint_fast64_t clock[2], key_version;
+	atomic_uint_fast64_t discards_done, journal_waits, buckets_freed;
+	struct counters counters;
+	struct open_buckets open;
+	struct write_point points[WRITE_POINTS_NR];
+	struct node_pool nodes;
+	struct discards discards;
+};
+
+static inline const struct key_context *alloc_kctx(const struct allocator *a) { return &a->super->kctx; }
+/* The device, or NULL if there is no such member. */
+static inline struct alloc_dev *alloc_dev_of(struct allocator *a, unsigned dev)
+{
+	return dev < a->dev_nr && a->devs[dev].is_member ? &a->devs[dev] : NULL;
+}
+/* Is entry @seq durable, as a flush entry or with one after it? */
+bool alloc_seq_is_durable(const struct allocator *a, uint64_t seq);
+/* Clocks never read 0 (07 §6.3). */
+static inline uint64_t alloc_clock(struct allocator *a, unsigned rw)
+{
+	uint64_t now = atomic_load_explicit(&a->clock[rw], memory_order_relaxed);
+
+	return (now ? now : 1) & ((1ull << LRU_TIME_BITS) - 1);
+}
+/* Buckets that requests with @watermark leave alone (07 §13). */
+uint64_t alloc_watermark_reserve(const struct alloc_dev *d, enum watermark watermark);
+
+/* --- keys in transactions (alloc_key.c) --- */
+
+/* The alloc key of a bucket as the transaction sees it; all zero where there is none. 0 or an error. */
+int alloc_key_get(struct allocator *a, struct btree_txn *txn, unsigned dev, uint64_t bucket, struct alloc *value);
+/* Put it; data_type is what the counts make of it (07 §2.1). */
+int alloc_key_put(struct btree_txn *txn, unsigned dev, uint64_t bucket, struct alloc *value, unsigned flags);
+/* The key in the btree, outside of transactions. 0 or an error. */
+int alloc_key_lookup(struct allocator *a, unsigned dev, uint64_t bucket, struct alloc *value);
+/* A key without value: @is_set puts, else deletes. */
+int alloc_put_set(struct btree_txn *txn, unsigned btree_id, struct bpos pos, bool is_set);
+/*
+ * Something that a trigger saw doesn't fit. As long as others may have committed between its reads it is run again;
+ * what is still there then is damage: reported, and the transaction fails.
+ */
+int alloc_inconsistent(struct allocator *a, struct btree_txn *txn, unsigned error_id, struct bkey_ref k,
+		       const char *expected, const char *found_fmt, ...) PRINTF_LIKE(6, 7);
+
+/* --- triggers --- */
+
+int trigger_pointers(struct allocator *a, struct btree_txn *txn, const struct btree_update *u);
+int trigger_alloc(struct allocator *a, struct btree_txn *txn, const struct btree_update *u);
+int trigger_inode(struct allocator *a, struct btree_txn *txn, const struct btree_update *u);
+int trigger_reservation(struct allocator *a, struct btree_txn *txn, const struct btree_update *u);
+int trigger_reflink_p(struct allocator *a, struct btree_txn *txn, const struct btree_update *u);
+/* Alloc keys: what is known only when it is committed (07 §8.8). */
+void commit_alloc(struct allocator *a, struct btree_txn *txn, const struct btree_update *u, uint64_t seq);
+/* Put a bucket into freespace or need_discard, or take it out, as its type has it. */
+int alloc_index_put(struct allocator *a, struct btree_txn *txn, unsigned dev, uint64_t bucket, const struct alloc *v,
+		    bool is_set);
+
+#endif

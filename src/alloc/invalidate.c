@@ -1,0 +1,96 @@
+/*
+ * Taking back buckets that hold nothing but cached copies, the longest unread first (07 §15.2, transition 12 of §9).
+ * Their generation is raised, which makes the pointers into them stale; the keys that hold these aren't touched.
+ */
+#include <errno.h>
+
+#include "alloc/internal.h"
+
+enum { BATCH_NR = 64 };
+
+struct invalidate_args {
+	struct allocator *a;
+	unsigned dev;
+	uint64_t bucket, time;
+};
+
+static int invalidate_txn(struct btree_txn *txn, void *ctx)
+{
+	const struct invalidate_args *args = ctx;
+	struct alloc v;
+	int err = alloc_key_get(args->a, txn, args->dev, args->bucket, &v);
+
+	if (err || v.data_type != DATA_CACHED || v.io_time[0] != args->time ||
+	    open_bucket_is_open(args->a, args->dev, args->bucket))
+		return err;
+	v.cached_sectors = 0;
+	v.gen++;
+	v.flags &= ~(uint32_t)ALLOC_NEED_INC_GEN;
+	v.io_time[0] = alloc_clock(args->a, 0);
+	v.io_time[1] = alloc_clock(args->a, 1);
+	return alloc_key_put(txn, args->dev, args->bucket, &v, BTREE_PUT_HOOK_FLAG);
+}
+
+/* How many buckets of a device should be taken back now. */
+static uint64_t buckets_wanted(struct allocator *a, unsigned dev)
+{
+	struct counters *c = &a->counters;
+	uint64_t nr = a->devs[dev].bucket_nr, reserve = alloc_watermark_reserve(&a->devs[dev], WATERMARK_STRIPE);
+	uint64_t empty =
+		(uint64_t)(counters_dev_buckets(c, dev, DATA_FREE) + counters_dev_buckets(c, dev, DATA_NEED_DISCARD));
+	uint64_t above = empty > reserve ? empty - reserve : 0, keep = max(nr >> 7, (uint64_t)1);
+
+	return min(keep > above ? keep - above : 0, (uint64_t)counters_dev_buckets(c, dev, DATA_CACHED));
+}
+
+/* The first entries of the device's read LRU. Their number, or an error. */
+static int lru_read(struct allocator *a, unsigned dev, struct bpos batch[BATCH_NR])
+{
+	struct btree_iter it;
+	struct bkey_ref k;
+	int found = 0, nr = 0;
+
+	btree_iter_open(&it, a->trees, BTREE_LRU, bucket_lru_pos(dev, 0, 0, 0), BTREE_ITER_ALL_SNAPSHOTS, 0);
+	it.end = bpos_predecessor(bucket_lru_pos(dev + 1, 0, 0, 0));
+	while (nr < BATCH_NR && (found = btree_iter_peek(&it, &k)) > 0) {
+		batch[nr++] = k.k.p;
+		btree_iter_advance(&it);
+	}
+	btree_iter_close(&it);
+	return found < 0 ? found : nr;
+}
+
+static int invalidate_dev(struct allocator *a, unsigned dev, uint64_t wanted)
+{
+	static const struct btree_commit_opts opts = { .name = "invalidate", .watermark = WATERMARK_BTREE_COPYGC };
+	const uint64_t low = (1ull << LRU_TIME_BITS) - 1;
+	struct bpos batch[BATCH_NR];
+	int err = btree_write_buffer_flush(a->trees);
+	int nr = err ? err : lru_read(a, dev, batch);
+
+	for (int i = 0; i < nr && (uint64_t)i < wanted; i++) {
+		struct invalidate_args args = {
+			.a = a, .dev = dev, .bucket = batch[i].offset & low, .time = batch[i].inode & low
+		};
+
+		if (batch[i].offset >> LRU_TIME_BITS != dev || args.bucket >= a->devs[dev].bucket_nr)
+			continue;
+		err = btree_txn_run(a->trees, &opts, invalidate_txn, &args);
+		if (err)
+			return err;
+	}
+	return min(nr, 0);
+}
+
+int invalidate_run(struct allocator *a)
+{
+	int err = 0;
+
+	for (unsigned dev = 0; !err && dev < a->dev_nr; dev++) {
+		uint64_t wanted = a->devs[dev].is_member ? buckets_wanted(a, dev) : 0;
+
+		if (wanted)
+			err = invalidate_dev(a, dev, wanted);
+	}
+	return err;
+}

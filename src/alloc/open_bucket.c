@@ -1,0 +1,229 @@
+/*
+ * Open buckets: a fixed table, found by (device, bucket) through a hash of chains.
+ *
+ * A bucket enters the table before its alloc key is looked at for the last time (bucket_find.c). From then on nobody
+ * else allocates from it, so when the key says that it is free, it stays so. A bucket isn't opened again before it was
+ * free again: so whether it is open can be asked without a lock against opening, by whoever knows that it isn't free.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "alloc/internal.h"
+
+void open_buckets_init(struct open_buckets *o)
+{
+	memset(o, 0, sizeof(*o));
+	mutex_init(&o->lock);
+	for (unsigned i = 0; i < OPEN_BUCKETS_MAX; i++) {
+		o->hash[i] = OPEN_BUCKET_NONE;
+		o->buckets[i].hash_next = i + 1 < OPEN_BUCKETS_MAX ? (uint16_t)(i + 1) : (uint16_t)OPEN_BUCKET_NONE;
+	}
+}
+
+void open_buckets_destroy(struct open_buckets *o) { mutex_destroy(&o->lock); }
+
+static uint16_t *chain_of(struct open_buckets *o, unsigned dev, uint64_t bucket)
+{
+	return &o->hash[((bucket + dev * 0x9e3779b9ull) * 0x9e3779b97f4a7c15ull) >> 54];
+}
+_Static_assert(OPEN_BUCKETS_MAX == 1 << 10, "ten bits of hash");
+
+static struct open_bucket *bucket_find(struct open_buckets *o, unsigned dev, uint64_t bucket)
+{
+	uint16_t idx = *chain_of(o, dev, bucket);
+
+	for (; idx != OPEN_BUCKET_NONE; idx = o->buckets[idx].hash_next)
+		if (o->buckets[idx].dev == dev && o->buckets[idx].bucket == bucket)
+			return &o->buckets[idx];
+	return NULL;
+}
+
+bool open_bucket_is_open(struct allocator *a, unsigned dev, uint64_t bucket)
+{
+	mutex_lock(&a->open.lock);
+	bool is_open = bucket_find(&a->open, dev, bucket);
+	mutex_unlock(&a->open.lock);
+	return is_open;
+}
+
+void open_bucket_set_used(struct allocator *a, unsigned dev, uint64_t bucket, bool is_free)
+{
+	mutex_lock(&a->open.lock);
+	struct open_bucket *b = bucket_find(&a->open, dev, bucket);
+	if (b && b->is_free_on_disk != is_free) {
+		b->is_free_on_disk = is_free;
+		a->open.free_on_disk_nr[dev] += is_free ? 1u : -1u;
+	}
+	mutex_unlock(&a->open.lock);
+}
+
+/* --- how many there may be --- */
+
+/* Free buckets of a device that a request may have. open_buckets.lock is held. */
+static uint64_t available_locked(struct allocator *a, unsigned dev, enum watermark watermark)
+{
+	uint64_t free_nr = (uint64_t)counters_dev_buckets(&a->counters, dev, DATA_FREE);
+	uint64_t taken = a->open.free_on_disk_nr[dev] + alloc_watermark_reserve(&a->devs[dev], watermark);
+
+	return free_nr > taken ? free_nr - taken : 0;
+}
+
+uint64_t open_buckets_available(struct allocator *a, unsigned dev, enum watermark watermark)
+{
+	mutex_lock(&a->open.lock);
+	uint64_t nr = available_locked(a, dev, watermark);
+	mutex_unlock(&a->open.lock);
+	return nr;
+}
+
+/* Entries of the table that requests with a watermark leave for those above (07 §13). */
+static unsigned table_reserve(enum watermark watermark)
+{
+	switch (watermark) {
+	case WATERMARK_RECLAIM: return 0;
+	case WATERMARK_BTREE:
+	case WATERMARK_BTREE_COPYGC: return OPEN_BUCKETS_MAX / 4;
+	case WATERMARK_COPYGC: return OPEN_BUCKETS_MAX / 3;
+	default: return OPEN_BUCKETS_MAX / 2;
+	}
+}
+
+int open_bucket_enter(struct allocator *a, unsigned dev, uint64_t bucket, unsigned data_type, enum watermark watermark,
+		      uint16_t *idx)
+{
+	struct open_buckets *o = &a->open;
+	int err = 0;
+
+	mutex_lock(&o->lock);
+	if (bucket_find(o, dev, bucket))
+		err = -EEXIST;
+	else if (OPEN_BUCKETS_MAX - o->nr <= table_reserve(watermark) || !available_locked(a, dev, watermark))
+		err = -ENOSPC;
+	if (!err) {
+		struct open_bucket *b = &o->buckets[o->unused];
+		uint16_t *chain = chain_of(o, dev, bucket);
+
+		*idx = o->unused;
+		o->unused = b->hash_next;
+		*b = (struct open_bucket){
+			.bucket = bucket,
+			.sectors_free = a->devs[dev].bucket_sectors,
+			.dev = (uint8_t)dev,
+			.data_type = (uint8_t)data_type,
+			.is_free_on_disk = true,
+			.refs = 1,
+			.hash_next = *chain,
+		};
+		*chain = *idx;
+		o->nr++;
+		o->opened++;
+		o->free_on_disk_nr[dev]++;
+	}
+	mutex_unlock(&o->lock);
+	return err;
+}
+
+/* --- references --- */
+
+void open_bucket_get(struct allocator *a, uint16_t idx)
+{
+	mutex_lock(&a->open.lock);
+	a->open.buckets[idx].refs++;
+	mutex_unlock(&a->open.lock);
+}
+
+/* Drop a reference. Returns whether the bucket was closed. */
+static bool put_locked(struct open_buckets *o, uint16_t idx)
+{
+	struct open_bucket *b = &o->buckets[idx];
+
+	if (--b->refs)
+		return false;
+	uint16_t *link = chain_of(o, b->dev, b->bucket);
+	while (*link != idx)
+		link = &o->buckets[*link].hash_next;
+	*link = b->hash_next;
+	o->free_on_disk_nr[b->dev] -= b->is_free_on_disk;
+	b->hash_next = o->unused;
+	o->unused = idx;
+	o->nr--;
+	return true;
+}
+
+/* A bucket was closed: it may be free, or have become empty while it was open. */
+static void closed(struct allocator *a, unsigned dev)
+{
+	discards_freed(a);
+	if (counters_dev_buckets(&a->counters, dev, DATA_NEED_DISCARD))
+		discards_kick(a);
+}
+
+void open_bucket_put(struct allocator *a, uint16_t idx)
+{
+	unsigned dev = a->open.buckets[idx].dev;
+
+	mutex_lock(&a->open.lock);
+	bool is_closed = put_locked(&a->open, idx);
+	mutex_unlock(&a->open.lock);
+	if (is_closed)
+		closed(a, dev);
+}
+
+/* --- the partial list --- */
+
+void open_bucket_put_partial(struct allocator *a, uint16_t idx)
+{
+	struct open_bucket *b = &a->open.buckets[idx];
+
+	if (b->sectors_free < a->super->kctx.block_sectors) {
+		open_bucket_put(a, idx);
+		return;
+	}
+	mutex_lock(&a->open.lock);
+	b->is_partial = true;
+	a->open.partial_nr++;
+	mutex_unlock(&a->open.lock);
+}
+
+uint16_t open_bucket_take_partial(struct allocator *a, unsigned data_type, uint64_t devs, uint32_t sectors_min)
+{
+	struct open_buckets *o = &a->open;
+	uint16_t taken = OPEN_BUCKET_NONE;
+
+	mutex_lock(&o->lock);
+	for (uint16_t i = 0; o->partial_nr && i < OPEN_BUCKETS_MAX && taken == OPEN_BUCKET_NONE; i++) {
+		struct open_bucket *b = &o->buckets[i];
+
+		if (b->refs && b->is_partial && b->data_type == data_type && devs >> b->dev & 1 &&
+		    b->sectors_free >= sectors_min)
+			taken = i;
+	}
+	if (taken != OPEN_BUCKET_NONE) {
+		o->buckets[taken].is_partial = false;
+		o->partial_nr--;
+	}
+	mutex_unlock(&o->lock);
+	return taken;
+}
+
+void open_buckets_drop_partial(struct allocator *a)
+{
+	struct open_buckets *o = &a->open;
+	uint64_t devs_closed = 0;
+
+	mutex_lock(&o->lock);
+	for (uint16_t i = 0; o->partial_nr && i < OPEN_BUCKETS_MAX; i++) {
+		struct open_bucket *b = &o->buckets[i];
+
+		if (!b->refs || !b->is_partial)
+			continue;
+		b->is_partial = false;
+		o->partial_nr--;
+		if (put_locked(o, i))
+			devs_closed |= 1ull << b->dev;
+	}
+	mutex_unlock(&o->lock);
+	for (unsigned dev = 0; dev < a->dev_nr; dev++)
+		if (devs_closed >> dev & 1)
+			closed(a, dev);
+}
