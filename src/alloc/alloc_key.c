@@ -6,6 +6,8 @@
 #include "alloc/internal.h"
 #include "base/strbuf.h"
 
+enum { RECLAIM_RUNS_MAX = 100 };
+
 static int value_decode(struct bkey_ref k, struct alloc *value)
 {
 	return alloc_decode(k, value, NULL) ? -KILN_E_INVALID : 0;
@@ -50,10 +52,13 @@ int alloc_put_set(struct btree_txn *txn, unsigned btree_id, struct bpos pos, boo
 int alloc_inconsistent(struct allocator *a, struct btree_txn *txn, unsigned error_id, struct bkey_ref k,
 		       const char *expected, const char *found_fmt, ...)
 {
+	unsigned runs_max =
+		btree_txn_opts(txn)->watermark == WATERMARK_RECLAIM ? RECLAIM_RUNS_MAX : BTREE_TXN_OPTIMISTIC_MAX;
 	char found[128];
 	va_list args;
 
-	if (btree_txn_run_nr(txn) < BTREE_TXN_OPTIMISTIC_MAX)
+	/* Those of reclaim never run alone: try longer. */
+	if (btree_txn_run_nr(txn) < runs_max)
 		return -KILN_E_RESTART;
 
 	struct strbuf pos = strbuf_growing();
