@@ -249,7 +249,12 @@ void cache_set_ptr(struct btrees *trees, struct btree_node *node, const struct b
 	struct cache_shard *shard = shard_of(&trees->cache, &node->id);
 
 	mutex_lock(&shard->lock);
-	node->id.ptr = *ptr;
+	node->id.ptr.sectors_written = ptr->sectors_written;
+	/* What makes the node's identity is read without its lock, so it isn't written when it is the same. */
+	if (node->id.ptr.ptr_nr != ptr->ptr_nr) {
+		node->id.ptr.ptr_nr = ptr->ptr_nr;
+		memcpy(node->id.ptr.ptrs, ptr->ptrs, sizeof(ptr->ptrs));
+	}
 	mutex_unlock(&shard->lock);
 }
 

@@ -333,7 +333,7 @@ static struct btree_node_info node_info(const struct btree_node *node)
 	return info;
 }
 
-static int node_walk(const struct nodes_walk *walk, struct btree_node *node, bool must_load);
+static int node_walk(const struct nodes_walk *walk, const struct node_ptr *p, struct btree_node *node, bool must_load);
 
 /* The children of @node from @pos on. A child is looked up anew each time, since no lock is held between them. */
 static int children_walk(const struct nodes_walk *walk, struct btree_node *node)
@@ -364,7 +364,7 @@ static int children_walk(const struct nodes_walk *walk, struct btree_node *node)
 		if (!is_there)
 			break;
 		if (child) {
-			err = node_walk(walk, child, must_load);
+			err = node_walk(walk, &p, child, must_load);
 		} else {
 			info = node_info_of_ptr(&p);
 			info.ptr.ptr_nr = 0;
@@ -378,10 +378,9 @@ static int children_walk(const struct nodes_walk *walk, struct btree_node *node)
 }
 
 /* Recursion is as deep as the tree: BTREE_LEVEL_MAX + 1 at most. Gives the reference to @node back. */
-static int node_walk(const struct nodes_walk *walk, struct btree_node *node, bool must_load)
+static int node_walk(const struct nodes_walk *walk, const struct node_ptr *p, struct btree_node *node, bool must_load)
 {
-	const struct node_ptr p = node->id;
-	struct btree_node_info info = node_info_of_ptr(&p);
+	struct btree_node_info info = node_info_of_ptr(p);
 	int err = node_load(walk->trees, node, must_load);
 
 	if (err)
@@ -390,7 +389,7 @@ static int node_walk(const struct nodes_walk *walk, struct btree_node *node, boo
 	info = node_info(node);
 	six_unlock_read(&node->lock);
 	err = walk->fn(walk->ctx, &info, 0);
-	if (!err && p.level)
+	if (!err && node->id.level)
 		err = children_walk(walk, node);
 	node_put(node);
 	return err;
@@ -418,7 +417,10 @@ int btree_nodes_walk(struct btrees *trees, unsigned btree_id,
 		six_unlock_read(&root->lock);
 		return 0;
 	}
-	return node_walk(&walk, node, must_load);
+	six_lock_read(&root->lock);
+	const struct node_ptr p = root->ptr;
+	six_unlock_read(&root->lock);
+	return node_walk(&walk, &p, node, must_load);
 }
 
 /* --- what has been reported --- */
