@@ -495,6 +495,21 @@ static int txn_begin(struct btree_txn *txn)
 	return 0;
 }
 
+/*
+ * A run failed. That counts only if all it read was there at one time: else it may have failed because of what it
+ * seemed to see, and must run again. So commit what it read, without what it put. The error, or -KILN_E_RESTART.
+ */
+static int failure_check(struct btree_txn *txn, int err)
+{
+	if (err == -ENOMEM || err == -KILN_E_RESTART)
+		return err;
+	txn->update_nr = 0;
+	txn->logs = NULL;
+	txn->logs_end = &txn->logs;
+	txn->extra_node = NULL;
+	return txn_commit(txn) == -KILN_E_RESTART ? -KILN_E_RESTART : err;
+}
+
 static int txn_run_once(struct btree_txn *txn, btree_txn_fn fn, void *ctx)
 {
 	const struct btree_hooks *hooks = &txn->trees->write_opts.hooks;
@@ -505,6 +520,8 @@ static int txn_run_once(struct btree_txn *txn, btree_txn_fn fn, void *ctx)
 	err = min(fn(txn, ctx), 0);
 	if (!err)
 		err = triggers_run(txn);
+	if (err)
+		err = failure_check(txn, err);
 	if (!err && hooks->prepare && txn->update_nr)
 		err = hooks->prepare(hooks->ctx, txn);
 	if (!err)

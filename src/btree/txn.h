@@ -70,7 +70,10 @@ struct btree_commit_opts {
 	void *reservation;
 };
 
-/* 0 or what @fn or the commit failed with (never -KILN_E_RESTART). A negative result of @fn aborts: nothing happened.
+/*
+ * 0 or what @fn or the commit failed with (never -KILN_E_RESTART). A negative result of @fn aborts: nothing happened.
+ * It is validated like a commit: when what @fn read wasn't there at one time, it runs again instead. So @fn may see a
+ * name whose inode is gone, say, and fail; the caller never hears of it.
  */
 typedef int (*btree_txn_fn)(struct btree_txn *txn, void *ctx);
 int btree_txn_run(struct btrees *trees, const struct btree_commit_opts *opts, btree_txn_fn fn, void *ctx);
