@@ -75,19 +75,26 @@ int change_name_check(const char *name, size_t len)
 	return len > NAME_BYTES_MAX ? -ENAMETOOLONG : 0;
 }
 
-int subvol_txn_snapshot(struct btree_txn *txn, uint32_t subvol, uint32_t *snapshot)
+int subvol_txn_get(struct btree_txn *txn, uint32_t subvol, struct subvolume *sv)
 {
 	struct bkey_ref k;
-	struct subvolume sv;
 	int ret = btree_txn_get(txn, BTREE_SUBVOLUMES, BPOS(0, subvol, 0), 0, &k);
 
 	if (ret < 0)
 		return ret;
 	if (!ret || k.k.type != KEY_SUBVOLUME)
 		return -ENOENT;
-	subvolume_decode(k, &sv);
-	if (sv.is_deleted || sv.is_unlinked)
-		return -ENOENT;
+	subvolume_decode(k, sv);
+	return sv->is_deleted || sv->is_unlinked ? -ENOENT : 0;
+}
+
+int subvol_txn_snapshot(struct btree_txn *txn, uint32_t subvol, uint32_t *snapshot)
+{
+	struct subvolume sv;
+	int err = subvol_txn_get(txn, subvol, &sv);
+
+	if (err)
+		return err;
 	*snapshot = sv.snapshot;
 	return sv.is_readonly ? -EROFS : 0;
 }

@@ -62,6 +62,8 @@ int change_run(struct namespace *ns, const char *name, uint64_t *journal_seq, bt
 uint64_t change_time(const struct super *super);
 /* Is it a name that a new entry may have? 0, -ENAMETOOLONG, -EINVAL. */
 int change_name_check(const char *name, size_t len);
+/* A subvolume, read in the transaction. -ENOENT, also for one that is being deleted. */
+int subvol_txn_get(struct btree_txn *txn, uint32_t subvol, struct subvolume *sv);
 /* The snapshot that changes of @subvol go to, read in the transaction. -EROFS: a read-only snapshot. -ENOENT. */
 int subvol_txn_snapshot(struct btree_txn *txn, uint32_t subvol, uint32_t *snapshot);
 /* A directory whose entries are about to change. -ENOTDIR; -ENOENT for one that was removed; -EPERM: immutable. */

@@ -7,6 +7,10 @@
  * sees it, and leaves a whiteout where the new one is probed through that slot. Only where the new one would go to a
  * free slot behind the old one, on a path that leads through it, it takes the old one's slot instead.
  *
+ * A subvolume's dirent is renamed as well, but neither exchanged nor overwritten. Only its own subvolume sees it, so
+ * the old one is really removed, from whatever snapshot it lives in; and as the root inode may have versions in several
+ * snapshots, which all must point back at a dirent, all of them are changed (05 §5.4).
+ *
  * A directory must not move below itself. So its new place's directories up to the root are read in the transaction:
  * whoever moves one of them at the same time makes this one run again.
  */
@@ -24,8 +28,9 @@ struct rename_side {
 	struct hash_table table;
 	uint64_t slot; /* of the entry; of to: where it goes when there is none */
 	bool is_there;
+	uint32_t key_snapshot; /* where the dirent's key lives */
 	struct dirent d;
-	struct inode inode;
+	struct inode inode; /* of a subvolume: of its root, in its snapshot */
 };
 
 struct rename_args {
@@ -59,10 +64,24 @@ static int side_find(struct btree_txn *txn, struct rename_side *s, const struct 
 		return 0;
 	if (dirent_decode(k, &s->d, NULL))
 		return -EIO;
-	if (s->d.type == DIRENT_TYPE_SUBVOL)
-		return -EOPNOTSUPP;
-	ret = inode_txn_get(txn, s->d.inum, dir->snapshot, &s->inode);
+	s->key_snapshot = k.k.p.snapshot;
+	if (s->d.type == DIRENT_TYPE_SUBVOL) {
+		struct subvolume sv;
+
+		ret = subvol_txn_get(txn, s->d.child_subvol, &sv);
+		if (!ret)
+			ret = inode_txn_get(txn, sv.inode, sv.snapshot, &s->inode);
+	} else {
+		ret = inode_txn_get(txn, s->d.inum, dir->snapshot, &s->inode);
+	}
 	return ret == -ENOENT ? -EIO : ret;
+}
+
+/* Do both names lead to the same? Numbers of inodes are the same in subvolume and snapshot. */
+static bool is_same(const struct rename_side *a, const struct rename_side *b)
+{
+	return a->inode.inum == b->inode.inum && is_subvol(a) == is_subvol(b) &&
+	       (!is_subvol(a) || a->d.child_subvol == b->d.child_subvol);
 }
 
 /* -EINVAL when @dir is @below or lies somewhere below it. */
@@ -96,7 +115,10 @@ static int check_types(struct btree_txn *txn, const struct rename_args *a)
 	bool is_swap = a->flags & RENAME_SWAP;
 	int ret = 0;
 
-	if (a->from_dir != a->to_dir && is_dir(&a->from))
+	if (is_subvol(&a->to) || (is_swap && is_subvol(&a->from)))
+		return -EOPNOTSUPP;
+	/* This directory is in the subvolume that the other is named in, so it can't be in that. */
+	if (a->from_dir != a->to_dir && is_dir(&a->from) && !is_subvol(&a->from))
 		ret = check_not_below(txn, a->to_dir, a->from.inode.inum);
 	if (!ret && is_swap && a->from_dir != a->to_dir && is_dir(&a->to))
 		ret = check_not_below(txn, a->from_dir, a->to.inode.inum);
@@ -134,7 +156,7 @@ static int rename_find(struct btree_txn *txn, struct rename_args *a)
 		return -EEXIST;
 	if (!a->to.is_there && a->flags & RENAME_SWAP)
 		return -ENOENT;
-	return a->to.is_there && a->to.inode.inum == a->from.inode.inum;
+	return a->to.is_there && is_same(&a->from, &a->to);
 }
 
 /* A dirent of @name that leads to where @target's leads. */
@@ -146,6 +168,20 @@ static int side_put(struct btree_txn *txn, const struct rename_side *name, uint6
 	d.name = d.folded = (const uint8_t *)name->name;
 	d.name_len = d.folded_len = (uint16_t)name->len;
 	return dirent_txn_put(txn, &name->table, slot, &d);
+}
+
+/* Take the old dirent away, if the new one didn't take its slot (@is_replaced). */
+static int rename_remove(struct btree_txn *txn, const struct rename_side *from, bool is_replaced)
+{
+	bool is_inherited = is_subvol(from) && from->key_snapshot != from->table.snapshot;
+
+	if (!is_inherited)
+		return is_replaced ? 0 : hash_table_delete(txn, &from->table, from->slot);
+	/* Who sees that snapshot may have entries behind the slot: it stays passable. */
+	return btree_txn_put(txn, BTREE_DIRENTS,
+			     &(struct bkey){ .p = BPOS(from->table.inum, from->slot, from->key_snapshot),
+					     .type = KEY_HASH_WHITEOUT },
+			     NULL, 0);
 }
 
 /* Both dirents. a->to.slot becomes the slot of the new one. */
@@ -160,12 +196,11 @@ static int rename_dirents(struct btree_txn *txn, struct rename_args *a)
 	}
 
 	uint64_t start = hash_table_start(&to->table, &(struct hash_name){ 0, to->name, to->len });
-	if (a->from_dir == a->to_dir && !to->is_there && start <= from->slot && from->slot < to->slot) {
+	bool takes_slot = a->from_dir == a->to_dir && !to->is_there && start <= from->slot && from->slot < to->slot;
+	if (takes_slot)
 		to->slot = from->slot;
-		return side_put(txn, to, to->slot, from);
-	}
 	err = side_put(txn, to, to->slot, from);
-	return err ? err : hash_table_delete(txn, &from->table, from->slot);
+	return err ? err : rename_remove(txn, from, takes_slot);
 }
 
 /* Links of both directories (subvolume roots don't count), and their times. */
@@ -189,6 +224,41 @@ static int rename_dirs(struct btree_txn *txn, struct rename_args *a)
 	return err;
 }
 
+/* The next version of the subvolume's root after @*snapshot, other than @root itself. 1, 0 or an error. */
+static int root_version_next(struct btree_txn *txn, const struct inode *root, uint32_t *snapshot, struct inode *version)
+{
+	struct btree_iter it;
+	struct bkey_ref k;
+	int ret, found = 0;
+
+	btree_txn_iter_open(&it, txn, BTREE_INODES, BPOS(0, root->inum, *snapshot), BTREE_ITER_ALL_SNAPSHOTS, 0);
+	it.end = BPOS(0, root->inum, UINT32_MAX);
+	while (!found && (ret = btree_iter_peek(&it, &k)) > 0) {
+		found = k.k.p.snapshot > *snapshot && k.k.p.snapshot != root->snapshot &&
+			!inode_unpack(k, version, NULL) && version->subvol == root->subvol;
+		*snapshot = k.k.p.snapshot;
+		btree_iter_advance(&it);
+	}
+	btree_iter_close(&it);
+	return found ? 1 : ret;
+}
+
+/* Versions of a subvolume's root in other snapshots point back at its dirent too. */
+static int root_versions_move(struct btree_txn *txn, const struct inode *root)
+{
+	struct inode version;
+	uint32_t snapshot = 0;
+	int ret;
+
+	while ((ret = root_version_next(txn, root, &snapshot, &version)) > 0) {
+		version.dir = root->dir;
+		version.dir_offset = root->dir_offset;
+		if ((ret = inode_txn_put(txn, &version)))
+			break;
+	}
+	return ret;
+}
+
 /* The inode at @s moves to @dir, @slot. */
 static int side_move(struct btree_txn *txn, struct rename_args *a, struct rename_side *s, const struct inode *dir,
 		     uint64_t slot)
@@ -198,7 +268,8 @@ static int side_move(struct btree_txn *txn, struct rename_args *a, struct rename
 	s->inode.dir = dir->inum;
 	s->inode.dir_offset = slot;
 	s->inode.ctime = a->now;
-	return inode_txn_put(txn, &s->inode);
+	int err = inode_txn_put(txn, &s->inode);
+	return !err && is_subvol(s) ? root_versions_move(txn, &s->inode) : err;
 }
 
 /* The inode at a->to loses this name. */

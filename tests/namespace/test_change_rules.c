@@ -539,6 +539,82 @@ static void renaming_onto_another_name_of_the_same_does_nothing(void **state)
 	assert_int_equal(move((struct object){ 2, 4096 }, "one", world_root, "three", 0), -EXDEV);
 }
 
+enum { LEAF_OF_SNAPSHOT = UINT32_MAX - 1 };
+static uint64_t subvol_slot;
+
+static int root_edit(struct btree_txn *txn, void *ctx)
+{
+	struct inode inode;
+	int err = inode_txn_get(txn, INODE_NR_ROOT, LEAF_OF_SNAPSHOT, &inode);
+
+	inode.dir = INODE_NR_ROOT;
+	inode.dir_offset = subvol_slot;
+	inode.parent_subvol = SUBVOL_ROOT;
+	return err ? err : inode_txn_put(txn, &inode);
+}
+
+/* Name the snapshot in subvolume 1, by a key of the interior snapshot, as if others had been taken since. */
+static void name_snapshot(const char *name)
+{
+	struct dirent d = { .type = DIRENT_TYPE_SUBVOL,
+			    .child_subvol = WORLD_SNAPSHOT,
+			    .parent_subvol = SUBVOL_ROOT,
+			    .name = (const uint8_t *)name,
+			    .name_len = (uint16_t)strlen(name) };
+	struct btree_commit_opts opts = { .name = "test", .watermark = WATERMARK_NORMAL };
+	struct bkey k = { .type = KEY_DIRENT };
+	uint8_t value[64];
+
+	subvol_slot = hash_in(world_root, name);
+	k.p = BPOS(INODE_NR_ROOT, subvol_slot, SNAPSHOT);
+	k.value_u64s = (uint8_t)(dirent_encode(&d, value, sizeof(value)) / 8);
+	world_put(&w, BTREE_DIRENTS, &k, value);
+	assert_int_equal(btree_txn_run(w.trees, &opts, root_edit, NULL), 0);
+}
+
+static void subvolumes_are_renamed_by_whoever_names_them(void **state)
+{
+	struct object dir = make(world_root, "dir", S_IFDIR | 0755), empty = make(world_root, "empty", S_IFDIR | 0755),
+		      found;
+	struct bkey_copy copy;
+	struct inode inode;
+	unsigned type;
+
+	world_take_snapshot(&w);
+	name_snapshot(same[0]);
+	assert_true(has(world_root, same[0]));
+	assert_false(has((struct object){ WORLD_SNAPSHOT, INODE_NR_ROOT }, same[0]));
+	assert_int_equal(namespace_unlink(w.ns, world_root, same[0], NAME_LEN, true, NULL, NULL), -EOPNOTSUPP);
+	assert_int_equal(drop(world_root, same[0]), -EISDIR);
+	assert_int_equal(move(world_root, same[0], world_root, "dir", RENAME_SWAP), -EOPNOTSUPP);
+	assert_int_equal(move(world_root, "dir", world_root, same[0], 0), -EOPNOTSUPP);
+	uint32_t nlink = inode_of(world_root).nlink;
+
+	/* To a name of the same hash, then away, then over an empty directory. */
+	const char *names[] = { same[0], same[4], "elsewhere", "empty" };
+	for (unsigned i = 0; i < 3; i++) {
+		assert_int_equal(move(world_root, names[i], world_root, names[i + 1], 0), 0);
+		assert_false(has(world_root, names[i]));
+		assert_int_equal(namespace_lookup(w.ns, world_root, names[i + 1], strlen(names[i + 1]), &found, &type),
+				 0);
+		assert_true(found.subvol == WORLD_SNAPSHOT && found.inum == INODE_NR_ROOT);
+		inode = inode_of(found);
+		assert_true(btree_lookup(w.trees, BTREE_DIRENTS, BPOS(inode.dir, inode.dir_offset, UINT32_MAX - 2),
+					 &copy) > 0);
+		/* What the snapshot inherited is gone too. */
+		assert_true(btree_lookup(w.trees, BTREE_DIRENTS, BPOS(INODE_NR_ROOT, subvol_slot, LEAF_OF_SNAPSHOT),
+					 &copy) > 0);
+		assert_int_equal(copy.k.k.type, KEY_HASH_WHITEOUT);
+	}
+	assert_int_equal(inode_of(world_root).nlink, nlink - 1);
+	assert_int_equal(move(world_root, "empty", dir, "in", 0), 0);
+	assert_int_equal(namespace_lookup(w.ns, dir, "in", 2, &found, &type), 0);
+	assert_int_equal(inode_of(dir).nlink, 0);
+	assert_true(inode_of(found).dir == dir.inum);
+	assert_int_equal(namespace_deletions_wait(w.ns), 0);
+	assert_int_equal(namespace_inode(w.ns, empty, &inode), -ENOENT);
+}
+
 /* --- deletion, numbers --- */
 
 static void what_is_held_stays_until_it_is_released(void **state)
@@ -700,6 +776,7 @@ int main(void)
 		TEST(a_read_only_subvolume_is_not_changed),
 		TEST(directories_do_not_move_below_themselves),
 		TEST(renaming_onto_another_name_of_the_same_does_nothing),
+		TEST(subvolumes_are_renamed_by_whoever_names_them),
 		TEST(what_is_held_stays_until_it_is_released),
 		TEST(the_deleted_list_survives_a_crash),
 		TEST(dead_inodes_of_interior_snapshots_are_deleted_in_the_leaves),
