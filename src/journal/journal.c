@@ -33,6 +33,7 @@ static void roots_take(struct journal *j, const struct journal_state *state)
 		if (root->key.value_u64s)
 			memset((struct bkey_disk *)(e + 1) + 1, 0, 8);
 		j->roots[i].u64s = 1u + BKEY_U64S + root->key.value_u64s;
+		j->unknown_root_nr += i >= BTREE_NR_1_4;
 	}
 }
 
@@ -49,11 +50,9 @@ static int journal_init(struct journal *j, const struct journal_opts *opts)
 	j->flush_delay_ns = max(s->options[OPT_JOURNAL_FLUSH_DELAY], (uint64_t)1) * NS_PER_MS;
 	j->reclaim_delay_ns = max(s->options[OPT_JOURNAL_RECLAIM_DELAY], (uint64_t)1) * NS_PER_MS;
 	j->state = JOURNAL_CLOSED;
-	j->seq_next = j->seq_unwritten = opts->seq_next;
-	j->seq_flushed = opts->seq_next - 1;
+	j->seq_next = opts->seq_next;
 	j->pin_front = min(opts->seq_pinned, opts->seq_next);
 	j->replay_seq = opts->seq_pinned < opts->seq_next ? opts->seq_pinned : 0;
-	j->last_seq_ondisk = j->pin_front;
 	j->entry_bytes = JOURNAL_ENTRY_BYTES_MIN;
 	j->is_first_due = true;
 	j->flushed_ns = clock_monotonic_ns();
@@ -67,7 +66,10 @@ static int journal_init(struct journal *j, const struct journal_opts *opts)
 	int err = journal_rings_init(j, opts->state);
 	if (err)
 		return err;
-	j->seq_unwritten = j->seq_next;
+	j->seq_start = j->seq_unwritten = j->seq_next;
+	j->seq_flushed = j->seq_next - 1;
+	j->last_seq_ondisk = j->pin_front;
+	j->entry_bytes = min(j->entry_bytes, j->entry_bytes_max);
 	return journal_pins_init(j);
 }
 
@@ -134,14 +136,16 @@ int journal_stop_clean(struct journal *j, uint64_t *seq)
 		return err;
 	mutex_lock(&j->lock);
 	/* Everything is written, so it has nothing in it and nothing before it is needed. */
-	while (!(err = journal_error(j)) &&
-	       ((err = journal_open_entry(j, true)) == -EAGAIN || journal_has_pins(j, j->seq_next)))
-		waitq_wait_until(&j->changed, &j->lock, clock_monotonic_ns() + j->reclaim_delay_ns);
+	while (!(err = journal_error(j)) && journal_has_pins(j, j->seq_next))
+		waitq_wait(&j->changed, &j->lock);
+	while (!err && (err = journal_open_flush_entry(j, seq)) == -EAGAIN) {
+		waitq_wait(&j->changed, &j->lock);
+		err = journal_error(j);
+	}
 	if (!err) {
-		*seq = j->seq_next - 1;
-		j->buf[*seq % JOURNAL_BUF_NR].must_flush = true;
-		journal_close_entry(j);
-		if (j->buf[*seq % JOURNAL_BUF_NR].last_seq != *seq)
+		const struct journal_buf *buf = &j->buf[*seq % JOURNAL_BUF_NR];
+
+		if (buf->last_seq != *seq || buf->u64s)
 			err = -EBUSY; /* somebody still commits, or pins */
 	}
 	while (!err && !(err = journal_error(j)) && j->seq_flushed < *seq)
@@ -249,12 +253,11 @@ void journal_flush_async(struct journal *j, uint64_t seq)
 bool journal_seq_range_may_have_flush(const struct journal *jc, uint64_t from, uint64_t to)
 {
 	struct journal *j = (struct journal *)jc;
-	unsigned nr = min(j->recent_flush_nr, (unsigned)ARRAY_NR(j->recent_flush));
-	bool may = false;
 
 	mutex_lock(&j->lock);
-	/* Entries that aren't written yet may become flush entries. */
-	may |= to > j->seq_unwritten;
+	unsigned nr = min(j->recent_flush_nr, (unsigned)ARRAY_NR(j->recent_flush));
+	/* Entries that aren't written yet may become flush entries; those of earlier mounts may have been some. */
+	bool may = to > j->seq_unwritten || from < j->seq_start;
 	for (unsigned i = 0; i < nr; i++)
 		may |= j->recent_flush[i] >= from && j->recent_flush[i] < to;
 	/* Older than what is remembered. */

@@ -18,8 +18,10 @@
  * updates from the btree_root sub-entries of each entry as it writes it; counters come from the tail callback, which
  * folds what was given for that seq. Both happen in seq order.
  *
- * A failed write or flush is final: journal_error() is set, waiters and later reservations get it (-EROFS for new
- * ones), and no entry is written any more.
+ * When a device fails to write or flush its copy of an entry, it gets no entries any more, and the journal goes on with
+ * the others as long as metadata_replicas_required allows. Any other failure is final, that of the flush of a device
+ * before an entry included, since nobody knows what is lost then: journal_error() is set, waiters and later
+ * reservations get it (-EROFS for new ones), and no entry is written any more.
  */
 #ifndef KILN_JOURNAL_JOURNAL_H
 #define KILN_JOURNAL_JOURNAL_H
@@ -144,8 +146,9 @@ int journal_error(const struct journal *j);
 
 /*
  * Holds entry @seq (and so all after it). @flush is called by reclaim, without locks, to make the holder let go; it may
- * only start that and return; it is called again later. The pin's owner guards against races between adding and
- * dropping it; the journal has a lock of its own inside.
+ * only start that and return; it is called again later. Dropping and moving wait for such a call to end, so that a pin
+ * can be freed afterwards: the function must not wait for what those who drop the pin hold, or do. The pin's owner
+ * guards against races between adding and dropping it; the journal has a lock of its own inside.
  */
 struct journal_pin {
 	uint64_t seq; /* 0: holds nothing */

@@ -13,12 +13,19 @@
  *
  * The state word says all that a reservation needs, so that getting one is one compare-and-swap:
  *
- *	[0,20)   words used in the open entry; JOURNAL_CLOSED when none is open
+ *	[0,20)   words left in the open entry; JOURNAL_CLOSED when none is open
  *	[20,22)  its buffer
  *	[22,62)  for each buffer, how many reservations are under way in it
  *
+ * It holds what is left, not what is used, so that nothing else must be looked at before the exchange: were the entry
+ * replaced by another in the meantime, a reservation would be as good in that one.
+ *
  * An open entry closes by setting the words to JOURNAL_CLOSED, after which its buffer's count only falls; at zero it
  * may be written. Everything else is guarded by `lock`.
+ *
+ * Space. An entry is opened with a bound on its size (content and what completes it) for which there certainly is a
+ * place, the entries before it that wait counted in. One bucket of each ring is kept in hand for an entry whose
+ *last_seq makes another one free; so the ring may be full of what is pinned, and yet goes on when the pins go.
  *
  * Lock order: `lock` is taken last, nothing is waited for while it is held but itself.
  */
@@ -36,14 +43,15 @@ enum {
 	JOURNAL_COUNT_MAX = (1 << JOURNAL_COUNT_BITS) - 1,
 	JOURNAL_ENTRY_BYTES_MIN = 64 << 10,
 	JOURNAL_ENTRY_BYTES_MAX = 4 << 20,
-	JOURNAL_SEQS_MAX = 32768, /* next seq - last_seq (03 §5.3) */
+	JOURNAL_SEQS_MAX = 32768,	   /* what next seq - last_seq is held below (03 §5.3), but after a crash */
+	JOURNAL_REPLAY_SEQS_MAX = 1 << 20, /* to be replayed; room for their pins is needed */
 	JOURNAL_COPIES_MAX = 4,
 	JOURNAL_ROOT_U64S_MAX = 15,
 	/* Replicas entries that may be added between opening an entry and writing it. */
 	JOURNAL_TAIL_SLACK_U64S = 128,
 };
 
-static inline unsigned state_words(uint64_t s) { return (unsigned)(s & 0xfffff); }
+static inline unsigned state_left(uint64_t s) { return (unsigned)(s & 0xfffff); }
 static inline unsigned state_buf(uint64_t s) { return (unsigned)(s >> 20 & 3); }
 static inline unsigned state_count_shift(unsigned buf) { return 22 + buf * JOURNAL_COUNT_BITS; }
 static inline unsigned state_count(uint64_t s, unsigned buf)
@@ -54,11 +62,13 @@ static inline unsigned state_count(uint64_t s, unsigned buf)
 struct journal_buf {
 	uint64_t seq; /* 0: free */
 	struct jset_disk *data;
-	uint32_t bytes;	     /* allocated */
-	uint32_t limit_u64s; /* of sub-entries given out, while open */
-	uint32_t u64s;	     /* given out; final once closed */
-	uint64_t last_seq;   /* fixed when it is closed */
+	uint32_t bytes;		/* allocated */
+	uint32_t limit_u64s;	/* of sub-entries that reservations get */
+	uint32_t reserved_u64s; /* header, roots and tail on top of them */
+	uint32_t u64s;		/* that reservations got; set when it is closed */
+	uint64_t last_seq;	/* fixed when it is closed */
 	uint64_t opened_ns;
+	bool is_bound_by_memory; /* a larger buffer would have had a higher limit */
 	bool is_closed, must_flush;
 };
 
@@ -68,11 +78,12 @@ struct journal_ring {
 	unsigned durability;
 	bool is_usable; /* may get new entries */
 	bool has_discard;
-	uint64_t *bucket;      /* numbers, in ring order */
-	uint64_t *bucket_seq;  /* highest seq in it */
-	unsigned cur_idx;      /* being filled */
-	uint32_t sectors_free; /* left in it */
-	unsigned discard_idx;  /* oldest that is still needed; those between cur_idx and it are free */
+	uint64_t *bucket;	/* numbers, in ring order */
+	uint64_t *bucket_seq;	/* highest seq in it */
+	unsigned cur_idx;	/* being filled */
+	uint32_t sectors_free;	/* left in it */
+	unsigned discard_idx;	/* oldest that is still needed; those between cur_idx and it are free */
+	unsigned discarded_idx; /* the writer's own: how far they have been discarded */
 };
 
 /* Pins of one seq: a ring through the members of `head`. */
@@ -109,8 +120,10 @@ struct journal {
 	uint64_t last_seq_ondisk; /* its last_seq */
 	uint64_t flush_wanted;	  /* entries up to here are to become durable */
 	uint64_t flushed_ns;	  /* when the last flush entry was written */
-	uint64_t noflush_oldest;  /* entries [it, ...) may have been written noflush; for seq_range_may_have_flush() */
+	uint64_t seq_start;	  /* first of this journal_start() */
 	uint32_t entry_bytes;	  /* buffers get that much when they are used next */
+	uint32_t entry_bytes_max; /* the smallest bucket that is written to, or JOURNAL_ENTRY_BYTES_MAX */
+	unsigned unknown_root_nr; /* btrees with ids from BTREE_NR_1_4 on that have a root */
 	bool is_stopping, is_space_low, is_first_due;
 
 	struct journal_ring *rings;
@@ -119,7 +132,7 @@ struct journal {
 	/* Pins: list of seq s at pins[s & (pin_nr - 1)], for s in [pin_front, seq_next). */
 	struct journal_pin_list *pins;
 	uint64_t pin_nr;
-	uint64_t pin_front;
+	uint64_t pin_front;	      /* last_seq of an entry that were closed now, if that is not below it */
 	uint64_t replay_seq;	      /* entries from here on are to be replayed; 0: done */
 	struct journal_pin *flushing; /* whose flush function is running */
 	const void *flushing_task;    /* in which task */
@@ -137,15 +150,20 @@ struct journal {
 
 /* --- journal_res.c --- */
 
-/* Words of an entry that reservations don't get: roots and tail. */
+/* Words of an entry that reservations don't get: header, roots and tail. */
 unsigned journal_reserved_u64s(struct journal *j);
 /* Close the open entry, if one is; lock held. */
 void journal_close_entry(struct journal *j);
-/* Open the next entry; lock held. 0, or -EAGAIN when there is no buffer or no space. @is_forced: for a flush. */
-int journal_open_entry(struct journal *j, bool is_forced);
+/*
+ * Open the next entry, with room for a reservation of @u64s, unless one is open; lock held. -EAGAIN when there is no
+ * buffer or no space. @is_flush: without content, for durability or a new last_seq: a little room is enough.
+ */
+int journal_open_entry(struct journal *j, unsigned u64s, bool is_flush);
+/* The same for an entry that is closed at once, and must be written as a flush entry. *@seq: which. */
+int journal_open_flush_entry(struct journal *j, uint64_t *seq);
 static inline bool journal_is_open(const struct journal *j)
 {
-	return state_words(__atomic_load_n(&j->state, __ATOMIC_ACQUIRE)) != JOURNAL_CLOSED;
+	return state_left(__atomic_load_n(&j->state, __ATOMIC_ACQUIRE)) != JOURNAL_CLOSED;
 }
 
 /* --- journal_write.c --- */
@@ -160,8 +178,14 @@ int journal_rings_init(struct journal *j, const struct journal_state *state);
 void journal_rings_free(struct journal *j);
 /* Free what entries below last_seq_ondisk took; watermark and is_space_low follow. Lock held. */
 void journal_space_update(struct journal *j);
-/* Bytes that the next entry may have at most; 0: it can't be opened now. Lock held. */
-uint32_t journal_space_next(struct journal *j, bool is_forced);
+/* Would an entry with a new last_seq make a bucket free? Lock held. */
+bool journal_space_would_free(struct journal *j);
+/*
+ * Bytes that the next entry may have at most, which needs @u64s all in all, and would like to have @u64s_liked. 0: it
+ * can't be opened now. Lock held.
+ */
+uint32_t journal_space_next(struct journal *j, unsigned u64s, unsigned u64s_liked);
+uint32_t journal_entry_sectors(const struct journal *j, uint64_t u64s);
 /* Places for an entry of @sectors: 0 and which rings, in rings[]; their cursors move on. Lock held. */
 struct journal_place {
 	struct journal_ring *ring;
@@ -178,7 +202,7 @@ int journal_pins_init(struct journal *j);
 void journal_pins_free(struct journal *j);
 /* Make room for the list of @seq, which is seq_next. Lock held. */
 int journal_pins_grow(struct journal *j, uint64_t seq);
-/* Oldest seq that is pinned, or @seq if nothing older is. Lock held. */
+/* Oldest seq that is pinned or not written, or @seq if nothing older is. Lock held. */
 uint64_t journal_last_seq(struct journal *j, uint64_t seq);
 /* Call the flush functions of pins up to @seq, each once. Lock held on entry and return. Returns their number. */
 uint64_t journal_pins_ask(struct journal *j, uint64_t seq);

@@ -11,9 +11,13 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "base/clock.h"
 #include "journal/journal_internal.h"
 
-enum { PINS_MIN = 1024 };
+enum {
+	PINS_MIN = 1024,
+	ASK_AGAIN_NS = 10000000,
+};
 
 static struct journal_pin_list *pin_list(struct journal *j, uint64_t seq) { return &j->pins[seq & (j->pin_nr - 1)]; }
 
@@ -63,6 +67,8 @@ int journal_pins_init(struct journal *j)
 {
 	uint64_t nr = PINS_MIN;
 
+	if (j->seq_next - j->pin_front > JOURNAL_REPLAY_SEQS_MAX)
+		return -ENOMEM;
 	while (nr < j->seq_next - j->pin_front + 1)
 		nr *= 2;
 	return pins_resize(j, nr);
@@ -70,7 +76,7 @@ int journal_pins_init(struct journal *j)
 
 void journal_pins_free(struct journal *j) { free(j->pins); }
 
-/* Forget lists that nobody needs. */
+/* Forget lists that nobody needs. Reservations in entries that aren't written may still add pins. */
 static void front_advance(struct journal *j)
 {
 	uint64_t limit = j->replay_seq ? j->replay_seq : j->seq_unwritten;
@@ -91,13 +97,7 @@ int journal_pins_grow(struct journal *j, uint64_t seq)
 uint64_t journal_last_seq(struct journal *j, uint64_t seq)
 {
 	front_advance(j);
-	uint64_t s = j->pin_front;
-
-	if (j->replay_seq)
-		return min(j->replay_seq, seq);
-	while (s < seq && list_is_empty(pin_list(j, s)))
-		s++;
-	return s;
+	return min(j->pin_front, seq);
 }
 
 bool journal_has_pins(struct journal *j, uint64_t seq)
@@ -214,13 +214,15 @@ int journal_flush_pins(struct journal *j, uint64_t seq, uint64_t *flushed)
 	int err;
 
 	mutex_lock(&j->lock);
-	while (!(err = __atomic_load_n(&j->error, __ATOMIC_ACQUIRE)) && journal_has_pins(j, seq)) {
+	while (!(err = journal_error(j)) && journal_has_pins(j, seq)) {
 		/* One task at a time calls flush functions. */
 		while (j->flushing)
 			waitq_wait(&j->changed, &j->lock);
 		asked += journal_pins_ask(j, seq);
-		if (journal_has_pins(j, seq))
-			waitq_wait(&j->changed, &j->lock);
+		/* Who was asked is at work; asking each of them again whenever one has let go would be many calls. */
+		uint64_t again = clock_monotonic_ns() + ASK_AGAIN_NS;
+		while (clock_monotonic_ns() < again && !journal_error(j) && journal_has_pins(j, seq))
+			waitq_wait_until(&j->changed, &j->lock, again);
 	}
 	mutex_unlock(&j->lock);
 	if (flushed)

@@ -9,6 +9,20 @@
 #include "base/clock.h"
 #include "journal/journal_internal.h"
 
+/* Pins have gone: have an entry written that says so. */
+static void free_by_flush(struct journal *j)
+{
+	uint64_t seq;
+
+	if (j->seq_flushed < j->seq_next - 1) {
+		j->flush_wanted = max(j->flush_wanted, j->seq_next - 1);
+		waitq_wake_all(&j->write_work);
+	} else {
+		/* All is durable: an empty entry. */
+		journal_open_flush_entry(j, &seq);
+	}
+}
+
 void journal_reclaim_task(void *arg)
 {
 	struct journal *j = arg;
@@ -20,17 +34,8 @@ void journal_reclaim_task(void *arg)
 		if (seq && !j->flushing && journal_has_pins(j, seq))
 			journal_pins_ask(j, seq);
 		bool is_urgent = j->watermark_min == WATERMARK_RECLAIM;
-		bool would_free = journal_last_seq(j, j->seq_next) > j->last_seq_ondisk;
-		if (is_urgent && would_free && j->seq_next - 1 > j->seq_flushed) {
-			j->flush_wanted = max(j->flush_wanted, j->seq_next - 1);
-			waitq_wake_all(&j->write_work);
-		} else if (is_urgent && would_free && j->seq_unwritten == j->seq_next) {
-			/* All is durable, but pins have gone since: an empty entry says so. */
-			if (!journal_open_entry(j, true)) {
-				j->buf[(j->seq_next - 1) % JOURNAL_BUF_NR].must_flush = true;
-				journal_close_entry(j);
-			}
-		}
+		if (is_urgent && journal_space_would_free(j))
+			free_by_flush(j);
 		journal_space_update(j);
 		waitq_wait_until(&j->reclaim_work, &j->lock,
 				 clock_monotonic_ns() + (is_urgent ? j->reclaim_delay_ns / 20 : j->reclaim_delay_ns));

@@ -8,17 +8,16 @@
 #include "device/device.h"
 #include "journal/journal_internal.h"
 
-enum { HEADER_U64S = sizeof(struct jset_disk) / 8 };
+enum {
+	HEADER_U64S = sizeof(struct jset_disk) / 8,
+	WORTHWHILE_U64S = 4096, /* content; for less the rest of a bucket isn't worth an entry */
+};
 
 unsigned journal_reserved_u64s(struct journal *j)
 {
-	unsigned roots = 0;
-
 	/* A btree that has no root yet may get one in this entry, but then it's a reservation that brings it. */
-	for (unsigned i = 0; i < BTREE_NR_MAX; i++)
-		roots += j->roots[i].u64s ? JOURNAL_ROOT_U64S_MAX : 0;
-	return max(roots, (unsigned)BTREE_NR_1_4 * JOURNAL_ROOT_U64S_MAX) + j->ops.tail_u64s_max(j->ops.ctx) +
-	       JOURNAL_TAIL_SLACK_U64S;
+	return HEADER_U64S + (BTREE_NR_1_4 + j->unknown_root_nr) * JOURNAL_ROOT_U64S_MAX +
+	       j->ops.tail_u64s_max(j->ops.ctx) + JOURNAL_TAIL_SLACK_U64S;
 }
 
 void journal_close_entry(struct journal *j)
@@ -26,15 +25,14 @@ void journal_close_entry(struct journal *j)
 	uint64_t old = __atomic_load_n(&j->state, __ATOMIC_ACQUIRE), new;
 
 	do {
-		if (state_words(old) == JOURNAL_CLOSED)
+		if (state_left(old) == JOURNAL_CLOSED)
 			return;
 		new = old | JOURNAL_CLOSED;
 	} while (!__atomic_compare_exchange_n(&j->state, &old, new, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE));
 
 	struct journal_buf *buf = &j->buf[state_buf(old)];
-	buf->u64s = state_words(old);
-	/* Entries before it that aren't written yet may have reservations whose pins are still to come. */
-	buf->last_seq = journal_last_seq(j, min(buf->seq, j->seq_unwritten));
+	buf->u64s = buf->limit_u64s - state_left(old);
+	buf->last_seq = journal_last_seq(j, buf->seq);
 	buf->is_closed = true;
 	waitq_wake_all(&j->write_work);
 }
@@ -53,19 +51,20 @@ static int buf_make_room(struct journal *j, struct journal_buf *buf)
 	return 0;
 }
 
-int journal_open_entry(struct journal *j, bool is_forced)
+int journal_open_entry(struct journal *j, unsigned u64s, bool is_flush)
 {
 	struct journal_buf *buf = &j->buf[j->seq_next % JOURNAL_BUF_NR];
-	unsigned reserved = journal_reserved_u64s(j) + HEADER_U64S;
 
 	if (__atomic_load_n(&j->error, __ATOMIC_ACQUIRE))
 		return -EROFS;
 	if (journal_is_open(j))
 		return 0;
-	if (buf->seq || j->seq_next - journal_last_seq(j, j->seq_next) >= JOURNAL_SEQS_MAX)
+	if (buf->seq)
 		return -EAGAIN;
-	uint32_t bytes = journal_space_next(j, is_forced);
-	if (!bytes || bytes / 8 <= reserved)
+	unsigned reserved = journal_reserved_u64s(j);
+	uint32_t bytes = journal_space_next(j, reserved + u64s,
+					    reserved + (is_flush ? u64s : max(u64s, (unsigned)WORTHWHILE_U64S)));
+	if (!bytes)
 		return -EAGAIN;
 	int err = buf_make_room(j, buf);
 	if (!err)
@@ -73,21 +72,38 @@ int journal_open_entry(struct journal *j, bool is_forced)
 	if (err)
 		return err;
 
+	bool is_bound_by_memory = bytes > buf->bytes;
 	bytes = min(bytes, buf->bytes);
+	if (bytes / 8 < reserved + u64s)
+		return -EAGAIN;
 	*buf = (struct journal_buf){
 		.seq = j->seq_next++,
 		.data = buf->data,
 		.bytes = buf->bytes,
 		.limit_u64s = bytes / 8 - reserved,
+		.reserved_u64s = reserved,
 		.opened_ns = clock_monotonic_ns(),
+		.is_bound_by_memory = is_bound_by_memory,
 	};
 	/* Counts of the other buffers may fall meanwhile. */
 	uint64_t old = __atomic_load_n(&j->state, __ATOMIC_ACQUIRE), new;
 	do {
-		new = (old & ~0x3fffffull) | (buf->seq % JOURNAL_BUF_NR) << 20;
+		new = (old & ~0x3fffffull) | (buf->seq % JOURNAL_BUF_NR) << 20 | buf->limit_u64s;
 	} while (!__atomic_compare_exchange_n(&j->state, &old, new, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE));
 	waitq_wake_all(&j->write_work);
 	waitq_wake_all(&j->changed);
+	return 0;
+}
+
+int journal_open_flush_entry(struct journal *j, uint64_t *seq)
+{
+	int err = journal_open_entry(j, 0, true);
+
+	if (err)
+		return err;
+	*seq = j->seq_next - 1;
+	j->buf[*seq % JOURNAL_BUF_NR].must_flush = true;
+	journal_close_entry(j);
 	return 0;
 }
 
@@ -95,22 +111,26 @@ int journal_open_entry(struct journal *j, bool is_forced)
 static int res_try(struct journal *j, struct journal_res *res, unsigned u64s, enum watermark watermark)
 {
 	uint64_t old = __atomic_load_n(&j->state, __ATOMIC_ACQUIRE), new;
-	unsigned words, buf;
+	unsigned left, buf;
 
 	if (__atomic_load_n(&j->error, __ATOMIC_ACQUIRE))
 		return -EROFS;
 	if (watermark < __atomic_load_n(&j->watermark_min, __ATOMIC_ACQUIRE))
 		return -EAGAIN;
 	do {
-		words = state_words(old);
+		left = state_left(old);
 		buf = state_buf(old);
-		if (words == JOURNAL_CLOSED ||
-		    words + u64s > __atomic_load_n(&j->buf[buf].limit_u64s, __ATOMIC_RELAXED) ||
-		    state_count(old, buf) == JOURNAL_COUNT_MAX)
+		if (left == JOURNAL_CLOSED || u64s > left || state_count(old, buf) == JOURNAL_COUNT_MAX)
 			return -EAGAIN;
-		new = old + u64s + (1ull << state_count_shift(buf));
+		new = old - u64s + (1ull << state_count_shift(buf));
 	} while (!__atomic_compare_exchange_n(&j->state, &old, new, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE));
-	*res = (struct journal_res){ .seq = j->buf[buf].seq, .buf = buf, .at = words, .u64s = u64s };
+	/* Now that it is counted, the buffer stays that entry's. */
+	*res = (struct journal_res){
+		.seq = j->buf[buf].seq,
+		.buf = buf,
+		.at = j->buf[buf].limit_u64s - left,
+		.u64s = u64s,
+	};
 	return 0;
 }
 
@@ -122,28 +142,26 @@ static int res_try_slow(struct journal *j, struct journal_res *res, unsigned u64
 	int err = res_try(j, res, u64s, watermark);
 	if (err != -EAGAIN)
 		return err;
-	if (journal_is_open(j)) {
+	uint64_t s = __atomic_load_n(&j->state, __ATOMIC_ACQUIRE);
+	if (state_left(s) != JOURNAL_CLOSED) {
+		/* Room, but more reservations at a time than can be counted: one of them will be put. */
+		if (state_left(s) >= u64s)
+			return -EAGAIN;
 		/* Full: the next ones may be larger. */
-		if (j->entry_bytes < JOURNAL_ENTRY_BYTES_MAX)
-			j->entry_bytes *= 2;
+		if (j->buf[state_buf(s)].is_bound_by_memory)
+			j->entry_bytes = min(j->entry_bytes * 2, j->entry_bytes_max);
 		journal_close_entry(j);
 	}
-	while (((uint64_t)u64s + HEADER_U64S + journal_reserved_u64s(j)) * 8 > j->entry_bytes &&
-	       j->entry_bytes < JOURNAL_ENTRY_BYTES_MAX)
-		j->entry_bytes *= 2;
-	err = journal_open_entry(j, false);
+	while (((uint64_t)u64s + journal_reserved_u64s(j)) * 8 > j->entry_bytes && j->entry_bytes < j->entry_bytes_max)
+		j->entry_bytes = min(j->entry_bytes * 2, j->entry_bytes_max);
+	err = journal_open_entry(j, u64s, false);
 	return err ? err : res_try(j, res, u64s, watermark);
 }
 
 /* More than the largest entry that will ever be? */
 static bool is_too_big(struct journal *j, unsigned u64s)
 {
-	uint64_t bytes = ((uint64_t)u64s + HEADER_U64S + journal_reserved_u64s(j)) * 8;
-
-	for (unsigned i = 0; i < j->ring_nr; i++)
-		if (j->rings[i].is_usable && bytes > (uint64_t)j->rings[i].bucket_sectors << SECTOR_SHIFT)
-			return true;
-	return bytes > JOURNAL_ENTRY_BYTES_MAX;
+	return ((uint64_t)u64s + journal_reserved_u64s(j)) * 8 > j->entry_bytes_max;
 }
 
 int journal_res_get(struct journal *j, struct journal_res *res, unsigned u64s, enum watermark watermark, unsigned flags)
@@ -153,11 +171,7 @@ int journal_res_get(struct journal *j, struct journal_res *res, unsigned u64s, e
 	if (err != -EAGAIN)
 		return err;
 	mutex_lock(&j->lock);
-	while ((err = res_try_slow(j, res, u64s, watermark)) == -EAGAIN) {
-		if (is_too_big(j, u64s)) {
-			err = -E2BIG;
-			break;
-		}
+	while ((err = is_too_big(j, u64s) ? -E2BIG : res_try_slow(j, res, u64s, watermark)) == -EAGAIN) {
 		waitq_wake_all(&j->reclaim_work);
 		if (flags & JOURNAL_RES_TRY)
 			break;
@@ -168,6 +182,23 @@ int journal_res_get(struct journal *j, struct journal_res *res, unsigned u64s, e
 	return err;
 }
 
+/* Make @res, of which nothing was used, undone, if it is the last of its entry; else it is put. */
+static void res_give_back(struct journal *j, struct journal_res *res)
+{
+	uint64_t old = __atomic_load_n(&j->state, __ATOMIC_ACQUIRE), new;
+
+	do {
+		unsigned left = state_left(old);
+
+		if (left == JOURNAL_CLOSED || state_buf(old) != res->buf ||
+		    j->buf[res->buf].limit_u64s - left != res->at + res->u64s) {
+			journal_res_put(j, res);
+			return;
+		}
+		new = old + res->u64s - (1ull << state_count_shift(res->buf));
+	} while (!__atomic_compare_exchange_n(&j->state, &old, new, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE));
+}
+
 int journal_res_wait(struct journal *j, unsigned u64s, enum watermark watermark)
 {
 	struct journal_res res;
@@ -176,7 +207,7 @@ int journal_res_wait(struct journal *j, unsigned u64s, enum watermark watermark)
 	/* A reservation that is given back at once tells best whether there is one. */
 	err = journal_res_get(j, &res, u64s, watermark, 0);
 	if (!err)
-		journal_res_put(j, &res);
+		res_give_back(j, &res);
 	return err;
 }
 
@@ -216,11 +247,15 @@ void journal_res_put(struct journal *j, struct journal_res *res)
 	/* Zero words are empty sub-entries. */
 	memset(res_words(j, res) + res->used, 0, (size_t)(res->u64s - res->used) * 8);
 	uint64_t s = __atomic_sub_fetch(&j->state, 1ull << state_count_shift(res->buf), __ATOMIC_ACQ_REL);
-	bool is_open_one = state_words(s) != JOURNAL_CLOSED && state_buf(s) == res->buf;
+	bool is_open_one = state_left(s) != JOURNAL_CLOSED && state_buf(s) == res->buf;
 
 	if (!state_count(s, res->buf) && !is_open_one) {
 		mutex_lock(&j->lock);
 		waitq_wake_all(&j->write_work);
+		mutex_unlock(&j->lock);
+	} else if (state_count(s, res->buf) == JOURNAL_COUNT_MAX - 1) {
+		mutex_lock(&j->lock);
+		waitq_wake_all(&j->changed);
 		mutex_unlock(&j->lock);
 	}
 	*res = (struct journal_res){ 0 };

@@ -3,10 +3,13 @@
  *
  * Of a ring, [discard_idx .. cur_idx] (cyclic) is in use; what lies behind cur_idx up to before discard_idx is free. A
  * bucket becomes free when all in it is below last_seq of the newest flush entry that is durable: nothing in memory
- * counts. One bucket is kept in hand for a flush entry that frees others.
+ * counts. One bucket is kept in hand for a flush entry that frees another.
  *
  * An entry can be opened when it is certain that it can be written: its size is bounded when it is opened, and the
- * entries before it that wait for being written are placed first, in thought.
+ * entries before it that wait for being written are placed first, in thought, each on every ring.
+ *
+ * Space is low when fewer rings than there are to be copies have more than a quarter free. From then on every entry is
+ * a flush entry, and new reservations are for reclaim only, whose commits let pins go.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -16,14 +19,16 @@
 #include "journal/journal_internal.h"
 #include "journal/journal_private.h"
 
-enum { TARGET_DEVS = 256 };	  /* a target is a device + 1, or a label + 257 (10 §5.1) */
-enum { SECTORS_WORTHWHILE = 64 }; /* less of the rest of a bucket isn't worth opening an entry for */
+enum {
+	TARGET_DEVS = 256, /* a target is a device + 1, or a label + 257 (10 §5.1) */
+	RING_BUCKETS_MIN = 4,
+};
 
 /* --- starting --- */
 
 static unsigned ring_free_nr(const struct journal_ring *r) { return (r->discard_idx + r->nr - r->cur_idx - 1) % r->nr; }
 
-static bool ring_is_usable(const struct super *s, const struct super_member *m)
+static bool member_is_usable(const struct super_member *m)
 {
 	return m->dev && !m->dev->is_readonly && m->m.state == MEMBER_RW && m->m.data_allowed & 1u << DATA_JOURNAL;
 }
@@ -49,7 +54,8 @@ static int ring_init(struct journal *j, struct journal_ring *r, unsigned dev)
 	r->bucket_sectors = m->m.bucket_sectors;
 	r->durability = m->m.durability;
 	r->has_discard = m->m.has_discard;
-	r->is_usable = ring_is_usable(s, m) && r->durability && r->nr > 1;
+	/* In smaller ones, taking what is kept in hand wouldn't mean that space is low. */
+	r->is_usable = member_is_usable(m) && r->durability && r->nr >= RING_BUCKETS_MIN;
 	r->bucket = calloc(nr, sizeof(*r->bucket));
 	r->bucket_seq = calloc(nr, sizeof(*r->bucket_seq));
 	if (!r->bucket || !r->bucket_seq)
@@ -87,28 +93,50 @@ static void ring_find_place(struct journal *j, struct journal_ring *r, const str
 	}
 	if (!newest)
 		r->cur_idx = r->nr - 1;
-	r->discard_idx = (r->cur_idx + 1) % r->nr;
+	r->discard_idx = r->discarded_idx = (r->cur_idx + 1) % r->nr;
+}
+
+/* No seq twice, whatever the superblock says: it may be behind what is on the devices, or list ranges to come. */
+static int seq_next_choose(struct journal *j, const struct journal_state *state, const struct journal_scan *scan)
+{
+	bool has_replay = j->pin_front < j->seq_next;
+
+	if (scan->nr)
+		j->seq_next = max(j->seq_next, scan->found[scan->nr - 1].seq + 1);
+	if (state->blacklist_nr)
+		j->seq_next = max(j->seq_next, state->blacklist[state->blacklist_nr - 1].end);
+	if (j->seq_next >= UINT64_MAX >> 1)
+		return -KILN_E_INVALID;
+	if (!has_replay)
+		j->pin_front = j->seq_next;
+	return 0;
 }
 
 int journal_rings_init(struct journal *j, const struct journal_state *state)
 {
 	struct journal_scan scan;
 
-	(void)state;
 	j->ring_nr = j->super->member_nr;
+	j->entry_bytes_max = JOURNAL_ENTRY_BYTES_MAX;
 	j->rings = calloc(max(j->ring_nr, 1u), sizeof(*j->rings));
 	if (!j->rings)
 		return -ENOMEM;
 	int err = journal_scan_devices(j->super, 0, &scan);
+	if (err)
+		return err;
 	bool any = false;
 	for (unsigned i = 0; i < j->ring_nr && !err; i++) {
-		err = ring_init(j, &j->rings[i], i);
-		if (!err && j->rings[i].nr)
-			ring_find_place(j, &j->rings[i], &scan);
-		any |= j->rings[i].is_usable;
+		struct journal_ring *r = &j->rings[i];
+
+		err = ring_init(j, r, i);
+		if (!err && r->nr)
+			ring_find_place(j, r, &scan);
+		if (r->is_usable)
+			j->entry_bytes_max = min(j->entry_bytes_max, r->bucket_sectors << SECTOR_SHIFT);
+		any |= r->is_usable;
 	}
-	if (!err && scan.nr && scan.found[scan.nr - 1].seq >= j->seq_next)
-		j->seq_next = scan.found[scan.nr - 1].seq + 1;
+	if (!err)
+		err = seq_next_choose(j, state, &scan);
 	journal_scan_free(&scan);
 	return err ? err : any ? 0 : -ENOSPC;
 }
@@ -155,9 +183,28 @@ static unsigned replicas_wanted(const struct journal *j)
 
 /* --- space --- */
 
+/* What last_seq of an entry that is opened now will be at least. */
+static uint64_t last_seq_next(struct journal *j) { return journal_last_seq(j, j->seq_next); }
+
+static bool ring_would_free(const struct journal_ring *r, uint64_t last_seq)
+{
+	return r->discard_idx != r->cur_idx && r->bucket_seq[r->discard_idx] < last_seq;
+}
+
+bool journal_space_would_free(struct journal *j)
+{
+	uint64_t last_seq = last_seq_next(j);
+
+	for (unsigned i = 0; i < j->ring_nr; i++)
+		if (j->rings[i].is_usable && ring_would_free(&j->rings[i], last_seq))
+			return true;
+	return false;
+}
+
 void journal_space_update(struct journal *j)
 {
-	bool is_low = true, any_usable = false, is_changed = false;
+	unsigned usable_nr = 0, ample_nr = 0;
+	bool is_changed = false;
 
 	for (unsigned i = 0; i < j->ring_nr; i++) {
 		struct journal_ring *r = &j->rings[i];
@@ -168,10 +215,10 @@ void journal_space_update(struct journal *j)
 		is_changed |= r->discard_idx != old_idx;
 		if (!r->is_usable)
 			continue;
-		any_usable = true;
-		is_low &= ring_free_nr(r) * 4 <= r->nr;
+		usable_nr++;
+		ample_nr += ring_free_nr(r) * 4 > r->nr;
 	}
-	j->is_space_low = is_low && any_usable;
+	j->is_space_low = ample_nr < min(replicas_wanted(j), usable_nr);
 	bool is_full_of_seqs = j->seq_next - j->pin_front > JOURNAL_SEQS_MAX / 4 * 3;
 	unsigned watermark = j->is_space_low || is_full_of_seqs ? WATERMARK_RECLAIM : WATERMARK_STRIPE;
 	is_changed |= watermark != j->watermark_min;
@@ -182,20 +229,22 @@ void journal_space_update(struct journal *j)
 		waitq_wake_all(&j->changed);
 }
 
-static uint32_t entry_sectors(const struct journal *j, uint64_t u64s)
+uint32_t journal_entry_sectors(const struct journal *j, uint64_t u64s)
 {
-	return (uint32_t)round_up_u64((sizeof(struct jset_disk) + u64s * 8 + SECTOR_BYTES - 1) / SECTOR_BYTES,
-				      j->super->kctx.block_sectors);
+	return (uint32_t)round_up_u64(div_round_up_u64(u64s * 8, SECTOR_BYTES), j->super->kctx.block_sectors);
 }
 
-/* Sectors that an entry may have on @r behind those that wait. */
-static uint32_t ring_space_next(struct journal *j, const struct journal_ring *r, unsigned in_hand)
+/* Sectors that an entry may have on @r behind those that wait; 0: less than @needed. */
+static uint32_t ring_space_next(struct journal *j, const struct journal_ring *r, uint32_t needed, uint32_t liked)
 {
+	/* What is in hand is for an entry that makes another one free; and the first one after a crash. */
+	unsigned in_hand = j->is_first_due || ring_would_free(r, last_seq_next(j)) ? 0 : 1;
 	unsigned free_nr = ring_free_nr(r);
 	uint32_t rest = r->sectors_free;
 
 	for (uint64_t seq = j->seq_unwritten; seq < j->seq_next; seq++) {
-		uint32_t sectors = entry_sectors(j, j->buf[seq % JOURNAL_BUF_NR].u64s + journal_reserved_u64s(j));
+		const struct journal_buf *buf = &j->buf[seq % JOURNAL_BUF_NR];
+		uint32_t sectors = journal_entry_sectors(j, buf->u64s + buf->reserved_u64s);
 
 		if (sectors > rest) {
 			if (!free_nr)
@@ -205,23 +254,23 @@ static uint32_t ring_space_next(struct journal *j, const struct journal_ring *r,
 		}
 		rest -= min(sectors, rest);
 	}
-	uint32_t needed = entry_sectors(j, journal_reserved_u64s(j)) + SECTORS_WORTHWHILE;
-	if (rest >= needed)
+	if (rest >= min(liked, r->bucket_sectors))
 		return rest;
-	return free_nr > in_hand ? r->bucket_sectors : 0;
+	if (free_nr > in_hand)
+		return r->bucket_sectors;
+	return rest >= needed ? rest : 0;
 }
 
-uint32_t journal_space_next(struct journal *j, bool is_forced)
+uint32_t journal_space_next(struct journal *j, unsigned u64s, unsigned u64s_liked)
 {
-	unsigned wanted = replicas_wanted(j), durability = 0;
-	/* A forced entry takes what is kept in hand, if that makes others free. */
-	unsigned in_hand = is_forced || journal_last_seq(j, j->seq_next) > j->last_seq_ondisk ? 0 : 1;
+	uint32_t needed = journal_entry_sectors(j, u64s), liked = journal_entry_sectors(j, u64s_liked);
+	unsigned wanted = replicas_wanted(j);
 	uint32_t sectors[256];
 	unsigned nr = 0;
 
 	/* The largest first: an entry goes to as many as are wanted, and the last of these bounds it. */
 	for (unsigned i = 0; i < j->ring_nr && nr < ARRAY_NR(sectors); i++) {
-		uint32_t s = j->rings[i].is_usable ? ring_space_next(j, &j->rings[i], in_hand) : 0;
+		uint32_t s = j->rings[i].is_usable ? ring_space_next(j, &j->rings[i], needed, liked) : 0;
 		unsigned at = nr;
 
 		if (!s)
@@ -233,8 +282,7 @@ uint32_t journal_space_next(struct journal *j, bool is_forced)
 	}
 	if (!nr)
 		return 0;
-	durability = min(wanted, nr);
-	return min(sectors[durability - 1], (uint32_t)JOURNAL_ENTRY_BYTES_MAX >> SECTOR_SHIFT) << SECTOR_SHIFT;
+	return min(sectors[min(wanted, nr) - 1] << SECTOR_SHIFT, j->entry_bytes_max);
 }
 
 /* --- placing an entry --- */

@@ -4,7 +4,10 @@
  * Completing an entry: the roots of all btrees that it doesn't bring itself, then counters. The table of roots is
  * learnt from the entries as they are written, so an entry's roots are those after it and no later ones.
  */
+#include <assert.h>
 #include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/clock.h"
@@ -23,62 +26,84 @@ void journal_fail(struct journal *j, int err)
 
 /* --- completing --- */
 
-static void root_learn(struct journal *j, const struct jset_entry_disk *e)
+/* What a reader would refuse must not be written: an error of whoever committed it. */
+static int sub_entry_check(const struct journal *j, const struct journal_buf *buf, const struct jset_entry_disk *e)
 {
-	unsigned u64s = 1 + le16_get(e->u64s);
+	struct fault fault = { 0 };
+	char position[64];
 
-	if (e->btree_id >= BTREE_NR_MAX || u64s > ARRAY_NR(j->roots[0].entry))
-		return;
-	j->roots[e->btree_id].u64s = u64s;
-	memcpy(j->roots[e->btree_id].entry, e, (size_t)u64s * 8);
+	int err = jset_entry_validate(e, &j->super->kctx, &fault);
+	if (!err && e->type == JSET_ENTRY_BTREE_ROOT &&
+	    (e->btree_id >= BTREE_NR_MAX || le16_get(e->u64s) >= ARRAY_NR(j->roots[0].entry)))
+		err = fault_set(&fault, 0, "btree_root", "of a known size", "%u words", le16_get(e->u64s));
+	if (!err)
+		return 0;
+	snprintf(position, sizeof(position), "entry %" PRIu64 ", to be written", buf->seq);
+	report_fault(j->reports, REPORT_FATAL, &fault, NULL, "journal entry", position);
+	return err;
 }
 
-/* Append roots to @buf, and keep a copy of them all for the clean section. */
-static void roots_complete(struct journal *j, struct journal_buf *buf)
+static void root_learn(struct journal *j, const struct jset_entry_disk *e)
+{
+	struct journal_root *root = &j->roots[e->btree_id];
+
+	if (!root->u64s && e->btree_id >= BTREE_NR_1_4) {
+		mutex_lock(&j->lock);
+		j->unknown_root_nr++;
+		mutex_unlock(&j->lock);
+	}
+	root->u64s = 1u + le16_get(e->u64s);
+	memcpy(root->entry, e, (size_t)root->u64s * 8);
+}
+
+/* Append the roots that @buf doesn't bring itself. *@u64s: words used so far. */
+static int roots_complete(struct journal *j, struct journal_buf *buf, unsigned *u64s)
 {
 	bool is_here[BTREE_NR_MAX] = { false };
-	struct jset_walk walk = { (uint8_t *)(buf->data + 1), (uint8_t *)((uint64_t *)(buf->data + 1) + buf->u64s) };
-	const struct jset_entry_disk *e;
 	uint64_t *words = (uint64_t *)(buf->data + 1);
+	struct jset_walk walk = { (uint8_t *)words, (uint8_t *)(words + *u64s) };
+	const struct jset_entry_disk *e;
+	int more, err = 0;
 
-	while (jset_walk_next(&walk, &e, NULL) > 0)
-		if (e->type == JSET_ENTRY_BTREE_ROOT && e->btree_id < BTREE_NR_MAX) {
-			is_here[e->btree_id] = true;
-			root_learn(j, e);
-		}
-	for (unsigned i = 0; i < BTREE_NR_MAX; i++) {
+	while (!err && (more = jset_walk_next(&walk, &e, NULL)) != 0) {
+		err = more < 0 ? more : sub_entry_check(j, buf, e);
+		if (err || e->type != JSET_ENTRY_BTREE_ROOT)
+			continue;
+		is_here[e->btree_id] = true;
+		root_learn(j, e);
+	}
+	for (unsigned i = 0; !err && i < BTREE_NR_MAX; i++) {
 		const struct journal_root *root = &j->roots[i];
 
 		if (!root->u64s || is_here[i])
 			continue;
-		memcpy(words + buf->u64s, root->entry, (size_t)root->u64s * 8);
-		buf->u64s += root->u64s;
+		memcpy(words + *u64s, root->entry, (size_t)root->u64s * 8);
+		*u64s += root->u64s;
 	}
+	return err;
 }
 
-static void tail_complete(struct journal *j, struct journal_buf *buf)
+static void tail_complete(struct journal *j, struct journal_buf *buf, unsigned *u64s)
 {
-	uint64_t *at = (uint64_t *)(buf->data + 1) + buf->u64s;
-	unsigned room = buf->bytes / 8 - sizeof(struct jset_disk) / 8 - buf->u64s;
+	uint64_t *at = (uint64_t *)(buf->data + 1) + *u64s;
+	/* Space was promised for so much. */
+	unsigned room = buf->u64s + buf->reserved_u64s - (unsigned)sizeof(struct jset_disk) / 8 - *u64s;
 	unsigned used = j->ops.tail(j->ops.ctx, buf->seq, at, room);
 
-	if (used <= j->last_tail_max) {
-		memcpy(j->last_tail, at, (size_t)used * 8);
-		j->last_tail_u64s = used;
-	}
-	buf->u64s += used;
+	assert(used <= room);
+	j->last_tail_u64s = min(used, j->last_tail_max);
+	memcpy(j->last_tail, at, (size_t)j->last_tail_u64s * 8);
+	*u64s += used;
 }
 
-static void header_complete(struct journal *j, struct journal_buf *buf, bool is_flush)
+static void header_complete(struct journal *j, struct journal_buf *buf, unsigned u64s, bool is_flush)
 {
 	*buf->data = (struct jset_disk){
 		.magic = le64_of(j->magic),
 		.seq = le64_of(buf->seq),
-		.version = j->super->sb->version.b[0] || j->super->sb->version.b[1]
-				   ? le32_of(le16_get(j->super->sb->version))
-				   : le32_of(0),
+		.version = le32_of(le16_get(j->super->sb->version)),
 		.flags = le32_of(is_flush ? 0 : 1u << 5),
-		.u64s = le32_of(buf->u64s),
+		.u64s = le32_of(u64s),
 		.last_seq = le64_of(is_flush ? buf->last_seq : 0),
 	};
 	jset_seal(buf->data, j->csum_type, j->super->key);
@@ -86,72 +111,102 @@ static void header_complete(struct journal *j, struct journal_buf *buf, bool is_
 
 /* --- writing --- */
 
-/* Flush the caches of all members that may be written. */
-static int devices_flush(struct journal *j, const struct journal_place *places, unsigned place_nr, bool all)
+static unsigned replicas_required(const struct journal *j)
+{
+	return max((unsigned)j->super->options[OPT_METADATA_REPLICAS_REQUIRED], 1u);
+}
+
+static void report_device(const struct journal *j, unsigned dev, enum report_level level, int err, const char *expected,
+			  const char *advice)
+{
+	report_emit(j->reports, &(struct report){ .level = level,
+						  .err = err,
+						  .device = j->super->members[dev].name,
+						  .structure = "journal",
+						  .expected = expected,
+						  .found = error_name(err),
+						  .advice = advice });
+}
+
+/*
+ * Flush the caches of all members that may be written: what the entry refers to may be on any of them. When that fails
+ * on one, nobody knows what of it is lost, and there is no telling what can do without: nothing is acknowledged then.
+ */
+static int devices_flush(struct journal *j)
 {
 	struct io_group group;
 	struct device_io ios[256];
-	unsigned nr = 0;
+	unsigned nr = 0, devs[256];
+	int err = 0;
 
 	io_group_init(&group);
 	for (unsigned i = 0; i < j->super->member_nr && nr < ARRAY_NR(ios); i++) {
 		struct device *dev = j->super->members[i].dev;
-		bool is_wanted = all;
 
-		for (unsigned k = 0; k < place_nr; k++)
-			is_wanted |= places[k].ring->dev == i;
-		if (!dev || dev->is_readonly || !is_wanted)
+		if (!dev || dev->is_readonly)
 			continue;
+		devs[nr] = i;
 		ios[nr] = (struct device_io){ .op = DEVICE_FLUSH, .dev = dev };
 		io_submit(&group, &ios[nr++]);
 	}
-	return io_group_wait(&group);
+	io_group_wait(&group);
+	for (unsigned i = 0; i < nr; i++) {
+		if (!ios[i].err)
+			continue;
+		err = err ? err : ios[i].err;
+		report_device(j, devs[i], REPORT_FATAL, ios[i].err, "a flush of its cache",
+			      "What it was given since the last one may be lost: check it.");
+	}
+	return err;
 }
 
-/*
- * Write the entry to its places; those that fail are dropped. 0 if one is left.
- */
-static int places_write(struct journal *j, struct journal_buf *buf, uint32_t sectors, struct journal_place *places,
-			unsigned *place_nr)
+/* Drop the places whose I/O failed. 0 if enough copies are left. */
+static int places_keep_good(struct journal *j, const struct device_io *ios, struct journal_place *places,
+			    unsigned *place_nr)
+{
+	unsigned kept = 0, durability = 0;
+	int err = 0;
+
+	mutex_lock(&j->lock);
+	for (unsigned i = 0; i < *place_nr; i++) {
+		if (ios[i].err) {
+			err = ios[i].err;
+			places[i].ring->is_usable = false;
+			continue;
+		}
+		durability += places[i].ring->durability;
+		places[kept++] = places[i];
+	}
+	mutex_unlock(&j->lock);
+	*place_nr = kept;
+	return durability >= replicas_required(j) ? 0 : err;
+}
+
+/* Write the entry to its places, or flush those; the ones that fail are dropped. 0 if enough are left. */
+static int places_io(struct journal *j, enum device_op op, struct journal_buf *buf, uint32_t sectors,
+		     struct journal_place *places, unsigned *place_nr)
 {
 	struct iovec iov = { buf->data, (size_t)sectors << SECTOR_SHIFT };
 	struct device_io ios[JOURNAL_COPIES_MAX];
 	struct io_group group;
-	unsigned kept = 0;
-	int err = 0;
 
 	io_group_init(&group);
 	for (unsigned i = 0; i < *place_nr; i++) {
-		ios[i] = (struct device_io){
-			.op = DEVICE_WRITE,
-			.dev = j->super->members[places[i].ring->dev].dev,
-			.offset_bytes = places[i].sector << SECTOR_SHIFT,
-			.iov = &iov,
-			.iov_nr = 1,
-			.len_bytes = iov.iov_len,
-		};
+		ios[i] = (struct device_io){ .op = op, .dev = j->super->members[places[i].ring->dev].dev };
+		if (op == DEVICE_WRITE) {
+			ios[i].offset_bytes = places[i].sector << SECTOR_SHIFT;
+			ios[i].iov = &iov;
+			ios[i].iov_nr = 1;
+			ios[i].len_bytes = iov.iov_len;
+		}
 		io_submit(&group, &ios[i]);
 	}
 	io_group_wait(&group);
-	for (unsigned i = 0; i < *place_nr; i++) {
-		if (!ios[i].err) {
-			places[kept++] = places[i];
-			continue;
-		}
-		err = ios[i].err;
-		report_emit(j->reports, &(struct report){ .level = REPORT_RECOVERED,
-							  .err = ios[i].err,
-							  .device = j->super->members[places[i].ring->dev].name,
-							  .structure = "journal entry",
-							  .expected = "to be written",
-							  .found = error_name(ios[i].err),
-							  .advice = "The device gets no journal entries any more." });
-		mutex_lock(&j->lock);
-		places[i].ring->is_usable = false;
-		mutex_unlock(&j->lock);
-	}
-	*place_nr = kept;
-	return kept ? 0 : err;
+	for (unsigned i = 0; i < *place_nr; i++)
+		if (ios[i].err)
+			report_device(j, places[i].ring->dev, REPORT_RECOVERED, ios[i].err, "a journal entry written",
+				      "The device gets no journal entries any more.");
+	return places_keep_good(j, ios, places, place_nr);
 }
 
 static int places_mark(struct journal *j, const struct journal_place *places, unsigned place_nr)
@@ -168,15 +223,42 @@ static int places_mark(struct journal *j, const struct journal_place *places, un
 	return j->ops.replicas_mark(j->ops.ctx, devs, place_nr);
 }
 
-/* Buckets that became free, where the device wants to know. Errors are no matter. */
-static void buckets_discard(struct journal *j, struct journal_ring *r, unsigned from, unsigned to)
+/*
+ * Discard buckets that have become free, where the device wants that. Done when they do, and at the latest before
+ * anything is placed, so never in one that is in use again. Errors are no matter.
+ */
+static void buckets_discard(struct journal *j)
 {
-	uint64_t bytes = (uint64_t)r->bucket_sectors << SECTOR_SHIFT;
+	for (unsigned i = 0; i < j->ring_nr; i++) {
+		struct journal_ring *r = &j->rings[i];
+		uint64_t bytes = (uint64_t)r->bucket_sectors << SECTOR_SHIFT;
 
-	if (!r->has_discard)
-		return;
-	for (; from != to; from = (from + 1) % r->nr)
-		device_discard(j->super->members[r->dev].dev, r->bucket[from] * bytes, bytes);
+		if (!r->nr)
+			continue;
+		mutex_lock(&j->lock);
+		unsigned to = r->discard_idx;
+		bool is_wanted = r->has_discard && r->is_usable;
+		mutex_unlock(&j->lock);
+		for (; is_wanted && r->discarded_idx != to; r->discarded_idx = (r->discarded_idx + 1) % r->nr)
+			device_discard(j->super->members[r->dev].dev, r->bucket[r->discarded_idx] * bytes, bytes);
+		r->discarded_idx = to;
+	}
+}
+
+/* Everything that is in the entry, and the block's end behind it. */
+static int entry_complete(struct journal *j, struct journal_buf *buf, bool is_flush, uint32_t *sectors)
+{
+	unsigned u64s = buf->u64s;
+	int err = roots_complete(j, buf, &u64s);
+
+	if (err)
+		return err;
+	tail_complete(j, buf, &u64s);
+	uint64_t bytes = sizeof(struct jset_disk) + (uint64_t)u64s * 8;
+	*sectors = journal_entry_sectors(j, bytes / 8);
+	memset((uint8_t *)buf->data + bytes, 0, ((size_t)*sectors << SECTOR_SHIFT) - bytes);
+	header_complete(j, buf, u64s, is_flush);
+	return 0;
 }
 
 static int entry_write(struct journal *j, struct journal_buf *buf, bool is_flush, uint32_t *sectors)
@@ -184,28 +266,24 @@ static int entry_write(struct journal *j, struct journal_buf *buf, bool is_flush
 	struct journal_place places[JOURNAL_COPIES_MAX];
 	unsigned place_nr = 0;
 
-	roots_complete(j, buf);
-	tail_complete(j, buf);
-	uint64_t bytes = sizeof(struct jset_disk) + (uint64_t)buf->u64s * 8;
-	*sectors =
-		(uint32_t)(round_up_u64(bytes, (uint64_t)j->super->kctx.block_sectors << SECTOR_SHIFT) >> SECTOR_SHIFT);
-	memset((uint8_t *)buf->data + bytes, 0, ((size_t)*sectors << SECTOR_SHIFT) - bytes);
-	header_complete(j, buf, is_flush);
-
+	int err = entry_complete(j, buf, is_flush, sectors);
+	if (err)
+		return err;
+	buckets_discard(j);
 	mutex_lock(&j->lock);
-	int err = journal_space_place(j, buf->seq, *sectors, places, &place_nr);
+	err = journal_space_place(j, buf->seq, *sectors, places, &place_nr);
 	mutex_unlock(&j->lock);
 	if (!err)
 		err = places_mark(j, places, place_nr);
 	if (!err && is_flush)
-		err = devices_flush(j, NULL, 0, true);
-	unsigned wanted_nr = place_nr;
+		err = devices_flush(j);
+	unsigned marked_nr = place_nr;
 	if (!err)
-		err = places_write(j, buf, *sectors, places, &place_nr);
-	if (!err && place_nr < wanted_nr)
-		err = places_mark(j, places, place_nr);
+		err = places_io(j, DEVICE_WRITE, buf, *sectors, places, &place_nr);
 	if (!err && is_flush)
-		err = devices_flush(j, places, place_nr, false);
+		err = places_io(j, DEVICE_FLUSH, buf, *sectors, places, &place_nr);
+	if (!err && place_nr < marked_nr)
+		err = places_mark(j, places, place_nr);
 	return err;
 }
 
@@ -234,18 +312,17 @@ static void entry_take(struct journal *j, struct journal_buf *buf)
 {
 	bool is_flush = entry_is_flush(j, buf);
 	uint32_t sectors = 0;
-	unsigned discard_from[256];
 
-	for (unsigned i = 0; i < j->ring_nr && i < ARRAY_NR(discard_from); i++)
-		discard_from[i] = j->rings[i].discard_idx;
 	mutex_unlock(&j->lock);
 	int err = entry_write(j, buf, is_flush, &sectors);
 	mutex_lock(&j->lock);
 
 	if (err) {
+		bool is_first = !journal_error(j);
+
 		journal_fail(j, err);
 		mutex_unlock(&j->lock);
-		if (j->ops.failed)
+		if (is_first && j->ops.failed)
 			j->ops.failed(j->ops.ctx, err);
 		mutex_lock(&j->lock);
 		return;
@@ -266,14 +343,14 @@ static void entry_take(struct journal *j, struct journal_buf *buf)
 	buf->seq = 0;
 	journal_space_update(j);
 	waitq_wake_all(&j->changed);
+	if (j->watermark_min == WATERMARK_RECLAIM)
+		waitq_wake_all(&j->reclaim_work);
 	if (!is_flush)
 		return;
 	mutex_unlock(&j->lock);
-	for (unsigned i = 0; i < j->ring_nr && i < ARRAY_NR(discard_from); i++)
-		if (j->rings[i].nr)
-			buckets_discard(j, &j->rings[i], discard_from[i], j->rings[i].discard_idx);
 	if (j->ops.flushed)
 		j->ops.flushed(j->ops.ctx, seq);
+	buckets_discard(j);
 	mutex_lock(&j->lock);
 }
 
@@ -286,15 +363,21 @@ static uint64_t entry_close_if_due(struct journal *j)
 		struct journal_buf *buf = &j->buf[newest % JOURNAL_BUF_NR];
 		uint64_t due = buf->opened_ns + j->flush_delay_ns;
 
-		if (j->flush_wanted >= buf->seq || now >= due || j->is_stopping)
+		/* What was wanted may have been written noflush: then this one makes it durable. */
+		bool is_next = j->seq_unwritten == buf->seq;
+		bool is_wanted = j->flush_wanted >= buf->seq || (is_next && j->flush_wanted > j->seq_flushed);
+
+		if (is_wanted || now >= due || j->is_stopping)
 			journal_close_entry(j);
 		else
 			return due;
 	} else if (j->flush_wanted > j->seq_flushed && j->seq_unwritten == j->seq_next) {
-		/* What was wanted has been written noflush: an empty entry makes it durable. */
-		if (!journal_open_entry(j, true)) {
-			j->buf[(j->seq_next - 1) % JOURNAL_BUF_NR].must_flush = true;
-			journal_close_entry(j);
+		/* The same, with an empty entry. When there is no room, reclaim makes some. */
+		uint64_t seq;
+
+		if (journal_open_flush_entry(j, &seq)) {
+			waitq_wake_all(&j->reclaim_work);
+			return now + j->reclaim_delay_ns;
 		}
 	}
 	return UINT64_MAX;
