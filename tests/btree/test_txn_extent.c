@@ -349,6 +349,47 @@ static void a_hole_that_ends_inside_an_inherited_extent_hides_it(void **state)
 	memory_trees_close(&w.m);
 }
 
+/* The overwrite of 07 §19.6: 8 sectors into an extent of 128 that has a checksum. */
+static void an_overwrite_leaves_what_was_journalled(void **state)
+{
+	static struct world w;
+	struct put p = { .k = { .p = BPOS(INODE, 128, id_of(0)), .size = 128, .type = KEY_EXTENT, .value_u64s = 2 } };
+	struct extent_crc crc = { 128, 128, 0, 0, CHECKSUM_CRC32C, 0, { 0x1234, 0 } };
+	struct extent_ptr ptr = { .sector = 8192 };
+	static const struct shown keys[] = { { 40, 0, 40 }, { 48, 0, 8 }, { 128, 0, 80 } };
+	static const uint32_t offsets[] = { 0, 0, 48 };
+	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
+	struct btree_iter it;
+	struct bkey_ref k;
+
+	world_open(&w, 1);
+	assert_int_equal(extent_crc_store(p.value, &crc), 1);
+	extent_ptr_store(p.value + 8, &ptr);
+	assert_int_equal(btree_txn_run(w.m.trees, &(struct btree_commit_opts){ .name = "put" }, put_fn, &p), 0);
+	assert_int_equal(p.change.sectors, 128);
+
+	p.k.p.offset = 48;
+	p.k.size = 8;
+	crc.compressed_sectors = crc.uncompressed_sectors = 8;
+	ptr.sector = 9088;
+	assert_int_equal(extent_crc_store(p.value, &crc), 1);
+	extent_ptr_store(p.value + 8, &ptr);
+	assert_int_equal(btree_txn_run(w.m.trees, &(struct btree_commit_opts){ .name = "put" }, put_fn, &p), 0);
+	assert_int_equal(p.change.sectors, 0);
+	assert_keys(&w, keys, ARRAY_NR(keys));
+
+	btree_iter_open(&it, w.m.trees, BTREE_EXTENTS, POS_MIN, 0, id_of(0));
+	for (unsigned i = 0; i < ARRAY_NR(offsets); i++) {
+		assert_int_equal(btree_iter_peek(&it, &k), 1);
+		assert_int_equal(extent_decode(k, &w.m.kctx, ptrs, NULL, NULL), 1);
+		assert_int_equal(ptrs[0].crc.offset_sectors, offsets[i]);
+		assert_int_equal(ptrs[0].ptr.sector, i == 1 ? 9088 : 8192);
+		btree_iter_advance(&it);
+	}
+	btree_iter_close(&it);
+	memory_trees_close(&w.m);
+}
+
 /* --- btrees without snapshots --- */
 
 struct free_put {
@@ -412,6 +453,7 @@ int main(void)
 		cmocka_unit_test(writes_in_two_snapshots_leave_the_keys_of_the_example),
 		cmocka_unit_test(holes_in_inherited_extents_leave_the_keys_of_the_example),
 		cmocka_unit_test(a_hole_that_ends_inside_an_inherited_extent_hides_it),
+		cmocka_unit_test(an_overwrite_leaves_what_was_journalled),
 		cmocka_unit_test_teardown(every_snapshot_keeps_what_it_shows, seeds_teardown),
 		cmocka_unit_test_teardown(free_space_is_one_key_per_run, seeds_teardown),
 	};

@@ -244,6 +244,7 @@ static void one_by_one(void **state)
 		assert_true(stats.roots_raised >= 2 || !pass);
 	}
 	memory_trees_reopen(&h.m);
+	assert_true(h.m.stats.merges > 0); /* as nodes are written back */
 	model_compare(&h, 0);
 	memory_trees_close(&h.m);
 	model_free(&h.models[0]);
