@@ -398,6 +398,59 @@ KILN_API void kiln_release(kiln_fs *fs, struct kiln_node node);
 /* Wait until what was deleted before the call has given back its space. */
 KILN_API int kiln_deletions_wait(kiln_fs *fs);
 
+/* --- checking --- */
+
+enum kiln_check_flags {
+	KILN_CHECK_DATA = 1, /* also read and verify all data, of every replica */
+};
+enum { KILN_CHECK_PASSES_MAX = 32, KILN_CHECK_KINDS_MAX = 64 };
+
+struct kiln_check_options {
+	size_t struct_bytes;   /* sizeof(struct kiln_check_options) */
+	unsigned flags;	       /* enum kiln_check_flags */
+	const char *passes;    /* names of the passes to run, with commas; NULL: all of them */
+	uint64_t memory_bytes; /* budget for tables, besides that of the filesystem; 0: 64 MiB; at least 1 MiB */
+	uint64_t report_max;   /* of each error this many are reported, the others counted; 0: all */
+	void *ctx;
+	/* Errors that are found, all of level KILN_REPORT_DAMAGE. NULL: to the filesystem's own callback. */
+	void (*report)(void *ctx, const struct kiln_report *report);
+	/*
+	 * Called every now and then: @done of @total (0: unknown) keys of pass @pass, or sectors where it reads data;
+	 * and where it is. Non-zero stops, and is returned.
+	 */
+	int (*progress)(void *ctx, const char *pass, uint64_t done, uint64_t total, const char *position);
+};
+
+enum kiln_check_state {
+	KILN_CHECK_NOT_RUN,
+	KILN_CHECK_DONE,
+	KILN_CHECK_PARTIAL,  /* damage kept it from comparing all */
+	KILN_CHECK_LEFT_OUT, /* doesn't know the version's rules */
+};
+struct kiln_check_result {
+	uint64_t errors;
+	unsigned pass_nr;
+	struct {
+		const char *name, *what;
+		enum kiln_check_state state;
+		uint64_t errors, items, ns; /* items: keys, or sectors of data */
+	} passes[KILN_CHECK_PASSES_MAX];
+	/* How often each error was found, the most frequent first; no more kinds than fit. */
+	unsigned kind_nr;
+	struct {
+		unsigned id; /* persistent error id; 1000 and above: what the format has no id for */
+		const char *name;
+		uint64_t count;
+	} kinds[KILN_CHECK_KINDS_MAX];
+};
+
+/*
+ * Check all that must hold in a consistent filesystem. Changes nothing. The filesystem may be open for writing, but
+ * nothing may be changed meanwhile. 0 when it could be done, whatever was found; -EINVAL (an unknown pass, memory),
+ * -ENOMEM, or what the progress callback returned.
+ */
+KILN_API int kiln_check(kiln_fs *fs, const struct kiln_check_options *options, struct kiln_check_result *result);
+
 /* --- facts --- */
 
 struct kiln_usage {

@@ -1,0 +1,111 @@
+/* The public call for the checker (recovery/check.h). */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/fs.h"
+#include "recovery/check.h"
+
+struct check_call {
+	struct kiln_check_options options;
+	struct reporter reporter; /* when there is a callback of its own */
+};
+
+static int call_progress(void *ctx, const struct check_pass *pass, uint64_t done, uint64_t total, const char *position)
+{
+	struct check_call *call = ctx;
+
+	return call->options.progress(call->options.ctx, pass->name, done, total, position);
+}
+
+/* Bits of the passes that are named; 0: all. */
+static int passes_parse(const struct kiln_check_options *options, uint32_t *passes)
+{
+	const struct check_pass *pass;
+
+	*passes = 0;
+	for (const char *name = options->passes; name && *name;) {
+		size_t len = strcspn(name, ",");
+		unsigned i = 0;
+
+		while ((pass = check_pass(i)) && (strncmp(pass->name, name, len) || pass->name[len]))
+			i++;
+		if (!pass)
+			return -EINVAL;
+		*passes |= 1u << i;
+		name += len + (name[len] == ',');
+	}
+	for (unsigned i = 0; !*passes && options->flags & KILN_CHECK_DATA && (pass = check_pass(i)); i++)
+		if (pass->id == CHECK_PASS_DATA) /* the last one: with all before it */
+			*passes = (2u << i) - 1;
+	return 0;
+}
+
+static void result_add_kind(struct kiln_check_result *out, unsigned id, uint64_t count)
+{
+	unsigned at = out->kind_nr;
+
+	if (at == KILN_CHECK_KINDS_MAX && out->kinds[--at].count >= count)
+		return;
+	out->kind_nr = at + 1;
+	for (; at && out->kinds[at - 1].count < count; at--)
+		out->kinds[at] = out->kinds[at - 1];
+	out->kinds[at].id = id;
+	out->kinds[at].name = check_error_name(id);
+	out->kinds[at].count = count;
+}
+
+static void result_fill(struct kiln_check_result *out, const struct check_result *r)
+{
+	const struct check_pass *pass;
+
+	*out = (struct kiln_check_result){ .errors = r->errors };
+	for (unsigned i = 0; (pass = check_pass(i)); i++) {
+		out->passes[i].name = pass->name;
+		out->passes[i].what = pass->what;
+		out->passes[i].state = r->passes[i].is_left_out_newer ? KILN_CHECK_LEFT_OUT
+				       : !r->passes[i].was_run	      ? KILN_CHECK_NOT_RUN
+				       : r->passes[i].is_partial      ? KILN_CHECK_PARTIAL
+								      : KILN_CHECK_DONE;
+		out->passes[i].errors = r->passes[i].errors;
+		out->passes[i].items = r->passes[i].items;
+		out->passes[i].ns = r->passes[i].ns;
+		out->pass_nr = i + 1;
+	}
+	for (unsigned id = 0; id < CHECK_ERROR_NR; id++)
+		if (r->counts[id])
+			result_add_kind(out, id, r->counts[id]);
+}
+
+int kiln_check(kiln_fs *fs, const struct kiln_check_options *given, struct kiln_check_result *out)
+{
+	struct check_target target = { .super = fs->super, .journal = fs->journal, .trees = fs->trees };
+	struct check_call *call = calloc(1, sizeof(*call));
+	struct check_result *result = calloc(1, sizeof(*result));
+	struct check_opts opts = { 0 };
+	int err = -ENOMEM;
+
+	*out = (struct kiln_check_result){ 0 };
+	if (!call || !result)
+		goto out;
+	if (given)
+		memcpy(&call->options, given, min(given->struct_bytes, sizeof(call->options)));
+	reporter_init(&call->reporter,
+		      &(struct kiln_open_options){ .ctx = call->options.ctx, .report = call->options.report });
+	opts.memory_bytes = call->options.memory_bytes;
+	opts.report_max = call->options.report_max;
+	opts.reports = call->options.report ? &call->reporter.sink : &fs->reporter.sink;
+	if (call->options.progress) {
+		opts.progress = call_progress;
+		opts.progress_ctx = call;
+	}
+	err = passes_parse(&call->options, &opts.passes);
+	if (!err)
+		err = check_run(&target, &opts, result);
+	result_fill(out, result);
+	reporter_destroy(&call->reporter);
+out:
+	free(result);
+	free(call);
+	return error_to_errno(err);
+}

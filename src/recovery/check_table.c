@@ -1,0 +1,114 @@
+/* Records outside of memory. See check_table.h. */
+#include "recovery/check_table.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/array.h"
+
+/* Pieces in memory first; then such as base/spill.h puts into files. */
+enum { PIECE_BYTES = 1 << 20, PIECES_IN_MEMORY = 8, PIECE_SPILLED_BYTES = 64 << 20 };
+
+void check_table_init(struct check_table *t, size_t record_bytes, bool is_secret)
+{
+	*t = (struct check_table){ .record_bytes = record_bytes, .is_secret = is_secret };
+}
+
+void check_table_free(struct check_table *t)
+{
+	for (size_t i = 0; i < t->piece_nr; i++)
+		spill_free(&t->pieces[i].spill);
+	free(t->pieces);
+	free(t->heap);
+	check_table_init(t, t->record_bytes, t->is_secret);
+}
+
+static size_t piece_records(const struct check_table *t, size_t piece)
+{
+	return (piece < PIECES_IN_MEMORY ? PIECE_BYTES : PIECE_SPILLED_BYTES) / t->record_bytes;
+}
+
+int check_table_add(struct check_table *t, const void *record)
+{
+	struct check_piece *p = t->piece_nr ? &t->pieces[t->piece_nr - 1] : NULL;
+
+	if (!p || p->nr == piece_records(t, t->piece_nr - 1)) {
+		if (array_grow(&t->pieces, &t->piece_capacity, t->piece_nr + 1, sizeof(*t->pieces)))
+			return -ENOMEM;
+		p = &t->pieces[t->piece_nr];
+		*p = (struct check_piece){ 0 };
+		int err = spill_alloc(&p->spill, piece_records(t, t->piece_nr) * t->record_bytes, t->is_secret);
+		if (err)
+			return err;
+		t->piece_nr++;
+	}
+	memcpy((uint8_t *)p->spill.mem + p->nr++ * t->record_bytes, record, t->record_bytes);
+	t->nr++;
+	return 0;
+}
+
+static void *record_at(const struct check_table *t, size_t piece, size_t i)
+{
+	return (uint8_t *)t->pieces[piece].spill.mem + i * t->record_bytes;
+}
+
+void *check_table_at(const struct check_table *t, uint64_t i)
+{
+	size_t small = piece_records(t, 0), large = piece_records(t, PIECES_IN_MEMORY);
+
+	if (i < (uint64_t)small * PIECES_IN_MEMORY)
+		return record_at(t, i / small, i % small);
+	i -= (uint64_t)small * PIECES_IN_MEMORY;
+	return record_at(t, PIECES_IN_MEMORY + i / large, i % large);
+}
+
+static int record_cmp(const void *a, const void *b, void *bytes) { return memcmp(a, b, *(const size_t *)bytes); }
+
+/* --- a heap of pieces, the one with the smallest next record on top --- */
+
+static bool piece_before(const struct check_table *t, size_t a, size_t b)
+{
+	return memcmp(record_at(t, a, t->pieces[a].next), record_at(t, b, t->pieces[b].next), t->record_bytes) < 0;
+}
+
+static void heap_sink(struct check_table *t, size_t at)
+{
+	for (size_t child; (child = 2 * at + 1) < t->heap_nr; at = child) {
+		if (child + 1 < t->heap_nr && piece_before(t, t->heap[child + 1], t->heap[child]))
+			child++;
+		if (!piece_before(t, t->heap[child], t->heap[at]))
+			return;
+		size_t piece = t->heap[at];
+		t->heap[at] = t->heap[child];
+		t->heap[child] = piece;
+	}
+}
+
+int check_table_sort(struct check_table *t)
+{
+	t->heap = malloc((t->piece_nr + 1) * sizeof(*t->heap));
+	if (!t->heap)
+		return -ENOMEM;
+	for (size_t i = 0; i < t->piece_nr; i++) {
+		qsort_r(t->pieces[i].spill.mem, t->pieces[i].nr, t->record_bytes, record_cmp, &t->record_bytes);
+		t->heap[t->heap_nr++] = i;
+	}
+	for (size_t i = t->heap_nr / 2; i-- > 0;)
+		heap_sink(t, i);
+	return 0;
+}
+
+const void *check_table_peek(const struct check_table *t)
+{
+	return t->heap_nr ? record_at(t, t->heap[0], t->pieces[t->heap[0]].next) : NULL;
+}
+
+void check_table_next(struct check_table *t)
+{
+	struct check_piece *p = &t->pieces[t->heap[0]];
+
+	if (++p->next == p->nr)
+		t->heap[0] = t->heap[--t->heap_nr];
+	heap_sink(t, 0);
+}
