@@ -16,6 +16,7 @@
  * What is marked dead is only tried: the transactions look for the flag in the inode, so that one which has got a name
  * since is left alone.
  */
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -348,6 +349,7 @@ static void deletion_task(void *arg)
 			d->err = err;
 		d->done_nr++;
 		struct hold *h = *hold_find(d, o);
+		assert(h); /* it is there as long as is_deleting is set */
 		h->is_deleting = false;
 		if (h->is_dead && !h->count)
 			hold_queue(d, h);
