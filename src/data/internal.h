@@ -40,6 +40,7 @@ enum data_counter {
 };
 
 struct reader;
+struct data_writer;
 
 struct data {
 	const struct super *super;
@@ -51,6 +52,7 @@ struct data {
 	struct reader *readers_idle;
 	unsigned readers_idle_nr;
 	_Atomic uint64_t counters[COUNTER_NR];
+	struct data_writer *writer; /* NULL: nothing is written */
 };
 
 static inline void data_count(struct data *data, enum data_counter counter, uint64_t n)

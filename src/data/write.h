@@ -31,6 +31,7 @@ int inode_txn_put(struct btree_txn *txn, const struct inode *inode);
 struct data_write_target {
 	uint64_t inum;
 	uint32_t snapshot;
+	uint32_t subvol; /* for truncation: what a logged operation says; resuming knows its snapshot */
 };
 
 /* What else changes in the inode with the write, in the same transaction as the last part of it. */

@@ -8,6 +8,7 @@
 #include "base/secret.h"
 #include "base/strbuf.h"
 #include "device/scan.h"
+#include "engine/fs_write.h"
 
 enum { PASSPHRASE_BYTES_MAX = 4096 };
 static const uint64_t memory_default = 256ull << 20;
@@ -22,7 +23,7 @@ static uint64_t journal_index_memory(uint64_t total) { return total / 2; }
 
 static int backend_read(void *ctx, const struct btree_ptr *p, unsigned replica, void *buf, size_t bytes)
 {
-	struct super *s = ctx;
+	struct super *s = ((struct kiln_fs *)ctx)->super;
 	const struct extent_ptr *ptr = &p->ptrs[replica];
 
 	if (!super_member_online(s, ptr->dev))
@@ -32,9 +33,24 @@ static int backend_read(void *ctx, const struct btree_ptr *p, unsigned replica, 
 
 static const char *backend_device_name(void *ctx, unsigned dev)
 {
-	struct super *s = ctx;
+	struct super *s = ((struct kiln_fs *)ctx)->super;
 
 	return dev < s->member_nr ? s->members[dev].name : "a device that is no member";
+}
+
+static int backend_reserve(void *ctx, unsigned nr, enum watermark watermark, struct btree_node_reserve **reserve)
+{
+	return allocator_node_reserve(((struct kiln_fs *)ctx)->allocator, nr, watermark, reserve);
+}
+
+static void backend_node_alloc(void *ctx, struct btree_node_reserve *reserve, struct btree_ptr *p)
+{
+	allocator_node_alloc(((struct kiln_fs *)ctx)->allocator, reserve, p);
+}
+
+static void backend_reserve_put(void *ctx, struct btree_node_reserve *reserve)
+{
+	allocator_node_reserve_put(((struct kiln_fs *)ctx)->allocator, reserve);
 }
 
 static bool fs_is_blacklisted(void *ctx, uint64_t journal_seq) { return journal_seq_is_blacklisted(ctx, journal_seq); }
@@ -155,7 +171,15 @@ static int open_btrees(struct kiln_fs *fs, uint64_t memory_bytes)
 		.magic = btree_node_magic(s->sb->uuid),
 		.version_min = le16_get(s->sb->version_min),
 		.key = s->key,
-		.backend = { .read = backend_read, .device_name = backend_device_name, .ctx = s },
+		.backend = {
+			.read = backend_read,
+			.device_name = backend_device_name,
+			.reserve = backend_reserve,
+			.node_alloc = backend_node_alloc,
+			.reserve_put = backend_reserve_put,
+			.write = fs_node_write,
+			.ctx = fs,
+		},
 		.reports = &fs->reporter.sink,
 		.is_blacklisted = fs_is_blacklisted,
 		.blacklist_ctx = fs->journal,
@@ -276,6 +300,9 @@ int fs_open(const char *const *args, size_t arg_nr, struct device **devices, siz
 	int err = open_super(fs, args, arg_nr, devices, device_nr, &options, depth, why);
 	if (!err)
 		err = open_steps(fs, &options, depth);
+	if (!err && depth == FS_NAMESPACE && options.flags & KILN_OPEN_WRITE &&
+	    !fs_write_refused(fs, fs->write_refused))
+		err = fs_write_start(fs, why);
 	if (err) {
 		describe_failure(fs, err, why);
 		kiln_close(fs);
@@ -292,10 +319,15 @@ int kiln_open(const char *const *devices, size_t nr, const struct kiln_open_opti
 	return fs_open(devices, nr, NULL, 0, options, FS_NAMESPACE, fs, why);
 }
 
+int kiln_shutdown(kiln_fs *fs) { return fs->is_writable ? error_to_errno(fs_write_stop(fs)) : 0; }
+
+const char *kiln_write_refused(kiln_fs *fs) { return fs->write_refused[0] ? fs->write_refused : NULL; }
+
 void kiln_close(kiln_fs *fs)
 {
 	if (!fs)
 		return;
+	kiln_shutdown(fs);
 	namespace_close(fs->ns);
 	data_close(fs->data);
 	btrees_close(fs->trees);

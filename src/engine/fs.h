@@ -7,9 +7,11 @@
 #ifndef KILN_ENGINE_FS_H
 #define KILN_ENGINE_FS_H
 
+#include "alloc/allocator.h"
 #include "alloc/usage.h"
 #include "base/sync.h"
 #include "data/data.h"
+#include "journal/journal.h"
 #include "journal/journal_read.h"
 #include "kiln/kiln.h"
 #include "namespace/namespace.h"
@@ -50,6 +52,12 @@ struct kiln_fs {
 	struct btrees *trees;
 	struct data *data;
 	struct namespace *ns;
+	/* Read-write only (fs_write.h). */
+	bool is_writable;
+	struct journal *journal_writer;
+	struct allocator *allocator;
+	int shut_down;			      /* 0, or the error that changes get since writing became unsafe; atomic */
+	char write_refused[KILN_ERROR_BYTES]; /* why it is read-only although it was to be written; "" */
 	/* Nothing is written, so what was counted once stays true; and counting can mean reading the whole journal. */
 	struct mutex usage_lock;
 	bool has_usage;

@@ -125,7 +125,7 @@ static int file_get(struct namespace *ns, struct object o, struct inode *inode, 
 		err = namespace_inode(ns, o, inode);
 	if (err)
 		return err;
-	*file = (struct data_write_target){ o.inum, view.snapshot };
+	*file = (struct data_write_target){ o.inum, view.snapshot, o.subvol };
 	if (S_ISDIR(inode->mode))
 		return -EISDIR;
 	return S_ISREG(inode->mode) ? 0 : -EINVAL;

@@ -1,0 +1,327 @@
+/*
+ * Writing file data: bytes become blocks, blocks go to new space in chunks, several in flight at a time.
+ *
+ * A chunk is copied once, while it is checksummed. As long as one waits for its devices, the next is prepared; they are
+ * put in order, so that what is there after a crash grows from the front, and a write that runs out of space ends
+ * somewhere in the middle, not with holes.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "device/device.h"
+#include "data/write_internal.h"
+
+struct mutex *inode_lock(struct data *data, uint64_t inum)
+{
+	return &data->writer->inode_locks[(inum * 0x9e3779b97f4a7c15ull) >> 56];
+}
+
+int data_start_write(struct data *data, struct allocator *allocator)
+{
+	_Static_assert(INODE_LOCK_NR == 256, "inode_lock() takes 8 bits");
+	struct data_writer *w = calloc(1, sizeof(*w));
+
+	if (!w)
+		return -ENOMEM;
+	w->allocator = allocator;
+	for (unsigned i = 0; i < INODE_LOCK_NR; i++)
+		mutex_init(&w->inode_locks[i]);
+	data->writer = w;
+	return 0;
+}
+
+void data_stop_write(struct data *data)
+{
+	struct data_writer *w = data->writer;
+
+	if (!w)
+		return;
+	data->writer = NULL;
+	for (unsigned i = 0; i < INODE_LOCK_NR; i++)
+		mutex_destroy(&w->inode_locks[i]);
+	free(w);
+}
+
+int write_inode_read(struct data *data, const struct data_write_target *file, struct inode *inode)
+{
+	struct bkey_copy copy;
+	int found = btree_lookup(data->trees, BTREE_INODES, BPOS(0, file->inum, file->snapshot), &copy);
+
+	if (found < 0)
+		return found;
+	if (!found || copy.k.k.type == KEY_INODE_GENERATION)
+		return -ENOENT;
+	return inode_unpack(copy.k, inode, NULL) ? -EIO : 0;
+}
+
+/* --- options of a write (06 §9.1) --- */
+
+/* The inode's own, else the filesystem's. */
+static uint64_t option_of(const struct data *data, const struct inode *inode, enum inode_opt own, enum option_id option)
+{
+	return inode->opts[own] ? inode->opts[own] - 1 : data->super->options[option];
+}
+
+static int options_take(struct write_op *op, const struct inode *inode)
+{
+	static const unsigned types[] = { CHECKSUM_NONE, CHECKSUM_CRC32C, CHECKSUM_CRC64, CHECKSUM_XXHASH };
+	const struct data *data = op->data;
+	uint64_t csum = option_of(data, inode, INODE_OPT_DATA_CHECKSUM, OPT_DATA_CHECKSUM);
+
+	/* Nocow means the old place; until that is built, such files are written like others. */
+	if (option_of(data, inode, INODE_OPT_COMPRESSION, OPT_COMPRESSION))
+		return -EOPNOTSUPP;
+	if (csum >= ARRAY_NR(types))
+		return -EOPNOTSUPP;
+	op->csum_type = types[csum];
+	op->replicas = (unsigned)max(option_of(data, inode, INODE_OPT_DATA_REPLICAS, OPT_DATA_REPLICAS), (uint64_t)1);
+	op->target = (uint16_t)option_of(data, inode, INODE_OPT_FOREGROUND_TARGET, OPT_FOREGROUND_TARGET);
+	return 0;
+}
+
+/* --- bytes to blocks --- */
+
+/* Where the bytes of the blocks come from: what was given, and around it what is there. */
+struct write_source {
+	const uint8_t *buf;
+	uint64_t begin, end;	      /* bytes given */
+	uint64_t block_begin, block_end; /* whole blocks around them */
+	uint8_t *head, *tail;	      /* first and last block, where they are partial; NULL else */
+};
+
+static int old_block_read(struct data *data, const struct data_write_target *file, const struct inode *inode,
+			  uint64_t offset, uint8_t **block)
+{
+	struct data_file f = { .inum = file->inum, .snapshot = file->snapshot, .size_bytes = inode->size };
+	uint64_t bytes = block_bytes_of(data);
+
+	*block = io_buffer_alloc(bytes);
+	if (!*block)
+		return -ENOMEM;
+	memset(*block, 0, bytes);
+	if (offset >= inode->size)
+		return 0;
+	bool is_damaged = false;
+	ssize_t n = data_read(data, &f, offset, *block, bytes, data_damage_note, &is_damaged);
+	return n < 0 ? (int)n : is_damaged ? -EIO : 0;
+}
+
+void data_damage_note(void *ctx, uint64_t offset, uint64_t len, int err) { *(bool *)ctx = true; }
+
+static int source_init(struct write_source *s, struct data *data, const struct data_write_target *file,
+		       const struct inode *inode, uint64_t offset, const void *buf, size_t len)
+{
+	uint64_t block = block_bytes_of(data);
+	int err = 0;
+
+	*s = (struct write_source){
+		.buf = buf,
+		.begin = offset,
+		.end = offset + len,
+		.block_begin = offset / block * block,
+		.block_end = round_up_u64(offset + len, block),
+	};
+	bool is_one = s->block_end - s->block_begin == block;
+	if (s->begin != s->block_begin || (is_one && s->end != s->block_end)) {
+		err = old_block_read(data, file, inode, s->block_begin, &s->head);
+		if (!err)
+			memcpy(s->head + (s->begin - s->block_begin), buf,
+			       min(len, (size_t)(s->block_begin + block - s->begin)));
+	}
+	if (!err && s->end != s->block_end && !is_one) {
+		uint64_t last = s->block_end - block;
+
+		err = old_block_read(data, file, inode, last, &s->tail);
+		if (!err)
+			memcpy(s->tail, s->buf + (last - s->begin), s->end - last);
+	}
+	return err;
+}
+
+static void source_free(struct write_source *s)
+{
+	io_buffer_free(s->head);
+	io_buffer_free(s->tail);
+}
+
+/* Bytes [at, at + len) of the blocks. */
+static void source_copy(const struct write_source *s, uint64_t block, uint64_t at, uint8_t *to, size_t len)
+{
+	while (len) {
+		const uint8_t *from;
+		size_t n;
+
+		if (s->head && at < s->block_begin + block) {
+			from = s->head + (at - s->block_begin);
+			n = (size_t)(s->block_begin + block - at);
+		} else if (s->tail && at >= s->block_end - block) {
+			from = s->tail + (at - (s->block_end - block));
+			n = (size_t)(s->block_end - at);
+		} else {
+			from = s->buf + (at - s->begin);
+			n = (size_t)((s->tail ? s->block_end - block : s->block_end) - at);
+		}
+		n = min(n, len);
+		memcpy(to, from, n);
+		to += n;
+		at += n;
+		len -= n;
+	}
+}
+
+/* --- inline data (06 §9.2) --- */
+
+enum { INLINE_BYTES_MAX = 1024 };
+
+/* The single block that holds the end of the file, when what it holds is short: a key without space. */
+static int write_inline(struct write_op *op, const struct write_source *s, uint64_t block, bool *is_done)
+{
+	struct super *super = (struct super *)op->data->super;
+	uint64_t bytes = op->end_bytes > s->block_begin ? op->end_bytes - s->block_begin : 0;
+	struct key_buf key;
+	size_t done = 0;
+
+	*is_done = false;
+	if (!super->options[OPT_INLINE_DATA] || s->block_end - s->block_begin != block || !bytes ||
+	    bytes > min(block / 2, (uint64_t)INLINE_BYTES_MAX))
+		return 0;
+	int err = super_feature_set(super, SB_FEATURE_INLINE_DATA);
+	if (err)
+		return err;
+	key.k = (struct bkey){
+		.p = BPOS(op->file->inum, s->block_end >> SECTOR_SHIFT, op->file->snapshot),
+		.size = (uint32_t)(block >> SECTOR_SHIFT),
+		.type = KEY_INLINE_DATA,
+		.value_u64s = (uint8_t)((bytes + 7) / 8),
+	};
+	memset(key.value, 0, bkey_value_bytes(&key.k));
+	source_copy(s, block, s->block_begin, key.value, bytes);
+	*is_done = true;
+	return write_put_keys(op, &key, 1, true, &done);
+}
+
+/* --- chunks --- */
+
+/* Sectors that a chunk of [begin, ...) takes. */
+static uint64_t chunk_end(uint64_t begin, uint64_t end) { return min(end, begin + (CHUNK_BYTES >> SECTOR_SHIFT)); }
+
+/* Wait for the oldest chunk and put its keys. *@put_to: how far everything is there. */
+static int chunk_complete(struct write_chunk *c, bool is_last, uint64_t *put_to)
+{
+	size_t done = 0;
+	int err = write_chunk_finish(c);
+
+	if (!err)
+		err = write_put_keys(c->op, c->keys, c->key_nr, is_last, &done);
+	if (done)
+		*put_to = c->keys[done - 1].k.p.offset;
+	write_chunk_release(c);
+	return err;
+}
+
+static int chunks_write(struct write_op *op, const struct write_source *s, uint64_t *put_to)
+{
+	uint64_t block = block_bytes_of(op->data), next = s->block_begin >> SECTOR_SHIFT;
+	uint64_t end = s->block_end >> SECTOR_SHIFT;
+	struct write_chunk chunks[CHUNKS_IN_FLIGHT];
+	unsigned first = 0, nr = 0, made = 0;
+	int err = 0;
+
+	*put_to = next;
+	while (made < CHUNKS_IN_FLIGHT && !err)
+		err = write_chunk_init(&chunks[made++], op);
+	while (!err && (next < end || nr)) {
+		if (next < end && nr < CHUNKS_IN_FLIGHT) {
+			struct write_chunk *c = &chunks[(first + nr) % CHUNKS_IN_FLIGHT];
+
+			c->begin = next;
+			c->end = chunk_end(next, end);
+			source_copy(s, block, c->begin << SECTOR_SHIFT, c->buf, (c->end - c->begin) << SECTOR_SHIFT);
+			int start_err = write_chunk_start(c);
+			if (!start_err) {
+				next = c->end;
+				nr++;
+				continue;
+			}
+			/* What is under way is finished; then the write ends here. */
+			end = next;
+			if (!nr)
+				err = start_err;
+			else if (start_err != -ENOSPC)
+				err = start_err;
+			continue;
+		}
+		err = chunk_complete(&chunks[first], nr == 1 && next >= end, put_to);
+		first = (first + 1) % CHUNKS_IN_FLIGHT;
+		nr--;
+	}
+	/* After an error: let go of what is in flight. */
+	while (nr--) {
+		write_chunk_finish(&chunks[first]);
+		write_chunk_release(&chunks[first]);
+		first = (first + 1) % CHUNKS_IN_FLIGHT;
+	}
+	while (made)
+		write_chunk_destroy(&chunks[--made]);
+	return err;
+}
+
+/* --- the whole --- */
+
+static ssize_t blocks_write(struct write_op *op, const struct write_source *s)
+{
+	uint64_t block = block_bytes_of(op->data), put_to = 0;
+	bool is_inline;
+
+	int err = write_inline(op, s, block, &is_inline);
+	if (err || is_inline)
+		return err ? err : (ssize_t)(s->end - s->begin);
+	uint64_t sectors = (s->block_end - s->block_begin) >> SECTOR_SHIFT;
+	err = disk_reservation_get(op->data->writer->allocator, &op->reservation, sectors, op->replicas, 0);
+	if (err)
+		return err;
+	err = chunks_write(op, s, &put_to);
+	disk_reservation_put(op->data->writer->allocator, &op->reservation);
+	uint64_t end = min(put_to << SECTOR_SHIFT, s->end);
+	if (end > s->begin)
+		return (ssize_t)(end - s->begin);
+	return err ? err : -ENOSPC;
+}
+
+ssize_t write_locked(struct data *data, const struct data_write_target *file, uint64_t offset_bytes, const void *buf,
+		     size_t len_bytes, const struct data_write_times *times, uint64_t *journal_seq)
+{
+	struct write_op op = { .data = data, .file = file, .times = times, .journal_seq = journal_seq };
+	struct write_source source = { 0 };
+	struct inode inode;
+
+	int err = write_inode_read(data, file, &inode);
+	if (!err)
+		err = options_take(&op, &inode);
+	if (err)
+		return err;
+	op.end_bytes = max(offset_bytes + len_bytes, inode.size);
+	err = source_init(&source, data, file, &inode, offset_bytes, buf, len_bytes);
+	ssize_t ret = err ? err : blocks_write(&op, &source);
+	source_free(&source);
+	return ret;
+}
+
+ssize_t data_write(struct data *data, const struct data_write_target *file, uint64_t offset_bytes, const void *buf,
+		   size_t len_bytes, const struct data_write_times *times, uint64_t *journal_seq)
+{
+	if (!data->writer)
+		return -EROFS;
+	if (offset_bytes > INT64_MAX || len_bytes > (uint64_t)INT64_MAX - offset_bytes)
+		return -EFBIG;
+	if (!len_bytes)
+		return 0;
+	struct mutex *lock = inode_lock(data, file->inum);
+	mutex_lock(lock);
+	ssize_t ret = write_locked(data, file, offset_bytes, buf, len_bytes, times, journal_seq);
+	mutex_unlock(lock);
+	if (ret > 0)
+		allocator_clock_add(data->writer->allocator, true, (uint64_t)ret >> SECTOR_SHIFT);
+	return ret;
+}

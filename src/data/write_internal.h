@@ -1,0 +1,100 @@
+/*
+ * What the files of the write side share.
+ *
+ *   write.c       data_write(): blocks from bytes, chunks in flight
+ *   write_key.c   a chunk: space, checksums, I/O, keys
+ *   write_put.c   transactions that put keys and bring the inode along
+ *   truncate.c    sizes and holes
+ *
+ * One call at a time changes the data of an inode (inode_lock()): so what a call reads to complete partial blocks is
+ * still there when it puts them, and sizes only change under it.
+ */
+#ifndef KILN_DATA_WRITE_INTERNAL_H
+#define KILN_DATA_WRITE_INTERNAL_H
+
+#include "data/internal.h"
+#include "data/write.h"
+#include "format/key_edit.h"
+
+enum {
+	INODE_LOCK_NR = 256,
+	CHUNK_BYTES = 1 << 20,	/* allocated, written and put together */
+	CHUNK_KEYS_MAX = 2048,	/* of 512 bytes each */
+	CHUNKS_IN_FLIGHT = 3,
+	PUTS_PER_TXN_MAX = 8,	/* extents that one transaction puts */
+};
+
+struct data_writer {
+	struct allocator *allocator;
+	struct mutex inode_locks[INODE_LOCK_NR];
+};
+
+struct mutex *inode_lock(struct data *data, uint64_t inum);
+
+/* What a write is, as all its chunks see it. */
+struct write_op {
+	struct data *data;
+	const struct data_write_target *file;
+	const struct data_write_times *times; /* NULL: none */
+	uint64_t end_bytes;		      /* where the bytes that were given end: the new size, if that is larger */
+	bool is_size_kept;		      /* rewriting what is there: the size doesn't change */
+	unsigned csum_type;
+	unsigned replicas;
+	uint16_t target;
+	struct disk_reservation reservation;
+	uint64_t *journal_seq;
+};
+
+/* --- write_put.c --- */
+
+/*
+ * Put @nr keys, ascending and without overlap, and what they mean for the inode; the times with the last. In as many
+ * transactions as it takes. *@done counts keys that are there for good (the next one may be there in part).
+ */
+int write_put_keys(struct write_op *op, struct key_buf *keys, size_t nr, bool is_last, size_t *done);
+
+/* --- write_key.c --- */
+
+/* A run of blocks on its way: [begin, end) sectors of the file. */
+struct write_chunk {
+	struct write_op *op;
+	uint64_t begin, end;
+	void *buf; /* aligned; the stored bytes */
+	struct alloc_extent extents[8];
+	unsigned extent_nr;
+	struct device_io *ios;
+	struct iovec *iovs;
+	unsigned io_nr;
+	struct io_group group;
+	struct key_buf *keys;
+	size_t key_nr;
+	uint32_t *key_extent; /* which of extents[] each key lies in */
+};
+int write_chunk_init(struct write_chunk *c, struct write_op *op);
+void write_chunk_destroy(struct write_chunk *c);
+/* Allocate, checksum and submit what is in c->buf. Fewer sectors than asked for may be taken: c->end says. 0 or error. */
+int write_chunk_start(struct write_chunk *c);
+/* Wait for it; keys of what was written remain. 0 or -EIO. */
+int write_chunk_finish(struct write_chunk *c);
+/* Its keys are there, or never will be. */
+void write_chunk_release(struct write_chunk *c);
+
+/* --- write.c --- */
+
+/* data_write() without the lock, and with a choice: @is_size_kept to rewrite within the file. */
+ssize_t write_locked(struct data *data, const struct data_write_target *file, uint64_t offset_bytes, const void *buf,
+		     size_t len_bytes, const struct data_write_times *times, uint64_t *journal_seq);
+/* A data_damage_fn that sets a bool. */
+void data_damage_note(void *ctx, uint64_t offset, uint64_t len, int err);
+/* The size of the file now. 0, -ENOENT or an error. */
+int write_inode_read(struct data *data, const struct data_write_target *file, struct inode *inode);
+
+/* Times and mode of an inode whose data was changed. */
+void write_times_set(struct inode *inode, const struct data_write_times *times);
+
+static inline uint64_t block_bytes_of(const struct data *data)
+{
+	return (uint64_t)data->super->kctx.block_sectors << SECTOR_SHIFT;
+}
+
+#endif
