@@ -521,6 +521,8 @@ static void check_exact_keys(struct world *w)
 
 void world_check(struct world *w)
 {
+	/* Deletions under way would change what is looked at. */
+	assert_int_equal(namespace_deletions_wait(w->ns), 0);
 	assert_int_equal(btree_write_buffer_flush(w->trees), 0);
 	check_exact_keys(w);
 	check_view(w, w->has_snapshot ? LEAF_SOURCE : SNAPSHOT);
