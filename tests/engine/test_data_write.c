@@ -1,0 +1,425 @@
+/*
+ * Writing file data on a whole filesystem in memory: against the bytes that files must have, at all alignments, with
+ * and without replicas, and with devices that fail.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include <cmocka.h>
+
+#include "base/clock.h"
+#include "base/util.h"
+#include "data/write.h"
+#include "engine/format.h"
+#include "engine/fs_write.h"
+
+enum { DEVS_MAX = 2, FILES = 3, FILE_BYTES_MAX = 3 << 20, INUM_FIRST = 5000, SNAPSHOT = UINT32_MAX };
+
+struct file {
+	uint64_t inum, size;
+	uint8_t *bytes; /* behind size: zeroes */
+};
+
+struct world {
+	struct kiln_fs *fs;
+	struct device *devices[DEVS_MAX]; /* of the filesystem */
+	unsigned dev_nr;
+	uint64_t block_bytes;
+	struct rng rng;
+	uint64_t time;
+	struct file files[FILES];
+	uint8_t *buf; /* FILE_BYTES_MAX + a block */
+};
+
+static uint64_t test_seed(void)
+{
+	const char *text = getenv("KILN_TEST_SEED");
+	uint64_t seed = text ? strtoull(text, NULL, 0) : random_u64();
+
+	print_message("KILN_TEST_SEED=%" PRIu64 "\n", seed);
+	return seed;
+}
+
+static int inode_make(struct btree_txn *txn, void *ctx)
+{
+	struct inode inode = { .inum = *(uint64_t *)ctx, .snapshot = SNAPSHOT, .mode = S_IFREG | 06755 };
+
+	return inode_txn_put(txn, &inode);
+}
+
+static void world_open(struct world *w, uint64_t seed, unsigned dev_nr, const char *options, uint64_t block_bytes)
+{
+	struct kiln_format_device format_devs[DEVS_MAX] = { 0 };
+	struct kiln_format_options format = { .struct_bytes = sizeof(format),
+					      .device_struct_bytes = sizeof(format_devs[0]),
+					      .options = options,
+					      .superblock_bytes = 64 << 10 };
+	struct kiln_open_options open = { .struct_bytes = sizeof(open), .flags = KILN_OPEN_WRITE };
+	char why[KILN_ERROR_BYTES] = "";
+
+	memset(w, 0, sizeof(*w));
+	rng_init(&w->rng, seed);
+	w->dev_nr = dev_nr;
+	w->block_bytes = block_bytes;
+	for (unsigned i = 0; i < dev_nr; i++) {
+		struct device *memory;
+
+		assert_int_equal(device_open_memory("memory", 256 << 20, 512, &memory), 0);
+		assert_int_equal(device_wrap_fault(memory, seed + i, &w->devices[i]), 0);
+		format_devs[i] = (struct kiln_format_device){ .path = i ? "b" : "a", .bucket_bytes = 256 << 10 };
+	}
+	int err = fs_format_devices(w->devices, format_devs, dev_nr, &format, why);
+	if (!err)
+		err = fs_initialize(w->devices, dev_nr, &open, &w->fs, why);
+	if (err)
+		fail_msg("format: %d, %s", err, why);
+	w->buf = malloc(FILE_BYTES_MAX + 4096);
+	for (unsigned i = 0; i < FILES; i++) {
+		struct file *f = &w->files[i];
+		struct btree_commit_opts opts = { .name = "test", .watermark = WATERMARK_NORMAL };
+
+		f->inum = INUM_FIRST + i;
+		f->bytes = calloc(1, FILE_BYTES_MAX + 4096);
+		assert_int_equal(btree_txn_run(w->fs->trees, &opts, inode_make, &f->inum), 0);
+	}
+}
+
+static void world_close(struct world *w, bool is_clean)
+{
+	int err = kiln_shutdown(w->fs);
+
+	if (is_clean)
+		assert_int_equal(err, 0);
+	kiln_close(w->fs);
+	for (unsigned i = 0; i < FILES; i++)
+		free(w->files[i].bytes);
+	free(w->buf);
+}
+
+static struct data_write_target target_of(const struct file *f)
+{
+	return (struct data_write_target){ .inum = f->inum, .snapshot = SNAPSHOT, .subvol = 1 };
+}
+
+static void inode_of(struct world *w, const struct file *f, struct inode *inode)
+{
+	struct bkey_copy copy;
+
+	assert_int_equal(btree_lookup(w->fs->trees, BTREE_INODES, BPOS(0, f->inum, SNAPSHOT), &copy), 1);
+	assert_int_equal(inode_unpack(copy.k, inode, NULL), 0);
+}
+
+/* Sectors of the file's keys, and whether any is of @type. None reaches behind the last block, none overlap. */
+static uint64_t extents_sum(struct world *w, const struct file *f, unsigned type, unsigned *of_type)
+{
+	uint64_t sum = 0, end = 0;
+	struct btree_iter it;
+	struct bkey_ref k;
+	int found;
+
+	*of_type = 0;
+	btree_iter_open(&it, w->fs->trees, BTREE_EXTENTS, BPOS(f->inum, 1, SNAPSHOT), 0, SNAPSHOT);
+	it.end = BPOS(f->inum, UINT64_MAX, UINT32_MAX);
+	while ((found = btree_iter_peek(&it, &k)) > 0) {
+		assert_true(bkey_start_offset(&k.k) >= end);
+		assert_int_equal(k.k.size * SECTOR_BYTES % w->block_bytes, 0);
+		end = k.k.p.offset;
+		sum += k.k.size;
+		*of_type += k.k.type == type;
+		btree_iter_advance(&it);
+	}
+	btree_iter_close(&it);
+	assert_int_equal(found, 0);
+	assert_true(end * SECTOR_BYTES <= round_up_u64(f->size, w->block_bytes));
+	return sum;
+}
+
+static void damage_fails(void *ctx, uint64_t offset, uint64_t len, int err)
+{
+	(void)ctx;
+	fail_msg("damage at %" PRIu64 ", %" PRIu64 " bytes: %d", offset, len, err);
+}
+
+/* Everything about a file is as it must be; what lies behind its end is read as well. */
+static void file_check(struct world *w, const struct file *f)
+{
+	uint64_t bytes = round_up_u64(f->size, w->block_bytes);
+	struct data_file df = { .inum = f->inum, .snapshot = SNAPSHOT, .size_bytes = bytes };
+	struct inode inode;
+	unsigned inlined;
+
+	inode_of(w, f, &inode);
+	assert_int_equal(inode.size, f->size);
+	assert_int_equal(inode.sectors, extents_sum(w, f, KEY_INLINE_DATA, &inlined));
+	memset(w->buf, 0xee, bytes);
+	assert_int_equal(data_read(w->fs->data, &df, 0, w->buf, bytes, damage_fails, NULL), bytes);
+	for (uint64_t i = 0; i < bytes; i++)
+		if (w->buf[i] != f->bytes[i])
+			fail_msg("inode %" PRIu64 ": byte %" PRIu64 " of %" PRIu64 " is %02x, not %02x", f->inum, i,
+				 f->size, w->buf[i], f->bytes[i]);
+}
+
+/* --- operations, on the file and on what it must be --- */
+
+static struct data_write_times times_next(struct world *w)
+{
+	w->time += 1000;
+	return (struct data_write_times){ .is_set = true, .mtime = w->time, .ctime = w->time, .clear_setid = true };
+}
+
+static void times_check(struct world *w, const struct file *f)
+{
+	struct inode inode;
+
+	inode_of(w, f, &inode);
+	assert_int_equal(inode.mtime, w->time);
+	assert_int_equal(inode.ctime, w->time);
+	assert_int_equal(inode.mode, S_IFREG | 0755);
+}
+
+static void op_write(struct world *w, struct file *f, uint64_t offset, size_t len)
+{
+	struct data_write_target target = target_of(f);
+	struct data_write_times times = times_next(w);
+	uint64_t seq = 0;
+
+	for (size_t i = 0; i < len; i++)
+		f->bytes[offset + i] = (uint8_t)rng_u64(&w->rng);
+	assert_int_equal(data_write(w->fs->data, &target, offset, f->bytes + offset, len, &times, &seq), len);
+	assert_true(seq != 0);
+	f->size = max(f->size, offset + len);
+	times_check(w, f);
+}
+
+static void op_truncate(struct world *w, struct file *f, uint64_t size)
+{
+	struct data_write_target target = target_of(f);
+	struct data_write_times times = times_next(w);
+	uint64_t seq = 0;
+
+	assert_int_equal(data_truncate(w->fs->data, &target, size, &times, &seq), 0);
+	if (size < f->size)
+		memset(f->bytes + size, 0, f->size - size);
+	f->size = size;
+	times_check(w, f);
+}
+
+static void op_punch(struct world *w, struct file *f, uint64_t offset, uint64_t len)
+{
+	struct data_write_target target = target_of(f);
+	struct data_write_times times = times_next(w);
+	uint64_t seq = 0;
+
+	assert_int_equal(data_punch(w->fs->data, &target, offset, len, &times, &seq), 0);
+	if (offset < f->size)
+		memset(f->bytes + offset, 0, min(len, f->size - offset));
+	times_check(w, f);
+}
+
+/* A number below @bound: often small, often at or next to a block boundary. */
+static uint64_t number(struct world *w, uint64_t bound)
+{
+	uint64_t n = rng_below(&w->rng, rng_below(&w->rng, 3) ? min(bound, (uint64_t)64 << 10) : bound);
+
+	switch (rng_below(&w->rng, 4)) {
+	case 0: return n / w->block_bytes * w->block_bytes;
+	case 1: return min(bound - 1, n / w->block_bytes * w->block_bytes + rng_below(&w->rng, 3));
+	default: return n;
+	}
+}
+
+static void random_op(struct world *w)
+{
+	struct file *f = &w->files[rng_below(&w->rng, FILES)];
+	uint64_t offset = number(w, FILE_BYTES_MAX);
+
+	switch (rng_below(&w->rng, 8)) {
+	case 0: op_truncate(w, f, number(w, FILE_BYTES_MAX)); break;
+	case 1: op_truncate(w, f, f->size ? number(w, f->size) : 0); break;
+	case 2: op_punch(w, f, offset, 1 + number(w, FILE_BYTES_MAX)); break;
+	case 3: /* append */
+		offset = f->size;
+		if (offset == FILE_BYTES_MAX)
+			break;
+		/* fall through */
+	default: op_write(w, f, offset, (size_t)(1 + number(w, FILE_BYTES_MAX - offset))); break;
+	}
+	file_check(w, f);
+}
+
+static void against_bytes(unsigned dev_nr, const char *options, uint64_t block_bytes, unsigned ops)
+{
+	struct world w;
+
+	world_open(&w, test_seed(), dev_nr, options, block_bytes);
+	for (unsigned i = 0; i < ops; i++)
+		random_op(&w);
+	for (unsigned i = 0; i < FILES; i++)
+		file_check(&w, &w.files[i]);
+	/* All of it can go. */
+	for (unsigned i = 0; i < FILES; i++) {
+		struct data_write_target target = target_of(&w.files[i]);
+		struct inode inode;
+		unsigned nr;
+		uint64_t seq = 0;
+
+		assert_int_equal(data_delete_extents(w.fs->data, &target, &seq), 0);
+		assert_int_equal(extents_sum(&w, &w.files[i], 0, &nr), 0);
+		inode_of(&w, &w.files[i], &inode);
+		assert_int_equal(inode.sectors, 0);
+	}
+	world_close(&w, true);
+}
+
+static void files_have_the_bytes_written_blocks_of_4096(void **state) { against_bytes(1, "block_size=4k", 4096, 150); }
+static void files_have_the_bytes_written_blocks_of_512(void **state)
+{
+	against_bytes(1, "block_size=512,data_checksum=xxhash", 512, 150);
+}
+static void files_have_the_bytes_written_two_replicas(void **state)
+{
+	against_bytes(2, "block_size=4k,data_replicas=2,data_checksum=crc64", 4096, 150);
+}
+static void files_have_the_bytes_written_without_checksums(void **state)
+{
+	against_bytes(1, "block_size=4k,data_checksum=none", 4096, 150);
+}
+
+/* --- inline data --- */
+
+static unsigned keys_of_type(struct world *w, const struct file *f, unsigned type)
+{
+	unsigned nr;
+
+	extents_sum(w, f, type, &nr);
+	return nr;
+}
+
+static void short_tails_are_inline_and_grow_out_of_it(void **state)
+{
+	struct world w;
+
+	world_open(&w, 1, 1, "block_size=4k", 4096);
+	struct file *f = &w.files[0];
+	op_write(&w, f, 0, 10);
+	assert_int_equal(keys_of_type(&w, f, KEY_INLINE_DATA), 1);
+	op_write(&w, f, 10, 1014);
+	assert_int_equal(keys_of_type(&w, f, KEY_INLINE_DATA), 1);
+	file_check(&w, f);
+	op_write(&w, f, 1024, 1);
+	assert_int_equal(keys_of_type(&w, f, KEY_INLINE_DATA), 0);
+	assert_int_equal(keys_of_type(&w, f, KEY_EXTENT), 1);
+	file_check(&w, f);
+	op_truncate(&w, f, 100);
+	file_check(&w, f);
+	op_write(&w, f, 4096, 100);
+	assert_int_equal(keys_of_type(&w, f, KEY_INLINE_DATA), 1);
+	file_check(&w, f);
+	op_truncate(&w, f, 4096 + 50);
+	op_truncate(&w, f, 8192);
+	file_check(&w, f);
+	world_close(&w, true);
+}
+
+/* --- devices that fail --- */
+
+static void writes_fail(struct world *w, unsigned dev, uint64_t times)
+{
+	struct device_fault fault = {
+		.kind = FAULT_ERROR, .op = DEVICE_WRITE, .per_million = 1000000, .err = -EIO, .remaining = times
+	};
+
+	assert_int_equal(device_fault_add(w->devices[dev], &fault), 0);
+}
+
+/* Extents of the file with only one pointer. */
+static unsigned degraded_keys(struct world *w, const struct file *f)
+{
+	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
+	struct btree_iter it;
+	struct bkey_ref k;
+	unsigned nr = 0;
+
+	btree_iter_open(&it, w->fs->trees, BTREE_EXTENTS, BPOS(f->inum, 1, SNAPSHOT), 0, SNAPSHOT);
+	it.end = BPOS(f->inum, UINT64_MAX, UINT32_MAX);
+	while (btree_iter_peek(&it, &k) > 0) {
+		nr += k.k.type == KEY_EXTENT && extent_decode(k, &w->fs->super->kctx, ptrs, NULL, NULL) == 1;
+		btree_iter_advance(&it);
+	}
+	btree_iter_close(&it);
+	return nr;
+}
+
+static void what_one_replica_keeps_is_written(void **state)
+{
+	struct world w;
+
+	world_open(&w, 2, 2, "block_size=4k,data_replicas=2", 4096);
+	struct file *f = &w.files[0];
+	op_write(&w, f, 0, 1 << 20);
+	writes_fail(&w, 1, 1);
+	assert_int_equal(degraded_keys(&w, f), 0);
+	op_write(&w, f, 4096, 256 << 10);
+	device_fault_clear(w.devices[1]);
+	assert_true(degraded_keys(&w, f) > 0);
+	file_check(&w, f);
+	world_close(&w, false);
+}
+
+static void a_failed_write_leaves_what_was_there(void **state)
+{
+	struct world w;
+
+	world_open(&w, 3, 1, "block_size=4k", 4096);
+	struct file *f = &w.files[0];
+	struct data_write_target target = target_of(f);
+	uint64_t seq = 0;
+	op_write(&w, f, 0, 100000);
+	memset(w.buf, 0x5a, 65536);
+	writes_fail(&w, 0, 1);
+	assert_int_equal(data_write(w.fs->data, &target, 8192, w.buf, 65536, NULL, &seq), -EIO);
+	device_fault_clear(w.devices[0]);
+	file_check(&w, f);
+	op_write(&w, f, 8192, 65536);
+	file_check(&w, f);
+	world_close(&w, false);
+}
+
+static void what_is_wrong_is_refused(void **state)
+{
+	struct world w;
+	uint64_t seq = 0;
+	char byte = 0;
+
+	world_open(&w, 4, 1, "block_size=4k", 4096);
+	struct data_write_target none = { .inum = 999999, .snapshot = SNAPSHOT };
+	struct data_write_target target = target_of(&w.files[0]);
+	assert_int_equal(data_write(w.fs->data, &none, 0, &byte, 1, NULL, &seq), -ENOENT);
+	assert_int_equal(data_truncate(w.fs->data, &none, 1, NULL, &seq), -ENOENT);
+	assert_int_equal(data_write(w.fs->data, &target, INT64_MAX, &byte, 1, NULL, &seq), -EFBIG);
+	assert_int_equal(data_write(w.fs->data, &target, 0, &byte, 0, NULL, &seq), 0);
+	file_check(&w, &w.files[0]);
+	world_close(&w, true);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(short_tails_are_inline_and_grow_out_of_it),
+		cmocka_unit_test(what_is_wrong_is_refused),
+		cmocka_unit_test(files_have_the_bytes_written_blocks_of_4096),
+		cmocka_unit_test(files_have_the_bytes_written_blocks_of_512),
+		cmocka_unit_test(files_have_the_bytes_written_two_replicas),
+		cmocka_unit_test(files_have_the_bytes_written_without_checksums),
+		cmocka_unit_test(what_one_replica_keeps_is_written),
+		cmocka_unit_test(a_failed_write_leaves_what_was_there),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
