@@ -8,8 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "device/device.h"
 #include "data/write_internal.h"
+#include "device/device.h"
 
 int write_chunk_init(struct write_chunk *c, struct write_op *op)
 {
@@ -178,7 +178,7 @@ int write_chunk_start(struct write_chunk *c)
 	return err;
 }
 
-/* Take the pointers of replicas that could not be written out of the keys of piece @i. -EIO: none is left. */
+/* Take the pointers of replicas that could not be written out of the keys of piece @i. -EIO: no dirty one is left. */
 static int failed_drop(struct write_chunk *c, unsigned i, uint32_t failed)
 {
 	const struct key_context *kctx = &c->op->data->super->kctx;
@@ -190,6 +190,8 @@ static int failed_drop(struct write_chunk *c, unsigned i, uint32_t failed)
 			int err = key_ptrs_drop(&c->keys[k], failed, kctx);
 			if (err)
 				return err;
+			if (c->keys[k].k.type != KEY_EXTENT)
+				return -EIO;
 		}
 	return 0;
 }
