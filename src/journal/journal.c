@@ -84,6 +84,7 @@ int journal_start(const struct journal_opts *opts, struct journal **out)
 	waitq_init(&j->changed);
 	waitq_init(&j->write_work);
 	waitq_init(&j->reclaim_work);
+	waitq_init(&j->flush_done);
 	int err = journal_init(j, opts);
 	if (!err) {
 		mutex_lock(&j->lock);
@@ -136,8 +137,10 @@ int journal_stop_clean(struct journal *j, uint64_t *seq)
 		return err;
 	mutex_lock(&j->lock);
 	/* Everything is written, so it has nothing in it and nothing before it is needed. */
+	j->pin_waiters++;
 	while (!(err = journal_error(j)) && journal_has_pins(j, j->seq_next))
 		waitq_wait(&j->changed, &j->lock);
+	j->pin_waiters--;
 	while (!err && (err = journal_open_flush_entry(j, seq)) == -EAGAIN) {
 		waitq_wait(&j->changed, &j->lock);
 		err = journal_error(j);
@@ -187,6 +190,7 @@ void journal_free(struct journal *j)
 	journal_pins_free(j);
 	free(j->last_roots);
 	free(j->last_tail);
+	waitq_destroy(&j->flush_done);
 	waitq_destroy(&j->reclaim_work);
 	waitq_destroy(&j->write_work);
 	waitq_destroy(&j->changed);

@@ -113,6 +113,7 @@ struct journal {
 	struct waitq changed;	 /* anything: entries opened or written, space, pins */
 	struct waitq write_work; /* for the writer */
 	struct waitq reclaim_work;
+	struct waitq flush_done; /* `flushing` has changed */
 	struct journal_buf buf[JOURNAL_BUF_NR];
 	uint64_t seq_next;	  /* of the next entry to open */
 	uint64_t seq_unwritten;	  /* oldest entry that is not written; seq_next: none */
@@ -132,7 +133,8 @@ struct journal {
 	/* Pins: list of seq s at pins[s & (pin_nr - 1)], for s in [pin_front, seq_next). */
 	struct journal_pin_list *pins;
 	uint64_t pin_nr;
-	uint64_t pin_front;	      /* last_seq of an entry that were closed now, if that is not below it */
+	uint64_t pin_front; /* last_seq of an entry that were closed now, if that is not below it */
+	unsigned pin_waiters;
 	uint64_t replay_seq;	      /* entries from here on are to be replayed; 0: done */
 	struct journal_pin *flushing; /* whose flush function is running */
 	const void *flushing_task;    /* in which task */

@@ -84,8 +84,12 @@ static void front_advance(struct journal *j)
 
 	while (j->pin_front < limit && list_is_empty(pin_list(j, j->pin_front)))
 		j->pin_front++;
-	if (j->pin_front != old)
-		waitq_wake_all(&j->changed);
+	if (j->pin_front == old)
+		return;
+	waitq_wake_all(&j->changed);
+	/* An entry that says so may free a bucket. */
+	if (j->watermark_min == WATERMARK_RECLAIM)
+		waitq_wake_all(&j->reclaim_work);
 }
 
 int journal_pins_grow(struct journal *j, uint64_t seq)
@@ -130,14 +134,16 @@ static void pin_take(struct journal *j, struct journal_pin *pin)
 	list_remove(pin);
 	pin->seq = 0;
 	front_advance(j);
-	waitq_wake_all(&j->changed);
+	/* For those who wait until nothing up to some seq is pinned. */
+	if (j->pin_waiters)
+		waitq_wake_all(&j->changed);
 }
 
 /* Until nobody calls @pin's flush function, unless that is the caller. */
 static void wait_not_flushing(struct journal *j, struct journal_pin *pin)
 {
 	while (j->flushing == pin && j->flushing_task != task_identity())
-		waitq_wait(&j->changed, &j->lock);
+		waitq_wait(&j->flush_done, &j->lock);
 }
 
 void journal_pin_add(struct journal *j, struct journal_pin *pin, uint64_t seq,
@@ -201,7 +207,7 @@ uint64_t journal_pins_ask(struct journal *j, uint64_t seq)
 			flush(j, pin, s);
 			mutex_lock(&j->lock);
 			j->flushing = NULL;
-			waitq_wake_all(&j->changed);
+			waitq_wake_all(&j->flush_done);
 			asked++;
 		}
 	}
@@ -217,12 +223,14 @@ int journal_flush_pins(struct journal *j, uint64_t seq, uint64_t *flushed)
 	while (!(err = journal_error(j)) && journal_has_pins(j, seq)) {
 		/* One task at a time calls flush functions. */
 		while (j->flushing)
-			waitq_wait(&j->changed, &j->lock);
+			waitq_wait(&j->flush_done, &j->lock);
 		asked += journal_pins_ask(j, seq);
 		/* Who was asked is at work; asking each of them again whenever one has let go would be many calls. */
 		uint64_t again = clock_monotonic_ns() + ASK_AGAIN_NS;
+		j->pin_waiters++;
 		while (clock_monotonic_ns() < again && !journal_error(j) && journal_has_pins(j, seq))
 			waitq_wait_until(&j->changed, &j->lock, again);
+		j->pin_waiters--;
 	}
 	mutex_unlock(&j->lock);
 	if (flushed)

@@ -9,6 +9,8 @@
 #include "base/clock.h"
 #include "journal/journal_internal.h"
 
+enum { URGENCY = 20 }; /* so much more often when space is low */
+
 /* Pins have gone: have an entry written that says so. */
 static void free_by_flush(struct journal *j)
 {
@@ -26,19 +28,25 @@ static void free_by_flush(struct journal *j)
 void journal_reclaim_task(void *arg)
 {
 	struct journal *j = arg;
+	uint64_t asked_seq = 0, ask_again_ns = 0;
 
 	mutex_lock(&j->lock);
 	while (!j->is_stopping && !__atomic_load_n(&j->error, __ATOMIC_ACQUIRE)) {
-		uint64_t seq = journal_space_reclaim_seq(j);
+		uint64_t seq = journal_space_reclaim_seq(j), now = clock_monotonic_ns();
 
-		if (seq && !j->flushing && journal_has_pins(j, seq))
+		/* Who was asked is at work; others, and after a while again. */
+		if (seq && !j->flushing && (seq > asked_seq || now >= ask_again_ns) && journal_has_pins(j, seq)) {
 			journal_pins_ask(j, seq);
+			asked_seq = seq;
+			ask_again_ns = now + j->reclaim_delay_ns / URGENCY;
+		}
 		bool is_urgent = j->watermark_min == WATERMARK_RECLAIM;
 		if (is_urgent && journal_space_would_free(j))
 			free_by_flush(j);
 		journal_space_update(j);
 		waitq_wait_until(&j->reclaim_work, &j->lock,
-				 clock_monotonic_ns() + (is_urgent ? j->reclaim_delay_ns / 20 : j->reclaim_delay_ns));
+				 clock_monotonic_ns() +
+					 (is_urgent ? j->reclaim_delay_ns / URGENCY : j->reclaim_delay_ns));
 	}
 	mutex_unlock(&j->lock);
 }
