@@ -19,11 +19,6 @@
 #include "base/sync.h"
 #include "format/superblock.h"
 
-/* Until the journal's write side is there. */
-#pragma weak journal_flush
-#pragma weak journal_flush_async
-#pragma weak journal_seq_flushed
-
 enum { ALLOC_DEVS_MAX = 64 };
 
 /* --- counters.c --- */
