@@ -72,6 +72,7 @@ int allocator_open(const struct allocator_opts *opts, struct allocator **allocat
 	write_points_init(a);
 	node_pool_init(&a->nodes);
 	discards_init(&a->discards);
+	gc_gens_init(&a->gc);
 	devs_read(a);
 	groups_read(a);
 
@@ -96,6 +97,8 @@ int allocator_start(struct allocator *a, struct journal *journal)
 	err = node_pool_start(a);
 	if (!err)
 		err = discards_start(a);
+	if (!err)
+		err = gc_gens_start(a);
 	if (err)
 		allocator_stop(a);
 	return err;
@@ -105,6 +108,7 @@ void allocator_quiesce(struct allocator *a)
 {
 	uint64_t waiting_seq;
 
+	gc_gens_stop(a);
 	node_pool_stop(a);
 	discards_stop(a);
 	write_points_drop(a, false);
@@ -116,6 +120,7 @@ void allocator_quiesce(struct allocator *a)
 void allocator_stop(struct allocator *a)
 {
 	atomic_store(&a->is_started, false);
+	gc_gens_stop(a);
 	node_pool_stop(a);
 	discards_stop(a);
 	write_points_drop(a, false);
@@ -126,6 +131,7 @@ void allocator_close(struct allocator *a)
 {
 	for (unsigned dev = 0; dev < a->dev_nr; dev++)
 		free(a->devs[dev].ranges);
+	gc_gens_destroy(&a->gc);
 	discards_destroy(&a->discards);
 	node_pool_destroy(&a->nodes);
 	write_points_destroy(a);

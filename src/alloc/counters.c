@@ -349,6 +349,8 @@ void allocator_committed(struct allocator *a, struct btree_txn *txn, uint64_t se
 		atomic_store(&a->devs[t->frontier_dev].frontier, t->frontier);
 	if (t->has_need_discard || t->has_cached)
 		discards_kick(a);
+	if (t->has_need_gc_gens)
+		gc_gens_kick(a, true);
 	if (t->has_freed)
 		discards_freed(a);
 }
@@ -631,5 +633,9 @@ uint64_t allocator_key_version_next(struct allocator *a) { return atomic_fetch_a
 
 void allocator_clock_add(struct allocator *a, bool is_write, uint64_t sectors)
 {
-	atomic_fetch_add_explicit(&a->clock[is_write], sectors, memory_order_relaxed);
+	enum { LOOK_SHIFT = 16 }; /* every 32 MiB somebody looks whether there is something to do */
+	uint64_t before = atomic_fetch_add_explicit(&a->clock[is_write], sectors, memory_order_relaxed);
+
+	if (is_write && before >> LOOK_SHIFT != (before + sectors) >> LOOK_SHIFT)
+		gc_gens_kick(a, false);
 }

@@ -5,7 +5,7 @@
  * while freespace is read:
  *
  *	write_point.lock  >  open_buckets.lock  >  counters.lock
- *	node_pool.lock, discards.lock: nothing is taken under them
+ *	node_pool.lock, discards.lock, gc_gens.lock: nothing is taken under them
  *
  * All but write_point.lock and node_pool.lock are also taken by commits, which hold node locks: short, and last of all.
  */
@@ -91,7 +91,7 @@ struct alloc_txn {
 	} * unshared;
 	struct counter_record *record; /* made by prepare */
 	int64_t disk_sectors;	       /* that count in used space: more than before, by this much */
-	bool has_need_discard, has_freed, has_cached;
+	bool has_need_discard, has_need_gc_gens, has_freed, has_cached;
 	/* Set by the transaction that initialises freespace: how far its device is done when it has committed. */
 	bool has_frontier;
 	unsigned frontier_dev;
@@ -188,7 +188,7 @@ uint64_t target_devs(const struct allocator *a, unsigned target);
 
 /* --- node_reserve.c --- */
 
-enum { NODE_POOL_TARGET = 12, NODE_POOL_RECLAIM = 8, NODE_POOL_MAX = 64 };
+enum { NODE_POOL_TARGET = 12, NODE_POOL_RECLAIM = 8, NODE_POOL_MAX = 16 };
 
 struct node_pool {
 	struct mutex lock;
@@ -235,9 +235,32 @@ int discards_run(struct allocator *a, uint64_t *waiting_seq);
  */
 bool discards_wait(struct allocator *a, uint64_t seen);
 
-/* --- gc_gens.c, invalidate.c: parts of the discard task --- */
+/* --- invalidate.c: part of the discard task --- */
 
+/* Take back buckets with cached data, as many as are wanted. 0 or an error. */
 int invalidate_run(struct allocator *a);
+
+/* --- gc_gens.c --- */
+
+struct gc_gens {
+	struct mutex lock;
+	struct waitq work;
+	bool is_wanted, is_stopping;
+	uint64_t clock_last; /* write clock when it ran last */
+	/* While it runs, of each bucket: the generation when it began, and of the oldest pointer so far. */
+	uint8_t *gens[ALLOC_DEVS_MAX], *oldest[ALLOC_DEVS_MAX];
+	struct task *task;
+};
+
+void gc_gens_init(struct gc_gens *g);
+void gc_gens_destroy(struct gc_gens *g);
+int gc_gens_start(struct allocator *a);
+void gc_gens_stop(struct allocator *a);
+/* Look whether it is time to run; it is if @is_wanted. */
+void gc_gens_kick(struct allocator *a, bool is_wanted);
+/* An old pointer is put somewhere. Any context. */
+void gc_gens_note(struct allocator *a, unsigned dev, uint64_t bucket, uint8_t gen);
+/* All of it, once, now: for the task and tests. 0 or an error. */
 int gc_gens_run(struct allocator *a);
 
 /* --- the allocator --- */
@@ -277,6 +300,7 @@ struct allocator {
 	struct write_point points[WRITE_POINTS_NR];
 	struct node_pool nodes;
 	struct discards discards;
+	struct gc_gens gc;
 };
 
 static inline const struct key_context *alloc_kctx(const struct allocator *a) { return &a->super->kctx; }

@@ -31,16 +31,18 @@ static int invalidate_txn(struct btree_txn *txn, void *ctx)
 	return alloc_key_put(txn, args->dev, args->bucket, &v, BTREE_PUT_HOOK_FLAG);
 }
 
-/* How many buckets of a device should be taken back now. */
+/*
+ * How many buckets of a device should be taken back now. Those that are open already aren't there for others: with them
+ * counted, who waits for a bucket might wait in vain.
+ */
 static uint64_t buckets_wanted(struct allocator *a, unsigned dev)
 {
-	struct counters *c = &a->counters;
-	uint64_t nr = a->devs[dev].bucket_nr, reserve = alloc_watermark_reserve(&a->devs[dev], WATERMARK_STRIPE);
-	uint64_t empty =
-		(uint64_t)(counters_dev_buckets(c, dev, DATA_FREE) + counters_dev_buckets(c, dev, DATA_NEED_DISCARD));
-	uint64_t above = empty > reserve ? empty - reserve : 0, keep = max(nr >> 7, (uint64_t)1);
+	uint64_t above = open_buckets_available(a, dev, WATERMARK_STRIPE);
+	uint64_t coming = (uint64_t)counters_dev_buckets(&a->counters, dev, DATA_NEED_DISCARD);
+	uint64_t keep = max(a->devs[dev].bucket_nr >> 7, (uint64_t)1);
 
-	return min(keep > above ? keep - above : 0, (uint64_t)counters_dev_buckets(c, dev, DATA_CACHED));
+	return min(keep > above + coming ? keep - above - coming : 0,
+		   (uint64_t)counters_dev_buckets(&a->counters, dev, DATA_CACHED));
 }
 
 /* The first entries of the device's read LRU. Their number, or an error. */

@@ -1,0 +1,371 @@
+/*
+ * Raising oldest_gen (07 §10): a bucket can be reused only while its generation is less than 96 ahead of the oldest
+ * pointer into it. Pointers to cached data become stale and stay where they are; a walk over all keys now and then
+ * finds how old the oldest is for each bucket, and drops those that are too far behind.
+ *
+ * Keys change during the walk. A key that is put behind it can hold an old pointer only if it is what is left of
+ * another key, or a copy: so the trigger tells of every old pointer that is put meanwhile (gc_gens_note()).
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "alloc/internal.h"
+#include "format/key_edit.h"
+
+enum {
+	POINTER_AGE_MAX = 16, /* pointers that are staler are dropped */
+	RUN_EVERY = 16,	      /* once for every 1/16 of the capacity that was written */
+};
+
+void gc_gens_init(struct gc_gens *g)
+{
+	memset(g, 0, sizeof(*g));
+	mutex_init(&g->lock);
+	waitq_init(&g->work);
+}
+
+void gc_gens_destroy(struct gc_gens *g)
+{
+	waitq_destroy(&g->work);
+	mutex_destroy(&g->lock);
+}
+
+/* --- the oldest generation of each bucket, while it runs --- */
+
+static void oldest_free(struct allocator *a)
+{
+	struct gc_gens *g = &a->gc;
+
+	mutex_lock(&g->lock);
+	for (unsigned dev = 0; dev < a->dev_nr; dev++) {
+		free(g->oldest[dev]);
+		free(g->gens[dev]);
+		g->oldest[dev] = g->gens[dev] = NULL;
+	}
+	mutex_unlock(&g->lock);
+}
+
+static int oldest_alloc(struct allocator *a)
+{
+	struct gc_gens *g = &a->gc;
+	int err = 0;
+
+	mutex_lock(&g->lock);
+	for (unsigned dev = 0; !err && dev < a->dev_nr; dev++) {
+		if (!a->devs[dev].is_member)
+			continue;
+		g->oldest[dev] = calloc(a->devs[dev].bucket_nr, 1);
+		g->gens[dev] = calloc(a->devs[dev].bucket_nr, 1);
+		err = g->oldest[dev] && g->gens[dev] ? 0 : -ENOMEM;
+	}
+	mutex_unlock(&g->lock);
+	return err;
+}
+
+void gc_gens_note(struct allocator *a, unsigned dev, uint64_t bucket, uint8_t gen)
+{
+	struct gc_gens *g = &a->gc;
+
+	mutex_lock(&g->lock);
+	uint8_t *oldest = g->oldest[dev];
+	if (oldest && gen_cmp(oldest[bucket], gen) > 0)
+		oldest[bucket] = gen;
+	mutex_unlock(&g->lock);
+}
+
+/* To begin with: no pointer is older than the bucket. */
+static int oldest_read(struct allocator *a)
+{
+	uint8_t gens[BUCKET_GENS_PER_KEY];
+	struct btree_iter it;
+	struct bkey_ref k;
+	int found;
+
+	btree_iter_open(&it, a->trees, BTREE_BUCKET_GENS, POS_MIN, BTREE_ITER_ALL_SNAPSHOTS, 0);
+	while ((found = btree_iter_peek(&it, &k)) > 0) {
+		unsigned dev = k.k.p.inode < ALLOC_DEVS_MAX ? (unsigned)k.k.p.inode : ALLOC_DEVS_MAX;
+		uint64_t first = k.k.p.offset * BUCKET_GENS_PER_KEY;
+		uint64_t nr = alloc_dev_of(a, dev) ? a->devs[dev].bucket_nr : 0;
+
+		bucket_gens_decode(k, gens);
+		if (k.k.type == KEY_BUCKET_GENS && first < nr) {
+			memcpy(a->gc.gens[dev] + first, gens, min(nr - first, (uint64_t)BUCKET_GENS_PER_KEY));
+			memcpy(a->gc.oldest[dev] + first, gens, min(nr - first, (uint64_t)BUCKET_GENS_PER_KEY));
+		}
+		btree_iter_advance(&it);
+	}
+	btree_iter_close(&it);
+	return found;
+}
+
+/* --- the walk over keys --- */
+
+/* Note how old the pointers of a key are. True: one is too old to be kept, and isn't noted unless @is_kept. */
+static bool pointers_note(struct allocator *a, struct bkey_ref k, bool is_kept)
+{
+	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
+	bool has_too_old = false;
+
+	if (k.k.type != KEY_EXTENT && k.k.type != KEY_REFLINK_V)
+		return false;
+	int nr = extent_decode(k, alloc_kctx(a), ptrs, NULL, NULL);
+	for (int i = 0; i < nr; i++) {
+		const struct extent_ptr *p = &ptrs[i].ptr;
+		struct alloc_dev *d = alloc_dev_of(a, p->dev);
+		uint64_t bucket = d ? p->sector / d->bucket_sectors : 0;
+
+		if (!d || bucket >= d->bucket_nr)
+			continue;
+		bool is_too_old = p->is_cached && gen_cmp(a->gc.gens[p->dev][bucket], p->gen) > POINTER_AGE_MAX;
+
+		if (!is_too_old || is_kept)
+			gc_gens_note(a, p->dev, bucket, p->gen);
+		has_too_old |= is_too_old;
+	}
+	return has_too_old;
+}
+
+struct drop_args {
+	struct allocator *a;
+	struct btree_txn *txn;
+	unsigned btree_id;
+	struct bpos pos;
+	int err;
+};
+
+static bool ptr_is_stale(void *arg, const struct extent_ptr *ptr)
+{
+	struct drop_args *args = arg;
+	struct alloc_dev *d = alloc_dev_of(args->a, ptr->dev);
+	struct alloc v;
+
+	if (!d || args->err)
+		return false;
+	args->err = alloc_key_get(args->a, args->txn, ptr->dev, ptr->sector / d->bucket_sectors, &v);
+	return !args->err && gen_cmp(v.gen, ptr->gen) > 0;
+}
+
+static int drop_txn(struct btree_txn *txn, void *ctx)
+{
+	struct drop_args *args = ctx;
+	struct key_buf b;
+	struct bkey_ref k;
+	int found = btree_txn_get(txn, args->btree_id, args->pos, 0, &k);
+
+	if (found <= 0 || (k.k.type != KEY_EXTENT && k.k.type != KEY_REFLINK_V))
+		return found;
+	args->txn = txn;
+	args->err = 0;
+	key_buf_load(&b, k);
+	int err = key_ptrs_normalise(&b, ptr_is_stale, args, alloc_kctx(args->a));
+	err = err ? err : args->err;
+	/* An extent that has nothing else: that it is there counts in its inode. */
+	if (!err && b.k.type != k.k.type)
+		pointers_note(args->a, k, true);
+	else if (!err)
+		err = btree_txn_put(txn, args->btree_id, &b.k, b.value, 0);
+	return err;
+}
+
+static int stale_drop(struct allocator *a, unsigned btree_id, struct bpos pos)
+{
+	static const struct btree_commit_opts opts = { .name = "gc_gens", .watermark = WATERMARK_BTREE };
+	struct drop_args args = { .a = a, .btree_id = btree_id, .pos = pos };
+
+	return btree_txn_run(a->trees, &opts, drop_txn, &args);
+}
+
+static bool is_stopping(struct allocator *a)
+{
+	mutex_lock(&a->gc.lock);
+	bool stopping = a->gc.is_stopping;
+	mutex_unlock(&a->gc.lock);
+	return stopping;
+}
+
+static int keys_walk(struct allocator *a, unsigned btree_id)
+{
+	struct bpos pos = POS_MIN;
+	int found = 1;
+
+	while (found > 0) {
+		struct btree_iter it;
+		struct bkey_ref k;
+		bool has_too_old = false;
+
+		btree_iter_open(&it, a->trees, btree_id, pos, BTREE_ITER_ALL_SNAPSHOTS, 0);
+		while (!has_too_old && (found = btree_iter_peek(&it, &k)) > 0) {
+			has_too_old = pointers_note(a, k, false);
+			pos = k.k.p;
+			btree_iter_advance(&it);
+		}
+		btree_iter_close(&it);
+		if (is_stopping(a))
+			return -ECANCELED;
+		if (has_too_old) {
+			int err = stale_drop(a, btree_id, pos);
+
+			if (err)
+				return err;
+			pos = bpos_successor(pos);
+		}
+	}
+	return found;
+}
+
+/* --- the alloc keys --- */
+
+struct raise_args {
+	struct allocator *a;
+	struct bpos pos;
+};
+
+static uint8_t oldest_get(struct allocator *a, unsigned dev, uint64_t bucket)
+{
+	mutex_lock(&a->gc.lock);
+	uint8_t gen = a->gc.oldest[dev][bucket];
+	mutex_unlock(&a->gc.lock);
+	return gen;
+}
+
+/* Is there something to be raised? */
+static bool alloc_is_behind(struct allocator *a, const struct alloc *v, unsigned dev, uint64_t bucket)
+{
+	uint8_t oldest = oldest_get(a, dev, bucket);
+
+	return gen_cmp(oldest, v->oldest_gen) > 0 && gen_cmp(v->gen, oldest) >= 0;
+}
+
+static int raise_txn(struct btree_txn *txn, void *ctx)
+{
+	const struct raise_args *args = ctx;
+	unsigned dev = (unsigned)args->pos.inode;
+	struct alloc v;
+	int err = alloc_key_get(args->a, txn, dev, args->pos.offset, &v);
+
+	if (err || !alloc_is_behind(args->a, &v, dev, args->pos.offset))
+		return err;
+	v.oldest_gen = oldest_get(args->a, dev, args->pos.offset);
+	return alloc_key_put(txn, dev, args->pos.offset, &v, 0);
+}
+
+/* The next alloc key at or behind *@pos that is behind. 1, 0 or an error. */
+static int behind_find(struct allocator *a, struct bpos *pos)
+{
+	struct btree_iter it;
+	struct bkey_ref k;
+	int found;
+	bool is_behind = false;
+
+	btree_iter_open(&it, a->trees, BTREE_ALLOC, *pos, BTREE_ITER_ALL_SNAPSHOTS, 0);
+	while (!is_behind && (found = btree_iter_peek(&it, &k)) > 0) {
+		struct alloc v;
+		unsigned dev = k.k.p.inode < ALLOC_DEVS_MAX ? (unsigned)k.k.p.inode : ALLOC_DEVS_MAX;
+
+		*pos = k.k.p;
+		is_behind = alloc_dev_of(a, dev) && k.k.p.offset < a->devs[dev].bucket_nr &&
+			    !alloc_decode(k, &v, NULL) && alloc_is_behind(a, &v, dev, k.k.p.offset);
+		btree_iter_advance(&it);
+	}
+	btree_iter_close(&it);
+	return is_behind ? 1 : found;
+}
+
+static int oldest_write(struct allocator *a)
+{
+	static const struct btree_commit_opts opts = { .name = "gc_gens", .watermark = WATERMARK_BTREE };
+	struct raise_args args = { .a = a, .pos = POS_MIN };
+	int found;
+
+	while ((found = behind_find(a, &args.pos)) > 0) {
+		int err = btree_txn_run(a->trees, &opts, raise_txn, &args);
+
+		if (err)
+			return err;
+		if (is_stopping(a))
+			return -ECANCELED;
+		args.pos = bpos_successor(args.pos);
+	}
+	return found;
+}
+
+/* --- when --- */
+
+int gc_gens_run(struct allocator *a)
+{
+	int err = oldest_alloc(a);
+
+	if (!err)
+		err = oldest_read(a);
+	if (!err)
+		err = keys_walk(a, BTREE_EXTENTS);
+	if (!err)
+		err = keys_walk(a, BTREE_REFLINK);
+	if (!err)
+		err = oldest_write(a);
+	oldest_free(a);
+	return err;
+}
+
+/* Is it time? The lock is held. */
+static bool is_due(struct allocator *a)
+{
+	struct gc_gens *g = &a->gc;
+	uint64_t written = atomic_load_explicit(&a->clock[1], memory_order_relaxed) - g->clock_last;
+
+	return g->is_wanted || written > usage_capacity_sectors(a->super) / RUN_EVERY;
+}
+
+static void gc_gens_task(void *arg)
+{
+	struct allocator *a = arg;
+	struct gc_gens *g = &a->gc;
+
+	mutex_lock(&g->lock);
+	while (!g->is_stopping) {
+		if (!is_due(a)) {
+			waitq_wait(&g->work, &g->lock);
+			continue;
+		}
+		g->is_wanted = false;
+		g->clock_last = atomic_load(&a->clock[1]);
+		mutex_unlock(&g->lock);
+		gc_gens_run(a);
+		mutex_lock(&g->lock);
+	}
+	mutex_unlock(&g->lock);
+}
+
+int gc_gens_start(struct allocator *a)
+{
+	a->gc.is_stopping = false;
+	a->gc.clock_last = atomic_load(&a->clock[1]);
+	for (unsigned dev = 0; dev < a->dev_nr; dev++)
+		a->gc.is_wanted |= counters_dev_buckets(&a->counters, dev, DATA_NEED_GC_GENS) > 0;
+	return task_start(&a->gc.task, "gc-gens", gc_gens_task, a);
+}
+
+void gc_gens_stop(struct allocator *a)
+{
+	struct gc_gens *g = &a->gc;
+
+	mutex_lock(&g->lock);
+	struct task *task = g->task;
+	g->task = NULL;
+	g->is_stopping = true;
+	waitq_wake_all(&g->work);
+	mutex_unlock(&g->lock);
+	if (task)
+		task_join(task);
+}
+
+void gc_gens_kick(struct allocator *a, bool is_wanted)
+{
+	struct gc_gens *g = &a->gc;
+
+	mutex_lock(&g->lock);
+	g->is_wanted |= is_wanted;
+	waitq_wake_one(&g->work);
+	mutex_unlock(&g->lock);
+}

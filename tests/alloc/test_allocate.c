@@ -1,0 +1,390 @@
+/* Where space comes from: devices, targets and durability, what is left when there is little, and how it comes back. */
+#include "space.h"
+
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "format/key_edit.h"
+
+static const uint64_t MIB = 1 << 20;
+
+static struct alloc_request request(unsigned replicas)
+{
+	return (struct alloc_request){ .data_type = DATA_USER,
+				       .watermark = WATERMARK_NORMAL,
+				       .replicas = replicas,
+				       .replicas_required = 1,
+				       .writer = 1 };
+}
+
+static int put_txn(struct btree_txn *txn, void *ctx)
+{
+	const struct key_buf *b = ctx;
+
+	return btree_txn_put_extent(txn, BTREE_EXTENTS, &b->k, b->value, NULL);
+}
+
+/* The extent as a key at [@start, @start + sectors) of inode 4096. */
+static void put_at(struct space *s, const struct alloc_extent *e, uint64_t start)
+{
+	struct extent_value v = { .ptr_nr = e->ptr_nr };
+	struct key_buf b = {
+		.k = { .p = BPOS(4096, start + e->sectors, UINT32_MAX), .size = e->sectors, .type = KEY_EXTENT }
+	};
+
+	for (unsigned i = 0; i < e->ptr_nr; i++)
+		v.ptrs[i] = (struct extent_ptr_decoded){ .ptr = e->ptrs[i], .crc = extent_crc_of_key(&b.k) };
+	assert_int_equal(extent_value_store(&v, &b), 0);
+	space_run(s, put_txn, &b, NULL);
+}
+
+static void remove_at(struct space *s, uint64_t start, uint32_t sectors)
+{
+	struct key_buf b = {
+		.k = { .p = BPOS(4096, start + sectors, UINT32_MAX), .size = sectors, .type = KEY_DELETED }
+	};
+
+	space_run(s, put_txn, &b, NULL);
+}
+
+/* --- where --- */
+
+static void one_writers_data_lies_together(void **state)
+{
+	struct space s;
+	struct alloc_extent a, b, other;
+	struct alloc_request req = request(1);
+
+	space_open(&s, &(struct space_opts){ .dev_nr = 1, .dev_bytes = 24 * MIB });
+	assert_int_equal(allocator_extent_get(s.allocator, &req, 64, &a), 0);
+	assert_int_equal(allocator_extent_get(s.allocator, &req, 64, &b), 0);
+	assert_int_equal(a.sectors, 64);
+	assert_true(b.ptrs[0].sector == a.ptrs[0].sector + 64);
+	for (req.writer = 2; req.writer < 10; req.writer++) {
+		assert_int_equal(allocator_extent_get(s.allocator, &req, 64, &other), 0);
+		if (other.ptrs[0].sector / 256 != a.ptrs[0].sector / 256)
+			break;
+		allocator_extent_put(s.allocator, &other);
+	}
+	assert_true(req.writer < 10);
+	/* No more than what is left of the bucket. */
+	req.writer = 1;
+	allocator_extent_put(s.allocator, &b);
+	assert_int_equal(allocator_extent_get(s.allocator, &req, 1000, &b), 0);
+	assert_int_equal(b.sectors, 128);
+	allocator_extent_put(s.allocator, &a);
+	allocator_extent_put(s.allocator, &b);
+	allocator_extent_put(s.allocator, &other);
+	space_check(&s);
+	space_close(&s);
+}
+
+static void copies_are_on_different_devices(void **state)
+{
+	struct space s;
+	struct alloc_extent e;
+	struct alloc_request req = request(3);
+
+	space_open(&s, &(struct space_opts){ .dev_nr = 3, .dev_bytes = 24 * MIB });
+	assert_int_equal(allocator_extent_get(s.allocator, &req, 8, &e), 0);
+	assert_int_equal(e.ptr_nr, 3);
+	assert_int_equal(1 << e.ptrs[0].dev | 1 << e.ptrs[1].dev | 1 << e.ptrs[2].dev, 7);
+	allocator_extent_put(s.allocator, &e);
+
+	/* Fewer than wanted, when there are no more devices; not fewer than required. */
+	req.dev_exclude = 2;
+	assert_int_equal(allocator_extent_get(s.allocator, &req, 8, &e), 0);
+	assert_int_equal(e.ptr_nr, 2);
+	assert_true(e.ptrs[0].dev != 1 && e.ptrs[1].dev != 1);
+	allocator_extent_put(s.allocator, &e);
+	req.replicas_required = 3;
+	assert_int_equal(allocator_extent_get(s.allocator, &req, 8, &e), -EROFS);
+	req.dev_exclude = 7;
+	req.replicas_required = 1;
+	assert_int_equal(allocator_extent_get(s.allocator, &req, 8, &e), -EROFS);
+	space_close(&s);
+}
+
+static void targets_and_durability_decide(void **state)
+{
+	struct space s;
+	struct alloc_extent e;
+	struct alloc_request req = request(2);
+
+	/* Device 0 counts twice, device 1 is a cache. */
+	space_open(&s, &(struct space_opts){ .dev_nr = 3,
+					     .dev_bytes = 24 * MIB,
+					     .durability = { 2, 0, 1 },
+					     .is_durability_set = true,
+					     .label = { "hdd.a", "ssd.cache", "hdd.b" } });
+	assert_true(target_devs(s.allocator, TARGET_DEVICE_FIRST + 2) == 4);
+	unsigned hdd = s.super->members[0].m.group, found = 0;
+	for (unsigned g = 0; g < s.allocator->group_nr; g++)
+		found |= s.allocator->group_devs[g] == 5;
+	assert_true(hdd && found);
+	assert_true(target_devs(s.allocator, TARGET_GROUP_FIRST + 200) == UINT64_MAX);
+
+	req.target = TARGET_DEVICE_FIRST + 0;
+	assert_int_equal(allocator_extent_get(s.allocator, &req, 8, &e), 0);
+	assert_int_equal(e.ptr_nr, 1);
+	assert_int_equal(e.ptrs[0].dev, 0);
+	allocator_extent_put(s.allocator, &e);
+
+	/* A cache is used when it is asked for, holds a copy that doesn't count, and no metadata. */
+	req.target = TARGET_DEVICE_FIRST + 1;
+	assert_int_equal(allocator_extent_get(s.allocator, &req, 8, &e), 0);
+	assert_int_equal(e.ptrs[0].dev, 1);
+	assert_true(e.ptrs[0].is_cached && e.ptr_nr >= 2 && !e.ptrs[1].is_cached);
+	put_at(&s, &e, 0);
+	allocator_extent_put(s.allocator, &e);
+	req.target = 0;
+	for (unsigned i = 0; i < 20; i++) {
+		assert_int_equal(allocator_extent_get(s.allocator, &req, 8, &e), 0);
+		for (unsigned p = 0; p < e.ptr_nr; p++)
+			assert_int_not_equal(e.ptrs[p].dev, 1);
+		allocator_extent_put(s.allocator, &e);
+	}
+	space_check(&s);
+	space_close(&s);
+}
+
+/* --- how much --- */
+
+static void nodes_find_room_when_data_doesnt(void **state)
+{
+	struct space s;
+	struct alloc_extent e;
+	struct alloc_request req = request(1);
+	struct btree_node_reserve *reserve[64];
+	uint64_t at = 0;
+	unsigned nr = 0;
+	int err;
+
+	space_open(&s, &(struct space_opts){ .dev_nr = 1, .dev_bytes = 24 * MIB });
+	while (!(err = allocator_extent_get(s.allocator, &req, 256, &e))) {
+		put_at(&s, &e, at);
+		at += e.sectors;
+		allocator_extent_put(s.allocator, &e);
+	}
+	assert_int_equal(err, -EAGAIN); /* it can't wait */
+	req.can_wait = true;
+	assert_int_equal(allocator_extent_get(s.allocator, &req, 256, &e), -ENOSPC);
+	space_check(&s);
+
+	/* Two nodes to a bucket: what is kept for nodes is for ordinary updates as much as for reclaim. */
+	while (nr < 64 && !allocator_node_reserve(s.allocator, 1, WATERMARK_NORMAL, &reserve[nr]))
+		nr++;
+	assert_true(nr >= 14);
+	unsigned normal_nr = nr;
+	while (nr < 64 && !allocator_node_reserve(s.allocator, 1, WATERMARK_RECLAIM, &reserve[nr]))
+		nr++;
+	assert_true(nr >= normal_nr + 14);
+	while (nr)
+		allocator_node_reserve_put(s.allocator, reserve[--nr]);
+
+	/* Space that is given back is there again. */
+	remove_at(&s, 0, 1024);
+	assert_int_equal(allocator_extent_get(s.allocator, &req, 256, &e), 0);
+	put_at(&s, &e, 0);
+	allocator_extent_put(s.allocator, &e);
+	space_check(&s);
+	space_close(&s);
+}
+
+static void reservations_bound_what_is_promised(void **state)
+{
+	struct space s;
+	struct disk_reservation a, b;
+	struct usage u;
+
+	space_open(&s, &(struct space_opts){ .dev_nr = 1, .dev_bytes = 24 * MIB });
+	assert_int_equal(allocator_usage(s.allocator, &u), 0);
+	uint64_t free_sectors = u.capacity_sectors - u.hidden_sectors - u.used_sectors;
+	usage_free(&u);
+	assert_int_equal(disk_reservation_get(s.allocator, &a, free_sectors, 1, 0), -ENOSPC);
+	assert_int_equal(disk_reservation_get(s.allocator, &a, free_sectors / 65 * 64 / 2, 2, 0), 0);
+	assert_int_equal(disk_reservation_get(s.allocator, &b, 1000, 1, 0), -ENOSPC);
+	assert_int_equal(disk_reservation_get(s.allocator, &b, 1000, 1, DISK_RESERVATION_NOFAIL), 0);
+	disk_reservation_put(s.allocator, &b);
+	disk_reservation_put(s.allocator, &a);
+	assert_int_equal(s.allocator->counters.online_reserved, 0);
+	space_close(&s);
+}
+
+/* --- what comes back --- */
+
+struct edit {
+	struct space *s;
+	unsigned dev;
+	uint64_t bucket;
+	unsigned gen_plus;
+};
+
+/* As if the bucket had been used and emptied @gen_plus times. */
+static int gen_plus_txn(struct btree_txn *txn, void *ctx)
+{
+	const struct edit *e = ctx;
+	struct alloc v;
+	int err = alloc_key_get(e->s->allocator, txn, e->dev, e->bucket, &v);
+
+	v.gen = (uint8_t)(v.gen + e->gen_plus);
+	return err ? err : alloc_key_put(txn, e->dev, e->bucket, &v, 0);
+}
+
+static void gen_plus(struct space *s, unsigned dev, uint64_t bucket, unsigned n)
+{
+	struct edit e = { s, dev, bucket, n };
+
+	space_run(s, gen_plus_txn, &e, NULL);
+}
+
+/* Transition 12 of 07 §9, whether or not space is short. */
+static int invalidate_bucket_txn(struct btree_txn *txn, void *ctx)
+{
+	const struct edit *e = ctx;
+	struct alloc v;
+	int err = alloc_key_get(e->s->allocator, txn, e->dev, e->bucket, &v);
+
+	v.cached_sectors = 0;
+	v.gen++;
+	v.flags &= ~(uint32_t)ALLOC_NEED_INC_GEN;
+	return err ? err : alloc_key_put(txn, e->dev, e->bucket, &v, BTREE_PUT_HOOK_FLAG);
+}
+
+static struct alloc alloc_at(struct space *s, const struct extent_ptr *p)
+{
+	struct alloc v;
+
+	assert_int_equal(alloc_key_lookup(s->allocator, p->dev, p->sector / 256, &v), 0);
+	return v;
+}
+
+/* Wait until the discard task has nothing left. */
+static void settle(struct space *s)
+{
+	uint64_t waiting;
+
+	discards_stop(s->allocator);
+	assert_int_equal(invalidate_run(s->allocator), 0);
+	while (discards_run(s->allocator, &waiting) > 0)
+		;
+	assert_int_equal(discards_start(s->allocator), 0);
+}
+
+static void cached_buckets_are_taken_back(void **state)
+{
+	enum { EXTENTS = 200 };
+	static struct alloc_extent e[EXTENTS];
+	struct space s;
+	struct alloc_request req = request(2);
+
+	space_open(&s, &(struct space_opts){ .dev_nr = 2, .dev_bytes = 24 * MIB });
+	/* Until there is hardly a bucket left: one copy of each is a cached one. */
+	unsigned nr = 0;
+	for (; nr < EXTENTS && !allocator_extent_get(s.allocator, &req, 256, &e[nr]); nr++) {
+		unsigned cached = e[nr].ptrs[0].dev == 1 ? 0 : 1;
+
+		allocator_clock_add(s.allocator, false, 10);
+		e[nr].ptrs[cached].is_cached = true;
+		put_at(&s, &e[nr], (uint64_t)nr * 256);
+		struct alloc_extent put = e[nr];
+		allocator_extent_put(s.allocator, &put);
+	}
+	assert_true(nr > 20 && nr < EXTENTS);
+	write_points_drop(s.allocator, false);
+	settle(&s);
+	space_check(&s);
+	uint64_t before = (uint64_t)counters_dev_buckets(&s.allocator->counters, 1, DATA_CACHED);
+	assert_true(before > 0);
+
+	/* Who needs a bucket gets one that held cached data, the longest unread first. */
+	req.replicas = 1;
+	req.can_wait = true;
+	req.dev_exclude = 1;
+	for (unsigned i = 0; i < 40; i++) {
+		struct alloc_extent more;
+
+		assert_int_equal(allocator_extent_get(s.allocator, &req, 256, &more), 0);
+		put_at(&s, &more, (uint64_t)(nr + i) * 256);
+		allocator_extent_put(s.allocator, &more);
+	}
+	settle(&s);
+	assert_true((uint64_t)counters_dev_buckets(&s.allocator->counters, 1, DATA_CACHED) < before);
+	unsigned cached = e[0].ptrs[0].dev == 1 ? 0 : 1;
+	assert_int_not_equal(alloc_at(&s, &e[0].ptrs[cached]).gen, e[0].ptrs[cached].gen);
+	space_check(&s);
+	space_close(&s);
+}
+
+static void old_generations_are_forgotten(void **state)
+{
+	struct space s;
+	struct alloc_extent e[3];
+	struct alloc_request req = request(2);
+
+	space_open(&s, &(struct space_opts){ .dev_nr = 2, .dev_bytes = 24 * MIB });
+	gc_gens_stop(s.allocator);
+	for (unsigned i = 0; i < 3; i++) {
+		assert_int_equal(allocator_extent_get(s.allocator, &req, 256, &e[i]), 0);
+		e[i].ptrs[0].is_cached = true;
+		put_at(&s, &e[i], i * 256);
+		struct alloc_extent put = e[i];
+		allocator_extent_put(s.allocator, &put);
+	}
+	write_points_drop(s.allocator, false);
+	/* Invalidated, and then used again a few times, many times, too often. */
+	static const unsigned uses[] = { 10, 40, 95 };
+	discards_stop(s.allocator);
+	for (unsigned i = 0; i < 3; i++) {
+		struct edit edit = { &s, e[i].ptrs[0].dev, e[i].ptrs[0].sector / 256, 0 };
+
+		assert_int_equal(alloc_at(&s, &e[i].ptrs[0]).data_type, DATA_CACHED);
+		space_run(&s, invalidate_bucket_txn, &edit, NULL);
+	}
+	assert_int_equal(discards_start(s.allocator), 0);
+	settle(&s);
+	for (unsigned i = 0; i < 3; i++)
+		gen_plus(&s, e[i].ptrs[0].dev, e[i].ptrs[0].sector / 256, uses[i]);
+	assert_int_equal(alloc_at(&s, &e[0].ptrs[0]).data_type, DATA_FREE);
+	assert_int_equal(alloc_at(&s, &e[2].ptrs[0]).data_type, DATA_NEED_GC_GENS);
+	space_check(&s);
+
+	s.allocator->gc.is_stopping = false;
+	assert_int_equal(gc_gens_run(s.allocator), 0);
+	struct bkey_copy found;
+	for (unsigned i = 0; i < 3; i++) {
+		struct alloc v = alloc_at(&s, &e[i].ptrs[0]);
+		struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
+
+		assert_int_equal(v.data_type, DATA_FREE);
+		assert_int_equal(btree_lookup(s.trees, BTREE_EXTENTS, BPOS(4096, (i + 1) * 256, UINT32_MAX), &found),
+				 1);
+		int nr = extent_decode(found.k, &s.super->kctx, ptrs, NULL, NULL);
+		/* One that is a little behind stays, and is what oldest_gen says. */
+		assert_int_equal(nr, i ? 1 : 2);
+		assert_int_equal(v.oldest_gen, i ? v.gen : e[i].ptrs[0].gen);
+	}
+	space_check(&s);
+	space_close(&s);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(one_writers_data_lies_together),
+		cmocka_unit_test(copies_are_on_different_devices),
+		cmocka_unit_test(targets_and_durability_decide),
+		cmocka_unit_test(nodes_find_room_when_data_doesnt),
+		cmocka_unit_test(reservations_bound_what_is_promised),
+		cmocka_unit_test(cached_buckets_are_taken_back),
+		cmocka_unit_test(old_generations_are_forgotten),
+	};
+
+	return cmocka_run_group_tests_name("allocate", tests, NULL, NULL);
+}
