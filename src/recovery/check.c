@@ -28,14 +28,26 @@ static const struct {
 	int (*run)(struct check *c);
 } passes[] = {
 	/* clang-format off */
+	{ { CHECK_PASS_SUPER, "check_super", "superblocks", false, true, NULL }, check_super },
+	{ { CHECK_PASS_JOURNAL, "check_journal", "journal against superblocks", false, false, NULL }, check_journal },
+	{ { PASS_CHECK_TOPOLOGY, "check_topology", "btree nodes", false, true, NULL }, check_topology },
 	{ { PASS_CHECK_ALLOCATIONS, "check_allocations", "buckets and counters", false, false, NULL }, check_allocations },
 	{ { PASS_CHECK_ALLOC_INFO, "check_alloc_info", "free space", false, false, NULL }, check_alloc_info },
 	{ { PASS_CHECK_LRUS, "check_lrus", "queues of buckets", false, false, NULL }, check_lrus },
 	{ { PASS_CHECK_EXTENTS_TO_BACKPOINTERS, "check_backpointers", "backpointers", false, false, NULL }, check_backpointers },
+	{ { PASS_CHECK_SNAPSHOT_TREES, "check_snapshot_trees", "snapshot trees", false, false, NULL }, check_snapshot_trees },
+	{ { PASS_CHECK_SNAPSHOTS, "check_snapshots", "snapshots", false, false, NULL }, check_snapshots },
+	{ { PASS_CHECK_SUBVOLS, "check_subvols", "subvolumes", false, false, NULL }, check_subvols },
+	{ { PASS_RESUME_LOGGED_OPS, "check_logged_ops", "unfinished operations", false, false, NULL }, check_logged_ops },
 	{ { PASS_CHECK_INODES, "check_inodes", "inodes", false, false, NULL }, check_inodes },
 	{ { PASS_CHECK_EXTENTS, "check_extents", "extents", false, false, NULL }, check_extents },
 	{ { PASS_CHECK_INDIRECT_EXTENTS, "check_indirect_extents", "shared extents", false, false, NULL }, check_indirect_extents },
 	{ { PASS_SET_FS_NEEDS_REBALANCE, "check_rebalance_work", "work of rebalance", false, false, NULL }, check_rebalance_work },
+	{ { PASS_CHECK_DIRENTS, "check_dirents", "directories and links", false, false, NULL }, check_dirents },
+	{ { PASS_CHECK_XATTRS, "check_xattrs", "attributes", false, false, NULL }, check_xattrs },
+	{ { PASS_CHECK_ROOT, "check_root", "root directory", false, false, NULL }, check_root },
+	{ { PASS_CHECK_DIRECTORY_STRUCTURE, "check_directory_structure", "paths to the root", false, false, NULL }, check_directory_structure },
+	{ { CHECK_PASS_DATA, "check_data", "data of all replicas", true, true, NULL }, check_data },
 	/* clang-format on */
 };
 _Static_assert(ARRAY_NR(passes) <= CHECK_PASSES_MAX, "a bit for each pass");

@@ -148,6 +148,13 @@ struct check_by_inode {
 };
 int check_each_inode(struct check *c, unsigned btree_id, const struct check_by_inode *ops, void *ctx);
 
+/* --- lookups --- */
+
+/* The inode that a snapshot sees: 1, 0 none, or an error. */
+int check_inode_lookup(struct check *c, uint64_t inum, uint32_t snapshot, struct inode *inode);
+/* The same of a subvolume. */
+int check_subvol_lookup(struct check *c, uint32_t id, struct subvolume *sv);
+
 /* --- extents --- */
 
 /* What can be said of an extent by itself. */
