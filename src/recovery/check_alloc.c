@@ -216,13 +216,11 @@ static int mark_pointer(struct allocations *a, const struct check_pointers *p, u
 	unsigned type = p->level ? DATA_BTREE : DATA_USER;
 
 	*counts = false;
-	if (!(b->flags & BUCKET_HAS_KEY) && a->c->damaged & CHECK_BTREE(BTREE_ALLOC))
-		; /* nobody knows */
-	else if (!(b->flags & BUCKET_HAS_KEY))
+	if (b->flags & BUCKET_HAS_KEY && !pointer_gen_ok(a, p, i, b))
+		return 0;
+	if (!(b->flags & BUCKET_HAS_KEY) && !(a->c->damaged & CHECK_BTREE(BTREE_ALLOC)))
 		bad_pointer(a, p, i, ERROR_ptr_to_missing_alloc_key, "an alloc key of the bucket",
 			    "none for generation", ptr->gen);
-	else if (!pointer_gen_ok(a, p, i, b))
-		return 0;
 	*counts = true;
 	if (b->type && b->type != type) {
 		b->flags |= BUCKET_IS_MIXED;
