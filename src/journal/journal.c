@@ -66,7 +66,7 @@ static int journal_init(struct journal *j, const struct journal_opts *opts)
 	int err = journal_rings_init(j, opts->state);
 	if (err)
 		return err;
-	j->seq_start = j->seq_unwritten = j->seq_next;
+	j->seq_start = j->seq_unwritten = j->seq_unplaced = j->seq_next;
 	j->seq_flushed = j->seq_next - 1;
 	j->last_seq_ondisk = j->pin_front;
 	j->entry_bytes = min(j->entry_bytes, j->entry_bytes_max);

@@ -117,6 +117,7 @@ struct journal {
 	struct journal_buf buf[JOURNAL_BUF_NR];
 	uint64_t seq_next;	  /* of the next entry to open */
 	uint64_t seq_unwritten;	  /* oldest entry that is not written; seq_next: none */
+	uint64_t seq_unplaced;	  /* oldest entry that has no place yet */
 	uint64_t seq_flushed;	  /* newest flush entry that is durable */
 	uint64_t last_seq_ondisk; /* its last_seq */
 	uint64_t flush_wanted;	  /* entries up to here are to become durable */
@@ -188,13 +189,16 @@ bool journal_space_would_free(struct journal *j);
  */
 uint32_t journal_space_next(struct journal *j, unsigned u64s, unsigned u64s_liked);
 uint32_t journal_entry_sectors(const struct journal *j, uint64_t u64s);
-/* Places for an entry of @sectors: 0 and which rings, in rings[]; their cursors move on. Lock held. */
+/*
+ * Places for an entry of @sectors; the rings' cursors move on. @last_seq: 0 of a noflush entry. 0, or -ENOSPC when
+ * there are not as many as are required. Lock held.
+ */
 struct journal_place {
 	struct journal_ring *ring;
 	uint64_t sector; /* on the device */
 };
-int journal_space_place(struct journal *j, uint64_t seq, uint32_t sectors, struct journal_place *places,
-			unsigned *place_nr);
+int journal_space_place(struct journal *j, uint64_t seq, uint64_t last_seq, uint32_t sectors,
+			struct journal_place *places, unsigned *place_nr);
 /* Seq up to which pins should go so that half of each ring is free; 0: nothing to do. Lock held. */
 uint64_t journal_space_reclaim_seq(struct journal *j);
 

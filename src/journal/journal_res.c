@@ -34,6 +34,7 @@ void journal_close_entry(struct journal *j)
 	buf->u64s = buf->limit_u64s - state_left(old);
 	buf->last_seq = journal_last_seq(j, buf->seq);
 	buf->is_closed = true;
+	journal_space_update(j);
 	waitq_wake_all(&j->write_work);
 }
 

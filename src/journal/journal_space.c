@@ -8,8 +8,8 @@
  * An entry can be opened when it is certain that it can be written: its size is bounded when it is opened, and the
  * entries before it that wait for being written are placed first, in thought, each on every ring.
  *
- * Space is low when fewer rings than there are to be copies have more than a quarter free. From then on every entry is
- * a flush entry, and new reservations are for reclaim only, whose commits let pins go.
+ * Space is low when fewer rings than there are to be copies have more than a quarter free, those that wait counted in.
+ * From then on every entry is a flush entry, and new reservations are for reclaim only, whose commits let pins go.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -19,9 +19,13 @@
 #include "journal/journal_internal.h"
 #include "journal/journal_private.h"
 
+/* Of looking for places: in the target; anywhere; taking what is kept in hand, for as few copies as are required. */
+enum { ROUND_TARGET, ROUND_ALL, ROUND_DESPERATE };
+
 enum {
 	TARGET_DEVS = 256, /* a target is a device + 1, or a label + 257 (10 §5.1) */
 	RING_BUCKETS_MIN = 4,
+	LOW_BUCKETS_MIN = 2, /* of an entry opened above that, one in hand and one for reclaim are left */
 };
 
 /* --- starting --- */
@@ -183,6 +187,36 @@ static unsigned replicas_wanted(const struct journal *j)
 
 /* --- space --- */
 
+uint32_t journal_entry_sectors(const struct journal *j, uint64_t u64s)
+{
+	return (uint32_t)round_up_u64(div_round_up_u64(u64s * 8, SECTOR_BYTES), j->super->kctx.block_sectors);
+}
+
+/*
+ * What will be left of @r when those entries are placed that are closed and wait: *@rest of the bucket that is filled
+ * then; free buckets are returned, -1: they don't all fit.
+ */
+static int ring_behind_waiting(const struct journal *j, const struct journal_ring *r, uint32_t *rest)
+{
+	int free_nr = (int)ring_free_nr(r);
+
+	*rest = r->sectors_free;
+	for (uint64_t seq = j->seq_unplaced; seq < j->seq_next; seq++) {
+		const struct journal_buf *buf = &j->buf[seq % JOURNAL_BUF_NR];
+		uint32_t sectors = journal_entry_sectors(j, buf->u64s + buf->reserved_u64s);
+
+		if (!buf->is_closed)
+			break;
+		if (sectors > *rest) {
+			if (--free_nr < 0)
+				return -1;
+			*rest = r->bucket_sectors;
+		}
+		*rest -= min(sectors, *rest);
+	}
+	return free_nr;
+}
+
 /* What last_seq of an entry that is opened now will be at least. */
 static uint64_t last_seq_next(struct journal *j) { return journal_last_seq(j, j->seq_next); }
 
@@ -205,6 +239,7 @@ void journal_space_update(struct journal *j)
 {
 	unsigned usable_nr = 0, ample_nr = 0;
 	bool is_changed = false;
+	uint32_t rest;
 
 	for (unsigned i = 0; i < j->ring_nr; i++) {
 		struct journal_ring *r = &j->rings[i];
@@ -216,7 +251,7 @@ void journal_space_update(struct journal *j)
 		if (!r->is_usable)
 			continue;
 		usable_nr++;
-		ample_nr += ring_free_nr(r) * 4 > r->nr;
+		ample_nr += ring_behind_waiting(j, r, &rest) > (int)max(r->nr / 4, (unsigned)LOW_BUCKETS_MIN);
 	}
 	j->is_space_low = ample_nr < min(replicas_wanted(j), usable_nr);
 	bool is_full_of_seqs = j->seq_next - j->pin_front > JOURNAL_SEQS_MAX / 4 * 3;
@@ -229,31 +264,16 @@ void journal_space_update(struct journal *j)
 		waitq_wake_all(&j->changed);
 }
 
-uint32_t journal_entry_sectors(const struct journal *j, uint64_t u64s)
-{
-	return (uint32_t)round_up_u64(div_round_up_u64(u64s * 8, SECTOR_BYTES), j->super->kctx.block_sectors);
-}
-
 /* Sectors that an entry may have on @r behind those that wait; 0: less than @needed. */
 static uint32_t ring_space_next(struct journal *j, const struct journal_ring *r, uint32_t needed, uint32_t liked)
 {
 	/* What is in hand is for an entry that makes another one free; and the first one after a crash. */
-	unsigned in_hand = j->is_first_due || ring_would_free(r, last_seq_next(j)) ? 0 : 1;
-	unsigned free_nr = ring_free_nr(r);
-	uint32_t rest = r->sectors_free;
+	int in_hand = j->is_first_due || ring_would_free(r, last_seq_next(j)) ? 0 : 1;
+	uint32_t rest;
+	int free_nr = ring_behind_waiting(j, r, &rest);
 
-	for (uint64_t seq = j->seq_unwritten; seq < j->seq_next; seq++) {
-		const struct journal_buf *buf = &j->buf[seq % JOURNAL_BUF_NR];
-		uint32_t sectors = journal_entry_sectors(j, buf->u64s + buf->reserved_u64s);
-
-		if (sectors > rest) {
-			if (!free_nr)
-				return 0;
-			free_nr--;
-			rest = r->bucket_sectors;
-		}
-		rest -= min(sectors, rest);
-	}
+	if (free_nr < 0)
+		return 0;
 	if (rest >= min(liked, r->bucket_sectors))
 		return rest;
 	if (free_nr > in_hand)
@@ -287,9 +307,9 @@ uint32_t journal_space_next(struct journal *j, unsigned u64s, unsigned u64s_like
 
 /* --- placing an entry --- */
 
-static bool ring_fits(const struct journal_ring *r, uint32_t sectors)
+static bool ring_fits(const struct journal_ring *r, uint32_t sectors, unsigned in_hand)
 {
-	return r->sectors_free >= sectors || (ring_free_nr(r) && r->bucket_sectors >= sectors);
+	return r->sectors_free >= sectors || (ring_free_nr(r) > in_hand && r->bucket_sectors >= sectors);
 }
 
 static void ring_take(struct journal_ring *r, uint64_t seq, uint32_t sectors, struct journal_place *place)
@@ -311,35 +331,49 @@ static uint64_t ring_free_sectors(const struct journal_ring *r)
 	return (uint64_t)ring_free_nr(r) * r->bucket_sectors + r->sectors_free;
 }
 
-int journal_space_place(struct journal *j, uint64_t seq, uint32_t sectors, struct journal_place *places,
-			unsigned *place_nr)
+/* The emptiest ring that has room for another copy, or NULL. */
+static struct journal_ring *place_find(struct journal *j, uint64_t last_seq, uint32_t sectors,
+				       const struct journal_place *places, unsigned place_nr, unsigned round)
 {
-	unsigned wanted = replicas_wanted(j), durability = 0;
+	struct journal_ring *best = NULL;
+
+	for (unsigned i = 0; i < j->ring_nr; i++) {
+		struct journal_ring *r = &j->rings[i];
+		bool may_take_last = round == ROUND_DESPERATE || j->is_first_due || ring_would_free(r, last_seq);
+		bool is_taken = false;
+
+		for (unsigned k = 0; k < place_nr; k++)
+			is_taken |= places[k].ring == r;
+		if (!r->is_usable || is_taken || !ring_fits(r, sectors, may_take_last ? 0 : 1) ||
+		    (round == ROUND_TARGET && !dev_is_in_target(j->super, i)))
+			continue;
+		if (!best || ring_free_sectors(r) > ring_free_sectors(best))
+			best = r;
+	}
+	return best;
+}
+
+int journal_space_place(struct journal *j, uint64_t seq, uint64_t last_seq, uint32_t sectors,
+			struct journal_place *places, unsigned *place_nr)
+{
+	unsigned required = max((unsigned)j->super->options[OPT_METADATA_REPLICAS_REQUIRED], 1u);
+	unsigned wanted = max(replicas_wanted(j), required), durability = 0;
 
 	*place_nr = 0;
-	/* Round 0: of the target; round 1: of all. */
-	for (unsigned round = 0; round < 2; round++)
+	j->seq_unplaced = seq + 1;
+	for (unsigned round = ROUND_TARGET; round <= ROUND_DESPERATE; round++) {
+		if (round == ROUND_DESPERATE)
+			wanted = required;
 		while (durability < wanted && *place_nr < JOURNAL_COPIES_MAX) {
-			struct journal_ring *best = NULL;
+			struct journal_ring *r = place_find(j, last_seq, sectors, places, *place_nr, round);
 
-			for (unsigned i = 0; i < j->ring_nr; i++) {
-				struct journal_ring *r = &j->rings[i];
-				bool is_taken = false;
-
-				for (unsigned k = 0; k < *place_nr; k++)
-					is_taken |= places[k].ring == r;
-				if (!r->is_usable || is_taken || !ring_fits(r, sectors) ||
-				    (!round && !dev_is_in_target(j->super, i)))
-					continue;
-				if (!best || ring_free_sectors(r) > ring_free_sectors(best))
-					best = r;
-			}
-			if (!best)
+			if (!r)
 				break;
-			ring_take(best, seq, sectors, &places[(*place_nr)++]);
-			durability += best->durability;
+			ring_take(r, seq, sectors, &places[(*place_nr)++]);
+			durability += r->durability;
 		}
-	return durability >= max((unsigned)j->super->options[OPT_METADATA_REPLICAS_REQUIRED], 1u) ? 0 : -ENOSPC;
+	}
+	return durability >= required ? 0 : -ENOSPC;
 }
 
 uint64_t journal_space_reclaim_seq(struct journal *j)

@@ -271,7 +271,7 @@ static int entry_write(struct journal *j, struct journal_buf *buf, bool is_flush
 		return err;
 	buckets_discard(j);
 	mutex_lock(&j->lock);
-	err = journal_space_place(j, buf->seq, *sectors, places, &place_nr);
+	err = journal_space_place(j, buf->seq, is_flush ? buf->last_seq : 0, *sectors, places, &place_nr);
 	mutex_unlock(&j->lock);
 	if (!err)
 		err = places_mark(j, places, place_nr);

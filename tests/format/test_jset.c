@@ -1,5 +1,5 @@
 /* Journal entries: the real ones of 03 §15, the rules of each sub-entry, text, and damage at random. */
-#include "format_test.h"
+#include "jset_vectors.h"
 
 #include "base/strbuf.h"
 #include "base/util.h"
@@ -23,66 +23,7 @@ static const struct key_context kctx = {
 	.time_precision_ns = 1,
 };
 
-/* 03 §15.2: the last entry that format wrote; what is not in the two pieces is zero. */
-enum { REAL_BYTES = 1296, REAL_TAIL_START = 0x4e0 };
-/* clang-format off */
-static const char real_head[] =
-	"c523cc1d00000000 0000000000000000 07f180dbf6e21ff8 0600000000000000"
-	"0404000001000000 9b00000000000000 0600000000000000 0000000000000000"
-	"0b00010001000000 0b01120000000000 0000000000000000 00000000ffffffff"
-	"ffffffffffffffff ffffffffffffffff 0000000000000000 1ece16fa6a03ed93"
-	"1000000000000000 0000000000000000 0000000000000000 0160020000000000"
-	"0b00020001000000 0b01120000000000 0000000000000000 00000000ffffffff"
-	"ffffffffffffffff ffffffffffffffff 0000000000000000 f165b9bbbb15ca4d"
-	"1000000000000000 0000000000000000 0000000000000000 0170020000000000"
-	"0b00040001000000 0b01120000000000 0000000000000000 00000000ffffffff"
-	"ffffffffffffffff ffffffffffffffff 0000000000000000 efa89c8702d2d5b4"
-	"1800000000000000 0000000000000000 0000000000000000 0120020000000000"
-	"0b00080001000000 0b01120000000000 0000000000000000 00000000ffffffff"
-	"ffffffffffffffff ffffffffffffffff 0000000000000000 ecc58a34d4f61a40"
-	"1000000000000000 0000000000000000 0000000000000000 0150020000000000"
-	"0b00090001000000 0b01120000000000 0000000000000000 00000000ffffffff"
-	"ffffffffffffffff ffffffffffffffff 0000000000000000 1a8f71ec2f57bd18"
-	"1000000000000000 0000000000000000 0000000000000000 0140020000000000"
-	"0b000b0001000000 0b01120000000000 0000000000000000 00000000ffffffff"
-	"ffffffffffffffff ffffffffffffffff 0000000000000000 d0617dcd827b3903"
-	"1800000000000000 0000000000000000 0000000000000000 0110020000000000"
-	"0b000d0001000000 0b01120000000000 0000000000000000 00000000ffffffff"
-	"ffffffffffffffff ffffffffffffffff 0000000000000000 f3a457e2fd3e5886"
-	"1800000000000000 0000000000000000 0000000000000000 0190020000000000"
-	"0b000f0001000000 0b01120000000000 0000000000000000 00000000ffffffff"
-	"ffffffffffffffff ffffffffffffffff 0000000000000000 5b1bff93f95d09a4"
-	"1000000000000000 0000000000000000 0000000000000000 0130020000000000"
-	"0100010005000000 0200000000000000 0100020005000000 0000000000000000"
-	"0100000005000000 0000000000000000 0100000105000000 0000000000000000"
-	"0100000205000000 0000000000000000 0100000305000000 0000000000000000"
-	"0200000006000000 0008000000000000 0301010000000000 0200000006000000"
-	"0000000000000000 0201010000000000 2100000008000000 0000000000000000"
-	"0000000000000000 0000000000000000 cf07000000000000 0000000000000000"
-	"0000000000000000 1900000000000000 0818000000000000 f800000000000000"
-	"1000000000000000 0010000000000000 0000000000000000 0800000000000000"
-	"0008000000000000 0000000000000000 0000000000000000 0000000000000000";
-static const char real_tail[] =
-	"0200000007000000 0000000000000000 0000000000000000 0200000007000000"
-	"0100000000000000 0008000000000000";
-/* clang-format on */
-
-static struct jset_disk *real_entry(void)
-{
-	uint8_t *bytes = calloc(1, REAL_BYTES);
-
-	assert_non_null(bytes);
-	hex_decode(real_head, bytes, REAL_BYTES);
-	hex_decode(real_tail, bytes + REAL_TAIL_START, REAL_BYTES - REAL_TAIL_START);
-	return (struct jset_disk *)bytes;
-}
-
 /* --- whole entries --- */
-
-static const char minimal[] = "00000000000000000000000000000000 07f180dbf6e21ff8 0500000000000000 04040000 00000000"
-			      "02000000 0000 0000 0500000000000000 0100000109000000 6b696c6e00000000";
-static const char minimal_sealed[] = "082e7a133113620834835f5fe0fad4a0 07f180dbf6e21ff8 0500000000000000 04040000"
-				     "04000000 02000000 99c31e955583b8492bd1238b9a109991ebeb166ce2c46452a8b0b78f";
 
 static void minimal_entry_is_sealed_and_verified_with_every_checksum_type(void **state)
 {
@@ -101,7 +42,7 @@ static void minimal_entry_is_sealed_and_verified_with_every_checksum_type(void *
 		uint8_t bytes[72], plain[72], csum[16];
 		struct jset_disk *j = (struct jset_disk *)bytes;
 
-		assert_int_equal(hex_decode(minimal, bytes, sizeof(bytes)), sizeof(bytes));
+		assert_int_equal(hex_decode(jset_minimal, bytes, sizeof(bytes)), sizeof(bytes));
 		hex_decode(cases[i].csum, csum, sizeof(csum));
 		jset_seal(j, cases[i].type, NULL);
 		assert_memory_equal(j->csum, csum, sizeof(csum));
@@ -122,9 +63,9 @@ static void minimal_entry_is_encrypted_and_decrypted(void **state)
 
 	for (unsigned i = 0; i < sizeof(key.bytes); i++)
 		key.bytes[i] = (uint8_t)i;
-	hex_decode(minimal, bytes, sizeof(bytes));
+	hex_decode(jset_minimal, bytes, sizeof(bytes));
 	memcpy(plain, bytes, sizeof(plain));
-	assert_int_equal(hex_decode(minimal_sealed, sealed, sizeof(sealed)), sizeof(sealed));
+	assert_int_equal(hex_decode(jset_minimal_sealed, sealed, sizeof(sealed)), sizeof(sealed));
 	jset_seal(j, CHECKSUM_CHACHA20_POLY1305_128, &key);
 	assert_memory_equal(bytes, sealed, sizeof(sealed));
 
@@ -175,7 +116,7 @@ static void flags_are_taken_apart(void **state)
 static void unknown_checksums_and_big_endian_entries_are_refused(void **state)
 {
 	(void)state;
-	struct jset_disk *j = real_entry();
+	struct jset_disk *j = jset_real_entry();
 	struct fault fault;
 
 	j->flags = le32_of(8);
@@ -215,13 +156,13 @@ static void real_entry_says_what_the_document_says(void **state)
 		{ JSET_ENTRY_CLOCK, 0 },
 		{ JSET_ENTRY_CLOCK, 0 },
 	};
-	struct jset_disk *j = real_entry();
+	struct jset_disk *j = jset_real_entry();
 	uint8_t uuid[16] = { 0x35, 0xa1, 0xe2, 0x78, 0x37, 0xd7, 0x4d, 0xdc };
 	const struct jset_entry_disk *e;
 	struct fault fault;
 
 	assert_true(le64_get(j->magic) == jset_magic(uuid));
-	assert_true(jset_bytes(j) == REAL_BYTES);
+	assert_true(jset_bytes(j) == JSET_REAL_BYTES);
 	assert_int_equal(jset_verify(j, NULL, &fault), 0);
 	assert_false(jset_is_noflush(j));
 
@@ -392,7 +333,7 @@ static void newer_filesystems_may_name_removed_devices(void **state)
 static void counters_are_decoded(void **state)
 {
 	(void)state;
-	struct jset_disk *j = real_entry();
+	struct jset_disk *j = jset_real_entry();
 	const struct jset_entry_disk *data = (const struct jset_entry_disk *)((uint8_t *)j + 0x3a0);
 	const struct jset_entry_disk *dev = (const struct jset_entry_disk *)((uint8_t *)j + 0x3d0);
 	struct jset_data_usage du;
@@ -462,7 +403,7 @@ static void unusable_keys_are_told_apart(void **state)
 static void sub_entry_past_the_end_ends_the_walk(void **state)
 {
 	(void)state;
-	struct jset_disk *j = real_entry();
+	struct jset_disk *j = jset_real_entry();
 	struct jset_entry_disk *last = (struct jset_entry_disk *)((uint8_t *)j + 0x4f8);
 	struct jset_walk w;
 	const struct jset_entry_disk *e;
@@ -514,11 +455,11 @@ static void damaged_entries_are_walked_within_bounds(void **state)
 		KEY_DIRENT, KEY_INODE_V3, KEY_EXTENT, KEY_XATTR, KEY_ALLOC_V4, KEY_STRIPE
 	};
 	struct rng r = test_rng();
-	struct jset_disk *real = real_entry();
+	struct jset_disk *real = jset_real_entry();
 
 	assert_int_equal(use_everything(real, &kctx), 20);
 	for (unsigned round = 0; round < 8000; round++) {
-		size_t len = sizeof(*real) + 8 * (1 + rng_below(&r, (REAL_BYTES - sizeof(*real)) / 8));
+		size_t len = sizeof(*real) + 8 * (1 + rng_below(&r, (JSET_REAL_BYTES - sizeof(*real)) / 8));
 		struct jset_disk *j = exact_copy(real, len);
 		uint8_t *area = (uint8_t *)(j + 1);
 		size_t area_len = len - sizeof(*j);
@@ -548,14 +489,14 @@ static void damaged_entries_are_walked_within_bounds(void **state)
 static void every_flipped_bit_is_found(void **state)
 {
 	(void)state;
-	struct jset_disk *real = real_entry();
+	struct jset_disk *real = jset_real_entry();
 
-	for (size_t bit = 0; bit < REAL_BYTES * 8; bit++) {
-		struct jset_disk *j = exact_copy(real, REAL_BYTES);
+	for (size_t bit = 0; bit < JSET_REAL_BYTES * 8; bit++) {
+		struct jset_disk *j = exact_copy(real, JSET_REAL_BYTES);
 		struct fault fault;
 
 		((uint8_t *)j)[bit / 8] ^= (uint8_t)(1 << bit % 8);
-		if (jset_bytes(j) <= REAL_BYTES)
+		if (jset_bytes(j) <= JSET_REAL_BYTES)
 			assert_int_equal(jset_verify(j, NULL, &fault), -KILN_E_CHECKSUM);
 		free(j);
 	}

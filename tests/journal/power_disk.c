@@ -75,7 +75,7 @@ static void power_submit(struct device *dev, struct device_io *io)
 {
 	struct power_disk *disk = ((struct power_device *)dev)->disk;
 	uint64_t now = clock_monotonic_ns(), done = now;
-	int err = disk->is_off ? -EIO : 0;
+	int err = disk->is_off ? -EIO : disk->fault ? disk->fault(disk->fault_ctx, io) : 0;
 
 	if (io->op == DEVICE_WRITE)
 		done += (1 + rng_below(&disk->rng, WRITE_US_MAX)) * US;

@@ -26,6 +26,9 @@ struct power_disk {
 	size_t event_nr, event_max;
 	bool is_off;
 	uint64_t discards;
+	/* Asked before each I/O; an error: the disk doesn't do it. May be NULL. */
+	int (*fault)(void *ctx, const struct device_io *io);
+	void *fault_ctx;
 };
 
 void power_disk_init(struct power_disk *disk, uint64_t bytes, uint64_t seed);
