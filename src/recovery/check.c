@@ -57,8 +57,7 @@ const struct check_pass *check_pass(unsigned i) { return i < ARRAY_NR(passes) ? 
 static const char *pass_advice(const struct check_pass *pass)
 {
 	switch (pass->id) {
-	case CHECK_PASS_SUPER:
-	case CHECK_PASS_JOURNAL: return advice_super;
+	case CHECK_PASS_SUPER: return advice_super;
 	case PASS_CHECK_TOPOLOGY:
 	case CHECK_PASS_DATA: return advice_nodes;
 	case PASS_CHECK_ALLOCATIONS:

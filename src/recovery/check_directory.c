@@ -8,6 +8,7 @@
  * Memory: a check_table, 32 bytes per version of a directory, looked up at random; subvolumes are looked up one by one.
  */
 #include <errno.h>
+#include <string.h>
 #include <sys/stat.h>
 
 #include "recovery/check_internal.h"
@@ -25,24 +26,40 @@ struct dirs {
 	struct check_table table;
 };
 
-int check_inode_lookup(struct check *c, uint64_t inum, uint32_t snapshot, struct inode *inode)
+/*
+ * What a snapshot sees at a position: 1, copied, 0 nothing, or an error. The checker's own table of snapshots decides:
+ * the btrees' may not be there yet.
+ */
+static int visible_lookup(struct check *c, unsigned btree_id, struct bpos p, struct bkey_copy *copy)
 {
 	struct btree_iter it;
 	struct bkey_ref k;
-	int n, ret = 0;
+	int n;
 
-	btree_iter_open(&it, c->trees, BTREE_INODES, BPOS(0, inum, snapshot), BTREE_ITER_ALL_SNAPSHOTS, 0);
-	it.end = BPOS(0, inum, UINT32_MAX);
-	while ((n = btree_iter_peek(&it, &k)) > 0 && !check_is_ancestor(c, snapshot, k.k.p.snapshot))
+	btree_iter_open(&it, c->trees, btree_id, p, BTREE_ITER_ALL_SNAPSHOTS, 0);
+	it.end = BPOS(p.inode, p.offset, UINT32_MAX);
+	while ((n = btree_iter_peek(&it, &k)) > 0 && !check_is_ancestor(c, p.snapshot, k.k.p.snapshot))
 		btree_iter_advance(&it);
-	if (n < 0)
-		ret = n;
-	else if (n)
-		ret = k.k.type == KEY_INODE_V3 || k.k.type == KEY_INODE_V2 || k.k.type == KEY_INODE
-			      ? !inode_unpack(k, inode, NULL)
-			      : 0;
+	if (n > 0) {
+		copy->k.k = k.k;
+		copy->k.value = copy->value;
+		memcpy(copy->value, k.value, bkey_value_bytes(&k.k));
+	}
 	btree_iter_close(&it);
-	return ret;
+	return n;
+}
+
+int check_inode_lookup(struct check *c, uint64_t inum, uint32_t snapshot, struct inode *inode)
+{
+	struct bkey_copy found;
+	int n = visible_lookup(c, BTREE_INODES, BPOS(0, inum, snapshot), &found);
+	unsigned type = n > 0 ? found.k.k.type : KEY_DELETED;
+
+	if (n <= 0)
+		return n;
+	if (type != KEY_INODE_V3 && type != KEY_INODE_V2 && type != KEY_INODE)
+		return 0;
+	return !inode_unpack(found.k, inode, NULL);
 }
 
 int check_subvol_lookup(struct check *c, uint32_t id, struct subvolume *sv)
@@ -104,7 +121,7 @@ static int check_subvol_root(struct check *c, const struct inode *root)
 		return check_report_pos(c, ERROR_dirent_to_missing_parent_subvol, BTREE_INODES, p,
 					"a subvolume that it is in", "none of number %u", root->parent_subvol);
 	/* What the parent sees at the place the backpointer says. */
-	n = btree_lookup(c->trees, BTREE_DIRENTS, BPOS(root->dir, root->dir_offset, parent.snapshot), &found);
+	n = visible_lookup(c, BTREE_DIRENTS, BPOS(root->dir, root->dir_offset, parent.snapshot), &found);
 	if (n < 0)
 		return n == -ENOMEM ? n : 0;
 	if (!n || found.k.k.type != KEY_DIRENT || dirent_decode(found.k, &e, NULL) || e.type != DIRENT_TYPE_SUBVOL ||

@@ -200,15 +200,15 @@ static void check_sets(struct topology *t, const struct btree_node_info *n, bool
 		struct bset_info set;
 		struct fault fault = { 0 };
 		int ret = bset_read(t->buf, offset, &expect, &format, &set, &fault);
-		char found[CHECK_TEXT_BYTES];
+		char expected[CHECK_TEXT_BYTES];
 
 		if (!ret && written)
 			report_node(t, ERROR_btree_node_data_missing, n, t->device, "sets in all sectors written",
 				    "less");
 		if (ret < 0 || (ret && fault.id)) {
-			snprintf(found, sizeof(found), "%s %s", fault.field, fault.found);
+			snprintf(expected, sizeof(expected), "%s %s", fault.field, fault.expected);
 			report_node(t, fault.id ? fault.id : CHECK_node_replica_damaged, n, t->device,
-				    fault.expected[0] ? fault.expected : "a good set", found);
+				    fault.expected[0] ? expected : "a good set", fault.found);
 		}
 		if (ret <= 0)
 			return;

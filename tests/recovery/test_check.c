@@ -1,0 +1,1021 @@
+/*
+ * The checker finds what is wrong, names it rightly, and says nothing of what is right.
+ *
+ * A table: each row breaks one invariant of a good image made by upstream, and says which errors that must give and no
+ * others. Keys are broken by laying others over the btrees, as the journal's lie there; superblocks and counters in
+ * memory; nodes, data and copies of superblocks in the unpacked image. Rows with several errors break what several
+ * invariants need.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "format/alloc.h"
+#include "format/btree_node.h"
+#include "format/dirent.h"
+#include "format/extent.h"
+#include "format/file_data.h"
+#include "format/inode.h"
+#include "format/jset.h"
+#include "format/logged_op.h"
+#include "format/sb_sections.h"
+#include "format/snapshot.h"
+#include "format/str_hash.h"
+#include "format/xattr.h"
+#include "recovery/check.h"
+
+/* --- a filesystem, opened by hand, so that it can be broken in between --- */
+
+struct filesystem {
+	struct super *super;
+	struct journal_state *journal;
+	struct btrees *trees;
+	struct usage usage;
+	bool has_usage; /* to be used instead of what is stored */
+	struct overlay_builder *overlay;
+	uint32_t overlay_nr;
+	int fd;
+	bool is_data; /* check data too */
+};
+
+static char folder[] = "/tmp/kiln-check-XXXXXX";
+static const char *row_name = "";
+static struct filesystem good; /* the image as it is, to look things up in */
+
+static int backend_read(void *ctx, const struct btree_ptr *p, unsigned replica, void *buf, size_t bytes)
+{
+	struct super *s = ctx;
+
+	return device_read(s->members[p->ptrs[replica].dev].dev, p->ptrs[replica].sector << SECTOR_SHIFT, buf, bytes);
+}
+
+static const char *backend_name(void *ctx, unsigned dev) { return "image"; }
+
+static const char *image_path(void)
+{
+	static char path[128];
+
+	snprintf(path, sizeof(path), "%s/image", folder);
+	return path;
+}
+
+static void filesystem_open_super(struct filesystem *f)
+{
+	static const struct report_sink silent = { 0 };
+	char *path = (char *)image_path();
+	struct super_open_opts opts = { .is_buffered = true, .is_without_uring = true };
+	struct journal_read_opts jopts = { 0 };
+
+	*f = (struct filesystem){ .fd = open(path, O_RDWR) };
+	assert_true(f->fd >= 0);
+	assert_int_equal(super_open(&path, 1, &opts, NULL, &silent, &f->super), 0);
+	assert_int_equal(journal_read(f->super, &jopts, &f->journal), 0);
+	f->overlay = overlay_builder_new(false);
+}
+
+static void filesystem_open_trees(struct filesystem *f)
+{
+	static const struct report_sink silent = { 0 };
+	struct super *s = f->super;
+	struct btrees_opts opts = {
+		.memory_bytes = 16 << 20,
+		.kctx = &s->kctx,
+		.magic = btree_node_magic(s->sb->uuid),
+		.version_min = le16_get(s->sb->version_min),
+		.backend = { .read = backend_read, .device_name = backend_name, .ctx = s },
+		.reports = &silent,
+	};
+
+	assert_int_equal(btrees_open(&opts, &f->trees), 0);
+	for (unsigned id = 0; id < BTREE_NR_MAX; id++) {
+		const struct btree_root *root = &f->journal->roots[id];
+		struct bkey_ref key = { root->key, root->value };
+
+		if (root->exists)
+			assert_int_equal(btrees_set_root(f->trees, id, root->level, &key, root->is_damaged), 0);
+	}
+	assert_int_equal(btrees_set_overlay(f->trees, f->overlay), 0);
+	f->overlay = NULL;
+}
+
+static void filesystem_close(struct filesystem *f)
+{
+	btrees_close(f->trees);
+	if (f->has_usage)
+		usage_free(&f->usage);
+	overlay_builder_free(f->overlay);
+	journal_state_free(f->journal);
+	super_close(f->super);
+	close(f->fd);
+}
+
+/* --- breaking --- */
+
+static void put(struct filesystem *f, unsigned btree, struct bpos p, uint32_t size, unsigned type, const void *value,
+		size_t bytes)
+{
+	struct {
+		struct bkey_disk k;
+		uint8_t value[BKEY_VALUE_U64S_MAX * 8];
+	} key = { 0 };
+	size_t u64s = (bytes + 7) / 8;
+
+	bkey_store(&key.k, &(struct bkey){ .p = p, .size = size, .type = (uint8_t)type, .value_u64s = (uint8_t)u64s });
+	key.k.u64s = (uint8_t)(BKEY_U64S + u64s);
+	key.k.format = BKEY_FORMAT_UNPACKED;
+	if (bytes)
+		memcpy(key.value, value, bytes);
+	assert_int_equal(overlay_builder_add(f->overlay, btree, 0, 1ull << 40, f->overlay_nr++, &key.k), 0);
+}
+
+static void put_key(struct filesystem *f, unsigned btree, const struct bkey_copy *k)
+{
+	put(f, btree, k->k.k.p, k->k.k.size, k->k.k.type, k->value, bkey_value_bytes(&k->k.k));
+}
+
+static void delete (struct filesystem *f, unsigned btree, struct bpos p) { put(f, btree, p, 0, KEY_DELETED, NULL, 0); }
+
+typedef bool (*wanted_fn)(struct bkey_ref k);
+
+/* The first key of the good image that is wanted, from @from on; the test fails without one. */
+static struct bkey_copy find_from(unsigned btree, struct bpos from, wanted_fn wanted)
+{
+	struct bkey_copy copy;
+	struct btree_iter it;
+	struct bkey_ref k;
+
+	btree_iter_open(&it, good.trees, btree, from, BTREE_ITER_ALL_SNAPSHOTS, 0);
+	for (;;) {
+		if (btree_iter_peek(&it, &k) != 1)
+			fail_msg("%s: the image has no such key in btree %s", row_name, btree_name(btree));
+		if (!wanted || wanted(k))
+			break;
+		btree_iter_advance(&it);
+	}
+	copy.k = k;
+	memcpy(copy.value, k.value, bkey_value_bytes(&k.k));
+	btree_iter_close(&it);
+	copy.k.value = NULL;
+	return copy;
+}
+static struct bkey_copy find(unsigned btree, wanted_fn wanted) { return find_from(btree, POS_MIN, wanted); }
+static struct bkey_ref ref(const struct bkey_copy *c) { return (struct bkey_ref){ c->k.k, c->value }; }
+
+/* --- alloc --- */
+
+static struct alloc alloc_of(struct bkey_ref k)
+{
+	struct alloc a;
+
+	assert_int_equal(alloc_decode(k, &a, NULL), 0);
+	return a;
+}
+
+static bool is_user_bucket(struct bkey_ref k)
+{
+	struct alloc a = alloc_of(k);
+
+	return a.data_type == DATA_USER && a.fragmentation_lru && a.dirty_sectors > 8 && a.dirty_sectors < 200;
+}
+static bool is_sb_bucket(struct bkey_ref k) { return alloc_of(k).data_type == DATA_SB; }
+
+static void put_alloc(struct filesystem *f, struct bpos p, const struct alloc *a)
+{
+	uint8_t value[ALLOC_V4_BYTES];
+
+	alloc_encode(a, value);
+	put(f, BTREE_ALLOC, p, 0, KEY_ALLOC_V4, value, sizeof(value));
+}
+
+static struct bpos user_bucket(struct alloc *a)
+{
+	struct bkey_copy k = find(BTREE_ALLOC, is_user_bucket);
+
+	*a = alloc_of(ref(&k));
+	return k.k.k.p;
+}
+
+#define ALLOC_ROW(name, change)                  \
+	static void name(struct filesystem *f)   \
+	{                                        \
+		struct alloc a;                  \
+		struct bpos p = user_bucket(&a); \
+		change;                          \
+		put_alloc(f, p, &a);             \
+	}
+ALLOC_ROW(alloc_sectors, a.dirty_sectors += 8; a.fragmentation_lru += (8ull << 31) / 256)
+ALLOC_ROW(alloc_type, a.data_type = DATA_BTREE)
+ALLOC_ROW(alloc_cached, a.cached_sectors += 8)
+ALLOC_ROW(alloc_stripe_redundancy, a.stripe_redundancy = 1)
+ALLOC_ROW(alloc_fragmentation, a.fragmentation_lru = 0)
+ALLOC_ROW(alloc_flags, a.flags &= ~(uint32_t)ALLOC_NEED_INC_GEN)
+ALLOC_ROW(alloc_seq, a.journal_seq = 1ull << 40)
+ALLOC_ROW(alloc_oldest_gen, a.oldest_gen = (uint8_t)(a.gen + 1))
+ALLOC_ROW(alloc_io_time, a.io_time[0] = 0)
+ALLOC_ROW(alloc_gen_older, a.gen--; a.oldest_gen = a.gen)
+
+static void alloc_missing_bucket(struct filesystem *f)
+{
+	struct alloc a;
+
+	user_bucket(&a);
+	put_alloc(f, BPOS(0, good.super->members[0].m.nbuckets + 5, 0), &(struct alloc){ .flags = 0x1c });
+}
+
+static void alloc_sb_key(struct filesystem *f)
+{
+	struct bkey_copy k = find(BTREE_ALLOC, is_sb_bucket);
+	struct alloc a = alloc_of(ref(&k));
+
+	a.dirty_sectors -= 8;
+	put_alloc(f, k.k.k.p, &a);
+}
+
+/* A cached bucket that nothing is known of. */
+static void alloc_cached_read_time(struct filesystem *f)
+{
+	struct bkey_copy free_range = find(BTREE_FREESPACE, NULL);
+
+	put_alloc(f, BPOS(0, free_range.k.k.p.offset - 1, 0),
+		  &(struct alloc){ .flags = 0x1f, .data_type = DATA_CACHED, .cached_sectors = 8 });
+}
+
+static bool is_frag_lru(struct bkey_ref k) { return k.k.p.inode >> 48 == 0xffff; }
+static void lru_missing(struct filesystem *f) { delete (f, BTREE_LRU, find(BTREE_LRU, is_frag_lru).k.k.p); }
+static void lru_stray(struct filesystem *f)
+{
+	put(f, BTREE_LRU, BPOS(0xffffull << 48 | 5, 100, 0), 0, KEY_SET, NULL, 0);
+}
+static void lru_no_bucket(struct filesystem *f)
+{
+	put(f, BTREE_LRU, BPOS(5, 1ull << 48 | 100, 0), 0, KEY_SET, NULL, 0);
+}
+
+/* --- indexes of buckets --- */
+
+static void freespace_missing(struct filesystem *f) { delete (f, BTREE_FREESPACE, find(BTREE_FREESPACE, NULL).k.k.p); }
+static void freespace_used(struct filesystem *f) { put(f, BTREE_FREESPACE, BPOS(0, 1, 0), 1, KEY_SET, NULL, 0); }
+static void freespace_outside(struct filesystem *f)
+{
+	uint64_t nr = good.super->members[0].m.nbuckets;
+
+	put(f, BTREE_FREESPACE, BPOS(0, nr + 5, 0), 2, KEY_SET, NULL, 0);
+}
+static void freespace_genbits(struct filesystem *f)
+{
+	struct bkey_copy k = find(BTREE_FREESPACE, NULL);
+
+	put(f, BTREE_FREESPACE, BPOS(0, 1ull << 56 | k.k.k.p.offset, 0), 1, KEY_SET, NULL, 0);
+}
+static void freespace_no_device(struct filesystem *f) { put(f, BTREE_FREESPACE, BPOS(9, 50, 0), 1, KEY_SET, NULL, 0); }
+/* An empty bucket that was never discarded. */
+static void discard_missing(struct filesystem *f)
+{
+	struct bkey_copy free_range = find(BTREE_FREESPACE, NULL);
+
+	put_alloc(f, BPOS(0, free_range.k.k.p.offset - 1, 0),
+		  &(struct alloc){ .flags = 0x1d, .data_type = DATA_NEED_DISCARD });
+}
+static void discard_stray(struct filesystem *f) { put(f, BTREE_NEED_DISCARD, BPOS(0, 1, 0), 0, KEY_SET, NULL, 0); }
+static void discard_outside(struct filesystem *f)
+{
+	put(f, BTREE_NEED_DISCARD, BPOS(0, 1 << 20, 0), 0, KEY_SET, NULL, 0);
+}
+
+static void put_gens(struct filesystem *f, struct bpos p, unsigned i)
+{
+	uint8_t gens[BUCKET_GENS_PER_KEY] = { 0 };
+	struct bkey_copy old;
+
+	if (btree_lookup(good.trees, BTREE_BUCKET_GENS, p, &old) == 1)
+		bucket_gens_decode(ref(&old), gens);
+	gens[i]++;
+	put(f, BTREE_BUCKET_GENS, p, 0, KEY_BUCKET_GENS, gens, sizeof(gens));
+}
+static void gens_key(struct filesystem *f) { put_gens(f, BPOS(0, 0, 0), 1); }
+static void gens_hole(struct filesystem *f)
+{
+	uint64_t bucket = find(BTREE_FREESPACE, NULL).k.k.p.offset - 1;
+
+	put_gens(f, BPOS(0, bucket / 256, 0), bucket % 256);
+}
+static void gens_no_device(struct filesystem *f) { put_gens(f, BPOS(9, 0, 0), 1); }
+static void gens_outside(struct filesystem *f) { put_gens(f, BPOS(0, 1 << 20, 0), 1); }
+
+/* --- backpointers --- */
+
+static bool is_extent_backpointer(struct bkey_ref k) { return !((const uint8_t *)k.value)[1]; }
+static void backpointer_missing(struct filesystem *f)
+{
+	delete (f, BTREE_BACKPOINTERS, find(BTREE_BACKPOINTERS, is_extent_backpointer).k.k.p);
+}
+static void backpointer_of_node_missing(struct filesystem *f)
+{
+	delete (f, BTREE_BACKPOINTERS, find(BTREE_BACKPOINTERS, NULL).k.k.p);
+}
+static void backpointer_length(struct filesystem *f)
+{
+	struct bkey_copy k = find(BTREE_BACKPOINTERS, is_extent_backpointer);
+
+	k.value[8]++;
+	put_key(f, BTREE_BACKPOINTERS, &k);
+}
+static void backpointer_no_device(struct filesystem *f)
+{
+	struct bkey_copy k = find(BTREE_BACKPOINTERS, is_extent_backpointer);
+
+	k.k.k.p.inode = 9;
+	put_key(f, BTREE_BACKPOINTERS, &k);
+}
+
+/* --- counters --- */
+
+static void usage_change(struct filesystem *f)
+{
+	assert_int_equal(usage_read(f->super, good.journal, good.trees, &f->usage), 0);
+	f->has_usage = true;
+}
+static void count_inodes(struct filesystem *f) { f->journal->nr_inodes++; }
+static void count_reserved(struct filesystem *f) { f->journal->reserved[0] += 8; }
+static void count_dev_buckets(struct filesystem *f)
+{
+	usage_change(f);
+	f->usage.devs[0].types[DATA_FREE].buckets++;
+}
+static void count_dev_sectors(struct filesystem *f)
+{
+	usage_change(f);
+	f->usage.devs[0].types[DATA_USER].sectors++;
+}
+static void count_dev_fragmented(struct filesystem *f)
+{
+	usage_change(f);
+	f->usage.devs[0].types[DATA_BTREE].fragmented++;
+}
+static void count_row(struct filesystem *f)
+{
+	usage_change(f);
+	for (size_t i = 0; i < f->usage.replicas_nr; i++)
+		if (f->usage.replicas[i].data_type == DATA_USER)
+			f->usage.replicas[i].sectors++;
+}
+static void row_unmarked(struct filesystem *f)
+{
+	uint8_t *section = (uint8_t *)sb_section(f->super->sb, SB_REPLICAS_V0);
+	size_t bytes = sb_section_bytes((void *)section);
+
+	usage_change(f);
+	/* Every entry but the journal's turns into one of parity. */
+	for (size_t i = sizeof(struct sb_section_disk); i + 2 < bytes && section[i]; i += 2u + section[i + 1])
+		if (section[i] == DATA_USER)
+			section[i] = DATA_PARITY;
+	for (size_t i = 0; i < f->usage.replicas_nr; i++)
+		if (f->usage.replicas[i].data_type == DATA_USER)
+			f->usage.replicas[i--] = f->usage.replicas[--f->usage.replicas_nr];
+}
+
+/* --- inodes --- */
+
+static struct inode inode_of(struct bkey_ref k)
+{
+	struct inode i = { 0 };
+
+	if (k.k.type == KEY_INODE_V3)
+		assert_int_equal(inode_unpack(k, &i, NULL), 0);
+	return i;
+}
+static void put_inode(struct filesystem *f, const struct inode *i)
+{
+	uint8_t value[INODE_V3_BYTES_MAX];
+	size_t bytes = inode_pack(i, value);
+
+	put(f, BTREE_INODES, BPOS(0, i->inum, i->snapshot), 0, KEY_INODE_V3, value, bytes);
+}
+static bool is_sole(struct bkey_ref k)
+{
+	struct btree_iter it;
+	struct bkey_ref other;
+	unsigned nr = 0;
+
+	btree_iter_open(&it, good.trees, BTREE_INODES, BPOS(0, k.k.p.offset, 0), BTREE_ITER_ALL_SNAPSHOTS, 0);
+	for (; btree_iter_peek(&it, &other) == 1 && other.k.p.offset == k.k.p.offset; btree_iter_advance(&it))
+		nr++;
+	btree_iter_close(&it);
+	return nr == 1;
+}
+static bool is_file(struct bkey_ref k)
+{
+	struct inode i = inode_of(k);
+
+	return S_ISREG(i.mode) && i.sectors && !i.nlink && is_sole(k);
+}
+static bool is_sub_dir(struct bkey_ref k)
+{
+	struct inode i = inode_of(k);
+
+	return S_ISDIR(i.mode) && !i.subvol && i.inum > 4097;
+}
+static bool is_empty_dir(struct bkey_ref k) { return inode_of(k).inum == 4097 && S_ISDIR(inode_of(k).mode); }
+
+#define INODE_ROW(name, wanted, change)                          \
+	static void name(struct filesystem *f)                   \
+	{                                                        \
+		struct bkey_copy k = find(BTREE_INODES, wanted); \
+		struct inode i = inode_of(ref(&k));              \
+		change;                                          \
+		put_inode(f, &i);                                \
+	}
+INODE_ROW(inode_sectors, is_file, i.sectors += 8)
+INODE_ROW(inode_sectors_without_extents, is_empty_dir, i.sectors += 8)
+INODE_ROW(inode_size, is_file, i.size = 0)
+INODE_ROW(inode_links, is_file, i.nlink += 3)
+INODE_ROW(inode_dir_nlink, is_sub_dir, i.nlink += 3)
+INODE_ROW(inode_empty_dir_nlink, is_empty_dir, i.nlink += 3)
+INODE_ROW(inode_dir_size, is_empty_dir, i.size = 5)
+INODE_ROW(inode_seq, is_file, i.journal_seq = 1ull << 40)
+INODE_ROW(inode_size_dirty, is_file, i.flags |= INODE_SIZE_DIRTY)
+INODE_ROW(inode_sectors_dirty, is_file, i.flags |= INODE_SECTORS_DIRTY)
+INODE_ROW(inode_unlinked, is_file, i.flags |= INODE_UNLINKED)
+INODE_ROW(inode_backpointer, is_file, i.dir_offset++)
+INODE_ROW(inode_dir_backpointer_0, is_empty_dir, i.dir = i.dir_offset = 0)
+static void inode_missing(struct filesystem *f) { delete (f, BTREE_INODES, find(BTREE_INODES, is_file).k.k.p); }
+
+static struct inode root_inode(void)
+{
+	struct bkey_copy k;
+	struct subvolume sv;
+
+	assert_int_equal(btree_lookup(good.trees, BTREE_SUBVOLUMES, BPOS(0, 1, 0), &k), 1);
+	subvolume_decode(ref(&k), &sv);
+	k = find_from(BTREE_INODES, BPOS(0, 4096, sv.snapshot), NULL);
+	return inode_of(ref(&k));
+}
+static void root_subvol(struct filesystem *f)
+{
+	struct inode i = root_inode();
+
+	i.subvol = 77;
+	put_inode(f, &i);
+}
+
+static void inode_seed(struct filesystem *f)
+{
+	struct inode i = root_inode();
+
+	/* Another version of the same number, in a snapshot that is there. */
+	struct bkey_copy k = find(BTREE_INODES, is_empty_dir);
+	struct inode dir = inode_of(ref(&k));
+
+	i = dir;
+	i.hash_seed++;
+	struct bkey_copy s = find_from(BTREE_SNAPSHOTS, BPOS(0, 0, 0), NULL);
+	i.snapshot = (uint32_t)s.k.k.p.offset;
+	put_inode(f, &i);
+	f->journal->nr_inodes++;
+}
+
+static void deleted_live(struct filesystem *f)
+{
+	put(f, BTREE_DELETED_INODES, find(BTREE_INODES, is_file).k.k.p, 0, KEY_SET, NULL, 0);
+}
+static void deleted_missing(struct filesystem *f)
+{
+	put(f, BTREE_DELETED_INODES, BPOS(0, 999999, UINT32_MAX), 0, KEY_SET, NULL, 0);
+}
+
+/* --- extents --- */
+
+static void put_reservation(struct filesystem *f, struct bpos p, uint32_t size)
+{
+	uint8_t value[RESERVATION_BYTES];
+
+	reservation_encode(&(struct reservation){ .nr_replicas = 1 }, value);
+	put(f, BTREE_EXTENTS, p, size, KEY_RESERVATION, value, sizeof(value));
+	f->journal->reserved[0] += size;
+}
+static void extent_no_inode(struct filesystem *f) { put_reservation(f, BPOS(999999, 8, UINT32_MAX), 8); }
+static void extent_of_dir(struct filesystem *f)
+{
+	struct bkey_copy k = find(BTREE_INODES, is_empty_dir);
+	struct inode i = inode_of(ref(&k));
+
+	put_reservation(f, BPOS(i.inum, 8, i.snapshot), 8);
+}
+/* Nothing else of its file is in another snapshot. */
+static bool is_plain_extent(struct bkey_ref k)
+{
+	if (k.k.type != KEY_EXTENT || k.k.size <= 8)
+		return false;
+	struct bkey_copy i = find_from(BTREE_INODES, BPOS(0, k.k.p.inode, k.k.p.snapshot), NULL);
+	return bpos_eq(i.k.k.p, BPOS(0, k.k.p.inode, k.k.p.snapshot)) && S_ISREG(inode_of(ref(&i)).mode) &&
+	       is_sole(ref(&i));
+}
+static void extent_overlap(struct filesystem *f)
+{
+	struct bpos p = find(BTREE_EXTENTS, is_plain_extent).k.k.p;
+	struct bkey_copy inode = find_from(BTREE_INODES, BPOS(0, p.inode, p.snapshot), NULL);
+
+	p.offset -= 8;
+	put_reservation(f, p, 8);
+	struct inode i = inode_of(ref(&inode));
+	i.sectors += 8;
+	put_inode(f, &i);
+}
+static void extent_unaligned(struct filesystem *f)
+{
+	struct bkey_copy k = find(BTREE_INODES, is_file);
+	struct inode i = inode_of(ref(&k));
+
+	put_reservation(f, BPOS(i.inum, 1 << 20, i.snapshot), 3);
+	i.sectors += 3;
+	put_inode(f, &i);
+}
+static void extent_inline_long(struct filesystem *f)
+{
+	static uint8_t bytes[1024];
+	struct bkey_copy k = find(BTREE_INODES, is_file);
+	struct inode i = inode_of(ref(&k));
+
+	i.size = (1 << 20) + 8 * 512;
+	i.sectors += 1;
+	put_inode(f, &i);
+	put(f, BTREE_EXTENTS, BPOS(i.inum, (2 << 10) + 1, i.snapshot), 1, KEY_INLINE_DATA, bytes, sizeof(bytes));
+}
+static void key_without_snapshot(struct filesystem *f)
+{
+	struct bkey_copy k = find(BTREE_XATTRS, NULL);
+
+	k.k.k.p.snapshot = 77;
+	put_key(f, BTREE_XATTRS, &k);
+}
+
+static bool is_reflink_v(struct bkey_ref k) { return k.k.type == KEY_REFLINK_V; }
+static void reflink_count(struct filesystem *f)
+{
+	struct bkey_copy k = find(BTREE_REFLINK, is_reflink_v);
+
+	k.value[0]++;
+	put_key(f, BTREE_REFLINK, &k);
+}
+static bool is_reflink_p(struct bkey_ref k) { return k.k.type == KEY_REFLINK_P; }
+static void reflink_nowhere(struct filesystem *f)
+{
+	struct bkey_copy k = find(BTREE_EXTENTS, is_reflink_p);
+
+	k.value[5] = 1; /* idx + 2^40 */
+	put_key(f, BTREE_EXTENTS, &k);
+}
+static void rebalance_stray(struct filesystem *f)
+{
+	put(f, BTREE_REBALANCE_WORK, find(BTREE_EXTENTS, is_plain_extent).k.k.p, 0, KEY_SET, NULL, 0);
+}
+
+/* --- names --- */
+
+static struct bkey_copy dirent_of(const struct inode *i)
+{
+	return find_from(BTREE_DIRENTS, BPOS(i->dir, i->dir_offset, i->snapshot), NULL);
+}
+static struct bkey_copy file_dirent(void)
+{
+	struct bkey_copy k = find(BTREE_INODES, is_file);
+	struct inode i = inode_of(ref(&k));
+
+	return dirent_of(&i);
+}
+static void dirent_missing(struct filesystem *f) { delete (f, BTREE_DIRENTS, file_dirent().k.k.p); }
+static void put_dirent(struct filesystem *f, struct bpos p, const struct dirent *d)
+{
+	uint8_t value[1024];
+	size_t bytes = dirent_encode(d, value, sizeof(value));
+
+	assert_true(bytes);
+	put(f, BTREE_DIRENTS, p, 0, KEY_DIRENT, value, bytes);
+}
+static void dirent_type(struct filesystem *f)
+{
+	struct bkey_copy k = file_dirent();
+	struct dirent d;
+
+	assert_int_equal(dirent_decode(ref(&k), &d, NULL), 0);
+	d.type = DIRENT_TYPE_FIFO;
+	put_dirent(f, k.k.k.p, &d);
+}
+static void dirent_moved(struct filesystem *f)
+{
+	struct bkey_copy k = file_dirent();
+	struct bkey_copy inode = find(BTREE_INODES, is_file);
+	struct inode i = inode_of(ref(&inode));
+
+	delete (f, BTREE_DIRENTS, k.k.k.p);
+	k.k.k.p.offset += 5;
+	put_key(f, BTREE_DIRENTS, &k);
+	i.dir_offset += 5;
+	put_inode(f, &i);
+}
+static void dirent_twice(struct filesystem *f)
+{
+	struct bkey_copy k = file_dirent(), inode = find(BTREE_INODES, is_file);
+	struct inode i = inode_of(ref(&inode));
+
+	k.k.k.p.offset++;
+	put_key(f, BTREE_DIRENTS, &k);
+	i.nlink = 1;
+	put_inode(f, &i);
+}
+/* Another name beside the file's, at its hash, so that only what it names is wrong. */
+static void put_name(struct filesystem *f, const char *name, unsigned type, uint64_t inum)
+{
+	struct bkey_copy k = find(BTREE_INODES, is_file);
+	struct inode file = inode_of(ref(&k));
+	struct bkey_copy d = find_from(BTREE_INODES, BPOS(0, file.dir, file.snapshot), NULL);
+	struct inode dir = inode_of(ref(&d));
+	struct dirent e = { .type = (uint8_t)type,
+			    .inum = inum,
+			    .name = (const uint8_t *)name,
+			    .name_len = (uint16_t)strlen(name),
+			    .folded = (const uint8_t *)name,
+			    .folded_len = (uint16_t)strlen(name) };
+
+	put_dirent(f,
+		   BPOS(dir.inum, str_hash_dirent(dir.str_hash, dir.hash_seed, name, strlen(name), 0), file.snapshot),
+		   &e);
+}
+static void dirent_no_target(struct filesystem *f) { put_name(f, "kiln-test", DIRENT_TYPE_REG, 888888); }
+static void inode_nlink_0(struct filesystem *f)
+{
+	put_name(f, "kiln-test", DIRENT_TYPE_REG, find(BTREE_INODES, is_file).k.k.p.offset);
+}
+static void dirent_no_dir(struct filesystem *f)
+{
+	struct bkey_copy k = file_dirent();
+
+	k.k.k.p.inode = 999999;
+	put_key(f, BTREE_DIRENTS, &k);
+}
+static bool is_subvol_dirent(struct bkey_ref k)
+{
+	struct dirent d;
+
+	return k.k.type == KEY_DIRENT && !dirent_decode(k, &d, NULL) && d.type == DIRENT_TYPE_SUBVOL;
+}
+static void dirent_no_subvol(struct filesystem *f)
+{
+	struct bkey_copy k = find(BTREE_DIRENTS, is_subvol_dirent);
+	struct dirent d;
+	uint32_t subvol = 9999;
+
+	assert_int_equal(dirent_decode(ref(&k), &d, NULL), 0);
+	d.child_subvol = subvol;
+	put_dirent(f, k.k.k.p, &d);
+}
+/* A directory that is in itself. */
+static void dir_loop(struct filesystem *f)
+{
+	struct bkey_copy k = find(BTREE_INODES, is_empty_dir);
+	struct inode i = inode_of(ref(&k));
+
+	i.dir = i.inum;
+	put_inode(f, &i);
+}
+static bool is_xattr(struct bkey_ref k) { return k.k.type == KEY_XATTR; }
+static void xattr_no_inode(struct filesystem *f)
+{
+	struct bkey_copy k = find(BTREE_XATTRS, is_xattr);
+
+	k.k.k.p.inode = 999999;
+	put_key(f, BTREE_XATTRS, &k);
+}
+static void xattr_renamed(struct filesystem *f)
+{
+	struct bkey_copy k = find(BTREE_XATTRS, is_xattr);
+
+	k.value[4] ^= 1; /* first letter of the name: its hash is elsewhere */
+	put_key(f, BTREE_XATTRS, &k);
+}
+
+/* --- snapshots --- */
+
+static struct snapshot snapshot_of(struct bkey_ref k)
+{
+	struct snapshot s;
+
+	snapshot_decode(k, &s);
+	return s;
+}
+static bool is_child(struct bkey_ref k) { return snapshot_of(k).parent && snapshot_of(k).is_subvol; }
+static bool is_interior(struct bkey_ref k) { return snapshot_of(k).children[0]; }
+#define SNAPSHOT_ROW(name, wanted, change)                                               \
+	static void name(struct filesystem *f)                                           \
+	{                                                                                \
+		struct bkey_copy k = find(BTREE_SNAPSHOTS, wanted);                      \
+		struct snapshot s = snapshot_of(ref(&k));                                \
+		uint8_t value[SNAPSHOT_BYTES];                                           \
+		change;                                                                  \
+		snapshot_encode(&s, value);                                              \
+		put(f, BTREE_SNAPSHOTS, k.k.k.p, 0, KEY_SNAPSHOT, value, sizeof(value)); \
+	}
+SNAPSHOT_ROW(snapshot_depth, is_child, s.depth += 5)
+SNAPSHOT_ROW(snapshot_skip, is_child, s.skip[2] = UINT32_MAX)
+SNAPSHOT_ROW(snapshot_tree_missing, is_child, s.tree = 99)
+SNAPSHOT_ROW(snapshot_subvol, is_interior, s.subvol = 5)
+SNAPSHOT_ROW(snapshot_child_lost, is_interior, s.children[1] = 3)
+
+static bool is_snap_subvol(struct bkey_ref k)
+{
+	struct subvolume sv;
+
+	subvolume_decode(k, &sv);
+	return sv.is_snapshot;
+}
+static void subvol_not_snapshot(struct filesystem *f)
+{
+	struct bkey_copy k = find(BTREE_SUBVOLUMES, is_snap_subvol);
+
+	k.value[0] &= ~2;
+	put_key(f, BTREE_SUBVOLUMES, &k);
+}
+static void put_tree(struct filesystem *f, uint64_t tree, unsigned which, uint32_t value)
+{
+	struct bkey_copy k = find_from(BTREE_SNAPSHOT_TREES, BPOS(0, tree, 0), NULL);
+
+	le32_store(k.value + (size_t)4 * which, value);
+	put_key(f, BTREE_SNAPSHOT_TREES, &k);
+}
+static void tree_no_root(struct filesystem *f) { put_tree(f, 1, 1, 5); }
+static void tree_no_subvol(struct filesystem *f) { put_tree(f, 1, 0, 9999); }
+static void tree_of_other(struct filesystem *f)
+{
+	put_tree(f, 1, 0, (uint32_t)find(BTREE_SUBVOLUMES, is_snap_subvol).k.k.p.offset);
+}
+static void tree_of_snapshot(struct filesystem *f)
+{
+	struct bkey_copy k = find(BTREE_SUBVOLUMES, is_snap_subvol);
+	struct subvolume sv;
+
+	subvolume_decode(ref(&k), &sv);
+	struct bkey_copy s = find_from(BTREE_SNAPSHOTS, BPOS(0, sv.snapshot, 0), NULL);
+	put_tree(f, snapshot_of(ref(&s)).tree, 0, (uint32_t)k.k.k.p.offset);
+}
+static void root_subvol_missing(struct filesystem *f) { delete (f, BTREE_SUBVOLUMES, BPOS(0, 1, 0)); }
+static void op_left(struct filesystem *f)
+{
+	uint8_t value[LOGGED_OP_TRUNCATE_BYTES];
+
+	logged_op_truncate_encode(&(struct logged_op_truncate){ .subvol = 1, .inum = 4097 }, value);
+	put(f, BTREE_LOGGED_OPS, BPOS(0, 1, 0), 0, KEY_LOGGED_OP_TRUNCATE, value, sizeof(value));
+}
+
+/* --- superblocks, journal, nodes, data --- */
+
+static void sb_compat(struct filesystem *f)
+{
+	f->super->sb->compat[0] = le64_of(le64_get(f->super->sb->compat[0]) & ~1ull);
+}
+static void sb_feature(struct filesystem *f)
+{
+	f->super->sb->features[0] =
+		le64_of(le64_get(f->super->sb->features[0]) & ~(1ull << SB_FEATURE_REFLINK | 1ull << SB_FEATURE_ZSTD));
+}
+static void clean_seq(struct filesystem *f)
+{
+	struct sb_clean_disk *clean = (void *)sb_section(f->super->sb, SB_CLEAN);
+
+	clean->journal_seq = le64_of(le64_get(clean->journal_seq) + 1);
+}
+static void clean_change(struct filesystem *f, unsigned type)
+{
+	struct sb_clean_disk *clean = (void *)sb_section(f->super->sb, SB_CLEAN);
+	struct jset_walk w = { clean->entries, (uint8_t *)clean + sb_section_bytes(&clean->head) };
+	const struct jset_entry_disk *e;
+
+	while (jset_walk_next(&w, &e, NULL) > 0)
+		if (e->type == type) {
+			((uint8_t *)e)[sizeof(*e) + jset_entry_payload_bytes(e) - 8] ^= 1;
+			return;
+		}
+	fail_msg("no such sub-entry");
+}
+static void clean_counter(struct filesystem *f) { clean_change(f, JSET_ENTRY_USAGE); }
+static void clean_root(struct filesystem *f) { clean_change(f, JSET_ENTRY_BTREE_ROOT); }
+static void journal_unmarked(struct filesystem *f)
+{
+	uint8_t *section = (uint8_t *)sb_section(f->super->sb, SB_REPLICAS_V0);
+	size_t bytes = sb_section_bytes((void *)section);
+
+	for (size_t i = sizeof(struct sb_section_disk); i + 2 < bytes && section[i]; i += 2u + section[i + 1])
+		if (section[i] == DATA_JOURNAL)
+			section[i] = DATA_PARITY;
+}
+
+/* Change bytes of the image; what was there comes back after the row. */
+static struct {
+	uint64_t offset;
+	uint8_t old[4096];
+	size_t bytes;
+} patched;
+static void patch(struct filesystem *f, uint64_t offset, const void *bytes, size_t len)
+{
+	assert_true(len <= sizeof(patched.old));
+	patched.offset = offset;
+	patched.bytes = len;
+	assert_int_equal(pread(f->fd, patched.old, len, (off_t)offset), len);
+	assert_int_equal(pwrite(f->fd, bytes, len, (off_t)offset), len);
+}
+static void patch_back(struct filesystem *f)
+{
+	if (patched.bytes)
+		assert_int_equal(pwrite(f->fd, patched.old, patched.bytes, (off_t)patched.offset), patched.bytes);
+	patched.bytes = 0;
+}
+static void sb_copy(struct filesystem *f)
+{
+	static const uint8_t zeroes[512];
+
+	patch(f, le64_get(f->super->sb->layout.sb_offset[1]) << 9, zeroes, sizeof(zeroes));
+}
+static void sb_layout(struct filesystem *f)
+{
+	static const uint8_t zeroes[512];
+
+	patch(f, SB_LAYOUT_SECTOR * 512, zeroes, sizeof(zeroes));
+}
+
+static uint64_t root_sector(unsigned btree, unsigned *written)
+{
+	const struct btree_root *root = &good.journal->roots[btree];
+	struct btree_ptr p;
+
+	assert_true(root->exists);
+	assert_int_equal(btree_ptr_decode((struct bkey_ref){ root->key, root->value }, &good.super->kctx, &p, NULL), 0);
+	*written = p.sectors_written;
+	return p.ptrs[0].sector;
+}
+static void node_damaged(struct filesystem *f)
+{
+	unsigned written;
+	uint64_t at = root_sector(BTREE_INODES, &written) << 9; /* its checksum */
+	uint8_t byte;
+
+	assert_int_equal(pread(f->fd, &byte, 1, (off_t)at), 1);
+	byte ^= 1;
+	patch(f, at, &byte, 1);
+}
+/* A set that nobody said is written: the seq is all that tells. */
+static void node_set_behind(struct filesystem *f)
+{
+	unsigned written;
+	uint64_t sector = root_sector(BTREE_XATTRS, &written);
+	struct btree_node_disk node;
+	struct btree_node_entry_disk set = { 0 };
+
+	assert_true(written < good.super->kctx.node_sectors);
+	assert_int_equal(pread(f->fd, &node, sizeof(node), (off_t)(sector << 9)), sizeof(node));
+	set.keys.seq = node.keys.seq;
+	patch(f, (sector + written) << 9, &set, sizeof(set));
+}
+static void data_damaged(struct filesystem *f)
+{
+	struct bkey_copy k = find(BTREE_EXTENTS, is_plain_extent);
+	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
+	uint8_t byte;
+
+	assert_true(extent_decode(ref(&k), &good.super->kctx, ptrs, NULL, NULL) > 0);
+	uint64_t at = (ptrs[0].ptr.sector << 9) + 100;
+	assert_int_equal(pread(f->fd, &byte, 1, (off_t)at), 1);
+	byte ^= 1;
+	patch(f, at, &byte, 1);
+	f->is_data = true;
+}
+static void nothing(struct filesystem *f) { f->is_data = true; }
+
+/* --- the table --- */
+
+enum { ERRORS_MAX = 12, END = -1 };
+#define E(name) ERROR_##name
+#define O(name) CHECK_##name
+
+static const struct row {
+	const char *name;
+	void (*break_it)(struct filesystem *f);
+	int errors[ERRORS_MAX];
+} rows[] = {
+#include "rows.inc"
+};
+
+/* Were exactly the errors found that the row says? */
+static bool check_row(const struct row *row)
+{
+	static struct check_result r;
+	static const struct report_sink silent = { 0 };
+	struct filesystem f;
+	unsigned data_pass = 0;
+
+	while (check_pass(data_pass)->id != CHECK_PASS_DATA)
+		data_pass++;
+	row_name = row->name;
+	filesystem_open_super(&f);
+	row->break_it(&f);
+	filesystem_open_trees(&f);
+	struct check_target target = {
+		.super = f.super, .journal = f.journal, .trees = f.trees, .usage = f.has_usage ? &f.usage : NULL
+	};
+	struct check_opts opts = { .memory_bytes = 1 << 20,
+				   .reports = &silent,
+				   .passes = f.is_data ? (2u << data_pass) - 1 : 0 };
+	int err = check_run(&target, &opts, &r);
+	patch_back(&f);
+	filesystem_close(&f);
+	assert_int_equal(err, 0);
+
+	bool is_good = true;
+	for (unsigned id = 0; id < CHECK_ERROR_NR; id++) {
+		bool is_wanted = false;
+
+		for (unsigned i = 0; i < ERRORS_MAX && row->errors[i] != END; i++)
+			is_wanted |= row->errors[i] == (int)id;
+		if (is_wanted != (r.counts[id] != 0)) {
+			print_error("%s: %s %s (%llu)\n", row->name, is_wanted ? "missed" : "also found",
+				    check_error_name(id), (unsigned long long)r.counts[id]);
+			is_good = false;
+		}
+	}
+	return is_good;
+}
+
+static void each_broken_invariant_is_named(void **state)
+{
+	const char *only = getenv("KILN_TEST_ROW");
+	unsigned bad = 0;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_NR(rows); i++)
+		if (!only || !strcmp(only, rows[i].name))
+			bad += !check_row(&rows[i]);
+	if (bad)
+		fail_msg("%u rows; KILN_TEST_ROW=NAME runs one", bad);
+}
+
+static int stop_at_once(void *ctx, const struct check_pass *pass, uint64_t done, uint64_t total, const char *position)
+{
+	return -EINTR;
+}
+
+static void it_stops_when_told(void **state)
+{
+	static struct check_result r;
+	struct check_target target = { .super = good.super, .journal = good.journal, .trees = good.trees };
+	struct check_opts opts = { .progress = stop_at_once };
+
+	(void)state;
+	assert_int_equal(check_run(&target, &opts, &r), -EINTR);
+}
+
+static int setup(void **state)
+{
+	char file[] = __FILE__, command[1024];
+
+	(void)state;
+	if (!mkdtemp(folder))
+		return -1;
+	snprintf(command, sizeof(command), "zstd -dqf --sparse --long=31 '%s/../images/v1.4-snapshots.img.zst' -o '%s'",
+		 dirname(file), image_path());
+	if (system("command -v zstd >/dev/null")) {
+		print_message("SKIPPED: no zstd\n");
+		exit(0);
+	}
+	if (system(command))
+		return -1;
+	filesystem_open_super(&good);
+	filesystem_open_trees(&good);
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	char command[64];
+
+	(void)state;
+	filesystem_close(&good);
+	snprintf(command, sizeof(command), "rm -rf '%s'", folder);
+	return system(command);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(each_broken_invariant_is_named),
+		cmocka_unit_test(it_stops_when_told),
+	};
+
+	return cmocka_run_group_tests(tests, setup, teardown);
+}
