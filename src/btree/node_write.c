@@ -676,16 +676,23 @@ static bool interior_flush(struct btrees *trees)
 	return any;
 }
 
+/*
+ * A round is quiet when it found nothing to do, and nothing was committed meanwhile: the commit of an interior update
+ * may come between the look at dirty nodes and that at updates.
+ */
 int btrees_flush_all(struct btrees *trees)
 {
 	int err = 0;
 
 	for (bool any = true; any && !err;) {
+		uint64_t commits = atomic_load(&trees->write->stats.commits);
+
 		any = trees->write_buffer && write_buffer_key_nr(trees->write_buffer);
 		err = trees->write_buffer ? btree_write_buffer_flush(trees) : 0;
 		if (!err) {
 			any |= nodes_flush(trees);
 			any |= interior_flush(trees);
+			any |= atomic_load(&trees->write->stats.commits) != commits;
 			err = write_error(trees);
 		}
 	}

@@ -35,7 +35,8 @@ static void bounce_complete(struct device_io *io);
 static void pending_add(struct io_group *group, struct device_io *io);
 static void pending_remove(struct io_group *group, struct device_io *io);
 static void delayed_finish_due(struct io_group *group);
-static void group_progress(struct io_group *group, unsigned wait_nr);
+/* @any: one that is done already is enough. */
+static void group_progress(struct io_group *group, unsigned wait_nr, bool any);
 static void group_drop_ring(struct io_group *group);
 
 void io_group_init(struct io_group *group) { *group = (struct io_group){ 0 }; }
@@ -74,7 +75,7 @@ void io_submit_below(struct device_io *child, struct device_io *parent, void (*c
 struct device_io *io_group_next(struct io_group *group)
 {
 	while (!group->done_first && group->in_flight)
-		group_progress(group, 1);
+		group_progress(group, 1, true);
 	if (!group->in_flight)
 		group_drop_ring(group);
 
@@ -93,7 +94,7 @@ int io_group_wait(struct io_group *group)
 	int err = 0;
 
 	while (group->in_flight)
-		group_progress(group, group->in_flight);
+		group_progress(group, group->in_flight, false);
 
 	for (struct device_io *io; (io = io_group_next(group));)
 		if (!err)
@@ -314,10 +315,10 @@ static void delayed_finish_due(struct io_group *group)
  * Get something of @group done, up to @wait_nr I/Os. What is with a device goes first, since that is expected to be
  * quicker than simulated delays, which are slept through only when nothing else is left.
  */
-static void group_progress(struct io_group *group, unsigned wait_nr)
+static void group_progress(struct io_group *group, unsigned wait_nr, bool any)
 {
 	delayed_finish_due(group);
-	if (group->done_first && wait_nr == 1)
+	if (group->done_first && any)
 		return;
 	for (struct device_io *io = group->pending_first; io; io = io->next)
 		if (io->dev->ops->poll && io->dev->ops->poll(io->dev, group, wait_nr))

@@ -112,12 +112,24 @@ static void journal_flushed(void *ctx, uint64_t seq)
 
 /* --- what can't be written --- */
 
+/* An option in effect whose engine isn't built yet: new data would not be what it asks for. */
+static bool options_refused(const struct super *s, char why[KILN_ERROR_BYTES])
+{
+	static const enum option_id options[] = { OPT_COMPRESSION, OPT_BACKGROUND_COMPRESSION, OPT_ERASURE_CODE,
+						  OPT_NOCOW };
+
+	for (size_t i = 0; i < ARRAY_NR(options); i++)
+		if (super_option_unsupported(options[i], s->options[options[i]], why))
+			return true;
+	return false;
+}
+
 bool fs_write_refused(const struct kiln_fs *fs, char why[KILN_ERROR_BYTES])
 {
 	const struct super *s = fs->super;
 	unsigned version = le16_get(s->sb->version);
 
-	if (super_write_unsupported(s, why))
+	if (super_write_unsupported(s, why) || options_refused(s, why))
 		return true;
 	if (namespace_fallback(fs->ns)) {
 		snprintf(why, KILN_ERROR_BYTES, "part of its metadata is damaged: %s", namespace_fallback(fs->ns));

@@ -267,6 +267,28 @@ static void tail_shorter_than_the_alignment_is_readable(void **state)
 	}
 }
 
+/* One that is done already is no reason to come back before the last one is. */
+static void waiting_for_all_waits_for_the_last(void **state)
+{
+	struct device *dev = must_open(file_of_byte("last", FILE_BYTES, 7), 0), *memory;
+	uint8_t *buf = io_buffer_alloc(2 * UNIT);
+	struct iovec iov[2] = { { buf, UNIT }, { buf + UNIT, UNIT } };
+	struct device_io ios[2] = { { DEVICE_READ, dev, 0, &iov[0], 1, UNIT } };
+	struct io_group group;
+
+	assert_int_equal(device_open_memory("memory", FILE_BYTES, 4096, &memory), 0);
+	ios[1] = (struct device_io){ DEVICE_READ, memory, 0, &iov[1], 1, UNIT };
+	io_group_init(&group);
+	io_submit(&group, &ios[0]);
+	io_submit(&group, &ios[1]); /* done at once */
+	assert_int_equal(io_group_wait(&group), 0);
+	assert_int_equal(buf[0], 7);
+	assert_true(ios[0].is_done && ios[1].is_done);
+	io_buffer_free(buf);
+	device_close(memory);
+	device_close(dev);
+}
+
 static void read_from_a_file_that_shrank_says_how_much_came(void **state)
 {
 	static const unsigned flags[] = { 0, DEVICE_OPEN_NO_DIRECT, DEVICE_OPEN_NO_URING };
@@ -540,6 +562,7 @@ int main(void)
 		cmocka_unit_test(io_goes_on_when_no_ring_can_be_made),
 		cmocka_unit_test(forbidden_uring_is_logged_and_done_without),
 		cmocka_unit_test(files_work_in_fiber_mode),
+		cmocka_unit_test(waiting_for_all_waits_for_the_last),
 		cmocka_unit_test(block_device_of_512_bytes_keeps_all_promises),
 		cmocka_unit_test(block_device_of_4096_bytes_keeps_all_promises),
 		cmocka_unit_test(buffered_block_device_takes_any_alignment),
