@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "alloc/allocator.h"
+#include "btree/txn.h"
 #include "engine/fs.h"
 #include "recovery/check.h"
 
@@ -77,12 +79,27 @@ static void result_fill(struct kiln_check_result *out, const struct check_result
 			result_add_kind(out, id, r->counts[id]);
 }
 
+/* What is in memory only goes to the nodes, and the counters come from where they are kept. */
+static int settle(kiln_fs *fs, struct check_target *target, struct usage *usage)
+{
+	int err = btrees_flush_all(fs->trees);
+
+	if (!err)
+		err = allocator_usage(fs->allocator, usage);
+	if (!err)
+		target->usage = usage;
+	return err;
+}
+
 int kiln_check(kiln_fs *fs, const struct kiln_check_options *given, struct kiln_check_result *out)
 {
-	struct check_target target = { .super = fs->super, .journal = fs->journal, .trees = fs->trees };
+	struct check_target target = {
+		.super = fs->super, .journal = fs->journal, .trees = fs->trees, .is_writable = fs->is_writable
+	};
 	struct check_call *call = calloc(1, sizeof(*call));
 	struct check_result *result = calloc(1, sizeof(*result));
 	struct check_opts opts = { 0 };
+	struct usage usage;
 	int err = -ENOMEM;
 
 	*out = (struct kiln_check_result){ 0 };
@@ -100,9 +117,13 @@ int kiln_check(kiln_fs *fs, const struct kiln_check_options *given, struct kiln_
 		opts.progress_ctx = call;
 	}
 	err = passes_parse(&call->options, &opts.passes);
+	if (!err && fs->is_writable)
+		err = settle(fs, &target, &usage);
 	if (!err)
 		err = check_run(&target, &opts, result);
 	result_fill(out, result);
+	if (target.usage)
+		usage_free(&usage);
 	reporter_destroy(&call->reporter);
 out:
 	free(result);

@@ -419,7 +419,9 @@ int check_run(const struct check_target *target, const struct check_opts *opts, 
 		.trees = target->trees,
 		.kctx = &target->super->kctx,
 		.memory_bytes = opts->memory_bytes ? opts->memory_bytes : MEMORY_DEFAULT,
-		.seq_next = target->journal_seq_next ? target->journal_seq_next : target->journal->seq_next,
+		.seq_next = target->journal_seq_next ? target->journal_seq_next
+			    : target->is_writable    ? UINT64_MAX
+						     : target->journal->seq_next,
 		.is_secret = target->super->has_key,
 		.is_newer = target->super->kctx.is_newer,
 	};

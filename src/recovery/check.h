@@ -1,9 +1,9 @@
 /*
  * The checker: are all invariants of a filesystem kept?
  *
- * It reads only, and works on a filesystem that is open: through the journal's keys after an unclean shutdown, or, read
- * -write, while nothing changes (the caller flushes the write buffer first). What it finds goes to a report sink, each
- * with a persistent error id (format/error_ids.h) or one of its own, where the format has none.
+ * It reads only, and works on a filesystem that is open: through the journal's keys after an unclean shutdown, or
+ * read-write, while nothing changes (check_target says what the caller sees to). What it finds goes to a report sink,
+ * each with a persistent error id (format/error_ids.h) or one of its own, where the format has none.
  *
  * It is made of passes, named and numbered as those of recovery, each for one family of invariants. They only look, and
  * say what is wrong at which key, so that one that repairs can be put in the place of each later. Every pass streams
@@ -60,9 +60,13 @@ struct check_target {
 	const struct super *super;
 	struct journal_state *journal;
 	struct btrees *trees;
-	const struct usage *usage; /* counters; NULL: read them */
+	const struct usage *usage; /* counters; NULL: read them, unless is_writable */
 	uint64_t journal_seq_next; /* no seq at or above it can be; 0: as the journal says */
-	bool is_writable;	   /* open read-write: what says "clean" on the devices isn't looked at */
+	/*
+	 * Open read-write: what the devices say of a clean shutdown isn't looked at. No update is under way, the write
+	 * buffer is empty, and no node waits to be written for the first time.
+	 */
+	bool is_writable;
 };
 
 struct check_opts {

@@ -152,6 +152,10 @@ static int mark_stripe(void *ctx, struct bkey_ref k)
 	if (k.k.type != KEY_STRIPE || stripe_decode(k, &s, NULL) || s.nr_redundant >= s.nr_blocks ||
 	    s.nr_blocks > STRIPE_BLOCKS_MAX)
 		return 0;
+	if (a->is_first && check_member(a->c, s.ptrs[0].dev) &&
+	    s.sectors != check_member(a->c, s.ptrs[0].dev)->bucket_sectors)
+		check_report_pos(a->c, CHECK_stripe_sectors_wrong, BTREE_STRIPES, k.k.p, "the size of a bucket", "%u",
+				 s.sectors);
 	for (unsigned i = 0; i < s.nr_blocks; i++) {
 		uint64_t nr;
 		struct bucket *b = check_pointer_bucket(a->c, &s.ptrs[i], &nr) ? bucket_at(a, s.ptrs[i].dev, nr) : NULL;
@@ -585,7 +589,8 @@ static void compare_counters(struct allocations *a)
 	const struct usage *u = c->t->usage ? c->t->usage : &c->usage;
 	const struct journal_state *j = c->t->journal;
 
-	if (!check_is_whole(c, UINT64_MAX))
+	/* Of one that is being written only the allocator knows them. */
+	if (!check_is_whole(c, UINT64_MAX) || (c->t->is_writable && !c->t->usage))
 		return;
 	if (!u->is_known) {
 		check_report(c, ERROR_fs_usage_nr_inodes_wrong, NULL, "counters", NULL, "to be there", "none");

@@ -100,6 +100,9 @@ int check_root(struct check *c)
 	if (root.subvol != SUBVOL_ROOT)
 		check_report_pos(c, root.subvol ? ERROR_inode_bi_subvol_wrong : ERROR_inode_bi_subvol_missing,
 				 BTREE_INODES, p, "bi_subvol 1", "%u", root.subvol);
+	if (root.dir || root.dir_offset)
+		check_report_pos(c, ERROR_inode_wrong_backpointer, BTREE_INODES, p, "no backpointer of the root",
+				 "%llu:%llu", (unsigned long long)root.dir, (unsigned long long)root.dir_offset);
 	return 0;
 }
 

@@ -121,8 +121,12 @@ static int check_entries(struct check *c, struct journal_state *state)
 
 		if (!e->is_csum_good || e->is_blacklisted)
 			continue;
-		if (!e->locations[0].is_noflush)
+		if (!e->locations[0].is_noflush) {
+			if (last && last->locations[0].last_seq > e->locations[0].last_seq)
+				report_entry(c, CHECK_journal_last_seq_decreases, e->seq,
+					     "to go no further back than the one before", "an older last_seq");
 			last = e;
+		}
 		/* Only what could still be replayed must be found. */
 		if (e->seq >= state->seq_last && !is_marked(c, e))
 			report_entry(c, CHECK_journal_replicas_not_marked, e->seq,

@@ -9,6 +9,11 @@
 
 #include "recovery/check_internal.h"
 
+static const uint32_t features_base = 1u << SB_FEATURE_NEW_SIPHASH | 1u << SB_FEATURE_NEW_EXTENT_OVERWRITE |
+				      1u << SB_FEATURE_BTREE_PTR_V2 | 1u << SB_FEATURE_NEW_VARINT |
+				      1u << SB_FEATURE_JOURNAL_NO_FLUSH | 1u << SB_FEATURE_ALLOC_V2 |
+				      1u << SB_FEATURE_EXTENTS_ACROSS_BTREE_NODES;
+
 static int report_copy(struct check *c, unsigned dev, uint64_t sector, unsigned id, const char *expected,
 		       const char *found)
 {
@@ -74,6 +79,11 @@ int check_super(struct check *c)
 			err = check_device(c, dev);
 	if (!c->is_newer && SB_CLEAN_FLAG(sb) && !c->t->is_writable && !bits_get(le64_get(sb->compat[0]), 0, 1))
 		check_report(c, CHECK_compat_alloc_info_clear, NULL, "superblock", "compat", "alloc_info", "not set");
+	/* What every filesystem at 1.4 makes use of. */
+	for (unsigned bit = 0; le16_get(sb->version) == VERSION_1_4 && bit < SB_FEATURE_NR_1_4; bit++)
+		if (features_base >> bit & 1 && !sb_has_feature(sb, bit))
+			check_report(c, CHECK_feature_not_marked, NULL, "superblock", "features",
+				     "what is in use to be marked", "not %s", sb_feature_name(bit));
 	if (!c->is_newer && !SB_CLEAN_FLAG(sb) &&
 	    (!sb_has_feature(sb, SB_FEATURE_EXTENTS_ABOVE_BTREE_UPDATES) ||
 	     !sb_has_feature(sb, SB_FEATURE_BTREE_UPDATES_JOURNALLED)))
