@@ -9,12 +9,34 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "device/device.h"
 #include "data/write_internal.h"
+#include "device/device.h"
 
 struct mutex *inode_lock(struct data *data, uint64_t inum)
 {
 	return &data->writer->inode_locks[(inum * 0x9e3779b97f4a7c15ull) >> 56];
+}
+
+void *write_buffer_take(struct data_writer *w)
+{
+	void *buf = NULL;
+
+	mutex_lock(&w->buffers_lock);
+	if (w->buffers_nr)
+		buf = w->buffers[--w->buffers_nr];
+	mutex_unlock(&w->buffers_lock);
+	return buf ? buf : io_buffer_alloc(CHUNK_BYTES);
+}
+
+void write_buffer_give(struct data_writer *w, void *buf)
+{
+	mutex_lock(&w->buffers_lock);
+	if (buf && w->buffers_nr < BUFFERS_IDLE_MAX) {
+		w->buffers[w->buffers_nr++] = buf;
+		buf = NULL;
+	}
+	mutex_unlock(&w->buffers_lock);
+	io_buffer_free(buf);
 }
 
 int data_start_write(struct data *data, struct allocator *allocator)
@@ -27,6 +49,7 @@ int data_start_write(struct data *data, struct allocator *allocator)
 	w->allocator = allocator;
 	for (unsigned i = 0; i < INODE_LOCK_NR; i++)
 		mutex_init(&w->inode_locks[i]);
+	mutex_init(&w->buffers_lock);
 	data->writer = w;
 	return 0;
 }
@@ -40,6 +63,9 @@ void data_stop_write(struct data *data)
 	data->writer = NULL;
 	for (unsigned i = 0; i < INODE_LOCK_NR; i++)
 		mutex_destroy(&w->inode_locks[i]);
+	while (w->buffers_nr)
+		io_buffer_free(w->buffers[--w->buffers_nr]);
+	mutex_destroy(&w->buffers_lock);
 	free(w);
 }
 
@@ -85,9 +111,9 @@ static int options_take(struct write_op *op, const struct inode *inode)
 /* Where the bytes of the blocks come from: what was given, and around it what is there. */
 struct write_source {
 	const uint8_t *buf;
-	uint64_t begin, end;	      /* bytes given */
+	uint64_t begin, end;		 /* bytes given */
 	uint64_t block_begin, block_end; /* whole blocks around them */
-	uint8_t *head, *tail;	      /* first and last block, where they are partial; NULL else */
+	uint8_t *head, *tail;		 /* first and last block, where they are partial; NULL else */
 };
 
 static int old_block_read(struct data *data, const struct data_write_target *file, const struct inode *inode,
@@ -229,11 +255,14 @@ static int chunks_write(struct write_op *op, const struct write_source *s, uint6
 	int err = 0;
 
 	*put_to = next;
-	while (made < CHUNKS_IN_FLIGHT && !err)
+	/* No more than there will be: a chunk may come out smaller, then they are used again. */
+	unsigned wanted =
+		(unsigned)min((end - next - 1) / (CHUNK_BYTES >> SECTOR_SHIFT) + 1, (uint64_t)CHUNKS_IN_FLIGHT);
+	while (made < wanted && !err)
 		err = write_chunk_init(&chunks[made++], op);
 	while (!err && (next < end || nr)) {
-		if (next < end && nr < CHUNKS_IN_FLIGHT) {
-			struct write_chunk *c = &chunks[(first + nr) % CHUNKS_IN_FLIGHT];
+		if (next < end && nr < wanted) {
+			struct write_chunk *c = &chunks[(first + nr) % wanted];
 
 			c->begin = next;
 			c->end = chunk_end(next, end);
@@ -253,14 +282,14 @@ static int chunks_write(struct write_op *op, const struct write_source *s, uint6
 			continue;
 		}
 		err = chunk_complete(&chunks[first], nr == 1 && next >= end, put_to);
-		first = (first + 1) % CHUNKS_IN_FLIGHT;
+		first = (first + 1) % wanted;
 		nr--;
 	}
 	/* After an error: let go of what is in flight. */
 	while (nr--) {
 		write_chunk_finish(&chunks[first]);
 		write_chunk_release(&chunks[first]);
-		first = (first + 1) % CHUNKS_IN_FLIGHT;
+		first = (first + 1) % wanted;
 	}
 	while (made)
 		write_chunk_destroy(&chunks[--made]);

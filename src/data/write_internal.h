@@ -19,17 +19,24 @@
 enum {
 	INODE_LOCK_NR = 256,
 	CHUNK_BYTES = 1 << 20,	/* allocated, written and put together */
-	CHUNK_KEYS_MAX = 2048,	/* of 512 bytes each */
+	CHUNK_EXTENTS_MAX = 16, /* pieces it may lie in */
 	CHUNKS_IN_FLIGHT = 3,
-	PUTS_PER_TXN_MAX = 8,	/* extents that one transaction puts */
+	BUFFERS_IDLE_MAX = 4 * CHUNKS_IN_FLIGHT, /* kept: fresh memory costs a fault a page */
+	PUTS_PER_TXN_MAX = 8,			 /* extents that one transaction puts */
 };
 
 struct data_writer {
 	struct allocator *allocator;
 	struct mutex inode_locks[INODE_LOCK_NR];
+	struct mutex buffers_lock; /* of what follows: chunk buffers that nobody uses */
+	void *buffers[BUFFERS_IDLE_MAX];
+	unsigned buffers_nr;
 };
 
 struct mutex *inode_lock(struct data *data, uint64_t inum);
+/* A buffer of CHUNK_BYTES, NULL when memory is short; and back. */
+void *write_buffer_take(struct data_writer *w);
+void write_buffer_give(struct data_writer *w, void *buf);
 
 /* What a write is, as all its chunks see it. */
 struct write_op {
@@ -60,11 +67,12 @@ struct write_chunk {
 	struct write_op *op;
 	uint64_t begin, end;
 	void *buf; /* aligned; the stored bytes */
-	struct alloc_extent extents[8];
+	struct alloc_extent extents[CHUNK_EXTENTS_MAX];
 	unsigned extent_nr;
 	struct device_io *ios;
 	struct iovec *iovs;
 	unsigned io_nr;
+	uint8_t io_of[CHUNK_EXTENTS_MAX][ALLOC_PTRS_MAX]; /* which of ios[] writes each replica of each piece */
 	struct io_group group;
 	struct key_buf *keys;
 	size_t key_nr;
@@ -72,7 +80,8 @@ struct write_chunk {
 };
 int write_chunk_init(struct write_chunk *c, struct write_op *op);
 void write_chunk_destroy(struct write_chunk *c);
-/* Allocate, checksum and submit what is in c->buf. Fewer sectors than asked for may be taken: c->end says. 0 or error. */
+/* Allocate, checksum and submit what is in c->buf. Fewer sectors than asked for may be taken: c->end says. 0 or error.
+ */
 int write_chunk_start(struct write_chunk *c);
 /* Wait for it; keys of what was written remain. 0 or -EIO. */
 int write_chunk_finish(struct write_chunk *c);

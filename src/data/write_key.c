@@ -16,7 +16,7 @@ int write_chunk_init(struct write_chunk *c, struct write_op *op)
 	unsigned ios_max = ARRAY_NR(c->extents) * ALLOC_PTRS_MAX;
 
 	*c = (struct write_chunk){ .op = op };
-	c->buf = io_buffer_alloc(CHUNK_BYTES);
+	c->buf = write_buffer_take(op->data->writer);
 	c->ios = calloc(ios_max, sizeof(*c->ios));
 	c->iovs = calloc(ios_max, sizeof(*c->iovs));
 	return c->buf && c->ios && c->iovs ? 0 : -ENOMEM;
@@ -24,7 +24,7 @@ int write_chunk_init(struct write_chunk *c, struct write_op *op)
 
 void write_chunk_destroy(struct write_chunk *c)
 {
-	io_buffer_free(c->buf);
+	write_buffer_give(c->op->data->writer, c->buf);
 	free(c->ios);
 	free(c->iovs);
 	free(c->keys);
@@ -131,35 +131,61 @@ static int keys_make(struct write_chunk *c)
 	return err;
 }
 
-static void submit(struct write_chunk *c)
+/* The I/O that [offset, ...) of @dev, from @bytes on, goes on with; NULL: none. */
+static struct device_io *io_before(struct write_chunk *c, const struct device *dev, uint64_t offset,
+				   const uint8_t *bytes)
+{
+	for (unsigned i = 0; i < c->io_nr; i++) {
+		struct device_io *io = &c->ios[i];
+
+		if (io->dev == dev && io->offset_bytes + io->len_bytes == offset &&
+		    (uint8_t *)io->iov->iov_base + io->len_bytes == bytes)
+			return io;
+	}
+	return NULL;
+}
+
+/* Pieces that lie behind one another on a device are one I/O: the write point's buckets often do. */
+static void ios_make(struct write_chunk *c)
 {
 	uint8_t *bytes = c->buf;
 
-	io_group_init(&c->group);
 	c->io_nr = 0;
 	for (unsigned i = 0; i < c->extent_nr; i++) {
 		const struct alloc_extent *e = &c->extents[i];
 		size_t len = (size_t)e->sectors << SECTOR_SHIFT;
 
 		for (unsigned k = 0; k < e->ptr_nr; k++) {
-			struct device_io *io = &c->ios[c->io_nr];
+			struct device *dev = c->op->data->super->members[e->ptrs[k].dev].dev;
+			uint64_t offset = e->ptrs[k].sector << SECTOR_SHIFT;
+			struct device_io *io = io_before(c, dev, offset, bytes);
 
-			c->iovs[c->io_nr] = (struct iovec){ bytes, len };
-			*io = (struct device_io){
-				.op = DEVICE_WRITE,
-				.dev = c->op->data->super->members[e->ptrs[k].dev].dev,
-				.offset_bytes = e->ptrs[k].sector << SECTOR_SHIFT,
-				.iov = &c->iovs[c->io_nr],
-				.iov_nr = 1,
-				.len_bytes = len,
-			};
-			c->io_nr++;
-			if (io->dev)
-				io_submit(&c->group, io);
-			else
-				io->err = -ENODEV;
+			if (!io) {
+				struct iovec *iov = &c->iovs[c->io_nr];
+
+				io = &c->ios[c->io_nr++];
+				*iov = (struct iovec){ bytes, 0 };
+				*io = (struct device_io){
+					.op = DEVICE_WRITE, .dev = dev, .offset_bytes = offset, .iov = iov, .iov_nr = 1
+				};
+			}
+			io->iov->iov_len += len;
+			io->len_bytes += len;
+			c->io_of[i][k] = (uint8_t)(io - c->ios);
 		}
 		bytes += len;
+	}
+}
+
+static void submit(struct write_chunk *c)
+{
+	io_group_init(&c->group);
+	ios_make(c);
+	for (unsigned i = 0; i < c->io_nr; i++) {
+		if (c->ios[i].dev)
+			io_submit(&c->group, &c->ios[i]);
+		else
+			c->ios[i].err = -ENODEV;
 	}
 	io_group_push(&c->group);
 }
@@ -198,25 +224,26 @@ static int failed_drop(struct write_chunk *c, unsigned i, uint32_t failed)
 
 int write_chunk_finish(struct write_chunk *c)
 {
-	unsigned io = 0;
 	int err = 0;
 
 	io_group_wait(&c->group);
 	for (unsigned i = 0; i < c->extent_nr; i++) {
 		uint32_t failed = 0;
 
-		for (unsigned k = 0; k < c->extents[i].ptr_nr; k++, io++) {
-			if (!c->ios[io].err)
+		for (unsigned k = 0; k < c->extents[i].ptr_nr; k++) {
+			const struct device_io *io = &c->ios[c->io_of[i][k]];
+
+			if (!io->err)
 				continue;
 			failed |= 1u << k;
 			report_emit(c->op->data->reports,
 				    &(struct report){
 					    .level = c->extents[i].ptr_nr > 1 ? REPORT_RECOVERED : REPORT_DAMAGE,
-					    .err = c->ios[io].err,
+					    .err = io->err,
 					    .device = c->op->data->super->members[c->extents[i].ptrs[k].dev].name,
 					    .structure = "file data",
 					    .expected = "to be written",
-					    .found = error_name(c->ios[io].err),
+					    .found = error_name(io->err),
 				    });
 		}
 		if (failed && !err)

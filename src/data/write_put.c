@@ -35,7 +35,7 @@ void write_times_set(struct inode *inode, const struct data_write_times *times)
 	inode->ctime = times->ctime;
 	/* Setgid without group execution is a mark for mandatory locks, not a privilege. */
 	if (times->clear_setid)
-		inode->mode &= (uint16_t)~(04000 | (inode->mode & 0010 ? 02000 : 0));
+		inode->mode &= (uint16_t) ~(04000 | (inode->mode & 0010 ? 02000 : 0));
 }
 
 static int put_run(struct btree_txn *txn, void *ctx)
