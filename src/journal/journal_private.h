@@ -19,6 +19,16 @@ struct journal_scan {
 int journal_scan_devices(const struct super *s, uint64_t memory_max_bytes, struct journal_scan *scan);
 void journal_scan_free(struct journal_scan *scan);
 
+/* The newest entry of each bucket, good or not, of a scan. *@newest is malloc'ed. 0 or -ENOMEM. */
+int journal_scan_newest(const struct super *s, const struct journal_scan *scan, struct journal_location **newest,
+			size_t *nr);
+/*
+ * The same without reading all of the journal: of each bucket the first block, and all of the one with the newest
+ * entries. For the others, the seq is an upper bound, and where the entry lies isn't said. What is further than can be
+ * from @seq_near is left out. For filesystems that were shut down cleanly.
+ */
+int journal_scan_heads(const struct super *s, uint64_t seq_near, struct journal_location **newest, size_t *nr);
+
 /* First copy behind the group that starts at @i; first copy of the group that ends before @end > 0. */
 size_t journal_group_end(const struct journal_scan *scan, size_t i);
 size_t journal_group_begin(const struct journal_scan *scan, size_t end);

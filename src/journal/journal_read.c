@@ -587,6 +587,9 @@ int journal_read(const struct super *s, const struct journal_read_opts *opts, st
 		err = clean_apply(state, &clean);
 	}
 
+	if (!err && is_scan_needed)
+		err = journal_scan_newest(s, &scan, &state->bucket_newest, &state->bucket_newest_nr);
+	state->is_scanned = is_scan_needed;
 	if (!err)
 		entries_take_locations(state, &scan);
 	journal_scan_free(&scan);
@@ -603,6 +606,7 @@ void journal_state_free(struct journal_state *state)
 		return;
 	free(state->entries);
 	free(state->locations);
+	free(state->bucket_newest);
 	free(state->missing);
 	free(state->blacklist);
 	free(state->rewinds);

@@ -29,6 +29,8 @@ enum {
 /* Seqs further than this from the others are no seqs (03 §4.2). */
 static const uint64_t seq_distance_max = 1ull << 31;
 
+static uint64_t seq_distance(uint64_t a, uint64_t b) { return a > b ? a - b : b - a; }
+
 unsigned journal_pieces_read(struct device *dev, uint64_t offset_bytes, void *buf, size_t bytes)
 {
 	unsigned failures = 0;
@@ -220,10 +222,9 @@ static void scan_drop_outliers(const struct super *s, struct journal_scan *scan)
 
 	for (size_t i = 0; i < scan->nr; i++) {
 		const struct journal_location *f = &scan->found[i];
-		uint64_t distance = f->seq > middle ? f->seq - middle : middle - f->seq;
 		char position[64], found[48];
 
-		if (distance <= seq_distance_max) {
+		if (seq_distance(f->seq, middle) <= seq_distance_max) {
 			scan->found[kept++] = *f;
 			continue;
 		}
@@ -258,6 +259,199 @@ int journal_scan_devices(const struct super *s, uint64_t memory_max_bytes, struc
 		qsort(scan->found, scan->nr, sizeof(*scan->found), found_cmp);
 	scan_drop_outliers(s, scan);
 	return 0;
+}
+
+/* --- the newest entry of each bucket --- */
+
+/* Buckets of the device's ring that are there. */
+static uint64_t ring_bucket_nr(const struct super *s, unsigned dev)
+{
+	const struct super_member *m = &s->members[dev];
+	uint64_t bucket_bytes = (uint64_t)m->m.bucket_sectors << SECTOR_SHIFT, nr = 0;
+
+	if (!super_member_online(s, dev) || !bucket_bytes)
+		return 0;
+	for (unsigned i = 0; i < sb_journal_range_nr(m->sb); i++) {
+		uint64_t start, n;
+
+		sb_journal_range(m->sb, i, &start, &n);
+		nr += n;
+	}
+	return min(nr, m->dev->size_bytes / bucket_bytes);
+}
+
+int journal_scan_newest(const struct super *s, const struct journal_scan *scan, struct journal_location **newest,
+			size_t *nr)
+{
+	uint64_t base[UINT8_MAX + 1], total = 0;
+
+	for (unsigned dev = 0; dev < ARRAY_NR(base) && dev < s->member_nr; dev++) {
+		base[dev] = total;
+		total += ring_bucket_nr(s, dev);
+	}
+	*nr = 0;
+	*newest = calloc(total + 1, sizeof(**newest));
+	if (!*newest)
+		return -ENOMEM;
+	for (size_t i = 0; i < scan->nr; i++) {
+		const struct journal_location *f = &scan->found[i];
+		uint64_t at = base[f->dev] + f->ring_idx;
+
+		if (at < total && f->seq >= (*newest)[at].seq)
+			(*newest)[at] = *f;
+	}
+	for (uint64_t i = 0; i < total; i++)
+		if ((*newest)[i].seq)
+			(*newest)[(*nr)++] = (*newest)[i];
+	return 0;
+}
+
+/* The first entries of a device's buckets, by what their headers say, unverified. */
+struct ring_heads {
+	struct journal_location *v;
+	size_t nr;
+};
+
+enum { HEADS_AT_ONCE = 64 };
+
+static void heads_take(const struct super *s, struct ring_heads *heads, const struct journal_location *places,
+		       const struct device_io *ios, unsigned nr, uint64_t seq_near)
+{
+	uint64_t magic = jset_magic(s->sb->uuid);
+
+	for (unsigned i = 0; i < nr; i++) {
+		const struct jset_disk *j = ios[i].iov->iov_base;
+		uint64_t seq = ios[i].err || le64_get(j->magic) != magic ? 0 : le64_get(j->seq);
+
+		if (!seq || seq_distance(seq, seq_near) > seq_distance_max)
+			continue;
+		heads->v[heads->nr] = places[i];
+		heads->v[heads->nr++].seq = seq;
+	}
+}
+
+static int heads_read(const struct super *s, unsigned dev, uint64_t seq_near, struct ring_heads *heads)
+{
+	const struct super_member *m = &s->members[dev];
+	size_t bucket_bytes = (size_t)m->m.bucket_sectors << SECTOR_SHIFT;
+	size_t head_bytes = (size_t)max(s->kctx.block_sectors, (uint8_t)1) << SECTOR_SHIFT;
+	struct journal_location places[HEADS_AT_ONCE], place = { .dev = (uint8_t)dev };
+	uint64_t total = ring_bucket_nr(s, dev);
+	struct device_io ios[HEADS_AT_ONCE];
+	struct iovec iov[HEADS_AT_ONCE];
+	unsigned nr = 0;
+
+	uint8_t *buf = io_buffer_alloc(HEADS_AT_ONCE * head_bytes);
+	heads->nr = 0;
+	heads->v = calloc(total + 1, sizeof(*heads->v));
+	if (!buf || !heads->v) {
+		io_buffer_free(buf);
+		return -ENOMEM;
+	}
+	for (unsigned i = 0; i < sb_journal_range_nr(m->sb) && place.ring_idx < total; i++) {
+		uint64_t start, n;
+
+		sb_journal_range(m->sb, i, &start, &n);
+		for (uint64_t b = start; b - start < n && place.ring_idx < total; b++, place.ring_idx++) {
+			place.bucket = b;
+			places[nr] = place;
+			iov[nr] = (struct iovec){ buf + nr * head_bytes, head_bytes };
+			ios[nr] = (struct device_io){ .op = DEVICE_READ,
+						      .dev = m->dev,
+						      .offset_bytes = b * bucket_bytes,
+						      .iov = &iov[nr],
+						      .iov_nr = 1,
+						      .len_bytes = head_bytes };
+			if (++nr < HEADS_AT_ONCE && place.ring_idx + 1 < total)
+				continue;
+			struct io_group group;
+
+			io_group_init(&group);
+			for (unsigned k = 0; k < nr; k++)
+				io_submit(&group, &ios[k]);
+			io_group_wait(&group);
+			heads_take(s, heads, places, ios, nr, seq_near);
+			nr = 0;
+		}
+	}
+	io_buffer_free(buf);
+	return 0;
+}
+
+/*
+ * Take over @heads, ascending. Entries of one bucket are older than the first of the next; the newest bucket is read
+ * for what is in it, and when its first entry is damaged, what its head says is worth nothing.
+ */
+static int heads_resolve(const struct super *s, struct ring_heads *heads, uint64_t seq_near,
+			 struct journal_location *newest, size_t *nr)
+{
+	struct journal_scan scan = { 0 };
+	uint8_t *buf = NULL;
+	int err = 0;
+
+	while (heads->nr && !scan.nr && !err) {
+		struct journal_location place = heads->v[--heads->nr];
+		size_t bytes = (size_t)s->members[place.dev].m.bucket_sectors << SECTOR_SHIFT;
+
+		if (!buf && !(buf = io_buffer_alloc(bytes)))
+			return -ENOMEM;
+		place.seq = 0;
+		bucket_read(s, place.dev, place.bucket, buf);
+		err = scan_bucket(s, &scan, place, buf, jset_magic(s->sb->uuid));
+		if (scan.nr && !scan.found[0].is_csum_good)
+			scan.nr = 0;
+	}
+	io_buffer_free(buf);
+	uint64_t above = scan.nr ? scan.found[0].seq : 0;
+	/* Damaged ones behind the first may say anything. */
+	while (scan.nr && seq_distance(scan.found[scan.nr - 1].seq, seq_near) > seq_distance_max)
+		scan.nr--;
+	if (scan.nr)
+		newest[(*nr)++] = scan.found[scan.nr - 1];
+	free(scan.found);
+	for (size_t i = heads->nr; i-- && !err;) {
+		uint64_t seq = heads->v[i].seq;
+
+		newest[*nr] = heads->v[i];
+		newest[(*nr)++].seq = above - 1;
+		above = seq < above ? seq : above;
+	}
+	return err;
+}
+
+static int head_cmp(const void *pa, const void *pb)
+{
+	const struct journal_location *a = pa, *b = pb;
+
+	return a->seq < b->seq ? -1 : a->seq > b->seq;
+}
+
+int journal_scan_heads(const struct super *s, uint64_t seq_near, struct journal_location **newest, size_t *nr)
+{
+	uint64_t total = 0;
+	int err = 0;
+
+	for (unsigned dev = 0; dev < s->member_nr; dev++)
+		total += ring_bucket_nr(s, dev);
+	*nr = 0;
+	*newest = calloc(total + 1, sizeof(**newest));
+	if (!*newest)
+		return -ENOMEM;
+	for (unsigned dev = 0; dev < s->member_nr && !err; dev++) {
+		struct ring_heads heads = { 0 };
+
+		if (!ring_bucket_nr(s, dev))
+			continue;
+		err = heads_read(s, dev, seq_near, &heads);
+		if (!err) {
+			qsort(heads.v, heads.nr, sizeof(*heads.v), head_cmp);
+			err = heads_resolve(s, &heads, seq_near, *newest, nr);
+		}
+		free(heads.v);
+	}
+	if (err)
+		free(*newest);
+	return err;
 }
 
 void journal_scan_free(struct journal_scan *scan)

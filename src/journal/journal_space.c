@@ -52,7 +52,8 @@ static int ring_init(struct journal *j, struct journal_ring *r, unsigned dev)
 		sb_journal_range(m->sb, i, &start, &n);
 		nr += n;
 	}
-	if (!nr || nr > UINT32_MAX)
+	/* Of a device that was cut off, some may not be there. */
+	if (!nr || nr > m->dev->size_bytes / ((uint64_t)m->m.bucket_sectors << SECTOR_SHIFT) || nr > UINT32_MAX)
 		return 0;
 	r->nr = (unsigned)nr;
 	r->bucket_sectors = m->m.bucket_sectors;
@@ -74,39 +75,45 @@ static int ring_init(struct journal *j, struct journal_ring *r, unsigned dev)
 	return 0;
 }
 
-/* Behind the newest entry that is on the device, good or not, whatever the superblock says (03 §13.1). */
-static void ring_find_place(struct journal *j, struct journal_ring *r, const struct journal_scan *scan)
-{
-	uint64_t newest = 0;
+/* The newest entry of each bucket. */
+struct newest {
+	struct journal_location *v;
+	size_t nr;
+};
 
-	for (size_t i = 0; i < scan->nr; i++) {
-		const struct journal_location *l = &scan->found[i];
+/* Behind the newest entry that is on the device, good or not, whatever the superblock says (03 §13.1). */
+static void ring_find_place(struct journal *j, struct journal_ring *r, const struct newest *newest)
+{
+	uint32_t block = j->super->kctx.block_sectors;
+	uint64_t seq = 0;
+
+	for (size_t i = 0; i < newest->nr; i++) {
+		const struct journal_location *l = &newest->v[i];
 
 		if (l->dev != r->dev || l->ring_idx >= r->nr)
 			continue;
-		r->bucket_seq[l->ring_idx] = max(r->bucket_seq[l->ring_idx], l->seq);
-		if (l->seq < newest)
+		r->bucket_seq[l->ring_idx] = l->seq;
+		if (l->seq < seq)
 			continue;
-		newest = l->seq;
-		uint32_t block = j->super->kctx.block_sectors;
-		uint32_t end =
-			(uint32_t)round_up_u64(l->offset_sectors + (l->bytes + SECTOR_BYTES - 1) / SECTOR_BYTES, block);
+		seq = l->seq;
+		uint32_t end = l->offset_sectors + (l->bytes + SECTOR_BYTES - 1) / SECTOR_BYTES;
+		end = (uint32_t)round_up_u64(end, block);
 		r->cur_idx = l->ring_idx;
 		/* The length of a bad one can't be trusted: leave the rest of its bucket. */
 		r->sectors_free = l->is_csum_good && end < r->bucket_sectors ? r->bucket_sectors - end : 0;
 	}
-	if (!newest)
+	if (!seq)
 		r->cur_idx = r->nr - 1;
 	r->discard_idx = r->discarded_idx = (r->cur_idx + 1) % r->nr;
 }
 
 /* No seq twice, whatever the superblock says: it may be behind what is on the devices, or list ranges to come. */
-static int seq_next_choose(struct journal *j, const struct journal_state *state, const struct journal_scan *scan)
+static int seq_next_choose(struct journal *j, const struct journal_state *state, const struct newest *newest)
 {
 	bool has_replay = j->pin_front < j->seq_next;
 
-	if (scan->nr)
-		j->seq_next = max(j->seq_next, scan->found[scan->nr - 1].seq + 1);
+	for (size_t i = 0; i < newest->nr; i++)
+		j->seq_next = max(j->seq_next, newest->v[i].seq + 1);
 	if (state->blacklist_nr)
 		j->seq_next = max(j->seq_next, state->blacklist[state->blacklist_nr - 1].end);
 	if (j->seq_next >= UINT64_MAX >> 1)
@@ -118,30 +125,33 @@ static int seq_next_choose(struct journal *j, const struct journal_state *state,
 
 int journal_rings_init(struct journal *j, const struct journal_state *state)
 {
-	struct journal_scan scan;
+	struct newest newest = { state->bucket_newest, state->bucket_newest_nr };
+	bool any = false;
+	int err = 0;
 
 	j->ring_nr = j->super->member_nr;
 	j->entry_bytes_max = JOURNAL_ENTRY_BYTES_MAX;
 	j->rings = calloc(max(j->ring_nr, 1u), sizeof(*j->rings));
 	if (!j->rings)
 		return -ENOMEM;
-	int err = journal_scan_devices(j->super, 0, &scan);
+	if (!state->is_scanned)
+		err = journal_scan_heads(j->super, j->seq_next, &newest.v, &newest.nr);
 	if (err)
 		return err;
-	bool any = false;
 	for (unsigned i = 0; i < j->ring_nr && !err; i++) {
 		struct journal_ring *r = &j->rings[i];
 
 		err = ring_init(j, r, i);
 		if (!err && r->nr)
-			ring_find_place(j, r, &scan);
+			ring_find_place(j, r, &newest);
 		if (r->is_usable)
 			j->entry_bytes_max = min(j->entry_bytes_max, r->bucket_sectors << SECTOR_SHIFT);
 		any |= r->is_usable;
 	}
 	if (!err)
-		err = seq_next_choose(j, state, &scan);
-	journal_scan_free(&scan);
+		err = seq_next_choose(j, state, &newest);
+	if (!state->is_scanned)
+		free(newest.v);
 	return err ? err : any ? 0 : -ENOSPC;
 }
 

@@ -41,6 +41,7 @@ struct fs {
 	enum device_op bad_op;
 	unsigned bad_skip; /* that many of them are well */
 	bool is_bad;
+	uint64_t bytes_read;
 };
 
 static unsigned tail(void *ctx, uint64_t seq, void *at, unsigned max_u64s)
@@ -96,6 +97,8 @@ static int disk_fault(void *ctx, const struct device_io *io)
 	struct fs *fs = ctx;
 	unsigned dev = 0;
 
+	if (io->op == DEVICE_READ)
+		fs->bytes_read += io->len_bytes;
 	if (!fs->is_bad || io->op != fs->bad_op)
 		return 0;
 	while (io->dev != fs->super->members[dev].dev)
@@ -711,6 +714,42 @@ static void newer_entries_than_the_clean_section_says_are_not_overtaken(void)
 	fs_free(fs);
 }
 
+/* After a clean shutdown only the heads of buckets and one bucket are looked at, and a damaged one isn't believed. */
+static void a_clean_start_reads_little(void)
+{
+	for (unsigned is_damaged = 0; is_damaged < 2; is_damaged++) {
+		struct fs *fs = malloc(sizeof(*fs));
+		uint8_t sector[512];
+		uint64_t seq, at = 0;
+
+		fs_make(fs, &(struct fs_opts){ .dev_nr = 1, .bucket_kib = { 256 } });
+		assert_int_equal(fs_start(fs), 0);
+		commits_flushed(fs, 300, 800);
+		assert_int_equal(journal_stop_clean(fs->j, &seq), 0);
+		assert_int_equal(super_mark_clean(fs->super, seq, NULL, 0, NULL, 0), 0);
+		fs_read_again(fs, true);
+		struct journal_entry *last = &fs->state->entries[fs->state->entry_nr - 1];
+		assert_int_equal(last->seq, seq);
+		at = last->locations[0].bucket * 256 * KIB;
+		if (is_damaged) {
+			device_read(fs->disks[0].content, at, sector, sizeof(sector));
+			sector[100] ^= 1;
+			device_write(fs->disks[0].content, at, sector, sizeof(sector));
+		}
+		fs_read_again(fs, false);
+		assert_true(fs->state->was_clean);
+		fs->bytes_read = 0;
+		assert_int_equal(fs_start(fs), 0);
+		assert_true(fs->bytes_read <= (is_damaged ? 3 : 2) * 256 * KIB);
+		commits_flushed(fs, 1, 10);
+		fs_read_again(fs, true);
+		assert_int_equal(fs->state->seq_flushed, seq + 1);
+		struct journal_entry *first = &fs->state->entries[fs->state->entry_nr - 1];
+		assert_int_equal(first->seq, seq + 1);
+		fs_free(fs);
+	}
+}
+
 static void a_journal_that_cannot_be_written_is_refused(void)
 {
 	struct fs *fs = malloc(sizeof(*fs));
@@ -805,6 +844,7 @@ SIMULATED(failures_that_are_final)
 SIMULATED(a_full_ring_waits_for_pins_and_goes_on)
 SIMULATED(a_full_ring_can_be_started)
 SIMULATED(newer_entries_than_the_clean_section_says_are_not_overtaken)
+SIMULATED(a_clean_start_reads_little)
 SIMULATED(a_journal_that_cannot_be_written_is_refused)
 SIMULATED(a_clean_stop_refuses_what_is_not_done)
 
@@ -823,6 +863,7 @@ int main(void)
 		TEST(a_full_ring_waits_for_pins_and_goes_on),
 		TEST(a_full_ring_can_be_started),
 		TEST(newer_entries_than_the_clean_section_says_are_not_overtaken),
+		TEST(a_clean_start_reads_little),
 		TEST(a_journal_that_cannot_be_written_is_refused),
 		TEST(a_clean_stop_refuses_what_is_not_done),
 	};
