@@ -72,6 +72,7 @@ int allocator_open(const struct allocator_opts *opts, struct allocator **allocat
 	write_points_init(a);
 	node_pool_init(&a->nodes);
 	discards_init(&a->discards);
+	readers_init(&a->readers);
 	gc_gens_init(&a->gc);
 	devs_read(a);
 	groups_read(a);
@@ -133,6 +134,7 @@ void allocator_close(struct allocator *a)
 		free(a->devs[dev].ranges);
 	gc_gens_destroy(&a->gc);
 	discards_destroy(&a->discards);
+	readers_destroy(&a->readers);
 	node_pool_destroy(&a->nodes);
 	write_points_destroy(a);
 	open_buckets_destroy(&a->open);

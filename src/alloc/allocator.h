@@ -127,6 +127,13 @@ void allocator_extent_put(struct allocator *a, struct alloc_extent *e);
 /* Sectors read or written by users: the io clocks. */
 void allocator_clock_add(struct allocator *a, bool is_write, uint64_t sectors);
 
+/*
+ * While somebody reads data: buckets that were not free at the begin aren't used again before the end, even if all that
+ * points at them goes away. Look up where the data is inside. Never wait for space inside.
+ */
+unsigned allocator_read_begin(struct allocator *a);
+void allocator_read_end(struct allocator *a, unsigned section);
+
 /* --- counters --- */
 
 /* The counters as they are now in memory. Free with usage_free(). */

@@ -122,7 +122,8 @@ int discards_run(struct allocator *a, uint64_t *waiting_seq)
 	int nr, handled = 0;
 
 	*waiting_seq = 0;
-	while ((nr = batch_read(a, &pos, batch)) > 0)
+	while ((nr = batch_read(a, &pos, batch)) > 0) {
+		readers_wait(&a->readers);
 		for (int i = 0; i < nr; i++) {
 			int ret = batch[i].inode < ALLOC_DEVS_MAX
 					  ? discard_bucket(a, (unsigned)batch[i].inode, batch[i].offset, waiting_seq)
@@ -131,6 +132,7 @@ int discards_run(struct allocator *a, uint64_t *waiting_seq)
 				return ret;
 			handled += ret;
 		}
+	}
 	return nr < 0 ? nr : handled;
 }
 

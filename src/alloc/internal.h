@@ -207,6 +207,19 @@ void node_pool_stop(struct allocator *a);
 
 /* --- discard.c --- */
 
+/* --- readers.c --- */
+
+struct readers {
+	atomic_uint epoch;
+	atomic_uint nr[2]; /* sections of even and odd epochs */
+	struct mutex lock;
+	struct waitq changed;
+};
+void readers_init(struct readers *r);
+void readers_destroy(struct readers *r);
+/* Until everybody is done who was in a read section at the call. One task at a time. Switch point. */
+void readers_wait(struct readers *r);
+
 struct discards {
 	struct mutex lock;
 	struct waitq work;  /* for the task */
@@ -300,6 +313,7 @@ struct allocator {
 	struct write_point points[WRITE_POINTS_NR];
 	struct node_pool nodes;
 	struct discards discards;
+	struct readers readers;
 	struct gc_gens gc;
 };
 

@@ -22,6 +22,7 @@
 #include "base/array.h"
 #include "data/compress.h"
 #include "data/internal.h"
+#include "data/write_internal.h"
 #include "format/error_ids.h"
 #include "format/file_data.h"
 
@@ -100,8 +101,12 @@ ssize_t data_read(struct data *data, const struct data_file *file, uint64_t offs
 	r->begin_bytes = offset_bytes;
 	r->end_bytes = offset_bytes + len;
 
+	struct allocator *allocator = data->writer ? data->writer->allocator : NULL;
+	unsigned section = allocator ? allocator_read_begin(allocator) : 0;
 	reader_run(r);
 	reader_drain(r);
+	if (allocator)
+		allocator_read_end(allocator, section);
 
 	int err = r->err;
 	if (!err)
