@@ -19,6 +19,7 @@
 
 #include <cmocka.h>
 
+#include "builder/image.h"
 #include "format/alloc.h"
 #include "format/btree_node.h"
 #include "format/dirent.h"
@@ -68,10 +69,10 @@ static const char *image_path(void)
 	return path;
 }
 
-static void filesystem_open_super(struct filesystem *f)
+static void filesystem_open_super(struct filesystem *f, const char *image)
 {
 	static const struct report_sink silent = { 0 };
-	char *path = (char *)image_path();
+	char *path = (char *)image;
 	struct super_open_opts opts = { .is_buffered = true, .is_without_uring = true };
 	struct journal_read_opts jopts = { 0 };
 
@@ -923,7 +924,7 @@ static bool check_row(const struct row *row)
 	while (check_pass(data_pass)->id != CHECK_PASS_DATA)
 		data_pass++;
 	row_name = row->name;
-	filesystem_open_super(&f);
+	filesystem_open_super(&f, image_path());
 	row->break_it(&f);
 	filesystem_open_trees(&f);
 	struct check_target target = {
@@ -965,6 +966,63 @@ static void each_broken_invariant_is_named(void **state)
 		fail_msg("%u rows; KILN_TEST_ROW=NAME runs one", bad);
 }
 
+/* --- trees of several levels: an image of the builder's, and the topology pass alone --- */
+
+static uint64_t topology_errors(const char *path, int child, unsigned id)
+{
+	static struct check_result r;
+	static const struct report_sink silent = { 0 };
+	struct bkey_disk gone = { .u64s = BKEY_U64S, .format = BKEY_FORMAT_UNPACKED };
+	struct filesystem f, look;
+	struct btree_iter it;
+	struct bkey_ref k = { 0 };
+	unsigned pass = 0;
+
+	while (check_pass(pass)->id != PASS_CHECK_TOPOLOGY)
+		pass++;
+	filesystem_open_super(&look, path);
+	filesystem_open_trees(&look);
+	assert_int_equal(btree_root_level(look.trees, BTREE_INODES), 1);
+	btree_iter_open_level(&it, look.trees, BTREE_INODES, 1, POS_MIN);
+	for (int i = 0; i <= child && btree_iter_peek(&it, &k) == 1; i++)
+		btree_iter_advance(&it);
+	filesystem_open_super(&f, path);
+	bkey_store(&gone, &(struct bkey){ .p = k.k.p, .type = KEY_DELETED });
+	gone.u64s = BKEY_U64S;
+	gone.format = BKEY_FORMAT_UNPACKED;
+	if (child >= 0)
+		assert_int_equal(overlay_builder_add(f.overlay, BTREE_INODES, 1, 1ull << 40, 0, &gone), 0);
+	btree_iter_close(&it);
+	filesystem_close(&look);
+	filesystem_open_trees(&f);
+	struct check_target target = { .super = f.super, .journal = f.journal, .trees = f.trees };
+	struct check_opts opts = { .reports = &silent, .passes = 1u << pass };
+	assert_int_equal(check_run(&target, &opts, &r), 0);
+	filesystem_close(&f);
+	return id ? r.counts[id] : r.errors;
+}
+
+static void children_must_make_up_their_parent(void **state)
+{
+	struct image_options options = image_options_default;
+	struct image_dir root;
+	struct image image;
+	char path[128], name[32];
+
+	(void)state;
+	snprintf(path, sizeof(path), "%s/levels", folder);
+	options.node_bytes = 16 << 10;
+	image_begin(&image, path, &options, &root);
+	for (unsigned i = 0; i < 1000; i++) {
+		snprintf(name, sizeof(name), "f%u", i);
+		image_add_file(&image, root, name, 0644, 100);
+	}
+	image_finish(&image);
+	assert_int_equal(topology_errors(path, -1, 0), 0);
+	assert_int_equal(topology_errors(path, 1, ERROR_btree_node_topology_bad_min_key), 1);
+	assert_int_equal(topology_errors(path, 1 << 20, ERROR_btree_node_topology_bad_max_key), 1);
+}
+
 static int stop_at_once(void *ctx, const struct check_pass *pass, uint64_t done, uint64_t total, const char *position)
 {
 	return -EINTR;
@@ -995,7 +1053,7 @@ static int setup(void **state)
 	}
 	if (system(command))
 		return -1;
-	filesystem_open_super(&good);
+	filesystem_open_super(&good, image_path());
 	filesystem_open_trees(&good);
 	return 0;
 }
@@ -1014,6 +1072,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(each_broken_invariant_is_named),
+		cmocka_unit_test(children_must_make_up_their_parent),
 		cmocka_unit_test(it_stops_when_told),
 	};
 
