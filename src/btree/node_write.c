@@ -410,15 +410,16 @@ static void set_done(struct btrees *trees, struct set_write *set, int err)
 	if (trees->write_opts.journal)
 		journal_pin_drop(trees->write_opts.journal, &node->write_pin);
 	io_buffer_free(set->buf);
-	mutex_lock(&w->lock);
-	w->writing_nr--;
-	waitq_wake_all(&w->done);
-	mutex_unlock(&w->lock);
 	if (may_merge) {
 		err = interior_replace(trees, node, INTERIOR_MERGE, WATERMARK_RECLAIM, false);
 		if (err && err != -EAGAIN && err != -ENOMEM && err != -ENOSPC && err != -EIO)
 			write_failed(trees, err);
 	}
+	/* Only now: who waits for quiet waits for what a merge makes dirty, too. */
+	mutex_lock(&w->lock);
+	w->writing_nr--;
+	waitq_wake_all(&w->done);
+	mutex_unlock(&w->lock);
 	node_put(node);
 }
 
