@@ -1,0 +1,241 @@
+/*
+ * Many tasks change one filesystem at once: nothing is lost, nothing is damaged, and what is written is there after
+ * opening it again.
+ *
+ * Each task owns files by name and knows what must be in them; all of them work in the same few directories, so that
+ * their transactions meet in the same nodes.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/clock.h"
+#include "base/sync.h"
+#include "base/util.h"
+#include "kiln/kiln.h"
+
+enum { TASKS = 4, DIRS = 3, FILES = 24, BYTES_MAX = 40000 };
+
+#ifndef OPS
+#define OPS 400
+#endif
+
+struct owned {
+	bool exists;
+	unsigned dir;
+	uint64_t size, stamp; /* byte i is a function of stamp and i */
+};
+
+struct crew {
+	kiln_fs *fs;
+	unsigned id;
+	uint64_t seed;
+	struct kiln_node *dirs;
+	struct owned files[FILES];
+};
+
+/* An assertion of cmocka works in the main task only. */
+#define MUST(cond)                                                                                               \
+	do {                                                                                                     \
+		if (!(cond)) {                                                                                   \
+			fprintf(stderr, "%s:%d: %s doesn't hold (task %u)\n", __FILE__, __LINE__, #cond, c->id); \
+			abort();                                                                                 \
+		}                                                                                                \
+	} while (0)
+
+static void fill(uint8_t *buf, uint64_t stamp, uint64_t size)
+{
+	for (uint64_t i = 0; i < size; i++)
+		buf[i] = (uint8_t)(stamp * 31 + i * 7 + (i >> 8));
+}
+
+static size_t name_of(const struct crew *c, unsigned file, char name[32])
+{
+	return (size_t)snprintf(name, 32, "task%u-file%02u", c->id, file);
+}
+
+static void file_check(const struct crew *c, unsigned i)
+{
+	static _Thread_local uint8_t got[BYTES_MAX + 1], want[BYTES_MAX + 1];
+	const struct owned *f = &c->files[i];
+	struct kiln_stat st;
+	char name[32];
+	size_t len = name_of(c, i, name);
+
+	for (unsigned d = 0; d < DIRS; d++) {
+		int err = kiln_lookup(c->fs, c->dirs[d], name, len, &st);
+
+		MUST(err == (f->exists && f->dir == d ? 0 : -ENOENT));
+		if (err)
+			continue;
+		MUST(st.size == f->size);
+		MUST(kiln_read(c->fs, st.node, 0, got, sizeof(got)) == (ssize_t)f->size);
+		fill(want, f->stamp, f->size);
+		MUST(!memcmp(got, want, f->size));
+	}
+}
+
+static void file_write(struct crew *c, struct rng *rng, unsigned i)
+{
+	static _Thread_local uint8_t buf[BYTES_MAX];
+	struct owned *f = &c->files[i];
+	struct kiln_create attr = { .mode = S_IFREG | 0644 };
+	struct kiln_stat st;
+	char name[32];
+	size_t len = name_of(c, i, name);
+
+	if (!f->exists) {
+		f->dir = (unsigned)rng_below(rng, DIRS);
+		MUST(!kiln_create(c->fs, c->dirs[f->dir], name, len, &attr, &st));
+		f->exists = true;
+	} else {
+		MUST(!kiln_lookup(c->fs, c->dirs[f->dir], name, len, &st));
+	}
+	struct kiln_setattr cut = { .fields = KILN_SET_SIZE };
+	MUST(!kiln_setattr(c->fs, st.node, &cut, NULL));
+	f->size = rng_below(rng, 3) ? rng_below(rng, BYTES_MAX) : rng_below(rng, 600);
+	f->stamp = rng_u64(rng);
+	fill(buf, f->stamp, f->size);
+	for (uint64_t at = 0; at < f->size;) {
+		uint64_t n = min(f->size - at, 1 + rng_below(rng, BYTES_MAX));
+
+		MUST(kiln_write(c->fs, st.node, at, buf + at, n) == (ssize_t)n);
+		at += n;
+	}
+}
+
+static void file_move(struct crew *c, struct rng *rng, unsigned i)
+{
+	struct owned *f = &c->files[i];
+	unsigned to = (unsigned)rng_below(rng, DIRS);
+	char name[32];
+	size_t len = name_of(c, i, name);
+
+	if (!f->exists)
+		return;
+	MUST(!kiln_rename(c->fs, c->dirs[f->dir], name, len, c->dirs[to], name, len, 0));
+	f->dir = to;
+}
+
+static void crew_task(void *arg)
+{
+	struct crew *c = arg;
+	struct rng rng;
+
+	rng_init(&rng, c->seed);
+	for (unsigned op = 0; op < OPS; op++) {
+		unsigned i = (unsigned)rng_below(&rng, FILES);
+		struct owned *f = &c->files[i];
+		char name[32];
+		size_t len = name_of(c, i, name);
+
+		switch (rng_below(&rng, 8)) {
+		case 0:
+			if (f->exists)
+				MUST(!kiln_unlink(c->fs, c->dirs[f->dir], name, len, 0));
+			f->exists = false;
+			break;
+		case 1:
+		case 2: file_move(c, &rng, i); break;
+		case 3: file_check(c, i); break;
+		case 4:
+			if (!rng_below(&rng, 4))
+				MUST(!kiln_sync(c->fs));
+			break;
+		default: file_write(c, &rng, i); break;
+		}
+	}
+}
+
+static kiln_fs *must_open(const char *path)
+{
+	struct kiln_open_options options = { .struct_bytes = sizeof(options), .flags = KILN_OPEN_WRITE };
+	char why[KILN_ERROR_BYTES];
+	kiln_fs *fs;
+
+	if (kiln_open(&path, 1, &options, &fs, why))
+		fail_msg("%s", why);
+	assert_null(kiln_write_refused(fs));
+	return fs;
+}
+
+static void must_be_consistent(kiln_fs *fs)
+{
+	struct kiln_check_options options = { .struct_bytes = sizeof(options), .flags = KILN_CHECK_DATA };
+	struct kiln_check_result *result = calloc(1, sizeof(*result));
+
+	assert_int_equal(kiln_check(fs, &options, result), 0);
+	for (unsigned i = 0; i < result->kind_nr; i++)
+		print_error("%" PRIu64 " x %s\n", result->kinds[i].count, result->kinds[i].name);
+	assert_int_equal(result->errors, 0);
+	free(result);
+}
+
+static void tasks_that_share_directories_lose_nothing(void **state)
+{
+	const char *seed_text = getenv("KILN_TEST_SEED");
+	uint64_t seed = seed_text ? strtoull(seed_text, NULL, 0) : random_u64();
+	char path[] = "/tmp/kiln-threads-XXXXXX", why[KILN_ERROR_BYTES], name[8];
+	struct kiln_format_device dev = { .path = path, .file_bytes = 256 << 20 };
+	struct kiln_format_options format = { .struct_bytes = sizeof(format),
+					      .device_struct_bytes = sizeof(dev),
+					      .flags = KILN_FORMAT_FORCE };
+	struct kiln_create dir_attr = { .mode = S_IFDIR | 0755 };
+	struct kiln_node dirs[DIRS];
+	struct crew *crew = calloc(TASKS, sizeof(*crew));
+	struct task *tasks[TASKS];
+	struct kiln_stat st;
+	kiln_fs *fs;
+	int fd = mkstemp(path);
+
+	(void)state;
+	print_message("KILN_TEST_SEED=%" PRIu64 "\n", seed);
+	assert_true(fd >= 0);
+	close(fd);
+	if (kiln_format(&dev, 1, &format, &fs, why))
+		fail_msg("%s", why);
+	for (unsigned d = 0; d < DIRS; d++) {
+		snprintf(name, sizeof(name), "d%u", d);
+		assert_int_equal(kiln_create(fs, kiln_root(fs), name, 2, &dir_attr, &st), 0);
+		dirs[d] = st.node;
+	}
+	for (unsigned round = 0; round < 2; round++) {
+		for (unsigned i = 0; i < TASKS; i++) {
+			crew[i].fs = fs;
+			crew[i].id = i;
+			crew[i].seed = seed * TASKS + i + round * 1000;
+			crew[i].dirs = dirs;
+			assert_int_equal(task_start(&tasks[i], "crew", crew_task, &crew[i]), 0);
+		}
+		for (unsigned i = 0; i < TASKS; i++)
+			task_join(tasks[i]);
+		assert_int_equal(kiln_shutdown(fs), 0);
+		kiln_close(fs);
+		fs = must_open(path);
+		for (unsigned i = 0; i < TASKS; i++) {
+			crew[i].fs = fs;
+			for (unsigned f = 0; f < FILES; f++)
+				file_check(&crew[i], f);
+		}
+		must_be_consistent(fs);
+	}
+	assert_int_equal(kiln_shutdown(fs), 0);
+	kiln_close(fs);
+	unlink(path);
+	free(crew);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = { cmocka_unit_test(tasks_that_share_directories_lose_nothing) };
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
