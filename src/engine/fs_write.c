@@ -127,18 +127,10 @@ static bool options_refused(const struct super *s, char why[KILN_ERROR_BYTES])
 bool fs_write_refused(const struct kiln_fs *fs, char why[KILN_ERROR_BYTES])
 {
 	const struct super *s = fs->super;
-	unsigned version = le16_get(s->sb->version);
-
 	if (super_write_unsupported(s, why) || options_refused(s, why))
 		return true;
 	if (namespace_fallback(fs->ns)) {
 		snprintf(why, KILN_ERROR_BYTES, "part of its metadata is damaged: %s", namespace_fallback(fs->ns));
-		return true;
-	}
-	if (version < VERSION_1_4 && recovery_upgrade_passes(version) & ~(1ull << PASS_SET_FS_NEEDS_REBALANCE)) {
-		snprintf(why, KILN_ERROR_BYTES,
-			 "it is of version %u.%u: writing it needs an upgrade that Kiln can't do yet",
-			 VERSION_MAJOR(version), VERSION_MINOR(version));
 		return true;
 	}
 	if (!fs->journal->was_clean && (fs->journal->missing_nr || fs->journal->rewind_nr)) {
@@ -278,6 +270,7 @@ int fs_write_start(struct kiln_fs *fs, char why[KILN_ERROR_BYTES])
 		return err;
 	}
 	fs->is_writable = true;
+	__atomic_store_n(&fs->reporter.counting, fs->super, __ATOMIC_RELEASE);
 	return 0;
 }
 
@@ -337,6 +330,7 @@ int fs_write_start_fresh(struct kiln_fs *fs, uint64_t memory_bytes, char why[KIL
 		return err;
 	}
 	fs->is_writable = true;
+	__atomic_store_n(&fs->reporter.counting, fs->super, __ATOMIC_RELEASE);
 	return 0;
 }
 
@@ -384,6 +378,7 @@ static void free_all(struct kiln_fs *fs)
 	fs->allocator = NULL;
 	fs->journal_writer = NULL;
 	fs->is_writable = false;
+	__atomic_store_n(&fs->reporter.counting, NULL, __ATOMIC_RELEASE);
 }
 
 int fs_write_stop(struct kiln_fs *fs)

@@ -81,6 +81,9 @@ static void reporter_emit(void *ctx, const struct report *r)
 						       .text = buf });
 	}
 	mutex_unlock(&reporter->lock);
+	struct super *counting = __atomic_load_n(&reporter->counting, __ATOMIC_ACQUIRE);
+	if (is_new && counting && r->id && r->level != REPORT_INFO)
+		super_error_count(counting, r->id);
 	if (is_new && !reporter->user_report)
 		log_printf(&reporter->log, log_level_of(r->level), "%s", buf);
 }

@@ -2,9 +2,12 @@
 #include "recovery/passes.h"
 
 #include <errno.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "format/logged_op.h"
 #include "format/version.h"
+#include "recovery/check.h"
 
 /* --- the passes that mounting needs --- */
 
@@ -100,6 +103,36 @@ static int set_needs_rebalance(struct recovery *r)
 		       : 0;
 }
 
+/*
+ * A pass that an upgrade asks for, in the form of a check: where it finds nothing, there was nothing to be changed. What
+ * it finds needs repair, which is not there yet.
+ */
+static int check_instead(struct recovery *r, enum pass_id id)
+{
+	struct check_target target = {
+		.super = r->super, .journal = (struct journal_state *)r->state, .trees = r->trees, .is_writable = true
+	};
+	struct check_opts opts = { .reports = r->reports };
+	int err = btrees_flush_all(r->trees);
+	struct check_result *result = calloc(1, sizeof(*result));
+
+	if (!result)
+		return -ENOMEM;
+	for (unsigned i = 0; check_pass(i); i++)
+		if (check_pass(i)->id == id)
+			opts.passes |= 1u << i;
+	if (!err)
+		err = check_run(&target, &opts, result);
+	if (!err && result->errors) {
+		log_printf(r->log, LOG_LEVEL_ERROR, "upgrading needs what %s finds to be repaired first", pass_name(id));
+		err = -KILN_E_UNSUPPORTED;
+	}
+	free(result);
+	return err;
+}
+static int upgrade_snapshots(struct recovery *r) { return check_instead(r, PASS_CHECK_SNAPSHOTS); }
+static int upgrade_inodes(struct recovery *r) { return check_instead(r, PASS_CHECK_INODES); }
+
 /* --- the table --- */
 
 #define FSCK   PASS_WHEN_FSCK
@@ -126,12 +159,12 @@ static const struct recovery_pass passes[] = {
 	{ PASS_FS_FREESPACE_INIT, ALWAYS, init_freespace },
 	{ PASS_BUCKET_GENS_INIT, 0, NULL }, /* only for versions below 1.0 */
 	{ PASS_CHECK_SNAPSHOT_TREES, FSCK, NULL },
-	{ PASS_CHECK_SNAPSHOTS, FSCK, NULL },
+	{ PASS_CHECK_SNAPSHOTS, FSCK, upgrade_snapshots },
 	{ PASS_CHECK_SUBVOLS, FSCK, NULL },
 	{ PASS_DELETE_DEAD_SNAPSHOTS, FSCK, NULL },
 	{ PASS_FS_UPGRADE_FOR_SUBVOLUMES, 0, NULL }, /* only for versions below 1.0 */
 	{ PASS_RESUME_LOGGED_OPS, ALWAYS, resume_logged_ops },
-	{ PASS_CHECK_INODES, FSCK, NULL },
+	{ PASS_CHECK_INODES, FSCK, upgrade_inodes },
 	{ PASS_CHECK_EXTENTS, FSCK, NULL },
 	{ PASS_CHECK_INDIRECT_EXTENTS, FSCK, NULL },
 	{ PASS_CHECK_DIRENTS, FSCK, NULL },
