@@ -45,7 +45,8 @@ static int ranges_read_dev(struct allocator *a, unsigned dev)
 	struct alloc_dev *d = &a->devs[dev];
 	int err = range_add(d, 0, div_round_up_u64(SB_SECTOR, d->bucket_sectors));
 
-	for (unsigned i = 0; !err && i < min(sb->layout.nr_superblocks, (uint8_t)SB_LAYOUT_COPIES_MAX); i++) {
+	for (unsigned i = 0; !err && i < min((unsigned)sb->layout.nr_superblocks, (unsigned)SB_LAYOUT_COPIES_MAX);
+	     i++) {
 		uint64_t start = le64_get(sb->layout.sb_offset[i]);
 		uint64_t end = start + (1ull << min(sb->layout.sb_max_size_bits, (uint8_t)SB_SIZE_BITS_MAX));
 

@@ -61,7 +61,7 @@ static uint32_t superblock_sectors(const struct sb_layout_disk *layout, uint32_t
 	uint64_t start = bucket * bucket_sectors, end = start + bucket_sectors;
 	uint64_t size = 1ull << min(layout->sb_max_size_bits, (uint8_t)SB_SIZE_BITS_MAX), sum = 0;
 
-	for (unsigned i = 0; i < min(layout->nr_superblocks, (uint8_t)SB_LAYOUT_COPIES_MAX); i++) {
+	for (unsigned i = 0; i < min((unsigned)layout->nr_superblocks, (unsigned)SB_LAYOUT_COPIES_MAX); i++) {
 		uint64_t from = le64_get(layout->sb_offset[i]), to = from + size;
 
 		if (from == SB_SECTOR)

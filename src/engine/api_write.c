@@ -65,8 +65,8 @@ int kiln_create(kiln_fs *fs, struct kiln_node dir, const char *name, size_t len,
 		struct kiln_stat *st)
 {
 	struct create_attr a = create_attr_of(attr);
-	struct object created;
-	struct inode inode;
+	struct object created = { 0 };
+	struct inode inode = { 0 };
 
 	int err = new_name_check(fs, name, len);
 	if (!err && S_ISLNK(a.mode))
@@ -80,8 +80,8 @@ int kiln_create(kiln_fs *fs, struct kiln_node dir, const char *name, size_t len,
 int kiln_create_unnamed(kiln_fs *fs, struct kiln_node dir, const struct kiln_create *attr, struct kiln_stat *st)
 {
 	struct create_attr a = create_attr_of(attr);
-	struct object created;
-	struct inode inode;
+	struct object created = { 0 };
+	struct inode inode = { 0 };
 
 	int err = may_change(fs);
 	if (!err && !S_ISREG(a.mode))
@@ -97,8 +97,8 @@ int kiln_symlink(kiln_fs *fs, struct kiln_node dir, const char *name, size_t len
 {
 	struct create_attr a = create_attr_of(attr);
 	size_t target_len = strnlen(target, PATH_MAX);
-	struct object created;
-	struct inode inode;
+	struct object created = { 0 };
+	struct inode inode = { 0 };
 
 	a.mode = S_IFLNK | 0777;
 	a.umask = 0;
@@ -196,7 +196,7 @@ int kiln_setattr(kiln_fs *fs, struct kiln_node node, const struct kiln_setattr *
 		.atime_now = attr->fields & KILN_SET_ATIME_NOW,
 		.mtime_now = attr->fields & KILN_SET_MTIME_NOW,
 	};
-	struct inode inode;
+	struct inode inode = { 0 };
 
 	int err = may_change(fs);
 	if (!err && attr->fields & KILN_SET_FLAGS)
@@ -254,7 +254,7 @@ int kiln_punch(kiln_fs *fs, struct kiln_node node, uint64_t offset, uint64_t len
 
 int kiln_fsync(kiln_fs *fs, struct kiln_node node)
 {
-	struct inode inode;
+	struct inode inode = { 0 };
 
 	if (!fs->is_writable)
 		return 0;

@@ -126,7 +126,7 @@ static void mark_device(struct allocations *a, unsigned dev)
 	const struct sb_layout_disk *layout = &m->sb->layout;
 	uint64_t sectors = 1ull << min(layout->sb_max_size_bits, (uint8_t)SB_SIZE_BITS_MAX);
 
-	for (unsigned i = 0; i < min(layout->nr_superblocks, (uint8_t)SB_LAYOUT_COPIES_MAX); i++) {
+	for (unsigned i = 0; i < min((unsigned)layout->nr_superblocks, (unsigned)SB_LAYOUT_COPIES_MAX); i++) {
 		uint64_t at = le64_get(layout->sb_offset[i]);
 
 		if (at == SB_SECTOR)
@@ -624,7 +624,7 @@ static int compare_stripe(void *ctx, struct bkey_ref k)
 	}
 	if (k.k.type != KEY_STRIPE || stripe_decode(k, &s, NULL))
 		return 0;
-	for (unsigned i = 0; i < min(s.nr_blocks, (uint8_t)STRIPE_BLOCKS_MAX); i++)
+	for (unsigned i = 0; i < min((unsigned)s.nr_blocks, (unsigned)STRIPE_BLOCKS_MAX); i++)
 		if (s.block_sectors[i] != sums[i])
 			check_report_pos(a->c, ERROR_stripe_sector_count_wrong, BTREE_STRIPES, k.k.p,
 					 "the sectors that extents have there", "block %u: %u instead of %llu", i,

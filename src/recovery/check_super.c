@@ -53,7 +53,7 @@ static int check_device(struct check *c, unsigned dev)
 
 	if (!buf)
 		return -ENOMEM;
-	for (unsigned i = 0; i < min(layout->nr_superblocks, (uint8_t)SB_LAYOUT_COPIES_MAX); i++)
+	for (unsigned i = 0; i < min((unsigned)layout->nr_superblocks, (unsigned)SB_LAYOUT_COPIES_MAX); i++)
 		check_copy(c, dev, le64_get(layout->sb_offset[i]), buf, bytes);
 	/* Sector 7, read with its neighbours, as devices with larger sectors need. */
 	int err = device_read(m->dev, 0, buf, 4096);

@@ -104,8 +104,8 @@ static int set_needs_rebalance(struct recovery *r)
 }
 
 /*
- * A pass that an upgrade asks for, in the form of a check: where it finds nothing, there was nothing to be changed. What
- * it finds needs repair, which is not there yet.
+ * A pass that an upgrade asks for, in the form of a check: where it finds nothing, there was nothing to be changed.
+ * What it finds needs repair, which is not there yet.
  */
 static int check_instead(struct recovery *r, enum pass_id id)
 {
@@ -124,7 +124,8 @@ static int check_instead(struct recovery *r, enum pass_id id)
 	if (!err)
 		err = check_run(&target, &opts, result);
 	if (!err && result->errors) {
-		log_printf(r->log, LOG_LEVEL_ERROR, "upgrading needs what %s finds to be repaired first", pass_name(id));
+		log_printf(r->log, LOG_LEVEL_ERROR, "upgrading needs what %s finds to be repaired first",
+			   pass_name(id));
 		err = -KILN_E_UNSUPPORTED;
 	}
 	free(result);
