@@ -1,0 +1,328 @@
+/*
+ * Simulated disks that lose power. See power.h.
+ *
+ * A disk's bytes are always what a reader sees: the newest. Beside them it keeps a list of *records*, in order of
+ * submission: writes that aren't known to be durable, each with what it wrote and what was there before. At a cut
+ * records that became durable meanwhile are dropped, all others are undone from the newest to the oldest, which gives
+ * what the medium surely holds, and then a random subset of them is done again in random order.
+ *
+ * Times make no events: a record knows when its write completes, and from when on a flush has made it durable, so
+ * whether it is durable is a question of the time at which one asks.
+ */
+#include "device/power.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/array.h"
+#include "base/clock.h"
+#include "base/fiber.h"
+#include "base/sync.h"
+#include "base/util.h"
+
+enum { DISKS_MAX = 16, LATENCY_NS_MAX = 200000 };
+
+struct record {
+	uint64_t offset_bytes, len_bytes;
+	uint64_t complete_ns; /* of the write */
+	uint64_t durable_ns;  /* when a flush that covers it is complete; UINT64_MAX: none yet */
+	uint8_t *bytes;	      /* new ones, then the old ones */
+};
+
+struct disk {
+	uint64_t size_bytes;
+	uint32_t logical_block_bytes;
+	uint8_t *bytes;
+	struct record *records;
+	size_t records_nr, records_capacity;
+};
+
+struct power {
+	struct mutex lock; /* thread mode only: in fiber mode nothing here switches */
+	struct rng rng;
+	uint64_t generation; /* counts cuts: older handles are dead */
+	uint64_t cut_in;     /* I/Os until the cut; 0: none planned */
+	bool is_off;
+	struct power_stats stats;
+	struct disk disks[DISKS_MAX];
+	unsigned disks_nr;
+};
+
+struct power_handle {
+	struct device dev;
+	struct power *power;
+	struct disk *disk;
+	uint64_t generation;
+};
+
+static void power_submit(struct device *dev, struct device_io *io);
+static void power_close(struct device *dev) { free(container_of(dev, struct power_handle, dev)); }
+
+static const struct device_ops power_ops = { .kind = "simulated", .submit = power_submit, .close = power_close };
+
+static void power_lock(struct power *p)
+{
+	if (!fiber_mode())
+		mutex_lock(&p->lock);
+}
+
+static void power_unlock(struct power *p)
+{
+	if (!fiber_mode())
+		mutex_unlock(&p->lock);
+}
+
+/* --- disks --- */
+
+struct power *power_new(uint64_t seed)
+{
+	struct power *p = calloc(1, sizeof(*p));
+
+	if (p) {
+		mutex_init(&p->lock);
+		rng_init(&p->rng, seed);
+	}
+	return p;
+}
+
+static void records_clear(struct disk *d)
+{
+	for (size_t i = 0; i < d->records_nr; i++)
+		free(d->records[i].bytes);
+	d->records_nr = 0;
+}
+
+void power_free(struct power *p)
+{
+	for (unsigned i = 0; p && i < p->disks_nr; i++) {
+		records_clear(&p->disks[i]);
+		free(p->disks[i].records);
+		munmap(p->disks[i].bytes, p->disks[i].size_bytes);
+	}
+	if (p)
+		mutex_destroy(&p->lock);
+	free(p);
+}
+
+int power_disk_add(struct power *p, uint64_t size_bytes, uint32_t logical_block_bytes)
+{
+	assert(p->disks_nr < DISKS_MAX && !(size_bytes % logical_block_bytes));
+	struct disk *d = &p->disks[p->disks_nr];
+
+	d->bytes = mmap(NULL, size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (d->bytes == MAP_FAILED)
+		return -ENOMEM;
+	d->size_bytes = size_bytes;
+	d->logical_block_bytes = logical_block_bytes;
+	return (int)p->disks_nr++;
+}
+
+int power_disk_open(struct power *p, unsigned nr, struct device **dev)
+{
+	struct power_handle *h = calloc(1, sizeof(*h));
+
+	if (!h)
+		return -ENOMEM;
+	h->power = p;
+	h->disk = &p->disks[nr];
+	h->generation = p->generation;
+	h->dev = (struct device){
+		.ops = &power_ops,
+		.size_bytes = h->disk->size_bytes,
+		.logical_block_bytes = h->disk->logical_block_bytes,
+		.io_align_bytes = h->disk->logical_block_bytes,
+		.mem_align_bytes = 1,
+	};
+	snprintf(h->dev.name, sizeof(h->dev.name), "disk%u", nr);
+	*dev = &h->dev;
+	return 0;
+}
+
+uint8_t *power_disk_bytes(struct power *p, unsigned nr) { return p->disks[nr].bytes; }
+bool power_is_off(const struct power *p) { return p->is_off; }
+struct power_stats power_stats_get(const struct power *p) { return p->stats; }
+
+/* --- losing power --- */
+
+/* Drop what is durable at @now. */
+static void records_settle(struct disk *d, uint64_t now)
+{
+	size_t kept = 0;
+
+	for (size_t i = 0; i < d->records_nr; i++)
+		if (d->records[i].durable_ns <= now)
+			free(d->records[i].bytes);
+		else
+			d->records[kept++] = d->records[i];
+	d->records_nr = kept;
+}
+
+static void record_redo(struct power *p, struct disk *d, const struct record *r)
+{
+	static const uint32_t units[] = { 512, 4096 };
+	uint64_t fate = rng_below(&p->rng, 4);
+
+	if (fate == 0) {
+		p->stats.lost_writes++;
+		return;
+	}
+	if (fate != 1) {
+		memcpy(d->bytes + r->offset_bytes, r->bytes, r->len_bytes);
+		return;
+	}
+	/* Torn: a prefix, or any of its pieces. */
+	uint32_t unit = max(units[rng_below(&p->rng, 2)], d->logical_block_bytes);
+	uint64_t prefix = rng_below(&p->rng, 2) ? rng_below(&p->rng, r->len_bytes / unit + 1) * unit : UINT64_MAX;
+
+	p->stats.torn_writes++;
+	for (uint64_t at = 0; at < r->len_bytes; at += unit)
+		if (prefix == UINT64_MAX ? rng_below(&p->rng, 2) : at < prefix)
+			memcpy(d->bytes + r->offset_bytes + at, r->bytes + at, min((uint64_t)unit, r->len_bytes - at));
+}
+
+static void disk_cut(struct power *p, struct disk *d)
+{
+	records_settle(d, fiber_mode() ? clock_monotonic_ns() : UINT64_MAX - 1);
+	for (size_t i = d->records_nr; i--;)
+		memcpy(d->bytes + d->records[i].offset_bytes, d->records[i].bytes + d->records[i].len_bytes,
+		       d->records[i].len_bytes);
+	p->stats.at_risk_writes += d->records_nr;
+	/* Sometimes all of it got there, or nothing. */
+	uint64_t fate = rng_below(&p->rng, 8);
+	for (size_t left = d->records_nr; left; left--) {
+		size_t i = fate == 0 ? d->records_nr - left : (size_t)rng_below(&p->rng, left);
+		struct record *r = &d->records[i];
+
+		if (fate == 0)
+			memcpy(d->bytes + r->offset_bytes, r->bytes, r->len_bytes);
+		else if (fate != 1)
+			record_redo(p, d, r);
+		else
+			p->stats.lost_writes++;
+		if (fate != 0) {
+			struct record last = d->records[left - 1];
+
+			d->records[left - 1] = *r;
+			*r = last;
+		}
+	}
+	records_clear(d);
+}
+
+static void cut_locked(struct power *p)
+{
+	if (p->is_off)
+		return;
+	p->stats.at_risk_writes = p->stats.lost_writes = p->stats.torn_writes = 0;
+	p->is_off = true;
+	p->cut_in = 0;
+	p->generation++;
+	for (unsigned i = 0; i < p->disks_nr; i++)
+		disk_cut(p, &p->disks[i]);
+}
+
+void power_cut(struct power *p)
+{
+	power_lock(p);
+	cut_locked(p);
+	power_unlock(p);
+}
+
+void power_cut_after(struct power *p, uint64_t ios) { p->cut_in = ios; }
+void power_restore(struct power *p) { p->is_off = false; }
+
+/* --- I/O --- */
+
+/* The new record's bytes are new and old ones; the disk gets the new ones. */
+static int write_record(struct disk *d, const struct device_io *io, uint64_t complete_ns)
+{
+	uint8_t *bytes = malloc(2 * io->len_bytes);
+	uint64_t at = 0;
+
+	if (!bytes || array_grow(&d->records, &d->records_capacity, d->records_nr + 1, sizeof(*d->records))) {
+		free(bytes);
+		return -ENOMEM;
+	}
+	/* What is discarded may read as anything, so whoever still wants it shall notice. */
+	if (io->op == DEVICE_DISCARD)
+		memset(bytes, 0xdd, io->len_bytes);
+	for (unsigned i = 0; i < io->iov_nr; i++) {
+		memcpy(bytes + at, io->iov[i].iov_base, io->iov[i].iov_len);
+		at += io->iov[i].iov_len;
+	}
+	memcpy(bytes + io->len_bytes, d->bytes + io->offset_bytes, io->len_bytes);
+	memcpy(d->bytes + io->offset_bytes, bytes, io->len_bytes);
+	d->records[d->records_nr++] = (struct record){ .offset_bytes = io->offset_bytes,
+						       .len_bytes = io->len_bytes,
+						       .complete_ns = complete_ns,
+						       .durable_ns = UINT64_MAX,
+						       .bytes = bytes };
+	return 0;
+}
+
+/* Covers the writes that are complete now, from @done_ns on. */
+static void flush_records(struct disk *d, uint64_t now, uint64_t done_ns)
+{
+	records_settle(d, now);
+	for (size_t i = 0; i < d->records_nr; i++)
+		if (d->records[i].complete_ns <= now)
+			d->records[i].durable_ns = min(d->records[i].durable_ns, done_ns);
+}
+
+static void read_bytes(const struct disk *d, const struct device_io *io)
+{
+	const uint8_t *from = d->bytes + io->offset_bytes;
+	uint64_t left = io->len_bytes;
+
+	for (unsigned i = 0; i < io->iov_nr && left; i++) {
+		size_t bytes = min(left, io->iov[i].iov_len);
+
+		memcpy(io->iov[i].iov_base, from, bytes);
+		from += bytes;
+		left -= bytes;
+	}
+}
+
+static int serve(struct power_handle *h, struct device_io *io, uint64_t now, uint64_t done_ns)
+{
+	struct power *p = h->power;
+	int err = 0;
+
+	if (p->is_off || h->generation != p->generation)
+		return -EIO;
+	switch (io->op) {
+	case DEVICE_READ: read_bytes(h->disk, io); return 0;
+	case DEVICE_WRITE:
+	case DEVICE_DISCARD:
+		p->stats.writes++;
+		err = write_record(h->disk, io, done_ns);
+		break;
+	case DEVICE_FLUSH: p->stats.flushes++; break;
+	}
+	if (p->cut_in && !--p->cut_in) {
+		cut_locked(p);
+		return -EIO;
+	}
+	if (io->op == DEVICE_FLUSH)
+		flush_records(h->disk, now, done_ns);
+	return err;
+}
+
+static void power_submit(struct device *dev, struct device_io *io)
+{
+	struct power_handle *h = container_of(dev, struct power_handle, dev);
+	uint64_t now = fiber_mode() ? clock_monotonic_ns() : 0;
+
+	power_lock(h->power);
+	uint64_t done_ns = fiber_mode() ? now + 1000 + rng_below(&h->power->rng, LATENCY_NS_MAX) : 0;
+	int err = serve(h, io, now, done_ns);
+	power_unlock(h->power);
+	if (fiber_mode())
+		io_done_at(io, err, done_ns);
+	else
+		io_done(io, err);
+}

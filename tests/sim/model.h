@@ -1,0 +1,74 @@
+/*
+ * A filesystem as a tree in memory: what a simulated one must look like.
+ *
+ * A model is changed by operations (operation.h), copied, read out of a filesystem, and compared. Objects have numbers
+ * of their own; the root is number 0.
+ */
+#ifndef KILN_TESTS_SIM_MODEL_H
+#define KILN_TESTS_SIM_MODEL_H
+
+#include "base/strbuf.h"
+#include "kiln/kiln.h"
+
+enum { MODEL_XATTRS_MAX = 6, MODEL_ROOT = 0 };
+
+struct model_entry {
+	char *name;
+	unsigned id;
+};
+
+struct model_xattr {
+	char name[24]; /* "" : none */
+	uint8_t *value;
+	size_t size;
+};
+
+struct model_object {
+	bool exists;
+	uint32_t mode, uid, gid, nlink;
+	uint32_t rdev_major, rdev_minor;
+	uint64_t size;
+	uint8_t *data; /* regular files: contents; symlinks: target */
+	size_t data_capacity;
+	bool has_mtime; /* it was set and nothing has changed it since */
+	struct kiln_timespec mtime;
+	unsigned parent; /* directories */
+	struct model_entry *entries;
+	size_t entries_nr, entries_capacity;
+	struct model_xattr xattrs[MODEL_XATTRS_MAX];
+	unsigned held;
+	/* Of the filesystem it runs beside. */
+	struct kiln_node node;
+	uint64_t last_op; /* the last operation that fsync of it promises */
+};
+
+struct model {
+	struct model_object *objects;
+	size_t nr, capacity;
+};
+
+void model_free(struct model *m);
+/* A copy that shares nothing. */
+void model_copy(struct model *to, const struct model *from);
+
+unsigned model_object_new(struct model *m, uint32_t mode);
+struct model_entry *model_entry_find(struct model *m, unsigned dir, const char *name);
+void model_entry_add(struct model *m, unsigned dir, const char *name, unsigned id);
+void model_entry_remove(struct model *m, unsigned dir, const char *name);
+/* One name less; it is gone when that was the last and nobody holds it. */
+void model_object_drop(struct model *m, unsigned id);
+void model_object_free(struct model *m, unsigned id);
+void model_resize(struct model_object *o, uint64_t size);
+
+/* Read all of a filesystem. 0, or an error with what couldn't be read. */
+int model_read(struct model *m, kiln_fs *fs, struct strbuf *why);
+/*
+ * Are the trees equal? Objects without names don't count. Else @why (may be NULL) says where they differ. @partial_id:
+ * the contents of this object of @want may differ (UINT32_MAX: of none); its number in @got goes to *@partial_got.
+ */
+bool model_equal(const struct model *got, const struct model *want, unsigned partial_id, unsigned *partial_got,
+		 struct strbuf *why);
+/* Objects of @m become the ones of the filesystem that @read was read from; they are equal. Nobody holds any. */
+void model_adopt_nodes(struct model *m, const struct model *read);
+
+#endif

@@ -1,0 +1,583 @@
+/* Operations on a filesystem. See operation.h. */
+#include "operation.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/util.h"
+
+enum { XATTR_BYTES_MAX = 900 };
+
+static const char *const kind_names[OP_KIND_NR] = {
+	[OP_CREATE] = "create",
+	[OP_SYMLINK] = "symlink",
+	[OP_UNNAMED] = "unnamed",
+	[OP_LINK] = "link",
+	[OP_UNLINK] = "unlink",
+	[OP_RMDIR] = "rmdir",
+	[OP_RENAME] = "rename",
+	[OP_WRITE] = "write",
+	[OP_PUNCH] = "punch",
+	[OP_TRUNCATE] = "truncate",
+	[OP_SETATTR] = "setattr",
+	[OP_SETXATTR] = "setxattr",
+	[OP_REMOVEXATTR] = "removexattr",
+	[OP_HOLD] = "hold",
+	[OP_RELEASE] = "release",
+	[OP_FSYNC] = "fsync",
+	[OP_SYNC] = "sync",
+};
+
+const struct operation_limits operation_limits_default = {
+	.files_max = 150,
+	.file_bytes_max = 1 << 20,
+	.total_bytes_max = 6 << 20,
+	.weights = {
+		[OP_CREATE] = 16, [OP_SYMLINK] = 3, [OP_UNNAMED] = 1,	[OP_LINK] = 5,	   [OP_UNLINK] = 10,
+		[OP_RMDIR] = 3,	  [OP_RENAME] = 9,  [OP_WRITE] = 30,	[OP_PUNCH] = 5,	   [OP_TRUNCATE] = 7,
+		[OP_SETATTR] = 5, [OP_SETXATTR] = 5, [OP_REMOVEXATTR] = 2, [OP_HOLD] = 1,  [OP_RELEASE] = 2,
+		[OP_FSYNC] = 4,	  [OP_SYNC] = 2,
+	},
+};
+
+/* --- drawing --- */
+
+typedef bool (*object_filter)(const struct model_object *o);
+static bool is_dir(const struct model_object *o) { return o->exists && S_ISDIR(o->mode); }
+static bool is_file(const struct model_object *o) { return o->exists && S_ISREG(o->mode); }
+static bool is_no_dir(const struct model_object *o) { return o->exists && !S_ISDIR(o->mode); }
+static bool is_any(const struct model_object *o) { return o->exists; }
+static bool is_held(const struct model_object *o) { return o->exists && o->held; }
+static bool has_xattr(const struct model_object *o)
+{
+	for (unsigned i = 0; i < MODEL_XATTRS_MAX; i++)
+		if (o->xattrs[i].name[0])
+			return o->exists;
+	return false;
+}
+
+/* UINT32_MAX: there is none. */
+static unsigned draw_object(struct rng *rng, const struct model *m, object_filter filter)
+{
+	unsigned found = UINT32_MAX, nr = 0;
+
+	for (unsigned i = 0; i < m->nr; i++)
+		if (filter(&m->objects[i]) && !rng_below(rng, ++nr))
+			found = i;
+	return found;
+}
+
+static void draw_name(struct rng *rng, char name[256])
+{
+	unsigned len = rng_below(rng, 16) ? 1 : 200;
+
+	/* Few different ones, so that they meet. */
+	snprintf(name, 256, "%c%llu", 'a' + (char)rng_below(rng, 26), (unsigned long long)rng_below(rng, 30));
+	if (len > 1) {
+		size_t at = strlen(name);
+
+		memset(name + at, 'x', len);
+		name[at + len] = 0;
+	}
+}
+
+/* A name in some directory; false: all are empty. */
+static bool draw_entry(struct rng *rng, const struct model *m, bool want_dir, unsigned *dir, char name[256],
+		       unsigned *id)
+{
+	unsigned nr = 0;
+
+	for (unsigned i = 0; i < m->nr; i++)
+		for (size_t k = 0; is_dir(&m->objects[i]) && k < m->objects[i].entries_nr; k++) {
+			const struct model_entry *e = &m->objects[i].entries[k];
+
+			if (S_ISDIR(m->objects[e->id].mode) != want_dir || rng_below(rng, ++nr))
+				continue;
+			*dir = i;
+			*id = e->id;
+			snprintf(name, 256, "%s", e->name);
+		}
+	return nr;
+}
+
+static uint64_t total_bytes(const struct model *m)
+{
+	uint64_t bytes = 0;
+
+	for (unsigned i = 0; i < m->nr; i++)
+		bytes += m->objects[i].size;
+	return bytes;
+}
+
+static uint64_t objects_nr(const struct model *m)
+{
+	uint64_t nr = 0;
+
+	for (unsigned i = 0; i < m->nr; i++)
+		nr += m->objects[i].exists;
+	return nr;
+}
+
+/* A size or offset: all magnitudes, often on a boundary. */
+static uint64_t draw_bytes(struct rng *rng, uint64_t max_bytes)
+{
+	unsigned bits = (unsigned)rng_below(rng, bit_length_u64(max_bytes) + 1);
+	uint64_t bytes = bits ? rng_u64(rng) >> (64 - bits) : 0;
+
+	switch (rng_below(rng, 4)) {
+	case 0: bytes = round_down_u64(bytes, 4096); break;
+	case 1: bytes = round_down_u64(bytes, 512); break;
+	default: break;
+	}
+	return min(bytes, max_bytes);
+}
+
+static void draw_creation(struct operation *op, struct rng *rng, const struct model *m)
+{
+	static const uint32_t types[] = { S_IFREG, S_IFREG, S_IFREG,  S_IFREG, S_IFREG, S_IFDIR,
+					  S_IFDIR, S_IFIFO, S_IFSOCK, S_IFBLK, S_IFCHR };
+
+	op->dir = draw_object(rng, m, is_dir);
+	draw_name(rng, op->name);
+	op->mode = types[rng_below(rng, ARRAY_NR(types))] | (uint32_t)rng_below(rng, 01000);
+	op->uid = (uint32_t)rng_below(rng, 3) * 1000;
+	op->gid = (uint32_t)rng_below(rng, 3) * 1000;
+	if (S_ISBLK(op->mode) || S_ISCHR(op->mode)) {
+		op->rdev_major = 1 + (uint32_t)rng_below(rng, 255);
+		op->rdev_minor = (uint32_t)rng_below(rng, 4096);
+	}
+	if (op->kind == OP_UNNAMED)
+		op->mode = S_IFREG | 0600;
+	op->len = 1 + (rng_below(rng, 4) ? rng_below(rng, 60) : rng_below(rng, 1000));
+}
+
+static bool draw_rename(struct operation *op, struct rng *rng, const struct model *m)
+{
+	unsigned other;
+
+	op->flags = (unsigned)rng_below(rng, 3);
+	op->dir2 = draw_object(rng, m, is_dir);
+	draw_name(rng, op->name2);
+	/* Often onto something. */
+	if (rng_below(rng, 2) && !draw_entry(rng, m, rng_below(rng, 2), &op->dir2, op->name2, &other))
+		return false;
+	return draw_entry(rng, m, !rng_below(rng, 3), &op->dir, op->name, &op->id);
+}
+
+static bool draw_content(struct operation *op, struct rng *rng, const struct model *m,
+			 const struct operation_limits *limits)
+{
+	op->id = draw_object(rng, m, is_file);
+	if (op->id == UINT32_MAX)
+		return false;
+	const struct model_object *o = &m->objects[op->id];
+	uint64_t room = limits->total_bytes_max - min(limits->total_bytes_max, total_bytes(m));
+	uint64_t max_bytes = min(limits->file_bytes_max, o->size + room);
+
+	op->data_seed = rng_u64(rng);
+	switch (rng_below(rng, 4)) {
+	case 0: op->offset = o->size; break;
+	case 1: op->offset = draw_bytes(rng, max_bytes); break;
+	default: op->offset = draw_bytes(rng, o->size); break;
+	}
+	op->offset = min(op->offset, max_bytes);
+	if (op->kind == OP_TRUNCATE)
+		return true;
+	op->len = max(draw_bytes(rng, limits->file_bytes_max / 2), (uint64_t)(op->kind == OP_PUNCH));
+	if (op->kind == OP_WRITE)
+		op->len = min(op->len, max_bytes - op->offset);
+	return true;
+}
+
+static bool draw_attributes(struct operation *op, struct rng *rng, const struct model *m)
+{
+	op->id = draw_object(rng, m, op->kind == OP_REMOVEXATTR ? has_xattr : is_any);
+	if (op->id == UINT32_MAX)
+		return false;
+	op->mode = (uint32_t)rng_below(rng, 01000);
+	op->uid = (uint32_t)rng_below(rng, 3) * 1000;
+	op->gid = (uint32_t)rng_below(rng, 3) * 1000;
+	op->fields = (unsigned)rng_u64(rng) & (KILN_SET_MODE | KILN_SET_UID | KILN_SET_GID | KILN_SET_MTIME);
+	op->mtime =
+		(struct kiln_timespec){ (int64_t)rng_below(rng, 4000000000u), (uint32_t)rng_below(rng, 1000000000) };
+	op->xattr = (unsigned)rng_below(rng, MODEL_XATTRS_MAX);
+	op->data_seed = rng_u64(rng);
+	op->len = rng_below(rng, 4) ? rng_below(rng, 40) : rng_below(rng, XATTR_BYTES_MAX);
+	if (op->kind == OP_SETXATTR)
+		return S_ISREG(m->objects[op->id].mode) || S_ISDIR(m->objects[op->id].mode);
+	return op->kind == OP_SETATTR || m->objects[op->id].xattrs[op->xattr].name[0];
+}
+
+static bool try_draw(struct operation *op, struct rng *rng, const struct model *m,
+		     const struct operation_limits *limits)
+{
+	switch (op->kind) {
+	case OP_CREATE:
+	case OP_SYMLINK:
+	case OP_UNNAMED: draw_creation(op, rng, m); return objects_nr(m) < limits->files_max;
+	case OP_LINK:
+		op->dir = draw_object(rng, m, is_dir);
+		draw_name(rng, op->name);
+		op->id = draw_object(rng, m, is_no_dir);
+		return op->id != UINT32_MAX;
+	case OP_UNLINK: return draw_entry(rng, m, false, &op->dir, op->name, &op->id);
+	case OP_RMDIR: return draw_entry(rng, m, true, &op->dir, op->name, &op->id);
+	case OP_RENAME: return draw_rename(op, rng, m);
+	case OP_WRITE:
+	case OP_PUNCH:
+	case OP_TRUNCATE: return draw_content(op, rng, m, limits);
+	case OP_SETATTR:
+	case OP_SETXATTR:
+	case OP_REMOVEXATTR: return draw_attributes(op, rng, m);
+	case OP_HOLD: op->id = draw_object(rng, m, is_file); return op->id != UINT32_MAX;
+	case OP_RELEASE: op->id = draw_object(rng, m, is_held); return op->id != UINT32_MAX;
+	case OP_FSYNC: op->id = draw_object(rng, m, is_any); return true;
+	default: return true;
+	}
+}
+
+void operation_draw(struct operation *op, struct rng *rng, const struct model *m, const struct operation_limits *limits)
+{
+	unsigned total = 0;
+
+	for (unsigned i = 0; i < OP_KIND_NR; i++)
+		total += limits->weights[i];
+	do {
+		unsigned at = (unsigned)rng_below(rng, total), kind = 0;
+
+		while (at >= limits->weights[kind])
+			at -= limits->weights[kind++];
+		*op = (struct operation){ .kind = kind };
+	} while (!try_draw(op, rng, m, limits));
+}
+
+/* --- data --- */
+
+static void fill(uint8_t *to, uint64_t len, uint64_t seed)
+{
+	struct rng rng;
+
+	rng_init(&rng, seed);
+	for (uint64_t i = 0; i < len; i += 8) {
+		uint64_t v = rng_u64(&rng);
+
+		memcpy(to + i, &v, min(len - i, (uint64_t)8));
+	}
+}
+
+static void *filled(uint64_t len, uint64_t seed)
+{
+	uint8_t *bytes = malloc(len + 1);
+
+	if (!bytes)
+		abort();
+	fill(bytes, len, seed);
+	return bytes;
+}
+
+static void target_of(const struct operation *op, char target[1024])
+{
+	memset(target, 't', op->len);
+	snprintf(target, 1024, "%.*llx", 1, (unsigned long long)op->len % 16);
+	memset(target + 1, 't', op->len - 1);
+	target[op->len] = 0;
+}
+
+/* --- on the model: what must come of it --- */
+
+static bool is_below(const struct model *m, unsigned id, unsigned top)
+{
+	for (; id != MODEL_ROOT; id = m->objects[id].parent)
+		if (id == top)
+			return true;
+	return top == MODEL_ROOT;
+}
+
+/* EXDEV where more than one answer is right. */
+static int expect_rename(const struct operation *op, struct model *m)
+{
+	struct model_entry *from = model_entry_find(m, op->dir, op->name);
+	struct model_entry *to = model_entry_find(m, op->dir2, op->name2);
+
+	if (!from)
+		return -ENOENT;
+	bool from_dir = S_ISDIR(m->objects[from->id].mode), to_dir = to && S_ISDIR(m->objects[to->id].mode);
+	if (op->flags == KILN_RENAME_NOREPLACE && to)
+		return from_dir && is_below(m, op->dir2, from->id) ? -EXDEV : -EEXIST;
+	if (op->flags == KILN_RENAME_EXCHANGE && !to)
+		return -ENOENT;
+	if (from == to)
+		return 0;
+	bool is_loop = (from_dir && is_below(m, op->dir2, from->id)) ||
+		       (op->flags == KILN_RENAME_EXCHANGE && to_dir && is_below(m, op->dir, to->id));
+	bool has_type_clash = to && op->flags != KILN_RENAME_EXCHANGE && from_dir != to_dir;
+	bool is_full = to_dir && op->flags != KILN_RENAME_EXCHANGE && m->objects[to->id].entries_nr;
+	if (is_loop + has_type_clash + is_full > 1)
+		return -EXDEV;
+	if (is_loop)
+		return -EINVAL;
+	if (has_type_clash)
+		return from_dir ? -ENOTDIR : -EISDIR;
+	return is_full ? -ENOTEMPTY : 0;
+}
+
+static int expect(const struct operation *op, struct model *m)
+{
+	struct model_entry *e;
+
+	switch (op->kind) {
+	case OP_CREATE:
+	case OP_SYMLINK: return model_entry_find(m, op->dir, op->name) ? -EEXIST : 0;
+	case OP_LINK:
+		if (model_entry_find(m, op->dir, op->name))
+			return m->objects[op->id].nlink ? -EEXIST : -EXDEV;
+		return 0;
+	case OP_UNLINK:
+	case OP_RMDIR:
+		e = model_entry_find(m, op->dir, op->name);
+		if (!e)
+			return -ENOENT;
+		return op->kind == OP_RMDIR && m->objects[e->id].entries_nr ? -ENOTEMPTY : 0;
+	case OP_RENAME: return expect_rename(op, m);
+	default: return 0;
+	}
+}
+
+static void apply_rename(const struct operation *op, struct model *m, uint64_t op_nr)
+{
+	unsigned from = model_entry_find(m, op->dir, op->name)->id;
+	struct model_entry *to = model_entry_find(m, op->dir2, op->name2);
+	unsigned old = to ? to->id : UINT32_MAX;
+
+	if (from == old && op->flags != KILN_RENAME_EXCHANGE)
+		return; /* two names of one file, or the same: nothing happens */
+	if (op->dir == op->dir2 && !strcmp(op->name, op->name2))
+		return;
+	model_entry_remove(m, op->dir, op->name);
+	if (to)
+		model_entry_remove(m, op->dir2, op->name2);
+	model_entry_add(m, op->dir2, op->name2, from);
+	m->objects[from].last_op = op_nr;
+	if (op->flags == KILN_RENAME_EXCHANGE) {
+		model_entry_add(m, op->dir, op->name, old);
+		m->objects[old].last_op = op_nr;
+	} else if (to) {
+		m->objects[old].last_op = op_nr;
+		model_object_drop(m, old);
+	}
+	m->objects[op->dir].last_op = m->objects[op->dir2].last_op = op_nr;
+}
+
+static void apply_creation(const struct operation *op, struct model *m, uint64_t op_nr)
+{
+	unsigned id = model_object_new(m, op->kind == OP_SYMLINK ? S_IFLNK | 0777 : op->mode);
+	struct model_object *o = &m->objects[id];
+	char target[1024];
+
+	o->uid = op->uid;
+	o->gid = op->gid;
+	o->rdev_major = op->rdev_major;
+	o->rdev_minor = op->rdev_minor;
+	o->last_op = op_nr;
+	if (op->kind == OP_SYMLINK) {
+		target_of(op, target);
+		model_resize(o, op->len);
+		memcpy(o->data, target, op->len);
+	}
+	if (op->kind == OP_UNNAMED) {
+		o->nlink = 0;
+		o->held = 1;
+		return;
+	}
+	model_entry_add(m, op->dir, op->name, id);
+	m->objects[op->dir].last_op = op_nr;
+}
+
+static void apply_content(const struct operation *op, struct model_object *o)
+{
+	uint64_t done = op->kind == OP_WRITE ? (uint64_t)op->result : op->len;
+
+	if (op->kind != OP_WRITE || done)
+		o->has_mtime = false;
+	if (op->kind == OP_TRUNCATE) {
+		model_resize(o, op->offset);
+	} else if (op->kind == OP_PUNCH) {
+		if (op->offset < o->size)
+			memset(o->data + op->offset, 0, min(op->len, o->size - op->offset));
+	} else if (done) {
+		uint8_t *bytes = filled(op->len, op->data_seed);
+
+		if (op->offset + done > o->size)
+			model_resize(o, op->offset + done);
+		memcpy(o->data + op->offset, bytes, done);
+		free(bytes);
+	}
+}
+
+static void apply_xattr(const struct operation *op, struct model_object *o)
+{
+	struct model_xattr *x = &o->xattrs[op->xattr];
+
+	free(x->value);
+	*x = (struct model_xattr){ 0 };
+	if (op->kind == OP_REMOVEXATTR)
+		return;
+	snprintf(x->name, sizeof(x->name), "user.attribute%u", op->xattr);
+	x->size = op->len;
+	x->value = filled(op->len, op->data_seed);
+}
+
+static void apply_attributes(const struct operation *op, struct model_object *o)
+{
+	if (op->fields & KILN_SET_MODE)
+		o->mode = (o->mode & S_IFMT) | op->mode;
+	if (op->fields & KILN_SET_UID)
+		o->uid = op->uid;
+	if (op->fields & KILN_SET_GID)
+		o->gid = op->gid;
+	if (op->fields & KILN_SET_MTIME) {
+		o->has_mtime = true;
+		o->mtime = op->mtime;
+	}
+}
+
+void operation_apply(const struct operation *op, struct model *m, uint64_t op_nr)
+{
+	struct model_object *o = &m->objects[op->id];
+
+	if (op->result < 0)
+		return;
+	switch (op->kind) {
+	case OP_CREATE:
+	case OP_SYMLINK:
+	case OP_UNNAMED: apply_creation(op, m, op_nr); return;
+	case OP_LINK:
+		model_entry_add(m, op->dir, op->name, op->id);
+		o->nlink++;
+		m->objects[op->dir].last_op = op_nr;
+		break;
+	case OP_UNLINK:
+	case OP_RMDIR:
+		o->last_op = m->objects[op->dir].last_op = op_nr;
+		model_entry_remove(m, op->dir, op->name);
+		model_object_drop(m, op->id);
+		return;
+	case OP_RENAME: apply_rename(op, m, op_nr); return;
+	case OP_WRITE:
+	case OP_PUNCH:
+	case OP_TRUNCATE: apply_content(op, o); break;
+	case OP_SETATTR: apply_attributes(op, o); break;
+	case OP_SETXATTR:
+	case OP_REMOVEXATTR: apply_xattr(op, o); break;
+	case OP_HOLD: o->held++; return;
+	case OP_RELEASE:
+		if (o->held && !--o->held && !o->nlink)
+			model_object_free(m, op->id);
+		return;
+	default: return;
+	}
+	o->last_op = op_nr;
+}
+
+/* --- on the filesystem --- */
+
+static ssize_t run_on_fs(const struct operation *op, const struct model *m, kiln_fs *fs, struct kiln_stat *st)
+{
+	struct kiln_node node = m->objects[op->id].node, dir = m->objects[op->dir].node;
+	struct kiln_create create = { op->mode, 0, op->uid, op->gid, op->rdev_major, op->rdev_minor };
+	struct kiln_setattr set = {
+		.fields = op->fields, .mode = op->mode, .uid = op->uid, .gid = op->gid, .mtime = op->mtime
+	};
+	char target[1024], attribute[32];
+	CLEANUP_FREE void *bytes =
+		op->kind == OP_WRITE || op->kind == OP_SETXATTR ? filled(op->len, op->data_seed) : NULL;
+
+	snprintf(attribute, sizeof(attribute), "user.attribute%u", op->xattr);
+	switch (op->kind) {
+	case OP_CREATE: return kiln_create(fs, dir, op->name, strlen(op->name), &create, st);
+	case OP_SYMLINK:
+		target_of(op, target);
+		return kiln_symlink(fs, dir, op->name, strlen(op->name), target, &create, st);
+	case OP_UNNAMED: return kiln_create_unnamed(fs, dir, &create, st);
+	case OP_LINK: return kiln_link(fs, node, dir, op->name, strlen(op->name));
+	case OP_UNLINK: return kiln_unlink(fs, dir, op->name, strlen(op->name), 0);
+	case OP_RMDIR: return kiln_unlink(fs, dir, op->name, strlen(op->name), KILN_UNLINK_DIR);
+	case OP_RENAME:
+		return kiln_rename(fs, dir, op->name, strlen(op->name), m->objects[op->dir2].node, op->name2,
+				   strlen(op->name2), op->flags);
+	case OP_WRITE: return kiln_write(fs, node, op->offset, bytes, op->len);
+	case OP_PUNCH: return kiln_punch(fs, node, op->offset, op->len);
+	case OP_TRUNCATE:
+		set = (struct kiln_setattr){ .fields = KILN_SET_SIZE, .size = op->offset };
+		return kiln_setattr(fs, node, &set, NULL);
+	case OP_SETATTR: return kiln_setattr(fs, node, &set, NULL);
+	case OP_SETXATTR: return kiln_setxattr(fs, node, attribute, bytes, op->len, 0);
+	case OP_REMOVEXATTR: return kiln_removexattr(fs, node, attribute);
+	case OP_HOLD: return kiln_hold(fs, node);
+	case OP_RELEASE: kiln_release(fs, node); return 0;
+	case OP_FSYNC: return kiln_fsync(fs, node);
+	case OP_SYNC: return kiln_sync(fs);
+	default: return 0;
+	}
+}
+
+int operation_run(struct operation *op, struct model *m, kiln_fs *fs, uint64_t op_nr, struct strbuf *why)
+{
+	struct kiln_stat st = { 0 };
+	int expected = expect(op, m);
+
+	op->result = run_on_fs(op, m, fs, &st);
+	if (op->result == -EIO || op->result == -EROFS)
+		return (int)op->result;
+	bool is_right =
+		op->result == -ENOSPC || (expected == -EXDEV && (op->result < 0 || op->kind == OP_LINK)) ||
+		(op->kind == OP_WRITE ? op->result >= 0 && (uint64_t)op->result <= op->len : op->result == expected);
+	if (!is_right) {
+		operation_to_text(op, why);
+		strbuf_printf(why, ": the model says %d", expected);
+		return -EPROTO;
+	}
+	if (op->kind == OP_CREATE || op->kind == OP_SYMLINK || op->kind == OP_UNNAMED)
+		for (op->new_id = 0; op->new_id < m->nr && m->objects[op->new_id].exists;)
+			op->new_id++;
+	operation_apply(op, m, op_nr);
+	if ((op->kind == OP_CREATE || op->kind == OP_SYMLINK || op->kind == OP_UNNAMED) && !op->result)
+		m->objects[op->new_id].node = st.node;
+	return 0;
+}
+
+/* --- crashes in the middle --- */
+
+bool operation_is_partial(const struct operation *op, const struct model_object *got, const struct model_object *before,
+			  const struct model_object *after)
+{
+	uint64_t at = 0;
+
+	if (op->kind != OP_WRITE && op->kind != OP_PUNCH)
+		return false;
+	if (got->size < before->size || got->size > after->size)
+		return false;
+	while (at < got->size && at < after->size && got->data[at] == after->data[at])
+		at++;
+	/* Behind the part that was done it is as before; a write that grew the file in a hole left zeroes. */
+	for (; at < got->size; at++)
+		if (got->data[at] != (at < before->size ? before->data[at] : 0))
+			return false;
+	return true;
+}
+
+void operation_to_text(const struct operation *op, struct strbuf *out)
+{
+	strbuf_printf(out, "%s", kind_names[op->kind]);
+	if (op->name[0])
+		strbuf_printf(out, " %u/%.12s", op->dir, op->name);
+	if (op->name2[0])
+		strbuf_printf(out, " -> %u/%.12s flags %u", op->dir2, op->name2, op->flags);
+	strbuf_printf(out, " object %u", op->id);
+	if (op->kind == OP_WRITE || op->kind == OP_PUNCH || op->kind == OP_TRUNCATE)
+		strbuf_printf(out, " at %llu +%llu", (unsigned long long)op->offset, (unsigned long long)op->len);
+	strbuf_printf(out, " = %zd", op->result);
+}

@@ -1,0 +1,73 @@
+/*
+ * Operations on a filesystem: drawn at random from what a model holds, run on the filesystem and on the model.
+ *
+ * An operation is complete in itself: applied to equal models it gives equal models, so the operations since some
+ * moment can be run again on a copy of the model of that moment.
+ */
+#ifndef KILN_TESTS_SIM_OPERATION_H
+#define KILN_TESTS_SIM_OPERATION_H
+
+#include "base/clock.h"
+#include "model.h"
+
+enum operation_kind {
+	OP_CREATE, /* any type */
+	OP_SYMLINK,
+	OP_UNNAMED, /* and hold it */
+	OP_LINK,
+	OP_UNLINK,
+	OP_RMDIR,
+	OP_RENAME,
+	OP_WRITE,
+	OP_PUNCH,
+	OP_TRUNCATE,
+	OP_SETATTR,
+	OP_SETXATTR,
+	OP_REMOVEXATTR,
+	OP_HOLD,
+	OP_RELEASE,
+	OP_FSYNC,
+	OP_SYNC,
+	OP_KIND_NR,
+};
+
+struct operation {
+	enum operation_kind kind;
+	unsigned id;	    /* what it is about; the new object of a creation is given the number the model has free */
+	unsigned dir, dir2; /* where the name is; renames: where it goes */
+	char name[256], name2[256];
+	unsigned flags;
+	uint32_t mode, uid, gid, rdev_major, rdev_minor;
+	unsigned fields;
+	struct kiln_timespec mtime;
+	uint64_t offset, len;
+	uint64_t data_seed;
+	unsigned xattr;
+	/* What running it gave. */
+	ssize_t result;
+	unsigned new_id;
+};
+
+struct operation_limits {
+	uint64_t files_max, file_bytes_max, total_bytes_max;
+	unsigned weights[OP_KIND_NR];
+};
+extern const struct operation_limits operation_limits_default;
+
+/* Draw one that makes sense (most of the time) for @m. */
+void operation_draw(struct operation *op, struct rng *rng, const struct model *m,
+		    const struct operation_limits *limits);
+/*
+ * Run it on the filesystem, then, as far as it succeeded, on the model. 0, or -EPROTO with @why when the filesystem
+ * answered something else than the model. -EIO and -EROFS go up as they are: the power may be off. -ENOSPC is no
+ * failure, the operation just did nothing.
+ */
+int operation_run(struct operation *op, struct model *m, kiln_fs *fs, uint64_t op_nr, struct strbuf *why);
+/* Run it on a model, with the result that it had. */
+void operation_apply(const struct operation *op, struct model *m, uint64_t op_nr);
+/* Is @got what the file's contents are when only a part of the operation, from the front, was done? */
+bool operation_is_partial(const struct operation *op, const struct model_object *got, const struct model_object *before,
+			  const struct model_object *after);
+void operation_to_text(const struct operation *op, struct strbuf *out);
+
+#endif
