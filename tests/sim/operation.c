@@ -145,9 +145,9 @@ static void draw_creation(struct operation *op, struct rng *rng, const struct mo
 	op->mode = types[rng_below(rng, ARRAY_NR(types))] | (uint32_t)rng_below(rng, 01000);
 	op->uid = (uint32_t)rng_below(rng, 3) * 1000;
 	op->gid = (uint32_t)rng_below(rng, 3) * 1000;
-	if (S_ISBLK(op->mode) || S_ISCHR(op->mode)) {
+	if (op->kind == OP_CREATE && (S_ISBLK(op->mode) || S_ISCHR(op->mode))) {
 		op->rdev_major = 1 + (uint32_t)rng_below(rng, 255);
-		op->rdev_minor = (uint32_t)rng_below(rng, 4096);
+		op->rdev_minor = (uint32_t)rng_below(rng, 256);
 	}
 	if (op->kind == OP_UNNAMED)
 		op->mode = S_IFREG | 0600;
@@ -203,6 +203,8 @@ static bool draw_attributes(struct operation *op, struct rng *rng, const struct 
 	op->fields = (unsigned)rng_u64(rng) & (KILN_SET_MODE | KILN_SET_UID | KILN_SET_GID | KILN_SET_MTIME);
 	op->mtime =
 		(struct kiln_timespec){ (int64_t)rng_below(rng, 4000000000u), (uint32_t)rng_below(rng, 1000000000) };
+	if (S_ISLNK(m->objects[op->id].mode))
+		op->fields &= ~(unsigned)KILN_SET_MODE;
 	op->xattr = (unsigned)rng_below(rng, MODEL_XATTRS_MAX);
 	op->data_seed = rng_u64(rng);
 	op->len = rng_below(rng, 4) ? rng_below(rng, 40) : rng_below(rng, XATTR_BYTES_MAX);

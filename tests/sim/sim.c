@@ -376,6 +376,9 @@ static int step(struct sim *s)
 	struct operation op;
 	int err;
 
+	/* Time for what happens in the background. */
+	if (!s->args->is_thread && !rng_below(&s->rng, 12))
+		sleep_ns(rng_below(&s->rng, rng_below(&s->rng, 3) ? 20000000 : 3000000000));
 	operation_draw(&op, &s->rng, &s->model, &s->limits);
 	if (s->args->is_traced) {
 		strbuf_printf(&text, "%llu: ", (unsigned long long)s->op_nr + 1);
