@@ -94,7 +94,7 @@ void node_set_dirty(struct btrees *trees, struct btree_node *node, uint64_t seq)
 	node_get_again(node);
 	mutex_lock(&w->lock);
 	dirty_ring_add(w, node);
-	if (w->flushers || w->dirty_nr > w->dirty_max / 2)
+	if (w->dirty_nr > w->dirty_max / 2)
 		waitq_wake_all(&w->work);
 	mutex_unlock(&w->lock);
 }
@@ -210,6 +210,8 @@ enum { COLLECTED_SET, COLLECTED_NOTHING, COLLECT_LATER, COLLECT_REPLACE };
 static bool must_replace(const struct btrees *trees, const struct btree_node *node, size_t bytes)
 {
 	if (trees->write_opts.must_rewrite_old && !node->is_new)
+		return true;
+	if (atomic_load(&trees->write->is_compacting) && node->keys.set_nr > 1)
 		return true;
 	return (size_t)node->log_sectors * SECTOR_BYTES + bytes > trees->node_bytes - sizeof(uint64_t) ||
 	       node->keys.live_u64s > node_u64s_max(trees);
@@ -427,7 +429,7 @@ static void set_done(struct btrees *trees, struct set_write *set, int err)
 
 static bool node_is_due(const struct write_state *w, const struct btree_node *node)
 {
-	return !node->is_deferred && (node->is_write_wanted || w->flushers || w->dirty_nr > w->dirty_max / 2);
+	return !node->is_deferred && (node->is_write_wanted || w->dirty_nr > w->dirty_max / 2);
 }
 
 /* Take what is due, with references. The lock is held. */
@@ -648,18 +650,24 @@ void btrees_stop_write(struct btrees *trees)
 	trees->write_opts = (struct btrees_write_opts){ 0 };
 }
 
-/* Wait until no node is dirty or being written. Returns whether there was any. */
+/*
+ * Write every node that is dirty now, and wait for that and for what is being written. What becomes dirty meanwhile
+ * waits, so that many changes go into one set. Returns whether there was any.
+ */
 static bool nodes_flush(struct btrees *trees)
 {
 	struct write_state *w = trees->write;
 
 	mutex_lock(&w->lock);
 	bool any = w->dirty_nr || w->writing_nr;
-	w->flushers++;
+	struct btree_node *node = w->dirty;
+	for (size_t i = 0; i < w->dirty_nr; i++, node = node->dirty_next) {
+		w->wanted_nr += !node->is_write_wanted;
+		node->is_write_wanted = true;
+	}
 	waitq_wake_all(&w->work);
-	while ((w->dirty_nr || w->writing_nr) && !atomic_load(&w->err))
+	while ((w->wanted_nr || w->writing_nr) && !atomic_load(&w->err))
 		waitq_wait(&w->done, &w->lock);
-	w->flushers--;
 	mutex_unlock(&w->lock);
 	return any;
 }
@@ -680,9 +688,16 @@ static bool interior_flush(struct btrees *trees)
 /*
  * A round is quiet when it found nothing to do, and nothing was committed meanwhile: the commit of an interior update
  * may come between the look at dirty nodes and that at updates.
+ *
+ * Writing makes nodes dirty: an append changes the parent, and where a log is full, the new node changes alloc keys,
+ * backpointers and their like. Nodes of few blocks are full after few appends, so with logs that fill up at different
+ * times there would always be one, and it would go on like that until space is gone. Every few rounds all that is dirty
+ * is written anew, whatever room there is: then all of it has room for the rounds that follow.
  */
 int btrees_flush_all(struct btrees *trees)
 {
+	enum { COMPACT_ROUNDS = 8 };
+	unsigned round = 0;
 	int err = 0;
 
 	for (bool any = true; any && !err;) {
@@ -691,12 +706,14 @@ int btrees_flush_all(struct btrees *trees)
 		any = trees->write_buffer && write_buffer_key_nr(trees->write_buffer);
 		err = trees->write_buffer ? btree_write_buffer_flush(trees) : 0;
 		if (!err) {
+			atomic_store(&trees->write->is_compacting, ++round % COMPACT_ROUNDS == 0);
 			any |= nodes_flush(trees);
 			any |= interior_flush(trees);
 			any |= atomic_load(&trees->write->stats.commits) != commits;
 			err = write_error(trees);
 		}
 	}
+	atomic_store(&trees->write->is_compacting, false);
 	return err;
 }
 
