@@ -29,6 +29,7 @@ enum {
 	SB_WORK_BYTES = SB_BYTES_MIN, /* what format writes is far smaller */
 	DEVICES_MAX = 64,
 	COPIES = 3,
+	NODE_BLOCKS_MIN = 8, /* with fewer, every second write of a node would replace it */
 	FEATURES_FRESH = 0x7ba80,
 	DATA_ALLOWED_ALL = 1 << DATA_JOURNAL | 1 << DATA_BTREE | 1 << DATA_USER,
 	JOURNAL_BUCKETS_MIN = 8,
@@ -176,8 +177,9 @@ static int buckets_plan(struct plan *p)
 	p->node_bytes = p->options[OPT_BTREE_NODE_SIZE];
 	if (!option_is_given(p, OPT_BTREE_NODE_SIZE))
 		p->node_bytes = min((uint64_t)NODE_BYTES_USUAL, 1ull << (bit_length_u64(smallest) - 1));
-	if (p->node_bytes < p->block_bytes)
-		return refuse(p, -EINVAL, "Btree nodes can't be smaller than blocks.");
+	if (p->node_bytes < (uint64_t)p->block_bytes * NODE_BLOCKS_MIN)
+		return refuse(p, -EINVAL, "Btree nodes have at least %u blocks: %s is too small for blocks of %s.",
+			      NODE_BLOCKS_MIN, size_text(p->node_bytes).text, size_text(p->block_bytes).text);
 	return 0;
 }
 

@@ -230,7 +230,7 @@ static void nonsense_is_refused_with_a_sentence(void **state)
 		{ "metadata_replicas", "2", { .durability = 1 }, 64, "can hold only 1", -EINVAL },
 		{ "data_replicas_required", "2", { .durability = 1 }, 64, "required", -EINVAL },
 		{ "block_size", "8k", { .durability = 1 }, 64, "512 bytes to 4 KiB", -EINVAL },
-		{ "btree_node_size", "512", { .durability = 1 }, 64, "smaller than blocks", -EINVAL },
+		{ "btree_node_size", "512", { .durability = 1 }, 64, "at least 8 blocks", -EINVAL },
 		{ "btree_node_size",
 		  "256k",
 		  { .durability = 1, .bucket_bytes = 128 << 10 },
