@@ -3,6 +3,7 @@
 #   make            the library, the tool and the mount, in build/
 #   make check      everything CI runs: lint, unit and image tests, with gcc and clang, ASan+UBSan and TSan
 #   make test       the tests of build/ alone
+#   make sim        whole filesystems on simulated disks that lose power (SEEDS, default 1-150)
 #   make demo       shows the main job on a real image
 #   make bench      benchmarks, as ratios against peers on this machine
 #   make fuzz       fuzzers (FUZZ_SECONDS each, default 600)
@@ -12,6 +13,7 @@
 
 PREFIX ?= /usr/local
 FUZZ_SECONDS ?= 600
+SEEDS ?= 1-150
 
 all: build/build.ninja
 	meson compile -C build
@@ -24,6 +26,11 @@ check:
 
 test: all
 	meson test -C build --print-errorlogs
+
+sim: all
+	build/tests/sim/sim --seeds $(SEEDS) --ops 1000
+	build/tests/sim/sim --seeds $(SEEDS) --ops 80 --cuts 12
+	tests/sim/upstream.py build/tests/sim/sim 1-20 1000 || [ $$? = 77 ]
 
 demo: all
 	scripts/demo build
@@ -48,4 +55,4 @@ format:
 clean:
 	rm -rf build build-*
 
-.PHONY: all check test demo bench fuzz install deps format clean
+.PHONY: all check test sim demo bench fuzz install deps format clean

@@ -470,8 +470,16 @@ void operation_apply(const struct operation *op, struct model *m, uint64_t op_nr
 	case OP_RENAME: apply_rename(op, m, op_nr); return;
 	case OP_WRITE:
 	case OP_PUNCH:
-	case OP_TRUNCATE: apply_content(op, o); break;
-	case OP_SETATTR: apply_attributes(op, o); break;
+	case OP_TRUNCATE:
+		apply_content(op, o);
+		if (op->kind == OP_WRITE && !op->result)
+			return; /* nothing that fsync could promise */
+		break;
+	case OP_SETATTR:
+		apply_attributes(op, o);
+		if (!op->fields)
+			return;
+		break;
 	case OP_SETXATTR:
 	case OP_REMOVEXATTR: apply_xattr(op, o); break;
 	case OP_HOLD: o->held++; return;

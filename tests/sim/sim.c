@@ -128,7 +128,7 @@ static void draw_options(struct sim *s, struct kiln_format_device devices[DISKS_
 	s->block_bytes = rng_below(&s->rng, 2) ? 512 : 4096;
 	do
 		node = node_kib[rng_below(&s->rng, ARRAY_NR(node_kib))];
-	while (node > bucket || node * 1024 < s->block_bytes * 4);
+	while (node > bucket || node * 1024 < s->block_bytes * 8);
 	unsigned replicas_max = min(s->disks_nr, 2u);
 	snprintf(s->options, sizeof(s->options),
 		 "block_size=%u,btree_node_size=%uk,encoded_extent_max=%uk,metadata_checksum=%s,data_checksum=%s,"
