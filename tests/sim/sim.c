@@ -444,6 +444,10 @@ static int recover(struct sim *s)
 		if (is_cut)
 			power_cut_after(s->power, 1 + rng_below(&s->rng, 60));
 		err = open_fs(s, KILN_OPEN_WRITE);
+		if (!err && power_is_off(s->power)) { /* something in the background was cut */
+			abort_fs(s);
+			err = -EIO;
+		}
 		if (err != -EIO)
 			break;
 		s->recovery_cuts++;
