@@ -8,11 +8,13 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/strbuf.h"
 #include "format/alloc.h"
 #include "super/super.h"
 #include "tool/format_show.h"
+#include "tool/put.h"
 #include "tool/tool.h"
 
 static const char usage[] =
@@ -374,13 +376,37 @@ static int show(struct args *a)
 	return status;
 }
 
+/* What `kiln put -r SOURCE/. /` does, on the filesystem that kiln_format() leaves open. */
+static int fill(struct args *a, kiln_fs *fs)
+{
+	struct put_import p = { .has_progress = !a->is_quiet,
+				.options = { .is_recursive = true, .keeps_owner = true } };
+	int status = TOOL_FAILED;
+
+	tool_catch_signals();
+	if (put_import_start(&p, fs, "format")) {
+		import_path(p.x, a->source, kiln_root(fs), "");
+		json_decref(put_import_end(&p, a->open.is_verbose));
+		status = p.has_failed ? TOOL_FAILED : TOOL_OK;
+	}
+	int err = kiln_shutdown(fs);
+	if (err) {
+		tool_error("the new filesystem could not be closed cleanly: %s", strerror(-err));
+		status = TOOL_FAILED;
+	}
+	kiln_close(fs);
+	return status;
+}
+
 static int run_with(struct args *a)
 {
 	char why[KILN_ERROR_BYTES];
 
-	/* It will be what `kiln put -r` does, on the filesystem that kiln_format() leaves open. */
-	if (a->source) {
-		tool_error("--source: filesystems can't be filled yet");
+	kiln_fs *fs = NULL;
+	struct stat st;
+
+	if (a->source && (stat(a->source, &st) || !S_ISDIR(st.st_mode))) {
+		tool_error("%s: %s", a->source, strerror(stat(a->source, &st) ? errno : ENOTDIR));
 		return TOOL_FAILED;
 	}
 	a->opts.options = strbuf_text(&a->options);
@@ -390,12 +416,14 @@ static int run_with(struct args *a)
 	a->opts.log = tool_print_log;
 	a->opts.log_level = a->open.is_verbose ? KILN_LOG_INFO : KILN_LOG_WARNING;
 	a->opts.report = tool_print_report;
-	int err = kiln_format(a->devices, a->nr, &a->opts, NULL, why);
+	int err = kiln_format(a->devices, a->nr, &a->opts, a->source ? &fs : NULL, why);
 	if (err) {
 		tool_error("%s%s", why, err == -EEXIST ? " (--force)" : "");
 		return TOOL_FAILED;
 	}
-	return a->is_quiet ? TOOL_OK : show(a);
+	int status = a->source ? fill(a, fs) : TOOL_OK;
+	int show_status = a->is_quiet ? TOOL_OK : show(a);
+	return status ? status : show_status;
 }
 
 static int run(const struct command *self, int argc, char **argv)

@@ -9,7 +9,7 @@
 static const struct command *const commands[] = {
 	&command_format, &command_show_super, &command_list,  &command_list_journal, &command_ls,
 	&command_stat,	 &command_cat,	      &command_get,   &command_tar,	     &command_usage,
-	&command_mount,	 &command_set_option, &command_check,
+	&command_mount,	 &command_set_option, &command_check, &command_put,
 };
 
 static void print_help(FILE *out)

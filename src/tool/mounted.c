@@ -1,0 +1,102 @@
+/*
+ * Mount points, from /proc/self/mountinfo (proc(5)). The source of a bcachefs mount is the list of its devices, with
+ * colons, or what the mount was asked for by; it is compared by the files and devices that the names stand for.
+ */
+#include "tool/mounted.h"
+
+#include <blkid.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/util.h"
+
+/* Undo mountinfo's \ooo in place. */
+static void unescape(char *text)
+{
+	char *to = text;
+
+	for (const char *from = text; *from; to++) {
+		if (from[0] == '\\' && from[1] >= '0' && from[1] <= '3' && from[2] >= '0' && from[2] <= '7' &&
+		    from[3] >= '0' && from[3] <= '7') {
+			*to = (char)((from[1] - '0') << 6 | (from[2] - '0') << 3 | (from[3] - '0'));
+			from += 4;
+		} else {
+			*to = *from++;
+		}
+	}
+	*to = 0;
+}
+
+static bool is_ours(const char *type)
+{
+	return !strcmp(type, "fuse.kiln") || !strcmp(type, "bcachefs") || !strcmp(type, "fuse.bcachefs") ||
+	       !strcmp(type, "fuseblk.kiln");
+}
+
+static bool is_same_file(const struct stat *a, const struct stat *b)
+{
+	if (S_ISBLK(a->st_mode) && S_ISBLK(b->st_mode))
+		return a->st_rdev == b->st_rdev;
+	return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
+
+/* Is any device of the list @a one of the list @b? A name as a whole is tried first: it may hold colons. */
+static bool lists_meet(const char *a, const char *b)
+{
+	CLEANUP_FREE char *a_copy = strdup(a);
+	struct stat a_st, b_st;
+	char *a_rest = a_copy, *a_name;
+
+	if (!strcmp(a, b) || (!stat(a, &a_st) && !stat(b, &b_st) && is_same_file(&a_st, &b_st)))
+		return true;
+	while (a_rest && (a_name = strsep(&a_rest, ":"))) {
+		CLEANUP_FREE char *b_copy = strdup(b);
+		char *b_rest = b_copy, *b_name;
+
+		if (stat(a_name, &a_st))
+			continue;
+		while (b_rest && (b_name = strsep(&b_rest, ":")))
+			if (!stat(b_name, &b_st) && is_same_file(&a_st, &b_st))
+				return true;
+	}
+	return false;
+}
+
+/* The mount point of a line if its filesystem is on one of @devices. */
+static char *line_match(char *line, const char *devices)
+{
+	char *fields[5] = { 0 }, *rest = line;
+
+	line[strcspn(line, "\n")] = 0;
+	for (unsigned i = 0; i < 5 && rest; i++)
+		fields[i] = strsep(&rest, " ");
+	char *behind = rest ? strstr(rest, " - ") : NULL;
+	if (!fields[4] || !behind)
+		return NULL;
+	behind += 3;
+	char *type = strsep(&behind, " ");
+	char *source = behind ? strsep(&behind, " ") : NULL;
+	if (!source || !is_ours(type))
+		return NULL;
+	unescape(source);
+	unescape(fields[4]);
+	return lists_meet(devices, source) ? strdup(fields[4]) : NULL;
+}
+
+char *mounted_at(const char *fs_arg)
+{
+	CLEANUP_FREE char *device = strchr(fs_arg, '=') ? blkid_evaluate_spec(fs_arg, NULL) : NULL;
+	FILE *f = fopen("/proc/self/mountinfo", "re");
+	char *line = NULL, *found = NULL;
+	size_t size = 0;
+
+	if (!f)
+		return NULL;
+	while (!found && getline(&line, &size, f) > 0)
+		found = line_match(line, device ? device : fs_arg);
+	free(line);
+	fclose(f);
+	return found;
+}

@@ -1,0 +1,8 @@
+/* Whether a filesystem is mounted on this machine, by this tool or by a kernel. */
+#ifndef KILN_TOOL_MOUNTED_H
+#define KILN_TOOL_MOUNTED_H
+
+/* A mount point of the filesystem that @fs_arg (DEV[:DEV...] or UUID=...) names, to be freed; NULL if there is none. */
+char *mounted_at(const char *fs_arg);
+
+#endif
