@@ -13,6 +13,7 @@ static void devs_read(struct allocator *a)
 {
 	const struct super *s = a->super;
 
+	a->capacity_sectors = usage_capacity_sectors(s);
 	a->dev_nr = min(s->member_nr, (unsigned)ALLOC_DEVS_MAX);
 	for (unsigned dev = 0; dev < a->dev_nr; dev++) {
 		const struct member *m = &s->members[dev].m;
@@ -24,8 +25,13 @@ static void devs_read(struct allocator *a)
 		d->first_bucket = m->first_bucket;
 		d->bucket_nr = m->nbuckets;
 		d->bucket_sectors = m->bucket_sectors;
+		d->is_writable = s->members[dev].dev && m->state == MEMBER_RW;
+		d->has_discard = m->has_discard;
+		d->data_allowed = m->data_allowed;
+		d->durability = m->durability;
+		d->group = (uint8_t)m->group;
 		d->btree_reserve = bucket_btree_reserve(m->bucket_sectors, s->kctx.node_sectors);
-		atomic_init(&d->frontier, m->is_freespace_initialized ? UINT64_MAX : 0);
+		atomic_init(&d->index, m->is_freespace_initialized ? ALLOC_INDEX_READY : ALLOC_INDEX_NONE);
 	}
 }
 
@@ -36,7 +42,7 @@ static void groups_read(struct allocator *a)
 
 	a->group_nr = min(sb_disk_group_nr(sb), (unsigned)SB_MEMBERS_MAX);
 	for (unsigned dev = 0; dev < a->dev_nr; dev++) {
-		unsigned group = a->devs[dev].is_member ? a->super->members[dev].m.group : 0;
+		unsigned group = a->devs[dev].group;
 
 		/* No path is longer than there are groups, circles excepted. */
 		for (unsigned depth = 0; group && group <= a->group_nr && depth < a->group_nr; depth++) {
@@ -80,6 +86,8 @@ int allocator_open(const struct allocator_opts *opts, struct allocator **allocat
 	int err = counters_read(a);
 	if (!err)
 		err = bucket_ranges_read(a);
+	if (!err)
+		err = freespace_init_prepare(a);
 	if (err) {
 		allocator_close(a);
 		return err;
@@ -130,8 +138,10 @@ void allocator_stop(struct allocator *a)
 
 void allocator_close(struct allocator *a)
 {
-	for (unsigned dev = 0; dev < a->dev_nr; dev++)
+	for (unsigned dev = 0; dev < a->dev_nr; dev++) {
 		free(a->devs[dev].ranges);
+		free(a->devs[dev].unindexed);
+	}
 	gc_gens_destroy(&a->gc);
 	discards_destroy(&a->discards);
 	readers_destroy(&a->readers);

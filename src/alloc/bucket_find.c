@@ -113,8 +113,8 @@ static void conflict_report(struct bucket_search *s, uint64_t offset)
 	int found = btree_iter_peek(&it, &k);
 	bool is_covered = found > 0 && bkey_start_offset(&k.k) <= offset;
 	btree_iter_close(&it);
-	if (!is_covered || alloc_key_lookup(s->a, s->dev, bucket_of_freespace_offset(offset), &v) ||
-	    v.data_type == DATA_FREE)
+	if (!is_covered || freespace_init_is_marked(s->a, s->dev, bucket_of_freespace_offset(offset)) ||
+	    alloc_key_lookup(s->a, s->dev, bucket_of_freespace_offset(offset), &v) || v.data_type == DATA_FREE)
 		return;
 	snprintf(position, sizeof(position), "device %u bucket %llu", s->dev,
 		 (unsigned long long)bucket_of_freespace_offset(offset));
@@ -166,7 +166,7 @@ static int freespace_walk(struct bucket_search *s, uint64_t from, uint64_t to)
 	return ret;
 }
 
-/* The buckets themselves, below the frontier excepted, in [@from, @to): what freespace doesn't know yet. */
+/* The buckets themselves, in [@from, @to): where freespace isn't there yet. */
 static int buckets_walk(struct bucket_search *s, uint64_t from, uint64_t to)
 {
 	int ret = 0;
@@ -187,7 +187,7 @@ int open_bucket_new(struct allocator *a, unsigned dev, unsigned data_type, enum 
 		.a = a, .d = &a->devs[dev], .dev = dev, .data_type = data_type, .watermark = watermark
 	};
 	uint64_t cursor = atomic_load_explicit(&s.d->cursor, memory_order_relaxed);
-	bool has_freespace = atomic_load(&s.d->frontier) == UINT64_MAX;
+	bool has_freespace = atomic_load(&s.d->index) == ALLOC_INDEX_READY;
 	int ret;
 
 	if (!open_buckets_available(a, dev, watermark))

@@ -126,7 +126,7 @@ static uint64_t reserve_factor(uint64_t sectors) { return sectors + div_round_up
 static int64_t sectors_free_locked(struct allocator *a)
 {
 	struct counters *c = &a->counters;
-	int64_t capacity = (int64_t)usage_capacity_sectors(a->super), used = 0;
+	int64_t capacity = (int64_t)a->capacity_sectors, used = 0;
 	uint64_t reserved = c->online_reserved;
 
 	for (unsigned dev = 0; dev < a->dev_nr; dev++)
@@ -345,8 +345,7 @@ void allocator_committed(struct allocator *a, struct btree_txn *txn, uint64_t se
 		t->record = NULL;
 		free(unused);
 	}
-	if (t->has_frontier)
-		atomic_store(&a->devs[t->frontier_dev].frontier, t->frontier);
+	freespace_init_leave(a, t);
 	if (t->has_need_discard || t->has_cached)
 		discards_kick(a);
 	if (t->has_need_gc_gens)
@@ -364,6 +363,7 @@ void allocator_aborted(struct allocator *a, struct btree_txn *txn)
 		return;
 	free(t->record);
 	t->record = NULL;
+	freespace_init_leave(a, t);
 }
 
 /* --- the tail of journal entries (07 §12.4, 03 §3.2) --- */
@@ -611,9 +611,7 @@ int allocator_usage(struct allocator *a, struct usage *usage)
 {
 	struct counters *c = &a->counters;
 
-	*usage = (struct usage){ .is_known = true,
-				 .dev_nr = a->dev_nr,
-				 .capacity_sectors = usage_capacity_sectors(a->super) };
+	*usage = (struct usage){ .is_known = true, .dev_nr = a->dev_nr, .capacity_sectors = a->capacity_sectors };
 	mutex_lock(&c->lock);
 	usage->devs = calloc(a->dev_nr + 1, sizeof(*usage->devs));
 	usage->replicas = calloc(c->row_nr + 1, sizeof(*usage->replicas));

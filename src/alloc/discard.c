@@ -58,12 +58,12 @@ static int discard_commit(const struct discard_args *args)
 /* Tell the device that a bucket holds nothing. Where it can't be told, or fails, the bucket is as free. */
 static void discard_issue(struct allocator *a, unsigned dev, uint64_t bucket)
 {
-	const struct super_member *m = &a->super->members[dev];
+	struct device *device = a->super->members[dev].dev;
 	uint64_t bytes = (uint64_t)a->devs[dev].bucket_sectors << SECTOR_SHIFT;
 
-	if (!m->dev || !m->m.has_discard || !a->super->options[OPT_DISCARD])
+	if (!device || !a->devs[dev].has_discard || !a->super->options[OPT_DISCARD])
 		return;
-	if (!device_discard(m->dev, bucket * bytes, bytes))
+	if (!device_discard(device, bucket * bytes, bytes))
 		atomic_fetch_add(&a->discards_done, 1);
 }
 

@@ -1,14 +1,20 @@
 /*
- * Filling freespace and need_discard of a device from its alloc keys (07 §17.1 step 4). From bucket 0 on, a few keys
- * per transaction; the frontier says how far it got, and the alloc trigger keeps up what lies below (trigger_alloc.c).
- * A crash on the way leaves the flag clear: the next mount starts by removing what is there.
+ * Filling freespace and need_discard of a device from its alloc keys (07 §17.1 step 4), while others change these.
+ *
+ * While it is filled, triggers leave both alone and mark the buckets whose entries they should have changed. Then they
+ * begin to keep them up; when no transaction is under way any more that may not know yet, the marked buckets are looked
+ * at one by one, and put right. Until then what is there of marked buckets may be wrong, and nobody takes offence.
+ *
+ * A crash on the way leaves the member's flag clear: the next mount starts by removing what is there.
  */
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "alloc/internal.h"
+#include "base/clock.h"
 
-enum { KEYS_PER_TXN = 16 };
+enum { KEYS_PER_TXN = 16, GENBITS_NR = 16, POLL_NS = 1000000 };
 
 struct init_args {
 	struct allocator *a;
@@ -112,7 +118,6 @@ static int fill_txn(struct btree_txn *txn, void *ctx)
 {
 	struct init_args *args = ctx;
 	struct alloc_dev *d = &args->a->devs[args->dev];
-	struct alloc_txn *t = alloc_txn_of(txn);
 	uint64_t at = args->at;
 	int err = 0;
 
@@ -129,11 +134,117 @@ static int fill_txn(struct btree_txn *txn, void *ctx)
 		at = bucket + found;
 	}
 	args->to = at;
-	t->has_frontier = true;
-	t->frontier_dev = args->dev;
-	t->frontier = at;
 	return err;
 }
+
+/* --- what others changed meanwhile --- */
+
+int freespace_init_prepare(struct allocator *a)
+{
+	for (unsigned dev = 0; dev < a->dev_nr; dev++) {
+		struct alloc_dev *d = &a->devs[dev];
+
+		if (!d->is_member || atomic_load(&d->index) == ALLOC_INDEX_READY)
+			continue;
+		d->unindexed = calloc(div_round_up_u64(d->bucket_nr, 8), sizeof(*d->unindexed));
+		if (!d->unindexed)
+			return -ENOMEM;
+	}
+	return 0;
+}
+
+static void bucket_mark(struct alloc_dev *d, uint64_t bucket)
+{
+	atomic_fetch_or(&d->unindexed[bucket / 8], (uint_fast8_t)(1u << bucket % 8));
+}
+
+static void bucket_unmark(struct alloc_dev *d, uint64_t bucket)
+{
+	atomic_fetch_and(&d->unindexed[bucket / 8], (uint_fast8_t) ~(1u << bucket % 8));
+}
+
+bool freespace_init_is_marked(struct allocator *a, unsigned dev, uint64_t bucket)
+{
+	const struct alloc_dev *d = &a->devs[dev];
+
+	return d->unindexed && atomic_load(&d->unindexed[bucket / 8]) >> bucket % 8 & 1;
+}
+
+bool freespace_init_enter(struct allocator *a, struct btree_txn *txn, unsigned dev, uint64_t bucket)
+{
+	struct alloc_dev *d = &a->devs[dev];
+	struct alloc_txn *t = alloc_txn_of(txn);
+
+	if (!d->unindexed)
+		return true;
+	/* Counted before it looks: who isn't counted sees what was set before. */
+	bool was_counted = t->unindexed_devs >> dev & 1;
+	if (!was_counted)
+		atomic_fetch_add(&d->unindexed_txns, 1);
+	if (atomic_load(&d->index) != ALLOC_INDEX_NONE) {
+		if (!was_counted)
+			atomic_fetch_sub(&d->unindexed_txns, 1);
+		return true;
+	}
+	t->unindexed_devs |= 1ull << dev;
+	bucket_mark(d, bucket);
+	return false;
+}
+
+void freespace_init_leave(struct allocator *a, struct alloc_txn *t)
+{
+	for (unsigned dev = 0; t->unindexed_devs && dev < a->dev_nr; dev++)
+		if (t->unindexed_devs >> dev & 1)
+			atomic_fetch_sub(&a->devs[dev].unindexed_txns, 1);
+	t->unindexed_devs = 0;
+}
+
+/* Put one bucket's entries right: args->at. */
+static int sync_txn(struct btree_txn *txn, void *ctx)
+{
+	const struct init_args *args = ctx;
+	struct bpos pos = BPOS(args->dev, args->at, 0);
+	struct bkey_ref k;
+	struct alloc v;
+	int err = alloc_key_get(args->a, txn, args->dev, args->at, &v);
+
+	for (uint64_t bits = 0; !err && bits < GENBITS_NR; bits++) {
+		uint64_t offset = args->at | bits << BUCKET_GENBITS_SHIFT;
+		bool is_wanted = v.data_type == DATA_FREE && offset == bucket_freespace_offset(args->at, &v);
+		int covered = freespace_is_covered(txn, args->dev, offset);
+
+		err = min(covered, 0);
+		if (!err && covered != is_wanted)
+			err = freespace_put(txn, args->dev, offset, is_wanted);
+	}
+	if (err)
+		return err;
+	bool is_wanted = v.data_type == DATA_NEED_DISCARD;
+	int found = btree_txn_get(txn, BTREE_NEED_DISCARD, pos, 0, &k);
+	if (found < 0 || found == is_wanted)
+		return min(found, 0);
+	return alloc_put_set(txn, BTREE_NEED_DISCARD, pos, is_wanted);
+}
+
+static int sync_marked(struct init_args *args)
+{
+	struct alloc_dev *d = &args->a->devs[args->dev];
+	int err = 0;
+
+	atomic_store(&d->index, ALLOC_INDEX_SYNCING);
+	while (atomic_load(&d->unindexed_txns))
+		sleep_ns(POLL_NS);
+	for (args->at = 0; !err && args->at < d->bucket_nr; args->at++) {
+		if (!freespace_init_is_marked(args->a, args->dev, args->at))
+			continue;
+		err = btree_txn_run(args->a->trees, &init_opts, sync_txn, args);
+		if (!err)
+			bucket_unmark(d, args->at);
+	}
+	return err;
+}
+
+/* --- all of it --- */
 
 static int init_device(struct allocator *a, unsigned dev)
 {
@@ -145,6 +256,8 @@ static int init_device(struct allocator *a, unsigned dev)
 		err = clear_all(&args, clear_need_discard_txn);
 	for (args.at = d->first_bucket; !err && args.at < d->bucket_nr; args.at = args.to)
 		err = btree_txn_run(a->trees, &init_opts, fill_txn, &args);
+	if (!err)
+		err = sync_marked(&args);
 	/* What the flag promises must be durable before it. */
 	if (!err && a->journal)
 		err = journal_flush(a->journal);
@@ -152,8 +265,9 @@ static int init_device(struct allocator *a, unsigned dev)
 		err = super_member_flags_set(a->super, dev, MEMBER_FLAG_FREESPACE_INITIALIZED,
 					     MEMBER_FLAG_FREESPACE_INITIALIZED + 1, 1);
 	if (!err) {
-		atomic_store(&d->frontier, UINT64_MAX);
 		atomic_store(&d->cursor, 0);
+		atomic_store(&d->index, ALLOC_INDEX_READY);
+		discards_kick(a);
 	}
 	return err;
 }
@@ -164,7 +278,7 @@ int allocator_freespace_init(struct allocator *a)
 
 	for (unsigned dev = 0; !err && dev < a->dev_nr; dev++)
 		if (a->devs[dev].is_member && a->super->members[dev].dev &&
-		    atomic_load(&a->devs[dev].frontier) != UINT64_MAX)
+		    atomic_load(&a->devs[dev].index) != ALLOC_INDEX_READY)
 			err = init_device(a, dev);
 	return err;
 }

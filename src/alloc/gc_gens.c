@@ -314,7 +314,7 @@ static bool is_due(struct allocator *a)
 	struct gc_gens *g = &a->gc;
 	uint64_t written = atomic_load_explicit(&a->clock[1], memory_order_relaxed) - g->clock_last;
 
-	return g->is_wanted || written > usage_capacity_sectors(a->super) / RUN_EVERY;
+	return g->is_wanted || written > a->capacity_sectors / RUN_EVERY;
 }
 
 static void gc_gens_task(void *arg)

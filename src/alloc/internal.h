@@ -92,10 +92,7 @@ struct alloc_txn {
 	struct counter_record *record; /* made by prepare */
 	int64_t disk_sectors;	       /* that count in used space: more than before, by this much */
 	bool has_need_discard, has_need_gc_gens, has_freed, has_cached;
-	/* Set by the transaction that initialises freespace: how far its device is done when it has committed. */
-	bool has_frontier;
-	unsigned frontier_dev;
-	uint64_t frontier;
+	uint64_t unindexed_devs; /* bit per device: it is counted in unindexed_txns there */
 };
 struct alloc_txn *alloc_txn_of(struct btree_txn *txn);
 /* Add to what the transaction changes. 0 or -ENOMEM. */
@@ -164,6 +161,7 @@ int open_bucket_enter(struct allocator *a, unsigned dev, uint64_t bucket, unsign
 
 /* A bucket for superblock or journal: never used for anything else, whatever its key says. */
 bool bucket_is_reserved(struct allocator *a, unsigned dev, uint64_t bucket);
+/* Find out which ones these are. Before any task is started. */
 int bucket_ranges_read(struct allocator *a);
 
 /* --- write_point.c --- */
@@ -278,13 +276,25 @@ int gc_gens_run(struct allocator *a);
 
 /* --- the allocator --- */
 
+/*
+ * What the allocator needs of a member, as it was when it was opened: other rooms update the superblock's copies. Only
+ * `cursor` and what freespace_init.c keeps change.
+ */
 struct alloc_dev {
 	bool is_member;
+	bool is_writable; /* online, in state rw */
+	bool has_discard;
+	uint8_t data_allowed; /* bit = data type */
+	uint8_t durability;
+	uint8_t group; /* index + 1; 0 none */
 	uint64_t first_bucket, bucket_nr;
 	uint32_t bucket_sectors;
-	uint64_t btree_reserve;	       /* buckets */
-	atomic_uint_fast64_t cursor;   /* where the next search for a free bucket starts, in freespace */
-	atomic_uint_fast64_t frontier; /* freespace is right below this bucket; UINT64_MAX: everywhere */
+	uint64_t btree_reserve;	     /* buckets */
+	atomic_uint_fast64_t cursor; /* where the next search for a free bucket starts, in freespace */
+	/* freespace_init.c: are freespace and need_discard there? */
+	atomic_uint index;		     /* enum alloc_index */
+	atomic_uint_fast8_t *unindexed;	     /* bit per bucket; NULL where they were there from the start */
+	atomic_uint_fast32_t unindexed_txns; /* transactions under way that may leave them alone */
 	/* Buckets of superblocks and journal, ascending, [start, end). */
 	struct bucket_range {
 		uint64_t start, end;
@@ -302,6 +312,7 @@ struct allocator {
 	const struct report_sink *reports;
 	uint64_t seq_first; /* of this mount: everything before is durable */
 	atomic_bool is_started;
+	uint64_t capacity_sectors;
 	unsigned dev_nr;
 	struct alloc_dev devs[ALLOC_DEVS_MAX];
 	uint64_t group_devs[SB_MEMBERS_MAX]; /* by disk group: its devices */
@@ -335,6 +346,22 @@ static inline uint64_t alloc_clock(struct allocator *a, unsigned rw)
 /* Buckets that requests with @watermark leave alone (07 §13). */
 uint64_t alloc_watermark_reserve(const struct alloc_dev *d, enum watermark watermark);
 
+/* --- freespace_init.c --- */
+
+enum alloc_index {
+	ALLOC_INDEX_NONE,    /* triggers leave freespace and need_discard of the device alone, and mark the bucket */
+	ALLOC_INDEX_SYNCING, /* they keep them up; what is there of marked buckets may be wrong */
+	ALLOC_INDEX_READY,
+};
+
+int freespace_init_prepare(struct allocator *a);
+/* For the trigger: must the index be kept up for this bucket? Else the bucket is marked. */
+bool freespace_init_enter(struct allocator *a, struct btree_txn *txn, unsigned dev, uint64_t bucket);
+/* The transaction is over. */
+void freespace_init_leave(struct allocator *a, struct alloc_txn *t);
+/* May the index be wrong for this bucket? */
+bool freespace_init_is_marked(struct allocator *a, unsigned dev, uint64_t bucket);
+
 /* --- keys in transactions (alloc_key.c) --- */
 
 /* The alloc key of a bucket as the transaction sees it; all zero where there is none. 0 or an error. */
@@ -361,8 +388,8 @@ int trigger_reservation(struct allocator *a, struct btree_txn *txn, const struct
 int trigger_reflink_p(struct allocator *a, struct btree_txn *txn, const struct btree_update *u);
 /* Alloc keys: what is known only when it is committed (07 §8.8). */
 void commit_alloc(struct allocator *a, struct btree_txn *txn, const struct btree_update *u, uint64_t seq);
-/* Put a bucket into freespace or need_discard, or take it out, as its type has it. */
-int alloc_index_put(struct allocator *a, struct btree_txn *txn, unsigned dev, uint64_t bucket, const struct alloc *v,
-		    bool is_set);
+/* Is the position in freespace covered by a key? 1, 0 or an error. And cover it, or not. */
+int freespace_is_covered(struct btree_txn *txn, unsigned dev, uint64_t offset);
+int freespace_put(struct btree_txn *txn, unsigned dev, uint64_t offset, bool is_set);
 
 #endif

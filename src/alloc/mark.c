@@ -91,11 +91,9 @@ static int mark_superblocks(struct allocator *a, unsigned dev)
 int allocator_mark_device(struct allocator *a, unsigned dev)
 {
 	const struct alloc_dev *d = alloc_dev_of(a, dev);
-	int err = bucket_ranges_read(a);
-
-	if (err || !d || !a->super->members[dev].sb)
-		return err;
-	err = mark_superblocks(a, dev);
+	if (!d || !a->super->members[dev].sb)
+		return 0;
+	int err = mark_superblocks(a, dev);
 	const struct sb_disk *sb = a->super->members[dev].sb;
 	for (unsigned i = 0; !err && i < sb_journal_range_nr(sb); i++) {
 		uint64_t start, nr;

@@ -2,10 +2,6 @@
  * What follows from alloc keys (07 §8.7, §8.8): generation, times and type of the bucket itself, and its place in
  * freespace, need_discard, the LRUs and bucket_gens. Called last, with what all pointers of the transaction have made
  * of the key; changes that in place.
- *
- * Freespace of a device that isn't initialised is filled from bucket 0 on (freespace_init.c): below the frontier it is
- * kept up, above it is left alone. Reading freespace before looking at the frontier makes the transaction conflict with
- * the one that moves it.
  */
 #include <errno.h>
 #include <string.h>
@@ -25,8 +21,7 @@ struct bucket_change {
 
 /* --- freespace, need_discard --- */
 
-/* Is the position covered by a key? 1, 0 or an error. */
-static int freespace_is_covered(struct btree_txn *txn, unsigned dev, uint64_t offset)
+int freespace_is_covered(struct btree_txn *txn, unsigned dev, uint64_t offset)
 {
 	struct btree_iter it;
 	struct bkey_ref k;
@@ -38,54 +33,35 @@ static int freespace_is_covered(struct btree_txn *txn, unsigned dev, uint64_t of
 	return found > 0 ? bkey_start_offset(&k.k) <= offset : found;
 }
 
-static struct bkey_ref key_at(unsigned dev, uint64_t bucket)
+int freespace_put(struct btree_txn *txn, unsigned dev, uint64_t offset, bool is_set)
 {
-	return (struct bkey_ref){ .k = { .p = BPOS(dev, bucket, 0), .type = KEY_DELETED } };
-}
-
-static int freespace_put(struct allocator *a, struct btree_txn *txn, unsigned dev, uint64_t bucket,
-			 const struct alloc *v, bool is_set)
-{
-	uint64_t offset = bucket_freespace_offset(bucket, v);
 	struct bkey k = { .p = BPOS(dev, offset + 1, 0), .size = 1, .type = is_set ? KEY_SET : KEY_DELETED };
-	int covered = freespace_is_covered(txn, dev, offset);
 
-	if (covered < 0)
-		return covered;
-	if (bucket >= atomic_load(&a->devs[dev].frontier))
-		return 0;
-	if (covered == is_set)
-		return alloc_inconsistent(a, txn, ERROR_freespace_key_wrong, key_at(dev, bucket),
-					  is_set ? "a bucket in use not to be in freespace"
-						 : "a free bucket to be in freespace",
-					  "%s", is_set ? "it is" : "it isn't");
 	return btree_txn_put_extent(txn, BTREE_FREESPACE, &k, NULL, NULL);
 }
 
-static int need_discard_put(struct allocator *a, struct btree_txn *txn, unsigned dev, uint64_t bucket, bool is_set)
+/* Put the bucket into the index that is for its type, or take it out. */
+static int index_put(struct bucket_change *c, const struct alloc *v, bool is_set)
 {
+	struct bpos pos = BPOS(c->dev, c->bucket, 0);
+	bool is_free = v->data_type == DATA_FREE;
 	struct bkey_ref k;
-	int found = btree_txn_get(txn, BTREE_NEED_DISCARD, BPOS(dev, bucket, 0), 0, &k);
 
+	if (!is_free && v->data_type != DATA_NEED_DISCARD)
+		return 0;
+	uint64_t offset = bucket_freespace_offset(c->bucket, v);
+	int found = is_free ? freespace_is_covered(c->txn, c->dev, offset)
+			    : btree_txn_get(c->txn, BTREE_NEED_DISCARD, pos, 0, &k);
 	if (found < 0)
 		return found;
-	if (bucket >= atomic_load(&a->devs[dev].frontier))
+	if (found != is_set)
+		return is_free ? freespace_put(c->txn, c->dev, offset, is_set)
+			       : alloc_put_set(c->txn, BTREE_NEED_DISCARD, pos, is_set);
+	if (freespace_init_is_marked(c->a, c->dev, c->bucket))
 		return 0;
-	if (found == is_set)
-		return alloc_inconsistent(a, txn, ERROR_need_discard_key_wrong, key_at(dev, bucket),
-					  "need_discard to hold what needs discarding", "%s",
-					  is_set ? "one too many" : "one missing");
-	return alloc_put_set(txn, BTREE_NEED_DISCARD, BPOS(dev, bucket, 0), is_set);
-}
-
-int alloc_index_put(struct allocator *a, struct btree_txn *txn, unsigned dev, uint64_t bucket, const struct alloc *v,
-		    bool is_set)
-{
-	if (v->data_type == DATA_FREE)
-		return freespace_put(a, txn, dev, bucket, v, is_set);
-	if (v->data_type == DATA_NEED_DISCARD)
-		return need_discard_put(a, txn, dev, bucket, is_set);
-	return 0;
+	return alloc_inconsistent(c->a, c->txn, is_free ? ERROR_freespace_key_wrong : ERROR_need_discard_key_wrong,
+				  c->k, is_set ? "not to be in the index yet" : "to be in the index", "%s %s",
+				  is_set ? "it is in" : "it isn't in", is_free ? "freespace" : "need_discard");
 }
 
 static int index_update(struct bucket_change *c)
@@ -93,10 +69,11 @@ static int index_update(struct bucket_change *c)
 	bool is_moved = c->new.data_type == DATA_FREE &&bucket_freespace_offset(c->bucket, &c->old) !=
 			bucket_freespace_offset(c->bucket, &c->new);
 
-	if (c->old.data_type == c->new.data_type && !is_moved)
+	if ((c->old.data_type == c->new.data_type && !is_moved) ||
+	    !freespace_init_enter(c->a, c->txn, c->dev, c->bucket))
 		return 0;
-	int err = alloc_index_put(c->a, c->txn, c->dev, c->bucket, &c->old, false);
-	return err ? err : alloc_index_put(c->a, c->txn, c->dev, c->bucket, &c->new, true);
+	int err = index_put(c, &c->old, false);
+	return err ? err : index_put(c, &c->new, true);
 }
 
 /* --- LRUs, bucket_gens --- */

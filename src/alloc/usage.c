@@ -82,7 +82,7 @@ void usage_totals_compute(const struct super *s, struct usage *u)
 		}
 	for (unsigned i = 0; i < u->dev_nr; i++)
 		u->hidden_sectors += (u->devs[i].types[DATA_SB].buckets + u->devs[i].types[DATA_JOURNAL].buckets) *
-				     s->members[i].m.bucket_sectors;
+				     s->geometry[i].bucket_sectors;
 }
 
 /* 07 §13, over all writable members, here or not: the counters are those of all, too. */

@@ -73,9 +73,7 @@ static uint64_t devs_writable(const struct allocator *a, unsigned data_type)
 	uint64_t devs = 0;
 
 	for (unsigned dev = 0; dev < a->dev_nr; dev++) {
-		const struct super_member *m = &a->super->members[dev];
-
-		if (a->devs[dev].is_member && m->dev && m->m.state == MEMBER_RW && m->m.data_allowed >> data_type & 1)
+		if (a->devs[dev].is_writable && a->devs[dev].data_allowed >> data_type & 1)
 			devs |= 1ull << dev;
 	}
 	return devs;
@@ -108,7 +106,7 @@ struct choice {
 	int err;
 };
 
-static unsigned dev_durability(const struct allocator *a, unsigned dev) { return a->super->members[dev].m.durability; }
+static unsigned dev_durability(const struct allocator *a, unsigned dev) { return a->devs[dev].durability; }
 
 static bool choice_is_done(const struct choice *c)
 {

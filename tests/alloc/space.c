@@ -335,7 +335,7 @@ static void nodes_count(struct checker *c)
 
 static bool index_is_initialized(struct checker *c, unsigned dev)
 {
-	return atomic_load(&c->s->allocator->devs[dev].frontier) == UINT64_MAX;
+	return atomic_load(&c->s->allocator->devs[dev].index) == ALLOC_INDEX_READY;
 }
 
 /* What superblock and journal buckets hold comes from the layout, not from keys. */
