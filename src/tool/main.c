@@ -9,14 +9,16 @@
 static const struct command *const commands[] = {
 	&command_format, &command_show_super, &command_list,  &command_list_journal, &command_ls,
 	&command_stat,	 &command_cat,	      &command_get,   &command_tar,	     &command_usage,
-	&command_mount,	 &command_set_option, &command_check, &command_put,
+	&command_mount,	 &command_set_option, &command_check, &command_put,	     &command_mkdir,
+	&command_rm,	 &command_mv,	      &command_ln,    &command_touch,	     &command_chmod,
+	&command_chown,	 &command_setfattr,
 };
 
 static void print_help(FILE *out)
 {
 	fputs("usage: kiln COMMAND [OPTIONS] FS ...\n"
 	      "\n"
-	      "Kiln makes and reads bcachefs filesystems without a kernel module.\n"
+	      "Kiln makes, reads and changes bcachefs filesystems without a kernel module.\n"
 	      "FS is a device or image, all devices of a filesystem joined by colons (DEV:DEV:...), or UUID=...\n"
 	      "\n",
 	      out);

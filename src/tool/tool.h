@@ -33,7 +33,8 @@ struct command {
 
 extern const struct command command_show_super, command_list, command_list_journal, command_ls, command_stat,
 	command_cat, command_get, command_tar, command_usage, command_mount, command_format, command_set_option,
-	command_check, command_put;
+	command_check, command_put, command_mkdir, command_rm, command_mv, command_ln, command_touch, command_chmod,
+	command_chown, command_setfattr;
 
 /* Message to stderr with "kiln: " in front and a newline behind. */
 void tool_error(const char *fmt, ...) PRINTF_LIKE(1, 2);

@@ -1,0 +1,240 @@
+/* kiln chmod, chown, setfattr: commands that change attributes of files. change.h has what they share. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/strbuf.h"
+#include "tool/change.h"
+#include "tool/mode.h"
+#include "tool/owner.h"
+
+/* One file; what a walk does with all of a tree, too. */
+typedef int (*apply_fn)(struct change *c, const void *args, const struct kiln_stat *st);
+
+struct apply {
+	bool is_recursive, follows;
+	apply_fn fn;
+	const void *args;
+};
+
+static int apply_entry(struct change *c, void *ctx, const struct change_entry *e)
+{
+	const struct apply *a = ctx;
+
+	int err = a->fn(c, a->args, e->st);
+	if (err && err != -EROFS && err != -ENOSPC) {
+		change_failed(c, e->path, err, NULL);
+		err = 0;
+	}
+	return err;
+}
+
+static int apply_path(struct change *c, void *ctx, const char *path)
+{
+	const struct apply *a = ctx;
+	struct kiln_stat st;
+
+	int err = kiln_lookup_path(c->fs, path, a->follows ? KILN_FOLLOW : 0, &st);
+	if (!err)
+		err = a->fn(c, a->args, &st);
+	if (!err && a->is_recursive && S_ISDIR(st.mode))
+		err = change_tree(c, path, st.node, false, apply_entry, ctx);
+	return err;
+}
+
+/* --- chmod --- */
+
+static const char chmod_usage[] = "usage: kiln chmod [OPTIONS] MODE FS PATH...\n"
+				  "\n"
+				  "Change permissions: MODE is octal (644) or symbolic (u+x,go-w,a=rX).\n"
+				  "\n"
+				  "  -R                      directories and everything below them; symlinks there are "
+				  "left out\n" TOOL_OPEN_USAGE;
+
+static int chmod_file(struct change *c, const void *args, const struct kiln_stat *st)
+{
+	struct kiln_setattr attr = { .fields = KILN_SET_MODE };
+
+	if (S_ISLNK(st->mode))
+		return 0;
+	int err = mode_apply(args, st->mode, &attr.mode);
+	attr.mode &= 07777;
+	return err ? err : kiln_setattr(c->fs, st->node, &attr, NULL);
+}
+
+/* A mode such as -w looks like options: it is taken out of their way. */
+static char *mode_argument(int *argc, char **argv)
+{
+	for (int i = 1; i < *argc && strcmp(argv[i], "--"); i++) {
+		if (argv[i][0] != '-' || !argv[i][1] || !strchr("rwxXst", argv[i][1]))
+			continue;
+		char *mode = argv[i];
+		memmove(argv + i, argv + i + 1, (size_t)(*argc - i) * sizeof(*argv));
+		--*argc;
+		return mode;
+	}
+	return NULL;
+}
+
+static int chmod_run(const struct command *self, int argc, char **argv)
+{
+	static const struct option options[] = { TOOL_OPEN_OPTIONS, { 0 } };
+	struct change change = { .self = self, .open = tool_open_defaults() };
+	struct apply apply = { .follows = true, .fn = chmod_file };
+	char *mode = mode_argument(&argc, argv);
+	uint32_t unused;
+	int c, status;
+
+	while ((c = getopt_long(argc, argv, "R", options, NULL)) != -1) {
+		if (tool_open_option(self, c, &change.open, &status) < 0)
+			return status;
+		apply.is_recursive |= c == 'R';
+	}
+	if (!mode && optind < argc)
+		mode = argv[optind++];
+	if (!mode || argc - optind < 2)
+		return tool_usage_error(self, "needs a mode, a filesystem and at least one path");
+	if (mode_apply(mode, 0, &unused))
+		return tool_usage_error(self, "'%s' is no mode", mode);
+	apply.args = mode;
+	return change_each(&change, argv + optind, argc - optind, apply_path, &apply);
+}
+
+const struct command command_chmod = { "chmod", "change permissions", chmod_usage, chmod_run };
+
+/* --- chown --- */
+
+static const char chown_usage[] =
+	"usage: kiln chown [OPTIONS] USER[:GROUP] FS PATH...\n"
+	"\n"
+	"Change owners: names of this machine, or numbers. USER: takes the user's own group, :GROUP changes only "
+	"that.\n"
+	"Setuid and setgid bits of files are cleared.\n"
+	"\n"
+	"  -R                      directories and everything below them\n"
+	"  -h                      change PATHs that are symlinks themselves\n" TOOL_OPEN_USAGE;
+
+static int chown_file(struct change *c, const void *args, const struct kiln_stat *st)
+{
+	const struct owner *owner = args;
+	struct kiln_setattr attr = { .uid = owner->uid, .gid = owner->gid };
+
+	attr.fields |= owner->has_uid ? KILN_SET_UID : 0;
+	attr.fields |= owner->has_gid ? KILN_SET_GID : 0;
+	/* Whoever had the rights of the old owner shall not have the new one's. */
+	if (S_ISREG(st->mode) && st->mode & 06000) {
+		attr.fields |= KILN_SET_MODE;
+		attr.mode = st->mode & 07777 & ~(uint32_t)S_ISUID;
+		attr.mode &= attr.mode & S_IXGRP ? ~(uint32_t)S_ISGID : ~0u;
+	}
+	return kiln_setattr(c->fs, st->node, &attr, NULL);
+}
+
+static int chown_run(const struct command *self, int argc, char **argv)
+{
+	static const struct option options[] = { TOOL_OPEN_OPTIONS, { 0 } };
+	struct change change = { .self = self, .open = tool_open_defaults() };
+	struct apply apply = { .follows = true, .fn = chown_file };
+	struct owner owner;
+	int c, status;
+
+	while ((c = getopt_long(argc, argv, "Rh", options, NULL)) != -1) {
+		if (tool_open_option(self, c, &change.open, &status) < 0)
+			return status;
+		apply.is_recursive |= c == 'R';
+		apply.follows &= c != 'h';
+	}
+	if (argc - optind < 3)
+		return tool_usage_error(self, "needs an owner, a filesystem and at least one path");
+	if (owner_parse(argv[optind], &owner))
+		return tool_usage_error(self, "there is no owner '%s' here", argv[optind]);
+	apply.args = &owner;
+	return change_each(&change, argv + optind + 1, argc - optind - 1, apply_path, &apply);
+}
+
+const struct command command_chown = { "chown", "change owners", chown_usage, chown_run };
+
+/* --- setfattr --- */
+
+static const char setfattr_usage[] =
+	"usage: kiln setfattr [OPTIONS] -n NAME [-v VALUE] FS PATH...\n"
+	"       kiln setfattr [OPTIONS] -x NAME FS PATH...\n"
+	"\n"
+	"Set or remove an extended attribute. VALUE is text, or bytes as 0x... in hexadecimal; none is an empty "
+	"value.\n"
+	"bcachefs.NAME sets an option of a file, or of what is made in a directory from then on.\n"
+	"\n"
+	"  -n NAME                 set this attribute\n"
+	"  -v VALUE                to this\n"
+	"  -x NAME                 remove this attribute\n"
+	"  -h                      change PATHs that are symlinks themselves\n" TOOL_OPEN_USAGE;
+
+struct xattr_args {
+	const char *set, *remove;
+	uint8_t *value;
+	size_t size;
+};
+
+static int setfattr_file(struct change *c, const void *args, const struct kiln_stat *st)
+{
+	const struct xattr_args *x = args;
+
+	return x->set ? kiln_setxattr(c->fs, st->node, x->set, x->value, x->size, 0)
+		      : kiln_removexattr(c->fs, st->node, x->remove);
+}
+
+static int hex_digit(char c)
+{
+	const char *at = c ? strchr("0123456789abcdef", c | 0x20) : NULL;
+
+	return c >= '0' && c <= '9' ? c - '0' : at ? (int)(at - "0123456789abcdef") : -1;
+}
+
+/* @value has room for the text itself. */
+static int value_parse(const char *text, uint8_t *value, size_t *size)
+{
+	*size = 0;
+	if (strncmp(text, "0x", 2) && strncmp(text, "0X", 2)) {
+		*size = strlen(text);
+		memcpy(value, text, *size);
+		return 0;
+	}
+	for (text += 2; *text; text += 2) {
+		int high = hex_digit(text[0]), low = high < 0 ? -1 : hex_digit(text[1]);
+
+		if (low < 0)
+			return -EINVAL;
+		value[(*size)++] = (uint8_t)(high << 4 | low);
+	}
+	return 0;
+}
+
+static int setfattr_run(const struct command *self, int argc, char **argv)
+{
+	static const struct option options[] = { TOOL_OPEN_OPTIONS, { 0 } };
+	struct change change = { .self = self, .open = tool_open_defaults() };
+	struct xattr_args args = { 0 };
+	struct apply apply = { .follows = true, .fn = setfattr_file, .args = &args };
+	const char *text = "";
+	int c, status;
+
+	while ((c = getopt_long(argc, argv, "n:v:x:h", options, NULL)) != -1) {
+		if (tool_open_option(self, c, &change.open, &status) < 0)
+			return status;
+		args.set = c == 'n' ? optarg : args.set;
+		args.remove = c == 'x' ? optarg : args.remove;
+		text = c == 'v' ? optarg : text;
+		apply.follows &= c != 'h';
+	}
+	if (!args.set == !args.remove)
+		return tool_usage_error(self, "needs either -n or -x");
+	CLEANUP_FREE uint8_t *value = malloc(strlen(text) + 1);
+	if (!value || value_parse(text, value, &args.size))
+		return tool_usage_error(self, "'%s' is no value", text);
+	args.value = value;
+	return change_each(&change, argv + optind, argc - optind, apply_path, &apply);
+}
+
+const struct command command_setfattr = { "setfattr", "set and remove extended attributes", setfattr_usage,
+					  setfattr_run };

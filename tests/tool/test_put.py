@@ -1,0 +1,225 @@
+#!/usr/bin/env python3
+"""What `kiln put` and `kiln format --source` promise.
+
+    test_put.py KILN
+
+$KILN_UPSTREAM names upstream's tool (bcachefs of version 1.4.1): with it, filesystems are also shown to its fsck.
+$KILN_FIXTURES is a folder with make_tree.py, which makes a tree of everything there is.
+"""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lib"))
+
+import changed
+import manifest
+import tap
+from changed import FAILED, IS_ROOT, OK, USAGE, kiln, new_image
+
+MIB = 1 << 20
+
+
+def without_links_of_directories(entries):
+    return [{k: v for k, v in e.items() if k != "nlink" or e["type"] != "dir"} for e in entries]
+
+
+def same_tree(image, path, want, work, without=()):
+    """What is in the image is what is in directory @want, in everything."""
+    out = os.path.join(work, "out")
+    kiln("get", "-r", image, path, out)
+    have, want = (without_links_of_directories(e for e in manifest.tree(d)
+                                               if e["path"] not in ("lost+found", *without)) for d in (out, want))
+    tap.same(path, manifest.differences(want, have))
+    shutil.rmtree(out)
+
+
+def tree(work):
+    top = os.path.join(work, "tree")
+    changed.make_tree(top)
+    return top
+
+
+def trees_come_back_as_they_were(work):
+    top, image = tree(work), new_image(work)
+    kiln("put", "-r", image, top, "/")
+    same_tree(image, "/tree", top, work)
+    kiln("put", "-r", image, top, "/new/name", status=FAILED)
+    kiln("put", "-r", image, top + "/", "/new")
+    same_tree(image, "/new", top, work)
+    changed.check(image)
+
+
+def what_is_in_a_directory_goes_into_another(work):
+    top = tree(work)
+    for image in (new_image(work), new_image(work, "--source", top, name="source.img")):
+        if image.endswith("a.img"):
+            kiln("put", "-r", image, top + "/.", "/")
+        same_tree(image, "/", top, work)
+        changed.check(image)
+    # What came from there goes there again: lost+found exists everywhere.
+    out = os.path.join(work, "out-with-lost+found")
+    kiln("get", "-r", image, "/", out)
+    image = new_image(work)
+    kiln("put", "-r", image, out + "/.", "/")
+    same_tree(image, "/", top, work)
+
+
+def options_of_the_format_hold_trees_too(work):
+    top = tree(work)
+    for options in (["--block-size", "512", "--btree-node-size", "64k"], ["--data-checksum", "xxhash"],
+                    ["--bucket-size", "1M", "--data-checksum", "none"]):
+        image = os.path.join(work, "options.img")
+        kiln("format", "-q", "-f", "--size", "256M", *options, "--source", top, image)
+        same_tree(image, "/", top, work)
+        changed.check(image)
+
+
+def the_tree_of_everything(work):
+    maker = os.path.join(os.environ.get("KILN_FIXTURES", "/nowhere"), "make_tree.py")
+    if not os.path.exists(maker):
+        raise tap.Skip("no make_tree.py")
+    top, out = os.path.join(work, "top"), os.path.join(work, "out")
+    os.mkdir(top)
+    subprocess.run([sys.executable, maker, "build", top, "--scale", "small"], check=True, capture_output=True)
+    subprocess.run([sys.executable, maker, "manifest", top, os.path.join(work, "m.json")], check=True, capture_output=True)
+    image = new_image(work, "--source", top, size="256M")
+    kiln("get", "-r", image, "/", out)
+    p = subprocess.run([sys.executable, maker, "verify", out, os.path.join(work, "m.json"), "--partial"],
+                       capture_output=True, text=True)
+    assert p.returncode == 0, p.stdout
+    changed.check(image)
+
+
+def archives_are_unpacked(work):
+    top, image = tree(work), new_image(work, "--source", tree_path(work))
+    other = new_image(work, name="other.img")
+    archive = os.path.join(work, "a.tar")
+    with open(archive, "wb") as f:
+        subprocess.run([changed.KILN, "tar", image, "/"], stdout=f, stderr=subprocess.DEVNULL, check=True)
+    with open(archive, "rb") as f:
+        kiln("put", other, "-", "/", stdin=f)
+    same_tree(other, "/", top, work, without=["socket"])
+    changed.check(other)
+
+
+def tree_path(work):
+    return os.path.join(work, "tree")
+
+
+def archives_of_others_are_unpacked(work):
+    top, image = tree(work), new_image(work)
+    archive = os.path.join(work, "a.tar.gz")
+    p = subprocess.run(["tar", "-czf", archive, "--format=pax", "--xattrs", "--acls", "--sparse", "-C", top, "."],
+                       capture_output=True, text=True)
+    if p.returncode:
+        raise tap.Skip("no GNU tar")
+    kiln("mkdir", image, "/d")
+    with open(archive, "rb") as f:
+        summary = json.loads(kiln("put", "--json", image, "-", "/d", stdin=f).stdout)
+    assert summary["failed"] == [] and summary["hardlinks"] == 1
+    same_tree(image, "/d", top, work, without=["socket"])
+    changed.check(image)
+
+
+def archives_stay_in_their_directory(work):
+    image, archive = new_image(work), os.path.join(work, "a.tar")
+    kiln("mkdir", image, "/d", "/outside")
+    with tarfile.open(archive, "w") as t:
+        for name, kind, link in (("../escaped", tarfile.REGTYPE, ""), ("a/../../escaped", tarfile.REGTYPE, ""),
+                                 ("link", tarfile.SYMTYPE, "/outside"), ("link/escaped", tarfile.REGTYPE, ""),
+                                 ("hard", tarfile.LNKTYPE, "../outside"), ("..", tarfile.DIRTYPE, ""),
+                                 ("/good/made/on/the/way", tarfile.REGTYPE, "")):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, link
+            t.addfile(member)
+    with open(archive, "rb") as f:
+        p = kiln("put", "--json", image, "-", "/d", stdin=f, status=FAILED)
+    assert len(json.loads(p.stdout)["failed"]) == 5, p.stdout
+    names = set(changed.entries(image))
+    assert {"outside", "d/link", "d/good/made/on/the/way"} <= names and not [n for n in names if "escaped" in n]
+    # An archive that ends too early.
+    with open(archive, "r+b") as f:
+        f.truncate(1000)
+    with open(archive, "rb") as f:
+        kiln("put", "--overwrite", image, "-", "/d", stdin=f, status=FAILED)
+    kiln("put", image, "-", "/d", input="no archive " * 1000, stdin=None, status=FAILED)
+    changed.check(image)
+
+
+def what_exists_is_replaced_only_when_asked(work):
+    top, image = tree(work), new_image(work)
+    kiln("put", image, top + "/file", "/f")
+    p = kiln("put", image, top + "/dir/large", "/f", status=FAILED)
+    assert "--overwrite" in p.stderr
+    assert changed.stat(image, "/f")["size"] == 9
+    kiln("put", "--overwrite", image, top + "/dir/large", "/f")
+    assert changed.stat(image, "/f")["size"] == 256 * 20000
+    for _ in range(2):
+        kiln("put", "-r", "--overwrite", image, top, "/")
+        same_tree(image, "/tree", top, work)
+    p = kiln("put", "-r", "--json", image, top, "/", status=FAILED)
+    assert len(json.loads(p.stdout)["failed"]) == 1
+    changed.check(image)
+
+
+def single_files_and_wrong_arguments(work):
+    top, image = tree(work), new_image(work)
+    kiln("mkdir", image, "/d")
+    kiln("put", image, top + "/file", top + "/fifo", top + "/dangling", "/d")
+    assert {"d/file", "d/fifo", "d/dangling"} < set(changed.entries(image))
+    kiln("put", "-H", image, top + "/dir/symlink", "/followed")
+    kiln("put", image, top + "/dir/symlink", "/copied")
+    e = changed.entries(image)
+    assert e["followed"]["type"] == "file" and e["copied"]["type"] == "symlink"
+    assert "-r" in kiln("put", image, top + "/dir", "/", status=FAILED).stderr
+    kiln("put", image, top + "/nowhere", "/", status=FAILED)
+    kiln("put", image, top + "/file", top + "/fifo", "/nowhere", status=FAILED)
+    kiln("put", image, top + "/file", status=USAGE)
+    kiln("put", "--owner", "nobody-known", image, top + "/file", "/", status=USAGE)
+    kiln("put", "--owner", "7:8", image, top + "/file", "/mine")
+    assert (changed.stat(image, "/mine")["uid"], changed.stat(image, "/mine")["gid"]) == (7, 8)
+    changed.check(image)
+
+
+def a_full_filesystem_is_told_once_and_stays_consistent(work):
+    image, top = new_image(work, size="32M"), os.path.join(work, "large")
+    os.mkdir(top)
+    for i in range(40):
+        with open(os.path.join(top, str(i)), "wb") as f:
+            f.write(os.urandom(MIB))
+    p = kiln("put", "-r", image, top, "/", status=FAILED)
+    assert p.stderr.count("No space left") == 1, p.stderr
+    changed.check(image)
+    kiln("rm", "-r", image, "/large")
+    changed.check(image)
+
+
+def interrupted_it_leaves_what_it_did(work):
+    image, top = new_image(work, size="512M"), os.path.join(work, "large")
+    os.mkdir(top)
+    for i in range(4000):
+        with open(os.path.join(top, str(i)), "wb") as f:
+            f.write(b"%d" % i * 3000)
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        p = subprocess.Popen([changed.KILN, "put", "-r", "--overwrite", image, top, "/"], stderr=subprocess.PIPE, text=True)
+        time.sleep(0.15)
+        p.send_signal(sig)
+        _, text = p.communicate(timeout=60)
+        # It may have been too quick.
+        assert p.returncode == FAILED and "interrupted; copied" in text or p.returncode in (0, -sig), (p.returncode, text)
+        changed.check(image)
+
+
+TESTS = [trees_come_back_as_they_were, what_is_in_a_directory_goes_into_another, options_of_the_format_hold_trees_too,
+         the_tree_of_everything, archives_are_unpacked, archives_of_others_are_unpacked,
+         archives_stay_in_their_directory, what_exists_is_replaced_only_when_asked, single_files_and_wrong_arguments,
+         a_full_filesystem_is_told_once_and_stays_consistent, interrupted_it_leaves_what_it_did]
+
+if __name__ == "__main__":
+    sys.exit(changed.run(TESTS))
