@@ -19,10 +19,11 @@
 struct import_dir {
 	struct kiln_node node;
 	struct stat st;
-	int fd;		/* of where it came from */
-	char *path;	/* the same for people */
-	unsigned refs;	/* guarded by import.lock */
-	bool is_filled; /* made here, or merged into: gets attributes */
+	int fd;		   /* of where it came from */
+	char *path;	   /* the same for people */
+	unsigned refs;	   /* guarded by import.lock */
+	bool is_filled;	   /* made here, or merged into: gets attributes */
+	bool hands_on_acl; /* what is made in it inherits one */
 };
 
 struct import_job {
@@ -151,6 +152,8 @@ static int import_object(struct import *x, struct import_job *job, char *buffer,
 			return -errno;
 	}
 	int err = import_make(x, job->dir->node, job->as, &job->st, target, node);
+	if (!err && job->dir->hands_on_acl && !S_ISLNK(job->st.st_mode))
+		err = import_acls_drop(x, *node);
 	if (!err) {
 		snprintf(path, sizeof(path), "/proc/self/fd/%d/%s", job->dir->fd, job->name);
 		err = import_fill(x, fd, path, *node, &job->st, buffer);
@@ -327,9 +330,11 @@ static int subdir_import(struct import *x, struct import_dir *parent, const char
 	if (!dir)
 		return -ENOMEM;
 	import_count(x, S_IFDIR, 0);
-	err = import_xattrs(x, fd, path, node);
+	err = parent->hands_on_acl ? import_acls_drop(x, node) : 0;
+	err = err ? err : import_xattrs(x, fd, path, node);
 	if (err)
 		err = import_failed(x, path, err, "its extended attributes");
+	dir->hands_on_acl = import_hands_on_acl(x, node);
 	err = err ? err : walk_dir(x, dir);
 	dir_put(x, dir);
 	return err;
@@ -420,12 +425,14 @@ static char *trimmed(const char *path)
 /* With the directory open that @source is in, or with @name "", that it is. */
 static int import_into(struct import *x, struct import_dir *dir, const char *base, const char *name)
 {
+	dir->hands_on_acl = import_hands_on_acl(x, dir->node);
 	if (*name)
 		return entry_import(x, dir, base, name);
 
 	int err = import_xattrs(x, dir->fd, dir->path, dir->node);
 	if (err)
 		err = import_failed(x, dir->path, err, "its extended attributes");
+	dir->hands_on_acl = import_hands_on_acl(x, dir->node);
 	return err ? err : walk_dir(x, dir);
 }
 

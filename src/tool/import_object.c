@@ -146,6 +146,24 @@ int import_xattrs(struct import *x, int fd, const char *path, struct kiln_node n
 	return first_err;
 }
 
+bool import_hands_on_acl(struct import *x, struct kiln_node dir)
+{
+	return kiln_getxattr(x->fs, dir, "system.posix_acl_default", NULL, 0) > 0;
+}
+
+int import_acls_drop(struct import *x, struct kiln_node node)
+{
+	static const char *const names[] = { "system.posix_acl_access", "system.posix_acl_default" };
+
+	for (size_t i = 0; i < ARRAY_NR(names); i++) {
+		int err =
+			kiln_getxattr(x->fs, node, names[i], NULL, 0) > 0 ? kiln_removexattr(x->fs, node, names[i]) : 0;
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
 /* --- contents --- */
 
 int import_write(struct import *x, struct kiln_node node, off_t offset, const char *buf, size_t len)

@@ -58,6 +58,12 @@ bool import_xattr_is_left_out(const char *name);
 /* Extended attributes of the object open at @fd, or if that is negative of @path. */
 int import_xattrs(struct import *x, int fd, const char *path, struct kiln_node node);
 /*
+ * Does @dir have a default ACL, which what is made in it inherits? Such ACLs aren't the source's: they are dropped
+ * before the source's attributes are set.
+ */
+bool import_hands_on_acl(struct import *x, struct kiln_node dir);
+int import_acls_drop(struct import *x, struct kiln_node node);
+/*
  * Everything about an object but its name. @fd: a regular file's contents, else -1; @path: of the object, for what
  * needs one. @buffer: IMPORT_BUFFER_BYTES.
  */

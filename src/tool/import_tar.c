@@ -11,7 +11,9 @@
 #include <archive.h>
 #include <archive_entry.h>
 #include <errno.h>
+#include <grp.h>
 #include <limits.h>
+#include <pwd.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/sysmacros.h>
@@ -174,6 +176,15 @@ static uint16_t acl_tag(int tag)
 	}
 }
 
+/* Numbers are taken as such; a name is one of this machine. */
+static uint32_t acl_id(int tag, int id, const char *name)
+{
+	const struct passwd *user = tag == ARCHIVE_ENTRY_ACL_USER && id < 0 && name ? getpwnam(name) : NULL;
+	const struct group *group = tag == ARCHIVE_ENTRY_ACL_GROUP && id < 0 && name ? getgrnam(name) : NULL;
+
+	return user ? user->pw_uid : group ? group->gr_gid : (uint32_t)id;
+}
+
 static int acl_set(struct tar *t, struct archive_entry *e, int type, const char *name, struct kiln_node node)
 {
 	int nr = archive_entry_acl_reset(e, type), tag, perm, id, entry_type;
@@ -191,8 +202,8 @@ static int acl_set(struct tar *t, struct archive_entry *e, int type, const char 
 	       archive_entry_acl_next(e, type, &entry_type, &perm, &tag, &id, &id_name) == ARCHIVE_OK) {
 		bool has_id = tag == ARCHIVE_ENTRY_ACL_USER || tag == ARCHIVE_ENTRY_ACL_GROUP;
 
-		entries[used++] =
-			(struct acl_entry){ acl_tag(tag), (uint16_t)(perm & 7), has_id ? (uint32_t)id : UINT32_MAX };
+		entries[used++] = (struct acl_entry){ acl_tag(tag), (uint16_t)(perm & 7),
+						      has_id ? acl_id(tag, id, id_name) : UINT32_MAX };
 	}
 	qsort(entries, used, sizeof(*entries), acl_entry_compare);
 	le32_store(value, ACL_VERSION);
@@ -206,22 +217,34 @@ static int acl_set(struct tar *t, struct archive_entry *e, int type, const char 
 	return kiln_setxattr(t->x->fs, node, name, value, ACL_HEADER_BYTES + used * ACL_ENTRY_BYTES, 0);
 }
 
-static int attributes_set(struct tar *t, struct archive_entry *e, struct kiln_node node)
+/* @inherited: @node was made in a directory that hands on an ACL, which is not the archive's. */
+static int attributes_set(struct tar *t, struct archive_entry *e, struct kiln_node node, bool inherited)
 {
+	static const struct {
+		const char *name;
+		int type;
+	} acls[] = {
+		{ "system.posix_acl_access", ARCHIVE_ENTRY_ACL_TYPE_ACCESS },
+		{ "system.posix_acl_default", ARCHIVE_ENTRY_ACL_TYPE_DEFAULT },
+	};
 	const char *name;
 	const void *value;
 	size_t size;
-	int first_err = 0;
+	int first_err = inherited ? import_acls_drop(t->x, node) : 0;
 
 	archive_entry_xattr_reset(e);
 	while (archive_entry_xattr_next(e, &name, &value, &size) == ARCHIVE_OK) {
 		int err = import_xattr_is_left_out(name) ? 0 : kiln_setxattr(t->x->fs, node, name, value, size, 0);
 		first_err = first_err ? first_err : err;
 	}
-	int err = acl_set(t, e, ARCHIVE_ENTRY_ACL_TYPE_ACCESS, "system.posix_acl_access", node);
-	first_err = first_err ? first_err : err;
-	err = acl_set(t, e, ARCHIVE_ENTRY_ACL_TYPE_DEFAULT, "system.posix_acl_default", node);
-	return first_err ? first_err : err;
+	for (size_t i = 0; i < ARRAY_NR(acls); i++) {
+		/* Some archives have them as attributes too, and those leave no doubt about who is meant. */
+		int err = kiln_getxattr(t->x->fs, node, acls[i].name, NULL, 0) > 0
+				  ? 0
+				  : acl_set(t, e, acls[i].type, acls[i].name, node);
+		first_err = first_err ? first_err : err;
+	}
+	return first_err;
 }
 
 /* --- entries --- */
@@ -307,7 +330,7 @@ static int object_make(struct tar *t, struct archive_entry *e, struct kiln_node 
 		err = contents_copy(t, node, &bytes, &end);
 	if (err)
 		return err;
-	int attr_err = attributes_set(t, e, node);
+	int attr_err = attributes_set(t, e, node, *name && import_hands_on_acl(t->x, dir));
 	err = S_ISDIR(st.st_mode) ? directory_note(t, node, &st)
 				  : import_set_attributes(t->x, node, &st,
 							  S_ISREG(st.st_mode) && end != st.st_size ? st.st_size : -1);
