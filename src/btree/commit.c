@@ -656,6 +656,9 @@ static int apply_leaf(struct btrees *trees, const struct btree_applied_key *keys
 	six_lock_write(&node->lock);
 	int err = node_keys_reserve(node_keys, (uint32_t)n, u64s);
 	for (size_t i = 0; !err && i < n; i++) {
+		/* Only under the lock is it known that no commit has put something newer there. */
+		if (keys[i].overlay && atomic_load(&keys[i].overlay->is_overwritten))
+			continue;
 		node_keys_set(node_keys, &keys[i].k.k, keys[i].k.value);
 		overlay_set_overwritten(&trees->overlay, keys[i].btree_id, keys[i].level, keys[i].k.k.p);
 		node_set_dirty(trees, node, keys[i].seq);

@@ -435,6 +435,8 @@ struct btree_applied_key {
 	unsigned btree_id, level;
 	struct bkey_ref k;
 	uint64_t seq; /* 0: nothing to pin */
+	/* The journal key it is. When a commit has overtaken that meanwhile it isn't put any more. NULL: none. */
+	const struct overlay_key *overlay;
 };
 /*
  * Put keys into their nodes, in ascending order of (btree, level descending, position), each position once. Splits

@@ -3,7 +3,8 @@
  *
  * Interior levels first, the highest one first, since what leads to nodes must be there before these are changed; then
  * leaves. A key is put as it stands, without triggers, and pins its own journal entry through the node. Keys that got
- * into nodes on the way (a split takes them along) don't count any more.
+ * into nodes on the way (a split takes them along) don't count any more, nor do those that a commit has overtaken:
+ * replay allocates nodes, and others may be at work already.
  */
 #include <errno.h>
 
@@ -24,6 +25,7 @@ static int range_replay(struct btrees *trees, struct overlay_range range)
 				.level = range.begin->level,
 				.k = overlay_key_load(range.begin),
 				.seq = range.begin->seq,
+				.overlay = range.begin,
 			};
 		int err = btree_apply(trees, keys, nr);
 		if (err)
