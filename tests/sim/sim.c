@@ -133,8 +133,10 @@ static void draw_options(struct sim *s, struct kiln_format_device devices[DISKS_
 	snprintf(s->options, sizeof(s->options),
 		 "block_size=%u,btree_node_size=%uk,encoded_extent_max=%uk,metadata_checksum=%s,data_checksum=%s,"
 		 "str_hash=%s,metadata_replicas=%u,data_replicas=%u",
-		 s->block_bytes, node, extent_kib, pick(&s->rng, checksums, 4), pick(&s->rng, checksums, 4),
-		 pick(&s->rng, hashes, 3), 1 + (unsigned)rng_below(&s->rng, replicas_max),
+		 s->block_bytes, node, extent_kib,
+		 /* Without checksums a torn write of metadata can't be told from a whole one. */
+		 s->args->cuts ? pick(&s->rng, checksums + 1, 3) : pick(&s->rng, checksums, 4),
+		 pick(&s->rng, checksums, 4), pick(&s->rng, hashes, 3), 1 + (unsigned)rng_below(&s->rng, replicas_max),
 		 1 + (unsigned)rng_below(&s->rng, replicas_max));
 	for (unsigned i = 0; i < s->disks_nr; i++)
 		devices[i] = (struct kiln_format_device){ .bucket_bytes = bucket << 10,
