@@ -4,7 +4,7 @@
 #   make check      everything CI runs: lint, unit and image tests, with gcc and clang, ASan+UBSan and TSan
 #   make test       the tests of build/ alone
 #   make sim        whole filesystems on simulated disks that lose power (SEEDS, default 1-150)
-#   make demo       shows the main job on a real image
+#   make demo       shows the main job on real input
 #   make bench      benchmarks, as ratios against peers on this machine
 #   make fuzz       fuzzers (FUZZ_SECONDS each, default 600)
 #   make install    into PREFIX (default /usr/local), DESTDIR is honoured
