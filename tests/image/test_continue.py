@@ -117,7 +117,9 @@ def continue_filesystem(name, devices, head):
         return
     new = [line for line in changes.upstream_fsck(devices) if line not in complaints]
     assert not new, "upstream's fsck:\n%s" % "\n".join(new[:20])
-    shown = changes.upstream_tree(devices)
+    # Its readlink fails an assertion where a symlink ends with a block of 512 bytes.
+    is_trap = "--block_size=512" in (head.get("format_options") or "")
+    shown = None if is_trap else changes.upstream_tree(devices)
     if shown is not None:
         visible, hidden = visible_to_upstream(have["entries"])
         shown = [dict(e, xattrs={}) for e in shown if e["path"] not in hidden]

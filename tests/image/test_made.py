@@ -34,8 +34,8 @@ def layouts():
                 devices, replicas = counts[(i + 2 * j + k) % 4]
                 if size_of(node) > size_of(bucket):
                     node = bucket
-                if size_of(node) <= size_of(block):
-                    node = "16k"
+                if size_of(node) < 8 * size_of(block):  # the least there is
+                    node = "32k"
                 out.append((devices, ["--data-checksum=" + csum, "--metadata-checksum=" + csum, "--block-size=" + block,
                                       "--bucket-size=" + bucket, "--btree-node-size=" + node,
                                       "--replicas=%d" % replicas]))
