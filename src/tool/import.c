@@ -400,7 +400,7 @@ struct import *import_start(kiln_fs *fs, const struct import_options *options, u
 	mutex_init(&x->lock);
 	waitq_init(&x->has_job);
 	waitq_init(&x->has_room);
-	task_nr = task_nr ? task_nr : max(cpu_nr(), 2u);
+	task_nr = task_nr ? task_nr : max(4 * cpu_nr(), 8u);
 	x->tasks = calloc(task_nr, sizeof(*x->tasks));
 	for (unsigned i = 0; x->tasks && x->walk_buffer && i < task_nr; i++)
 		if (!task_start(&x->tasks[x->task_nr], "import", import_task, x))

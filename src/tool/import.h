@@ -13,7 +13,7 @@
 
 #include "kiln/kiln.h"
 
-enum { IMPORT_QUEUE_MAX = 256, IMPORT_BUFFER_BYTES = 4 << 20 };
+enum { IMPORT_QUEUE_MAX = 256, IMPORT_BUFFER_BYTES = 1 << 20 };
 
 struct import_counts {
 	uint64_t files, directories, symlinks, hardlinks, specials;
@@ -36,7 +36,10 @@ struct import_options {
 
 struct import;
 
-/* @task_nr: how many make files; 0: as many as there are processors, at least 2. NULL when memory is short. */
+/*
+ * @task_nr: how many make files; 0: several for each processor, as they mostly wait for the device. NULL when memory is
+ * short.
+ */
 struct import *import_start(kiln_fs *fs, const struct import_options *options, unsigned task_nr);
 /*
  * Import @source, a path of this machine (a symlink is imported as such), as @name in directory @dir; with @name "",
