@@ -137,9 +137,7 @@ static int logged_op_nr(struct btree_txn *txn, uint64_t *nr)
 
 static int logged_op_put(struct btree_txn *txn, struct size_args *a)
 {
-	struct logged_op_truncate op = { .subvol = a->file->subvol,
-					 .inum = a->file->inum,
-					 .new_size_bytes = a->size };
+	struct logged_op_truncate op = { .subvol = a->file->subvol, .inum = a->file->inum, .new_size_bytes = a->size };
 	uint8_t value[LOGGED_OP_TRUNCATE_BYTES];
 	int err = logged_op_nr(txn, &a->op_nr);
 
@@ -254,9 +252,7 @@ static int truncate_locked(struct data *data, const struct data_write_target *fi
 			   const struct data_write_times *times, uint64_t *journal_seq)
 {
 	uint64_t block = block_bytes_of(data), block_end = round_up_u64(size, block);
-	struct size_args a = {
-		.file = file, .times = times, .size = size, .hole_from = block_end >> SECTOR_SHIFT
-	};
+	struct size_args a = { .file = file, .times = times, .size = size, .hole_from = block_end >> SECTOR_SHIFT };
 	struct inode inode;
 
 	int err = write_inode_read(data, file, &inode);
