@@ -589,5 +589,7 @@ void operation_to_text(const struct operation *op, struct strbuf *out)
 	strbuf_printf(out, " object %u", op->id);
 	if (op->kind == OP_WRITE || op->kind == OP_PUNCH || op->kind == OP_TRUNCATE)
 		strbuf_printf(out, " at %llu +%llu", (unsigned long long)op->offset, (unsigned long long)op->len);
+	if (op->kind == OP_SETATTR)
+		strbuf_printf(out, " fields %x mode %o owner %u:%u", op->fields, op->mode, op->uid, op->gid);
 	strbuf_printf(out, " = %zd", op->result);
 }
