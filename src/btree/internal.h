@@ -479,6 +479,7 @@ struct write_state {
 	struct waitq done;	  /* a set has been written, or a node needn't be */
 	struct btree_node *dirty; /* a ring, the longest dirty first */
 	size_t dirty_nr, dirty_max, wanted_nr, writing_nr;
+	bool writer_is_busy;
 	bool is_stopping;
 	atomic_int err;		   /* nothing is written any more */
 	atomic_bool is_compacting; /* nodes are written anew rather than appended to */

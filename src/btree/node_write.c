@@ -519,9 +519,12 @@ static void writer_task(void *arg)
 			writer_sleep(w);
 			continue;
 		}
+		w->writer_is_busy = true;
 		mutex_unlock(&w->lock);
 		batch_run(trees, nodes, nr);
 		mutex_lock(&w->lock);
+		w->writer_is_busy = false;
+		waitq_wake_all(&w->done);
 	}
 	mutex_unlock(&w->lock);
 }
@@ -652,21 +655,22 @@ void btrees_stop_write(struct btrees *trees)
 
 /*
  * Write every node that is dirty now, and wait for that and for what is being written. What becomes dirty meanwhile
- * waits, so that many changes go into one set. Returns whether there was any.
+ * waits, so that many changes go into one set. A node that is being replaced is no longer dirty before its update is
+ * counted, so the writer must have come to rest too. Returns whether there was any.
  */
 static bool nodes_flush(struct btrees *trees)
 {
 	struct write_state *w = trees->write;
 
 	mutex_lock(&w->lock);
-	bool any = w->dirty_nr || w->writing_nr;
+	bool any = w->dirty_nr || w->writing_nr || w->writer_is_busy;
 	struct btree_node *node = w->dirty;
 	for (size_t i = 0; i < w->dirty_nr; i++, node = node->dirty_next) {
 		w->wanted_nr += !node->is_write_wanted;
 		node->is_write_wanted = true;
 	}
 	waitq_wake_all(&w->work);
-	while ((w->wanted_nr || w->writing_nr) && !atomic_load(&w->err))
+	while ((w->wanted_nr || w->writing_nr || w->writer_is_busy) && !atomic_load(&w->err))
 		waitq_wait(&w->done, &w->lock);
 	mutex_unlock(&w->lock);
 	return any;
