@@ -676,6 +676,28 @@ static struct interior_update *update_new(struct btrees *trees, unsigned btree_i
 
 struct interior_update *interior_update_next(const struct interior_update *u) { return u->next; }
 
+/*
+ * Somebody is about to switch, with the slot held. From here on nothing is quiet: nodes that are taken out are no
+ * longer dirty, and what the update commits isn't yet.
+ */
+static void update_announce(struct write_state *w)
+{
+	mutex_lock(&w->interior_lock);
+	w->update_nr++;
+	mutex_unlock(&w->interior_lock);
+}
+
+/* It is finished, or came to nothing. */
+static void update_end(struct btrees *trees, unsigned btree_id)
+{
+	struct write_state *w = trees->write;
+
+	mutex_lock(&w->interior_lock);
+	w->update_nr--;
+	mutex_unlock(&w->interior_lock);
+	slot_give(trees, btree_id);
+}
+
 /* The switch has been made: let it be finished. */
 static void update_submit(struct interior_update *u)
 {
@@ -683,7 +705,6 @@ static void update_submit(struct interior_update *u)
 	struct write_state *w = trees->write;
 
 	mutex_lock(&w->interior_lock);
-	w->update_nr++;
 	if (trees->write_opts.journal) {
 		*w->updates_end = u;
 		w->updates_end = &u->next;
@@ -802,6 +823,7 @@ int interior_replace(struct btrees *trees, struct btree_node *node, enum interio
 			update_free(u, false);
 			return err;
 		}
+		update_announce(trees->write);
 		err = node_replace(u, node, kind, &writing, &is_switched);
 		if (is_switched) {
 			stat_add(kind == INTERIOR_SPLIT	  ? &stats->splits
@@ -812,7 +834,7 @@ int interior_replace(struct btrees *trees, struct btree_node *node, enum interio
 			return 0;
 		}
 		update_free(u, false);
-		slot_give(trees, node->id.btree_id);
+		update_end(trees, node->id.btree_id);
 		if (writing && can_wait)
 			node_write_wait(trees, writing);
 		node_put(writing);
@@ -860,12 +882,14 @@ int interior_root_create(struct btrees *trees, unsigned btree_id, enum watermark
 	while ((err = slot_take(trees, btree_id, false)) == -EAGAIN && btree_root_level(trees, btree_id) < 0)
 		sleep_ns(POLL_NS);
 	bool has_slot = !err, exists = btree_root_level(trees, btree_id) >= 0;
+	if (has_slot)
+		update_announce(trees->write);
 	if (has_slot && !exists)
 		err = root_create(u);
 	if (exists || err) {
 		update_free(u, false);
 		if (has_slot)
-			slot_give(trees, btree_id);
+			update_end(trees, btree_id);
 		return exists ? 0 : err;
 	}
 	update_submit(u);
@@ -1002,7 +1026,6 @@ static void update_publish(struct interior_update *u)
 void interior_update_finish(struct btrees *trees, struct interior_update *u)
 {
 	const struct btree_backend *backend = &trees->opts.backend;
-	struct write_state *w = trees->write;
 	unsigned btree_id = u->btree_id;
 	int err = write_error(trees);
 
@@ -1020,8 +1043,5 @@ void interior_update_finish(struct btrees *trees, struct interior_update *u)
 	if (trees->write_opts.journal)
 		journal_pin_drop(trees->write_opts.journal, &u->pin);
 	update_free(u, true);
-	mutex_lock(&w->interior_lock);
-	w->update_nr--;
-	mutex_unlock(&w->interior_lock);
-	slot_give(trees, btree_id);
+	update_end(trees, btree_id);
 }
