@@ -209,6 +209,7 @@ static void check_accounting(unsigned version)
 	delta_add(&v, &entry, "\2\4\2\1\0\1", 6, 60, -1000, 0);
 	delta_add(&v, &entry, "\3\1\2", 3, 60, 2, 200);
 	volume_open(&v, 0);
+	v.super.geometry[1].bucket_sectors = 100; /* as the member says */
 	struct journal_location at = entry_write(&v, &entry, 0);
 	struct journal_entry found = { .locations = &at, .location_nr = 1, .is_csum_good = true };
 	struct journal_state journal = { .entries = &found, .entry_nr = 1, .super = &v.super };
