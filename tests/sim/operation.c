@@ -561,19 +561,49 @@ int operation_run(struct operation *op, struct model *m, kiln_fs *fs, uint64_t o
 
 /* --- crashes in the middle --- */
 
-bool operation_is_partial(const struct operation *op, const struct model_object *got, const struct model_object *before,
-			  const struct model_object *after)
+/* The block where the new size lies is zeroed behind it before anything else (04 §7). */
+static bool truncation_is_partial(const struct operation *op, uint32_t block_bytes, const struct model_object *got,
+				  const struct model_object *before)
 {
-	uint64_t at = 0;
+	uint64_t end = min(round_up_u64(op->offset, block_bytes), before->size);
 
+	if (got->size != before->size)
+		return false;
+	for (uint64_t at = 0; at < got->size; at++)
+		if (got->data[at] != (at >= op->offset && at < end ? 0 : before->data[at]))
+			return false;
+	return true;
+}
+
+/* Where the last, partial block of a hole begins if that is zeroed already: before what lies between. Else the end. */
+static uint64_t punch_tail(const struct operation *op, uint32_t block_bytes, const struct model_object *got,
+			   const struct model_object *after)
+{
+	uint64_t begin = max(round_down_u64(op->offset + op->len, block_bytes), op->offset);
+
+	for (uint64_t at = begin; at < got->size && at < after->size; at++)
+		if (got->data[at] != after->data[at])
+			return got->size;
+	return min(begin, got->size);
+}
+
+bool operation_is_partial(const struct operation *op, uint32_t block_bytes, const struct model_object *got,
+			  const struct model_object *before, const struct model_object *after)
+{
+	uint64_t at = 0, end = got->size;
+
+	if (op->kind == OP_TRUNCATE)
+		return truncation_is_partial(op, block_bytes, got, before);
 	if (op->kind != OP_WRITE && op->kind != OP_PUNCH)
 		return false;
 	if (got->size < before->size || got->size > after->size)
 		return false;
-	while (at < got->size && at < after->size && got->data[at] == after->data[at])
+	if (op->kind == OP_PUNCH)
+		end = punch_tail(op, block_bytes, got, after);
+	while (at < end && at < after->size && got->data[at] == after->data[at])
 		at++;
 	/* Behind the part that was done it is as before; a write that grew the file in a hole left zeroes. */
-	for (; at < got->size; at++)
+	for (; at < end; at++)
 		if (got->data[at] != (at < before->size ? before->data[at] : 0))
 			return false;
 	return true;

@@ -65,9 +65,12 @@ void operation_draw(struct operation *op, struct rng *rng, const struct model *m
 int operation_run(struct operation *op, struct model *m, kiln_fs *fs, uint64_t op_nr, struct strbuf *why);
 /* Run it on a model, with the result that it had. */
 void operation_apply(const struct operation *op, struct model *m, uint64_t op_nr);
-/* Is @got what the file's contents are when only a part of the operation, from the front, was done? */
-bool operation_is_partial(const struct operation *op, const struct model_object *got, const struct model_object *before,
-			  const struct model_object *after);
+/*
+ * Is @got what the file's contents are when only a part of the operation was done? From the front, but partial blocks
+ * are zeroed in steps of their own: both of a hole before what lies between, and that of a new size before it is set.
+ */
+bool operation_is_partial(const struct operation *op, uint32_t block_bytes, const struct model_object *got,
+			  const struct model_object *before, const struct model_object *after);
 void operation_to_text(const struct operation *op, struct strbuf *out);
 
 #endif

@@ -271,19 +271,20 @@ static void promise(struct sim *s, uint64_t op_nr)
 	s->log_nr -= nr;
 }
 
-static bool candidate_fits(const struct model *got, const struct model *candidate, const struct operation *next,
-			   struct model *after, struct strbuf *why)
+static bool candidate_fits(const struct sim *s, const struct model *got, const struct model *candidate,
+			   const struct operation *next, struct model *after, struct strbuf *why)
 {
 	unsigned got_id = UINT32_MAX;
 
 	if (model_equal(got, candidate, UINT32_MAX, NULL, why))
 		return true;
-	if (!next || (next->kind != OP_WRITE && next->kind != OP_PUNCH) || !candidate->objects[next->id].exists)
+	if (!next || (next->kind != OP_WRITE && next->kind != OP_PUNCH && next->kind != OP_TRUNCATE) ||
+	    !candidate->objects[next->id].exists)
 		return false;
 	if (!model_equal(got, candidate, next->id, &got_id, NULL) || got_id == UINT32_MAX)
 		return false;
 	const struct model_object *g = &got->objects[got_id];
-	if (!operation_is_partial(next, g, &candidate->objects[next->id], &after->objects[next->id]))
+	if (!operation_is_partial(next, s->block_bytes, g, &candidate->objects[next->id], &after->objects[next->id]))
 		return false;
 	/* It goes on with what is there. */
 	struct model_object *o = &after->objects[next->id];
@@ -315,7 +316,7 @@ static int compare_after_cut(struct sim *s)
 			operation_apply(next, &after, s->promised_op + i + 1);
 		}
 		strbuf_reset(&last_why);
-		fits = candidate_fits(&got, &candidate, next, &after, i ? &last_why : &first_why);
+		fits = candidate_fits(s, &got, &candidate, next, &after, i ? &last_why : &first_why);
 		if (fits && !model_equal(&got, &candidate, UINT32_MAX, NULL, NULL)) {
 			model_free(&candidate);
 			candidate = after;
