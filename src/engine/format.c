@@ -155,7 +155,8 @@ static int device_look(struct format *f, size_t i)
 	if (found == -ENOENT && f->devices[i].file_bytes)
 		return 0;
 	if (found == -ENOENT)
-		snprintf(f->why, KILN_ERROR_BYTES, "%s doesn't exist; with a size it would be made", path);
+		snprintf(f->why, KILN_ERROR_BYTES,
+			 "%s doesn't exist; say how large it shall be (--size), and it is made", path);
 	else if (found == -ENOTBLK)
 		snprintf(f->why, KILN_ERROR_BYTES, "%s is neither a file nor a block device", path);
 	else if (found < 0)

@@ -325,7 +325,8 @@ int fs_write_start_fresh(struct kiln_fs *fs, uint64_t memory_bytes, char why[KIL
 		err = namespace_start_write(fs->ns, fs->allocator);
 	if (err) {
 		if (!why[0])
-			snprintf(why, KILN_ERROR_BYTES, "%s", error_name(err));
+			snprintf(why, KILN_ERROR_BYTES, "%s",
+				 err == -ENOSPC ? "the devices are too small for a filesystem" : error_name(err));
 		fs_write_abort(fs);
 		return err;
 	}
