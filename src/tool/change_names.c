@@ -198,7 +198,13 @@ static int mv_path(struct change *c, void *ctx, const char *path)
 	if (!err)
 		err = args->is_new_name ? change_place(c->fs, args->dest, &to)
 					: change_target(c->fs, path, args->dest, args->source_nr > 1, &to);
-	return err ? err : kiln_rename(c->fs, from.dir, from.name, from.len, to.dir, to.name, to.len, args->flags);
+	if (err)
+		return err;
+	err = kiln_rename(c->fs, from.dir, from.name, from.len, to.dir, to.name, to.len, args->flags);
+	if (err != -EINVAL || args->flags)
+		return err;
+	change_failed(c, path, 0, "can't be moved into itself");
+	return 0;
 }
 
 static int mv_run(const struct command *self, int argc, char **argv)

@@ -33,7 +33,8 @@ int main(int argc, char **argv)
 		print_help(stderr);
 		return TOOL_USAGE;
 	}
-	if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
+	bool is_help = !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help");
+	if (is_help && argc < 3) {
 		print_help(stdout);
 		return TOOL_OK;
 	}
@@ -41,10 +42,18 @@ int main(int argc, char **argv)
 		printf("kiln %s\n", kiln_version());
 		return TOOL_OK;
 	}
-	for (size_t i = 0; i < ARRAY_NR(commands); i++)
-		if (!strcmp(argv[1], commands[i]->name))
-			return commands[i]->run(commands[i], argc - 1, argv + 1);
-
-	tool_error("'%s' is no kiln command; `kiln --help` lists them", argv[1]);
+	const char *name = argv[is_help ? 2 : 1];
+	for (size_t i = 0; i < ARRAY_NR(commands); i++) {
+		if (strcmp(name, commands[i]->name))
+			continue;
+		/* What getopt_long() calls us in its messages. */
+		char title[32], help[] = "--help";
+		snprintf(title, sizeof(title), "kiln %s", name);
+		argv[1] = title;
+		if (is_help)
+			argv[2] = help;
+		return commands[i]->run(commands[i], (is_help ? 3 : argc) - 1, argv + 1);
+	}
+	tool_error("'%s' is no kiln command; `kiln --help` lists them", name);
 	return TOOL_USAGE;
 }
