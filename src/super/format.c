@@ -447,8 +447,6 @@ static int device_write_superblocks(struct plan *p, unsigned i, uint8_t *buf)
 	struct sb_disk *sb = p->sb.sb;
 	uint32_t unit = max(dev->io_align_bytes, dev->logical_block_bytes);
 	size_t bytes = round_up_u64(sb_bytes(sb), unit);
-	static const uint8_t csum_types[] = { CHECKSUM_NONE, CHECKSUM_CRC32C_NONZERO, CHECKSUM_CRC64_NONZERO,
-					      CHECKSUM_XXHASH };
 	uint64_t start = SB_SECTOR << SECTOR_SHIFT;
 	int err = range_wipe(dev, 0, second_copy_bytes(p) + p->sb_bytes, buf);
 
@@ -458,7 +456,7 @@ static int device_write_superblocks(struct plan *p, unsigned i, uint8_t *buf)
 	/* The primary comes last: whatever is there before isn't found. */
 	for (unsigned copy = COPIES; copy-- && !err;) {
 		sb->offset = sb->layout.sb_offset[copy];
-		sb_seal(sb, csum_types[p->options[OPT_METADATA_CHECKSUM]]);
+		sb_seal(sb, super_sb_csum_type(p->options[OPT_METADATA_CHECKSUM]));
 		memset(buf, 0, bytes);
 		memcpy(buf, sb, sb_bytes(sb));
 		err = device_write(dev, le64_get(sb->offset) << SECTOR_SHIFT, buf, bytes);

@@ -81,7 +81,7 @@ int super_read_device(struct device *dev, uint64_t sb_sector, const struct repor
 /* sb_has_feature() of the filesystem, for those who may run while features are set. */
 bool super_has_feature(const struct super *s, enum sb_feature feature);
 
-/* Checksum type (enum checksum_type) of superblocks, journal entries and nodes that are written. */
+/* Checksum type (enum checksum_type) of journal entries and nodes that are written. */
 unsigned super_metadata_csum_type(const struct super *s);
 
 /*

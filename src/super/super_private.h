@@ -82,6 +82,12 @@ struct super_write {
 
 /* The last part of opening read-write: may it be written, and the state for it. Reports why not. */
 int super_write_open(struct super *s, const struct super_open_opts *opts);
+/*
+ * Checksum type of superblocks, for this value of the option metadata_checksum: never none. Any type may be read
+ * whatever the option says, and a copy that was torn by a crash must be told from a whole one: its seq may be new while
+ * its member records are old, and then the device looks as if it had been used without the others.
+ */
+unsigned super_sb_csum_type(uint64_t metadata_checksum);
 void super_write_close(struct super *s);
 /* Add to the table of what is durable; under the lock. 0 or -ENOMEM. */
 int super_replicas_publish(struct super *s, const struct replicas_entry *e);

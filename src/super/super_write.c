@@ -254,7 +254,7 @@ static void members_io(struct super_publish *p, enum device_op op, unsigned copy
 			size_t bytes = round_up_u64(sb_bytes(sb), write_unit(dev));
 
 			sb->offset = sb->layout.sb_offset[copy];
-			sb_seal(sb, super_metadata_csum_type(p->s));
+			sb_seal(sb, super_sb_csum_type(p->s->options[OPT_METADATA_CHECKSUM]));
 			p->members[i].iov = (struct iovec){ sb, bytes };
 			p->members[i].io.offset_bytes = le64_get(sb->offset) << SECTOR_SHIFT;
 			p->members[i].io.iov = &p->members[i].iov;
@@ -410,12 +410,13 @@ int super_change_end(struct super *s, int err)
 
 /* --- opening and closing --- */
 
-unsigned super_metadata_csum_type(const struct super *s)
-{
-	static const uint8_t types[] = { CHECKSUM_NONE, CHECKSUM_CRC32C_NONZERO, CHECKSUM_CRC64_NONZERO,
-					 CHECKSUM_XXHASH };
+static const uint8_t csum_types[] = { CHECKSUM_NONE, CHECKSUM_CRC32C_NONZERO, CHECKSUM_CRC64_NONZERO, CHECKSUM_XXHASH };
 
-	return types[s->options[OPT_METADATA_CHECKSUM]];
+unsigned super_metadata_csum_type(const struct super *s) { return csum_types[s->options[OPT_METADATA_CHECKSUM]]; }
+
+unsigned super_sb_csum_type(uint64_t metadata_checksum)
+{
+	return metadata_checksum ? csum_types[metadata_checksum] : (unsigned)CHECKSUM_CRC32C_NONZERO;
 }
 
 bool super_option_unsupported(enum option_id id, uint64_t value, char why[256])

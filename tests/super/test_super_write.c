@@ -517,6 +517,9 @@ static void power_cuts_leave_the_old_or_the_new_state(void **state)
 		/* The update, recorded, on devices that are then put back to what they were. */
 		disks_init(&d, 2);
 		disks_open(&d, &s);
+		/* Without checksums of metadata too a torn copy must not be taken for a whole one. */
+		if (round % 2)
+			s->options[OPT_METADATA_CHECKSUM] = 0;
 		assert_int_equal(super_replicas_mark(s, 3, 1, both, 2), 0);
 		assert_int_equal(super_mark_clean(s, 1, NULL, 0, roots, sizeof(roots) / 8), 0);
 		super_close(s);
@@ -528,6 +531,8 @@ static void power_cuts_leave_the_old_or_the_new_state(void **state)
 			d.kept[i].recording = &r;
 		}
 		disks_open(&d, &s);
+		if (round % 2)
+			s->options[OPT_METADATA_CHECKSUM] = 0;
 		assert_int_equal(super_mark_dirty(s), 0);
 		super_close(s);
 		for (unsigned i = 0; i < 2; i++) {
