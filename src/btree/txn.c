@@ -540,11 +540,13 @@ int btree_txn_run(struct btrees *trees, const struct btree_commit_opts *opts, bt
 	for (unsigned run = 0;; run++) {
 		/* Commits that others wait for don't pass the gate: see commit.c. */
 		txn.run_nr = run;
-		txn.is_exclusive = w && run >= BTREE_TXN_OPTIMISTIC_MAX && opts->watermark < WATERMARK_RECLAIM;
-		if (txn.is_exclusive)
+		bool is_exclusive = w && run >= BTREE_TXN_OPTIMISTIC_MAX && opts->watermark < WATERMARK_RECLAIM;
+
+		txn.is_exclusive = is_exclusive;
+		if (is_exclusive)
 			gate_enter_exclusive(w);
 		err = txn_run_once(&txn, fn, ctx);
-		if (txn.is_exclusive)
+		if (is_exclusive)
 			gate_leave_exclusive(w);
 		if (err != -KILN_E_RESTART)
 			break;

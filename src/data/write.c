@@ -255,9 +255,9 @@ static int chunks_write(struct write_op *op, const struct write_source *s, uint6
 	int err = 0;
 
 	*put_to = next;
-	/* No more than there will be: a chunk may come out smaller, then they are used again. */
-	unsigned wanted =
-		(unsigned)min((end - next - 1) / (CHUNK_BYTES >> SECTOR_SHIFT) + 1, (uint64_t)CHUNKS_IN_FLIGHT);
+	/* More than one only if there will be more; a chunk may come out smaller, then it is used again. */
+	unsigned wanted = end - next <= CHUNK_BYTES >> SECTOR_SHIFT ? 1 : CHUNKS_IN_FLIGHT;
+
 	while (made < wanted && !err)
 		err = write_chunk_init(&chunks[made++], op);
 	while (!err && (next < end || nr)) {
@@ -275,9 +275,7 @@ static int chunks_write(struct write_op *op, const struct write_source *s, uint6
 			}
 			/* What is under way is finished; then the write ends here. */
 			end = next;
-			if (!nr)
-				err = start_err;
-			else if (start_err != -ENOSPC)
+			if (!nr || start_err != -ENOSPC)
 				err = start_err;
 			continue;
 		}

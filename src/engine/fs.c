@@ -69,7 +69,7 @@ static int open_super(struct kiln_fs *fs, const char *const *args, size_t arg_nr
 	if (!err && !devices)
 		err = device_paths_parse((char *const *)args, arg_nr, &paths, why);
 	if (err) {
-		for (size_t i = 0; i < device_nr; i++)
+		for (size_t i = 0; devices && i < device_nr; i++)
 			device_close(devices[i]);
 		return err;
 	}
