@@ -1,6 +1,7 @@
 /* Records outside of memory. See check_table.h. */
 #include "recovery/check_table.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,6 +37,7 @@ int check_table_add(struct check_table *t, const void *record)
 	if (!p || p->nr == piece_records(t, t->piece_nr - 1)) {
 		if (array_grow(&t->pieces, &t->piece_capacity, t->piece_nr + 1, sizeof(*t->pieces)))
 			return -ENOMEM;
+		assert(t->pieces);
 		p = &t->pieces[t->piece_nr];
 		*p = (struct check_piece){ 0 };
 		int err = spill_alloc(&p->spill, piece_records(t, t->piece_nr) * t->record_bytes, t->is_secret);
