@@ -333,13 +333,14 @@ static void first_mount_makes_what_upstream_makes(void **state)
 	struct fixture f;
 	struct super *theirs, *ours;
 	struct super_open_opts opts = { .is_without_uring = true };
-	struct device *dev = memory("a", 256 * MIB);
-	struct super_format_device d = { .dev = dev, .durability = 1 };
 	static const uint8_t devs[] = { 0 };
 	const uint8_t *begin, *end;
 	uint64_t seq;
 
 	fixtures_require();
+	struct device *dev = memory("a", 256 * MIB);
+	struct super_format_device d = { .dev = dev, .durability = 1 };
+
 	fixture_unpack(&f, "v1.4-formatted");
 	sink = reports_sink(&reports);
 	assert_int_equal(super_open(f.paths, f.nr, &opts, NULL, &sink, &theirs), 0);
