@@ -109,8 +109,9 @@ uint64_t usage_capacity_sectors(const struct super *s)
 /* Order of rows: type, number of devices, required, devices. */
 static int replicas_cmp(const struct usage_replicas *a, const struct usage_replicas *b)
 {
-	_Static_assert(offsetof(struct usage_replicas, devs) == 3, "what names a row are its first bytes");
-	return memcmp(a, b, 3 + sizeof(a->devs));
+	_Static_assert(offsetof(struct usage_replicas, devs) + sizeof(a->devs) == USAGE_REPLICAS_NAME_BYTES,
+		       "no padding");
+	return memcmp(a, b, USAGE_REPLICAS_NAME_BYTES);
 }
 
 /* Set the row for these devices, which are padded with zeroes. -E2BIG when there are absurdly many. */

@@ -26,6 +26,9 @@ struct usage_replicas {
 	uint64_t sectors;
 };
 
+/* What names a row: bytes without padding, to be compared. */
+enum { USAGE_REPLICAS_NAME_BYTES = 3 + 16 };
+
 struct usage {
 	bool is_known;		   /* false: the image has no counters that can be read */
 	uint64_t capacity_sectors; /* as 07 §13 computes it */

@@ -67,7 +67,7 @@ static int row_add(struct allocations *a, unsigned data_type, unsigned nr_requir
 		row.devs[j] = devs[i];
 	}
 	for (size_t i = a->row_nr; i-- > 0;)
-		if (!memcmp(&a->rows[i], &row, offsetof(struct usage_replicas, sectors))) {
+		if (!memcmp(&a->rows[i], &row, USAGE_REPLICAS_NAME_BYTES)) {
 			a->rows[i].sectors += sectors;
 			/* What was used last is looked at first. */
 			struct usage_replicas found = a->rows[i];
@@ -541,7 +541,7 @@ static bool row_is_marked(const struct check *c, const struct usage *u, const st
 		    !memcmp(e.devs, r->devs, r->nr_devs))
 			return true;
 	for (size_t i = 0; i < u->replicas_nr; i++)
-		if (!memcmp(&u->replicas[i], r, offsetof(struct usage_replicas, sectors)))
+		if (!memcmp(&u->replicas[i], r, USAGE_REPLICAS_NAME_BYTES))
 			return true;
 	return false;
 }
@@ -550,7 +550,7 @@ static const struct usage_replicas *row_find(const struct usage_replicas *rows, 
 					     const struct usage_replicas *r)
 {
 	for (size_t i = 0; i < nr; i++)
-		if (!memcmp(&rows[i], r, offsetof(struct usage_replicas, sectors)))
+		if (!memcmp(&rows[i], r, USAGE_REPLICAS_NAME_BYTES))
 			return &rows[i];
 	return NULL;
 }
