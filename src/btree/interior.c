@@ -305,8 +305,8 @@ static int pieces_make(struct interior_update *u, const struct cut *cut, const s
 
 		if (!u->reserved_nr)
 			return -ENOSPC;
-		int err = new_node_add(u, cut->level, min_key, max_key, cut->generation, l->items + begin, end - begin,
-				       cut->format);
+		int err = new_node_add(u, cut->level, min_key, max_key, cut->generation,
+				       l->nr ? &l->items[begin] : NULL, end - begin, cut->format);
 		if (err)
 			return err;
 		for (; begin < end; begin++)
