@@ -94,11 +94,17 @@ int allocator_mark_device(struct allocator *a, unsigned dev)
 	if (!d || !a->super->members[dev].sb)
 		return 0;
 	int err = mark_superblocks(a, dev);
+	bool is_there = true;
 	const struct sb_disk *sb = a->super->members[dev].sb;
-	for (unsigned i = 0; !err && i < sb_journal_range_nr(sb); i++) {
-		uint64_t start, nr;
+	for (unsigned i = 0; !err && is_there; i++) {
+		uint64_t start = 0, nr = 0;
 
-		sb_journal_range(sb, i, &start, &nr);
+		/* Marking may update the superblock, in which sections can move. */
+		super_lock(a->super);
+		is_there = i < sb_journal_range_nr(sb);
+		if (is_there)
+			sb_journal_range(sb, i, &start, &nr);
+		super_lock_release(a->super);
 		for (uint64_t b = start; !err && b < start + nr; b++)
 			err = mark_bucket(a, dev, b, DATA_JOURNAL, d->bucket_sectors);
 	}
