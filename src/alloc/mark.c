@@ -74,13 +74,17 @@ static uint32_t superblock_sectors(const struct sb_layout_disk *layout, uint32_t
 
 static int mark_superblocks(struct allocator *a, unsigned dev)
 {
-	const struct sb_layout_disk *layout = &a->super->members[dev].sb->layout;
 	const struct alloc_dev *d = &a->devs[dev];
+	struct sb_layout_disk layout;
 	int err = 0;
+
+	super_lock(a->super);
+	layout = a->super->members[dev].sb->layout;
+	super_lock_release(a->super);
 
 	for (size_t i = 0; !err && i < d->range_nr; i++)
 		for (uint64_t b = d->ranges[i].start; !err && b < d->ranges[i].end; b++) {
-			uint32_t sectors = superblock_sectors(layout, d->bucket_sectors, b);
+			uint32_t sectors = superblock_sectors(&layout, d->bucket_sectors, b);
 
 			if (sectors)
 				err = mark_bucket(a, dev, b, DATA_SB, sectors);
