@@ -257,21 +257,28 @@ static int start_steps(struct kiln_fs *fs)
 	return err;
 }
 
-int fs_write_start(struct kiln_fs *fs, char why[KILN_ERROR_BYTES])
+/* After the steps: writable from here on, or given up, with @reason unless @why has a better one. */
+static int start_end(struct kiln_fs *fs, int err, const char *reason, char why[KILN_ERROR_BYTES])
 {
-	int err = start_steps(fs);
-
 	if (err) {
 		if (!why[0])
-			snprintf(why, KILN_ERROR_BYTES, "%s",
-				 fs->reporter.last[0] && fs->reporter.last_level >= REPORT_DAMAGE ? fs->reporter.last
-												  : error_name(err));
+			snprintf(why, KILN_ERROR_BYTES, "%s", reason);
 		fs_write_abort(fs);
 		return err;
 	}
 	fs->is_writable = true;
 	__atomic_store_n(&fs->reporter.counting, fs->super, __ATOMIC_RELEASE);
 	return 0;
+}
+
+int fs_write_start(struct kiln_fs *fs, char why[KILN_ERROR_BYTES])
+{
+	int err = start_steps(fs);
+
+	return start_end(fs, err,
+			 fs->reporter.last[0] && fs->reporter.last_level >= REPORT_DAMAGE ? fs->reporter.last
+											  : error_name(err),
+			 why);
 }
 
 /* --- the first time (07 §17.1) --- */
@@ -323,16 +330,7 @@ int fs_write_start_fresh(struct kiln_fs *fs, uint64_t memory_bytes, char why[KIL
 		err = data_start_write(fs->data, fs->allocator);
 	if (!err)
 		err = namespace_start_write(fs->ns, fs->allocator);
-	if (err) {
-		if (!why[0])
-			snprintf(why, KILN_ERROR_BYTES, "%s",
-				 err == -ENOSPC ? "the devices are too small for a filesystem" : error_name(err));
-		fs_write_abort(fs);
-		return err;
-	}
-	fs->is_writable = true;
-	__atomic_store_n(&fs->reporter.counting, fs->super, __ATOMIC_RELEASE);
-	return 0;
+	return start_end(fs, err, err == -ENOSPC ? "the devices are too small for a filesystem" : error_name(err), why);
 }
 
 /* --- stopping --- */
