@@ -92,7 +92,8 @@ struct kiln_report {
 enum kiln_log_level { KILN_LOG_ERROR, KILN_LOG_WARNING, KILN_LOG_INFO, KILN_LOG_DEBUG };
 
 struct kiln_open_options {
-	size_t struct_bytes; /* sizeof(struct kiln_open_options): callers built against older headers still work */
+	size_t struct_bytes; /* sizeof(struct kiln_open_options): callers built against older headers still work; 0 is
+				-EINVAL */
 	unsigned flags;	     /* enum kiln_open_flags */
 	const char *mount_options; /* "name,name=value,...", as in fstab; NULL: none. Unknown names are an error */
 	uint64_t memory_bytes;	   /* budget for caches and buffers; 0: 256 MiB; at least KILN_MEMORY_MIN */

@@ -212,7 +212,7 @@ void btrees_set_watch(struct btrees *trees, const struct btree_watch *watch); /*
  */
 int btrees_replay(struct btrees *trees);
 /*
- * Write back everything: write buffer, key cache, dirty nodes, interior updates, until a round changes nothing.
+ * Write back everything: write buffer, dirty nodes, interior updates, until a round changes nothing.
  * For a clean shutdown, when nobody commits any more. 0 or an error.
  */
 int btrees_flush_all(struct btrees *trees);

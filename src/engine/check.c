@@ -105,6 +105,9 @@ int kiln_check(kiln_fs *fs, const struct kiln_check_options *given, struct kiln_
 	*out = (struct kiln_check_result){ 0 };
 	if (!call || !result)
 		goto out;
+	err = -EINVAL;
+	if (given && !given->struct_bytes)
+		goto out;
 	if (given)
 		memcpy(&call->options, given, min(given->struct_bytes, sizeof(call->options)));
 	reporter_init(&call->reporter,

@@ -110,6 +110,10 @@ static int format_init(struct format *f, const struct kiln_format_device *device
 		       const struct kiln_format_options *options, char *why)
 {
 	*f = (struct format){ .nr = nr, .why = why };
+	if (options && !options->struct_bytes) {
+		snprintf(why, KILN_ERROR_BYTES, "kiln_format_options.struct_bytes isn't set: no option would count");
+		return -EINVAL;
+	}
 	if (options)
 		memcpy(&f->opts, options, min(options->struct_bytes, sizeof(f->opts)));
 	size_t stride = options && options->device_struct_bytes ? options->device_struct_bytes : sizeof(*devices);

@@ -282,6 +282,11 @@ int fs_open(const char *const *args, size_t arg_nr, struct device **devices, siz
 	if (!why)
 		why = why_unused;
 	why[0] = 0;
+	if (given && !given->struct_bytes) {
+		snprintf(why, KILN_ERROR_BYTES, "kiln_open_options.struct_bytes isn't set: no option would count");
+		free(fs);
+		return -EINVAL;
+	}
 	if (given)
 		memcpy(&options, given, min(given->struct_bytes, sizeof(options)));
 	if (options.memory_bytes && options.memory_bytes < KILN_MEMORY_MIN) {

@@ -216,7 +216,10 @@ static void what_cannot_be_opened_is_told_with_its_reason(void **state)
 	unlink(empty);
 
 	p = image_path;
-	struct kiln_open_options o = { .struct_bytes = sizeof(o), .memory_bytes = 1 << 20 };
+	struct kiln_open_options o = { .struct_bytes = 0, .memory_bytes = 1 << 30 };
+
+	open_fails(&p, 1, &o, -EINVAL, "struct_bytes");
+	o = (struct kiln_open_options){ .struct_bytes = sizeof(o), .memory_bytes = 1 << 20 };
 	open_fails(&p, 1, &o, -EINVAL, "32 MiB");
 	o = (struct kiln_open_options){ .struct_bytes = sizeof(o), .mount_options = "ro,no_such_thing=1" };
 	open_fails(&p, 1, &o, -EINVAL, "no_such_thing");
