@@ -1,5 +1,7 @@
 /*
- * A device in memory: a memfd, mapped. Sparse: pages exist once written, and discard gives them back.
+ * A device in memory: a memfd. Sparse: pages exist once written, and discard gives them back. It is mapped in pieces,
+ * each when it is first touched and until the device is closed: address space isn't without bounds (under
+ * ThreadSanitizer a few TiB are), and devices may be large.
  *
  * Every I/O is a copy, done before submit() returns. Ranges that two I/Os touch at once hold a mix of both afterwards,
  * as on any disk; callers don't do that.
@@ -15,10 +17,13 @@
 #include "base/util.h"
 #include "device/device.h"
 
+static const uint64_t PIECE_BYTES = 1 << 30;
+
 struct memory_device {
 	struct device dev;
 	int fd;
-	uint8_t *bytes; /* all of the device */
+	uint8_t **pieces; /* NULL: not mapped yet; set once, by whoever is first */
+	uint64_t pieces_nr;
 };
 
 static void memory_submit(struct device *dev, struct device_io *io);
@@ -50,9 +55,10 @@ int device_open_memory(const char *name, uint64_t size_bytes, uint32_t logical_b
 		err = -errno;
 		goto fail;
 	}
-	m->bytes = mmap(NULL, size_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, m->fd, 0);
-	if (m->bytes == MAP_FAILED) {
-		err = -errno;
+	m->pieces_nr = div_round_up_u64(size_bytes, PIECE_BYTES);
+	m->pieces = calloc(m->pieces_nr, sizeof(*m->pieces));
+	if (!m->pieces) {
+		err = -ENOMEM;
 		goto fail;
 	}
 	*dev = &m->dev;
@@ -64,11 +70,53 @@ fail:
 	return err;
 }
 
+static uint64_t piece_bytes(const struct memory_device *m, uint64_t nr)
+{
+	return min(PIECE_BYTES, m->dev.size_bytes - nr * PIECE_BYTES);
+}
+
+/* The mapping of piece @nr, made if need be; NULL when the system refuses. */
+static uint8_t *piece_get(struct memory_device *m, uint64_t nr)
+{
+	uint8_t *bytes = __atomic_load_n(&m->pieces[nr], __ATOMIC_ACQUIRE), *first = NULL;
+
+	if (bytes)
+		return bytes;
+	bytes = mmap(NULL, piece_bytes(m, nr), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, m->fd,
+		     (off_t)(nr * PIECE_BYTES));
+	if (bytes == MAP_FAILED)
+		return NULL;
+	if (__atomic_compare_exchange_n(&m->pieces[nr], &first, bytes, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+		return bytes;
+	munmap(bytes, piece_bytes(m, nr));
+	return first;
+}
+
+static int memory_copy(struct memory_device *m, enum device_op op, uint64_t offset_bytes, uint8_t *buf, uint64_t bytes)
+{
+	while (bytes) {
+		uint64_t nr = offset_bytes / PIECE_BYTES, within = offset_bytes % PIECE_BYTES;
+		uint64_t part = min(bytes, piece_bytes(m, nr) - within);
+		uint8_t *piece = piece_get(m, nr);
+
+		if (!piece)
+			return -ENOMEM;
+		if (op == DEVICE_READ)
+			memcpy(buf, piece + within, part);
+		else
+			memcpy(piece + within, buf, part);
+		offset_bytes += part;
+		buf += part;
+		bytes -= part;
+	}
+	return 0;
+}
+
 static void memory_submit(struct device *dev, struct device_io *io)
 {
 	struct memory_device *m = container_of(dev, struct memory_device, dev);
-	uint8_t *at = m->bytes + io->offset_bytes;
-	uint64_t left = io->len_bytes;
+	uint64_t at = io->offset_bytes, left = io->len_bytes;
+	int err = 0;
 
 	if (io->op == DEVICE_DISCARD) {
 		int failed = fallocate(m->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)io->offset_bytes,
@@ -77,24 +125,24 @@ static void memory_submit(struct device *dev, struct device_io *io)
 		io_done(io, failed ? -errno : 0);
 		return;
 	}
-	for (unsigned i = 0; i < io->iov_nr && left; i++) {
-		size_t bytes = min(left, io->iov[i].iov_len);
+	for (unsigned i = 0; i < io->iov_nr && left && !err; i++) {
+		uint64_t bytes = min(left, io->iov[i].iov_len);
 
-		if (bytes && io->op == DEVICE_READ)
-			memcpy(io->iov[i].iov_base, at, bytes);
-		else if (bytes)
-			memcpy(at, io->iov[i].iov_base, bytes);
+		err = memory_copy(m, io->op, at, io->iov[i].iov_base, bytes);
 		at += bytes;
 		left -= bytes;
 	}
-	io_done(io, 0);
+	io_done(io, err);
 }
 
 static void memory_close(struct device *dev)
 {
 	struct memory_device *m = container_of(dev, struct memory_device, dev);
 
-	munmap(m->bytes, dev->size_bytes);
+	for (uint64_t nr = 0; nr < m->pieces_nr; nr++)
+		if (m->pieces[nr])
+			munmap(m->pieces[nr], piece_bytes(m, nr));
+	free(m->pieces);
 	close(m->fd);
 	free(m);
 }
