@@ -379,6 +379,20 @@ struct kiln_setattr {
 KILN_API int kiln_setattr(kiln_fs *fs, struct kiln_node node, const struct kiln_setattr *attr, struct kiln_stat *st);
 /* Bytes written: fewer than @len only when space ran out on the way. */
 KILN_API ssize_t kiln_write(kiln_fs *fs, struct kiln_node node, uint64_t offset, const void *buf, size_t len);
+/* What kiln_fallocate() is to do: the numbers are those of Linux' FALLOC_FL_*. */
+enum kiln_fallocate_flags {
+	KILN_FALLOC_KEEP_SIZE = 1,   /* the size stays, though the range ends behind it */
+	KILN_FALLOC_PUNCH_HOLE = 2,  /* a hole; with KEEP_SIZE */
+	KILN_FALLOC_ZERO_RANGE = 16, /* what is there becomes zeroes; with or without KEEP_SIZE */
+};
+/*
+ * Change what space a range of a file has. @mode 0 or KEEP_SIZE: all blocks of it get space, so that writing them can't
+ * fail with -ENOSPC; the size grows to its end. ZERO_RANGE: the same, and it reads as zeroes afterwards. PUNCH_HOLE: it
+ * reads as zeroes, and its space is free. Any bytes: blocks that are part of the range only are zeroed in part.
+ *
+ * -EOPNOTSUPP for other modes; -EINVAL @len 0; -ENOSPC: nothing has changed; -EFBIG; -EISDIR.
+ */
+KILN_API int kiln_fallocate(kiln_fs *fs, struct kiln_node node, unsigned mode, uint64_t offset, uint64_t len);
 /* Make a hole: what lies in the range reads as zeroes, its space is free. The size stays. */
 KILN_API int kiln_punch(kiln_fs *fs, struct kiln_node node, uint64_t offset, uint64_t len);
 

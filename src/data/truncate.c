@@ -12,8 +12,6 @@
 #include "data/write_internal.h"
 #include "format/logged_op.h"
 
-/* Most that a key can say, in whole blocks of any size. */
-#define HOLE_SECTORS_MAX (UINT32_MAX & ~0xffffu)
 /* A truncation of so many extents is one transaction. */
 enum { TRUNCATE_EXTENTS_ATOMIC = 4 };
 
@@ -83,9 +81,8 @@ static int hole_run(struct btree_txn *txn, void *ctx)
 	return inode_txn_put(txn, &inode);
 }
 
-/* Make [from, to) a hole; in sectors, whole blocks. */
-static int hole_make(struct data *data, const struct data_write_target *file, uint64_t from, uint64_t to,
-		     uint64_t *journal_seq)
+int write_hole_make(struct data *data, const struct data_write_target *file, uint64_t from, uint64_t to,
+		    uint64_t *journal_seq)
 {
 	struct btree_commit_opts opts = { .name = "make_hole",
 					  .watermark = WATERMARK_NORMAL,
@@ -102,7 +99,7 @@ static int hole_make(struct data *data, const struct data_write_target *file, ui
 
 int data_delete_extents(struct data *data, const struct data_write_target *file, uint64_t *journal_seq)
 {
-	return hole_make(data, file, 0, UINT64_MAX, journal_seq);
+	return write_hole_make(data, file, 0, UINT64_MAX, journal_seq);
 }
 
 /* --- the size --- */
@@ -211,7 +208,7 @@ static int size_set(struct data *data, struct size_args *a, uint64_t *journal_se
 	a->is_logged = true;
 	err = btree_txn_run(data->trees, &opts, size_run, a);
 	if (!err)
-		err = hole_make(data, a->file, a->hole_from, UINT64_MAX, journal_seq);
+		err = write_hole_make(data, a->file, a->hole_from, UINT64_MAX, journal_seq);
 	return err ? err : op_end(data, a->op_nr, journal_seq);
 }
 
@@ -229,9 +226,8 @@ static int has_data_at(struct data *data, const struct data_write_target *file, 
 	return err == -ENXIO ? 0 : err;
 }
 
-/* Zero [begin, end), which lies in one block and within the file; not where there is nothing but zeroes. */
-static int zero_part(struct data *data, const struct data_write_target *file, uint64_t size, uint64_t begin,
-		     uint64_t end, uint64_t *journal_seq)
+int write_zero_part(struct data *data, const struct data_write_target *file, uint64_t size, uint64_t begin,
+		    uint64_t end, uint64_t *journal_seq)
 {
 	static const uint8_t zeroes[4096];
 	bool has_data;
@@ -257,9 +253,12 @@ static int truncate_locked(struct data *data, const struct data_write_target *fi
 
 	int err = write_inode_read(data, file, &inode);
 	if (!err && size < inode.size)
-		err = zero_part(data, file, inode.size, size, block_end, journal_seq);
-	/* Growing: what lies behind the old end are promises of space at most, and they stay. */
-	if (!err && size >= inode.size)
+		err = write_zero_part(data, file, inode.size, size, block_end, journal_seq);
+	/*
+	 * Growing: what lies behind the old end are promises of space at most, and they stay. Setting the size that it
+	 * has is how one gives them back.
+	 */
+	if (!err && size > inode.size)
 		a.hole_from = UINT64_MAX;
 	return err ? err : size_set(data, &a, journal_seq);
 }
@@ -278,7 +277,7 @@ int data_truncate(struct data *data, const struct data_write_target *file, uint6
 	return err;
 }
 
-static int times_run(struct btree_txn *txn, void *ctx)
+static int size_raise_run(struct btree_txn *txn, void *ctx)
 {
 	const struct size_args *a = ctx;
 	struct inode inode;
@@ -286,27 +285,40 @@ static int times_run(struct btree_txn *txn, void *ctx)
 
 	if (err)
 		return err;
+	inode.size = max(inode.size, a->size);
 	write_times_set(&inode, a->times);
 	return inode_txn_put(txn, &inode);
+}
+
+int write_size_raise(struct data *data, const struct data_write_target *file, uint64_t size,
+		     const struct data_write_times *times, uint64_t *journal_seq)
+{
+	struct btree_commit_opts opts = { .name = "size_raise",
+					  .watermark = WATERMARK_NORMAL,
+					  .journal_seq = journal_seq };
+	struct size_args a = { .file = file, .times = times, .size = size };
+
+	return size || times ? btree_txn_run(data->trees, &opts, size_raise_run, &a) : 0;
 }
 
 static int punch_locked(struct data *data, const struct data_write_target *file, uint64_t begin, uint64_t end,
 			const struct data_write_times *times, uint64_t *journal_seq)
 {
-	uint64_t block = block_bytes_of(data);
-	uint64_t first = round_up_u64(begin, block), last = end / block * block;
-	struct btree_commit_opts opts = { .name = "punch", .watermark = WATERMARK_NORMAL, .journal_seq = journal_seq };
-	struct size_args a = { .file = file, .times = times };
+	uint64_t block = block_bytes_of(data), first = round_up_u64(begin, block);
 	struct inode inode;
 
 	int err = write_inode_read(data, file, &inode);
+	/* The rest of the last block holds nothing. */
+	if (!err && end >= inode.size)
+		end = round_up_u64(end, block);
+	uint64_t last = end / block * block;
 	if (!err)
-		err = zero_part(data, file, inode.size, begin, min(first, end), journal_seq);
+		err = write_zero_part(data, file, inode.size, begin, min(first, end), journal_seq);
 	if (!err && last >= first)
-		err = zero_part(data, file, inode.size, max(last, begin), end, journal_seq);
+		err = write_zero_part(data, file, inode.size, max(last, begin), end, journal_seq);
 	if (!err && last > first)
-		err = hole_make(data, file, first >> SECTOR_SHIFT, last >> SECTOR_SHIFT, journal_seq);
-	return err || !times ? err : btree_txn_run(data->trees, &opts, times_run, &a);
+		err = write_hole_make(data, file, first >> SECTOR_SHIFT, last >> SECTOR_SHIFT, journal_seq);
+	return err ? err : write_size_raise(data, file, 0, times, journal_seq);
 }
 
 int data_punch(struct data *data, const struct data_write_target *file, uint64_t offset_bytes, uint64_t len_bytes,
@@ -340,6 +352,6 @@ int data_resume_truncate(struct data *data, uint64_t op_nr, uint32_t snapshot, u
 		err = size_set(data, &a, NULL);
 	}
 	if (!err)
-		err = hole_make(data, &file, block_end >> SECTOR_SHIFT, UINT64_MAX, NULL);
+		err = write_hole_make(data, &file, block_end >> SECTOR_SHIFT, UINT64_MAX, NULL);
 	return err && err != -ENOENT ? err : op_end(data, op_nr, NULL);
 }

@@ -89,6 +89,11 @@ static uint64_t option_of(const struct data *data, const struct inode *inode, en
 	return inode->opts[own] ? inode->opts[own] - 1 : data->super->options[option];
 }
 
+unsigned write_replicas(const struct data *data, const struct inode *inode)
+{
+	return (unsigned)max(option_of(data, inode, INODE_OPT_DATA_REPLICAS, OPT_DATA_REPLICAS), (uint64_t)1);
+}
+
 static int options_take(struct write_op *op, const struct inode *inode)
 {
 	static const unsigned types[] = { CHECKSUM_NONE, CHECKSUM_CRC32C, CHECKSUM_CRC64, CHECKSUM_XXHASH };
@@ -101,7 +106,7 @@ static int options_take(struct write_op *op, const struct inode *inode)
 	if (csum >= ARRAY_NR(types))
 		return -EOPNOTSUPP;
 	op->csum_type = types[csum];
-	op->replicas = (unsigned)max(option_of(data, inode, INODE_OPT_DATA_REPLICAS, OPT_DATA_REPLICAS), (uint64_t)1);
+	op->replicas = write_replicas(data, inode);
 	op->target = (uint16_t)option_of(data, inode, INODE_OPT_FOREGROUND_TARGET, OPT_FOREGROUND_TARGET);
 	return 0;
 }
@@ -296,6 +301,21 @@ static int chunks_write(struct write_op *op, const struct write_source *s, uint6
 
 /* --- the whole --- */
 
+/* Space for [begin, end). What the write goes over is looked at only where it matters. */
+static int space_reserve(struct write_op *op, uint64_t begin, uint64_t end)
+{
+	struct allocator *allocator = op->data->writer->allocator;
+	uint64_t wanted = (end - begin) * op->replicas, held;
+	int err = disk_reservation_get(allocator, &op->reservation, wanted, 1, 0);
+
+	if (err != -ENOSPC)
+		return err;
+	int held_err = write_space_held(op->data, op->file, begin, end, op->replicas, &held);
+	if (held_err || !held)
+		return held_err ? held_err : err;
+	return disk_reservation_get(allocator, &op->reservation, wanted - min(held, wanted), 1, 0);
+}
+
 static ssize_t blocks_write(struct write_op *op, const struct write_source *s)
 {
 	uint64_t block = block_bytes_of(op->data), put_to = 0;
@@ -304,8 +324,7 @@ static ssize_t blocks_write(struct write_op *op, const struct write_source *s)
 	int err = write_inline(op, s, block, &is_inline);
 	if (err || is_inline)
 		return err ? err : (ssize_t)(s->end - s->begin);
-	uint64_t sectors = (s->block_end - s->block_begin) >> SECTOR_SHIFT;
-	err = disk_reservation_get(op->data->writer->allocator, &op->reservation, sectors, op->replicas, 0);
+	err = space_reserve(op, s->block_begin >> SECTOR_SHIFT, s->block_end >> SECTOR_SHIFT);
 	if (err)
 		return err;
 	err = chunks_write(op, s, &put_to);

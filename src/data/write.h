@@ -56,6 +56,16 @@ int data_truncate(struct data *data, const struct data_write_target *file, uint6
 /* Make a hole: whole blocks are removed, partial ones zeroed. */
 int data_punch(struct data *data, const struct data_write_target *file, uint64_t offset_bytes, uint64_t len_bytes,
 	       const struct data_write_times *times, uint64_t *journal_seq);
+enum data_allocate_flags {
+	DATA_ALLOCATE_KEEP_SIZE = 1,
+	DATA_ALLOCATE_ZERO = 2, /* what is in the range becomes zeroes, whole blocks of it without being written */
+};
+/*
+ * Promise space to all blocks of the range that have none, so that writing them can't fail for want of it. The size
+ * grows to the end of the range. -ENOSPC: nothing was done. Zeroing is done even where there is no space to promise.
+ */
+int data_allocate(struct data *data, const struct data_write_target *file, uint64_t offset_bytes, uint64_t len_bytes,
+		  unsigned flags, const struct data_write_times *times, uint64_t *journal_seq);
 /* Remove all extents of an inode that is being deleted; its bi_sectors is kept right on the way. */
 int data_delete_extents(struct data *data, const struct data_write_target *file, uint64_t *journal_seq);
 /* Resume a truncation found in logged_ops after a crash (04 §8), and remove its key. */

@@ -5,6 +5,7 @@
  *   write_key.c   a chunk: space, checksums, I/O, keys
  *   write_put.c   transactions that put keys and bring the inode along
  *   truncate.c    sizes and holes
+ *   fallocate.c   space promised
  *
  * One call at a time changes the data of an inode (inode_lock()): so what a call reads to complete partial blocks is
  * still there when it puts them, and sizes only change under it.
@@ -16,7 +17,11 @@
 #include "data/write.h"
 #include "format/key_edit.h"
 
+/* Most that a key can say, in whole blocks of any size. */
+#define HOLE_SECTORS_MAX (UINT32_MAX & ~0xffffu)
+
 enum {
+	RESERVATION_REPLICAS_MAX = 4, /* that a reservation key can promise */
 	INODE_LOCK_NR = 256,
 	CHUNK_BYTES = 1 << 20,	/* allocated, written and put together */
 	CHUNK_EXTENTS_MAX = 16, /* pieces it may lie in */
@@ -97,6 +102,30 @@ ssize_t write_locked(struct data *data, const struct data_write_target *file, ui
 void data_damage_note(void *ctx, uint64_t offset, uint64_t len, int err);
 /* The size of the file now. 0, -ENOENT or an error. */
 int write_inode_read(struct data *data, const struct data_write_target *file, struct inode *inode);
+
+/* Copies that the file's data is to have. */
+unsigned write_replicas(const struct data *data, const struct inode *inode);
+
+/* --- truncate.c; the inode is locked --- */
+
+/* Make [from, to) a hole; in sectors, whole blocks. */
+int write_hole_make(struct data *data, const struct data_write_target *file, uint64_t from, uint64_t to,
+		    uint64_t *journal_seq);
+/* Zero [begin, end), which lies in one block; not behind @size, nor where there is nothing but zeroes. */
+int write_zero_part(struct data *data, const struct data_write_target *file, uint64_t size, uint64_t begin,
+		    uint64_t end, uint64_t *journal_seq);
+/* The size becomes @size unless it is larger; and times, unless NULL. */
+int write_size_raise(struct data *data, const struct data_write_target *file, uint64_t size,
+		     const struct data_write_times *times, uint64_t *journal_seq);
+
+/* --- fallocate.c --- */
+
+/*
+ * What [from, to), sectors of the file, has in space that a write of @replicas copies over it gives back (06 §5.5), in
+ * all replicas.
+ */
+int write_space_held(struct data *data, const struct data_write_target *file, uint64_t from, uint64_t to,
+		     unsigned replicas, uint64_t *sectors);
 
 /* Times and mode of an inode whose data was changed. */
 void write_times_set(struct inode *inode, const struct data_write_times *times);

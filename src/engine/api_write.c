@@ -243,11 +243,35 @@ ssize_t kiln_write(kiln_fs *fs, struct kiln_node node, uint64_t offset, const vo
 	return ret < 0 ? error_to_errno((int)ret) : ret;
 }
 
+/* The combinations of flags that mean something. */
+static int fallocate_op_of(unsigned mode)
+{
+	switch (mode) {
+	case 0: return FALLOCATE_EXTEND;
+	case KILN_FALLOC_KEEP_SIZE: return FALLOCATE_KEEP_SIZE;
+	case KILN_FALLOC_ZERO_RANGE: return FALLOCATE_ZERO_EXTEND;
+	case KILN_FALLOC_ZERO_RANGE | KILN_FALLOC_KEEP_SIZE: return FALLOCATE_ZERO_KEEP_SIZE;
+	case KILN_FALLOC_PUNCH_HOLE | KILN_FALLOC_KEEP_SIZE: return FALLOCATE_PUNCH;
+	default: return -EOPNOTSUPP;
+	}
+}
+
+int kiln_fallocate(kiln_fs *fs, struct kiln_node node, unsigned mode, uint64_t offset, uint64_t len)
+{
+	int err = may_change(fs), op = fallocate_op_of(mode);
+
+	if (!err)
+		err = op < 0 ? op : len ? 0 : -EINVAL;
+	if (!err && (offset > INT64_MAX || len > (uint64_t)INT64_MAX - offset) && op != FALLOCATE_PUNCH)
+		err = -EFBIG;
+	if (!err)
+		err = namespace_fallocate(fs->ns, object_of(node), (enum fallocate_op)op, offset, len, NULL);
+	return error_to_errno(err);
+}
+
 int kiln_punch(kiln_fs *fs, struct kiln_node node, uint64_t offset, uint64_t len)
 {
-	int err = may_change(fs);
-
-	return error_to_errno(err ? err : namespace_punch(fs->ns, object_of(node), offset, len, NULL));
+	return kiln_fallocate(fs, node, KILN_FALLOC_PUNCH_HOLE | KILN_FALLOC_KEEP_SIZE, offset, len);
 }
 
 /* --- durability --- */

@@ -76,8 +76,16 @@ int namespace_xattr_remove(struct namespace *ns, struct object o, const char *na
 /* Write data, with the times and mode changes of a write. */
 ssize_t namespace_write(struct namespace *ns, struct object o, uint64_t offset, const void *buf, size_t len,
 			uint64_t *journal_seq);
-/* Make a hole in a file, with the times of a write. */
-int namespace_punch(struct namespace *ns, struct object o, uint64_t offset, uint64_t len, uint64_t *journal_seq);
+/* Space of a file, with the times of a write: promise it, without or with zeroing what is there, or give it back. */
+enum fallocate_op {
+	FALLOCATE_EXTEND, /* the size grows to the end of the range */
+	FALLOCATE_KEEP_SIZE,
+	FALLOCATE_ZERO_EXTEND,
+	FALLOCATE_ZERO_KEEP_SIZE,
+	FALLOCATE_PUNCH,
+};
+int namespace_fallocate(struct namespace *ns, struct object o, enum fallocate_op op, uint64_t offset, uint64_t len,
+			uint64_t *journal_seq);
 
 /* While held, an object that loses its last name is not deleted. Counted; in memory. */
 void namespace_hold(struct namespace *ns, struct object o);

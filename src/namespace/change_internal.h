@@ -80,6 +80,11 @@ int inode_link_drop(struct inode *inode);
 bool inode_opts_inherit(struct inode *inode, const struct inode *dir);
 uint8_t inode_dirent_type(const struct inode *inode);
 
+/* --- setattr.c --- */
+
+/* A regular file whose data may be changed: its inode, and where the change goes. -EISDIR, -EINVAL, -EROFS. */
+int change_file_get(struct namespace *ns, struct object o, struct inode *inode, struct data_write_target *file);
+
 /* --- inode_alloc.c --- */
 
 void inum_allocator_init(struct inum_allocator *a, const struct super *super);

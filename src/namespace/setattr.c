@@ -115,8 +115,7 @@ static int view_run(struct btree_txn *txn, void *ctx)
 	return subvol_txn_snapshot(txn, a->o.subvol, &a->snapshot);
 }
 
-/* A regular file whose data may be changed: its inode, and where the change goes. */
-static int file_get(struct namespace *ns, struct object o, struct inode *inode, struct data_write_target *file)
+int change_file_get(struct namespace *ns, struct object o, struct inode *inode, struct data_write_target *file)
 {
 	struct view_args view = { .o = o };
 	int err = change_run(ns, "subvol", NULL, view_run, &view);
@@ -137,7 +136,7 @@ static int size_set(struct setattr_args *a, uint64_t *journal_seq)
 	struct data_write_times times = {
 		.is_set = true, .mtime = a->now, .ctime = a->now, .clear_setid = !(a->attr->fields & SETATTR_MODE)
 	};
-	int err = file_get(a->ns, a->o, &a->inode, &file);
+	int err = change_file_get(a->ns, a->o, &a->inode, &file);
 
 	if (!err)
 		err = setattr_check(&a->inode, a->attr);
@@ -164,7 +163,7 @@ ssize_t namespace_write(struct namespace *ns, struct object o, uint64_t offset, 
 {
 	struct data_write_target file;
 	struct inode inode;
-	int err = file_get(ns, o, &inode, &file);
+	int err = change_file_get(ns, o, &inode, &file);
 
 	if (err)
 		return err;
@@ -175,19 +174,4 @@ ssize_t namespace_write(struct namespace *ns, struct object o, uint64_t offset, 
 	uint64_t now = change_time(ns->super);
 	struct data_write_times times = { .is_set = true, .mtime = now, .ctime = now, .clear_setid = true };
 	return data_write(ns->data, &file, offset, buf, len, &times, journal_seq);
-}
-
-int namespace_punch(struct namespace *ns, struct object o, uint64_t offset, uint64_t len, uint64_t *journal_seq)
-{
-	struct data_write_target file;
-	struct inode inode;
-	int err = file_get(ns, o, &inode, &file);
-
-	if (err)
-		return err;
-	if (inode.flags & (INODE_IMMUTABLE | INODE_APPEND))
-		return -EPERM;
-	uint64_t now = change_time(ns->super);
-	struct data_write_times times = { .is_set = true, .mtime = now, .ctime = now, .clear_setid = true };
-	return data_punch(ns->data, &file, offset, len, &times, journal_seq);
 }

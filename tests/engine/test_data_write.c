@@ -13,11 +13,13 @@
 
 #include <cmocka.h>
 
+#include "alloc/allocator.h"
 #include "base/clock.h"
 #include "base/util.h"
 #include "data/write.h"
 #include "engine/format.h"
 #include "engine/fs_write.h"
+#include "format/file_data.h"
 
 enum { DEVS_MAX = 2, FILES = 3, FILE_BYTES_MAX = 3 << 20, INUM_FIRST = 5000, SNAPSHOT = UINT32_MAX };
 
@@ -115,7 +117,9 @@ static void inode_of(struct world *w, const struct file *f, struct inode *inode)
 	assert_int_equal(inode_unpack(copy.k, inode, NULL), 0);
 }
 
-/* Sectors of the file's keys, and whether any is of @type. None reaches behind the last block, none overlap. */
+/*
+ * Sectors of the file's keys, and whether any is of @type. No data reaches behind the last block, none overlap.
+ */
 static uint64_t extents_sum(struct world *w, const struct file *f, unsigned type, unsigned *of_type)
 {
 	uint64_t sum = 0, end = 0;
@@ -130,14 +134,43 @@ static uint64_t extents_sum(struct world *w, const struct file *f, unsigned type
 		assert_true(bkey_start_offset(&k.k) >= end);
 		assert_int_equal(k.k.size * SECTOR_BYTES % w->block_bytes, 0);
 		end = k.k.p.offset;
+		if (k.k.type != KEY_RESERVATION)
+			assert_true(end * SECTOR_BYTES <= round_up_u64(f->size, w->block_bytes));
 		sum += k.k.size;
 		*of_type += k.k.type == type;
 		btree_iter_advance(&it);
 	}
 	btree_iter_close(&it);
 	assert_int_equal(found, 0);
-	assert_true(end * SECTOR_BYTES <= round_up_u64(f->size, w->block_bytes));
 	return sum;
+}
+
+/* What is counted as promised is what the files' keys promise. */
+static void promises_check(struct world *w)
+{
+	uint64_t sum = 0;
+	struct usage usage;
+
+	for (unsigned i = 0; i < FILES; i++) {
+		struct btree_iter it;
+		struct bkey_ref k;
+
+		btree_iter_open(&it, w->fs->trees, BTREE_EXTENTS, BPOS(w->files[i].inum, 1, SNAPSHOT), 0, SNAPSHOT);
+		it.end = BPOS(w->files[i].inum, UINT64_MAX, UINT32_MAX);
+		while (btree_iter_peek(&it, &k) > 0) {
+			struct reservation r;
+
+			if (k.k.type == KEY_RESERVATION) {
+				reservation_decode(k, &r);
+				sum += (uint64_t)k.k.size * r.nr_replicas;
+			}
+			btree_iter_advance(&it);
+		}
+		btree_iter_close(&it);
+	}
+	assert_int_equal(allocator_usage(w->fs->allocator, &usage), 0);
+	assert_int_equal(usage.reserved_sectors, sum);
+	usage_free(&usage);
 }
 
 static void damage_fails(void *ctx, uint64_t offset, uint64_t len, int err)
@@ -222,6 +255,20 @@ static void op_punch(struct world *w, struct file *f, uint64_t offset, uint64_t 
 	times_check(w, f);
 }
 
+static void op_allocate(struct world *w, struct file *f, uint64_t offset, uint64_t len, unsigned flags)
+{
+	struct data_write_target target = target_of(f);
+	struct data_write_times times = times_next(w);
+	uint64_t seq = 0;
+
+	assert_int_equal(data_allocate(w->fs->data, &target, offset, len, flags, &times, &seq), 0);
+	if (flags & DATA_ALLOCATE_ZERO && offset < f->size)
+		memset(f->bytes + offset, 0, min(len, f->size - offset));
+	if (!(flags & DATA_ALLOCATE_KEEP_SIZE))
+		f->size = max(f->size, offset + len);
+	times_check(w, f);
+}
+
 /* A number below @bound: often small, often at or next to a block boundary. */
 static uint64_t number(struct world *w, uint64_t bound)
 {
@@ -239,11 +286,20 @@ static void random_op(struct world *w)
 	struct file *f = &w->files[rng_below(&w->rng, FILES)];
 	uint64_t offset = number(w, FILE_BYTES_MAX);
 
-	switch (rng_below(&w->rng, 8)) {
+	switch (rng_below(&w->rng, 11)) {
 	case 0: op_truncate(w, f, number(w, FILE_BYTES_MAX)); break;
 	case 1: op_truncate(w, f, f->size ? number(w, f->size) : 0); break;
 	case 2: op_punch(w, f, offset, 1 + number(w, FILE_BYTES_MAX)); break;
-	case 3: /* append */
+	case 3:
+	case 4:
+		op_allocate(w, f, offset, 1 + number(w, FILE_BYTES_MAX - offset),
+			    rng_below(&w->rng, 2) ? 0 : DATA_ALLOCATE_KEEP_SIZE);
+		break;
+	case 5:
+		op_allocate(w, f, offset, 1 + number(w, FILE_BYTES_MAX - offset),
+			    DATA_ALLOCATE_ZERO | (rng_below(&w->rng, 2) ? 0 : DATA_ALLOCATE_KEEP_SIZE));
+		break;
+	case 6: /* append */
 		offset = f->size;
 		if (offset == FILE_BYTES_MAX)
 			break;
@@ -251,6 +307,7 @@ static void random_op(struct world *w)
 	default: op_write(w, f, offset, (size_t)(1 + number(w, FILE_BYTES_MAX - offset))); break;
 	}
 	file_check(w, f);
+	promises_check(w);
 }
 
 static void against_bytes(unsigned dev_nr, const char *options, uint64_t block_bytes, unsigned ops)
@@ -324,6 +381,112 @@ static void short_tails_are_inline_and_grow_out_of_it(void **state)
 	op_truncate(&w, f, 4096 + 50);
 	op_truncate(&w, f, 8192);
 	file_check(&w, f);
+	world_close(&w, true);
+}
+
+/* --- space promised --- */
+
+static void promised_space_reads_as_zeroes_and_is_a_hole(void **state)
+{
+	struct world w;
+	uint64_t found;
+
+	world_open(&w, 5, 1, "block_size=4k", 4096);
+	struct file *f = &w.files[0];
+	struct data_file df = { .inum = f->inum, .snapshot = SNAPSHOT };
+	op_write(&w, f, 8192, 4096);
+	op_allocate(&w, f, 1, 65535, 0);
+	assert_int_equal(f->size, 65536);
+	assert_int_equal(keys_of_type(&w, f, KEY_RESERVATION), 2);
+	file_check(&w, f);
+	df.size_bytes = f->size;
+	assert_int_equal(data_seek(w.fs->data, &df, 0, true, &found), 0);
+	assert_int_equal(found, 8192);
+	assert_int_equal(data_seek(w.fs->data, &df, 8192, false, &found), 0);
+	assert_int_equal(found, 12288);
+	assert_int_equal(data_seek(w.fs->data, &df, 12288, true, &found), -ENXIO);
+	/* Behind the end it goes away when the size is set. */
+	op_allocate(&w, f, 65536, 65536, DATA_ALLOCATE_KEEP_SIZE);
+	assert_int_equal(f->size, 65536);
+	promises_check(&w);
+	op_truncate(&w, f, 65536);
+	struct inode inode;
+	inode_of(&w, f, &inode);
+	assert_int_equal(inode.sectors, 65536 / SECTOR_BYTES);
+	promises_check(&w);
+	world_close(&w, true);
+}
+
+static void zeroing_keeps_the_space(void **state)
+{
+	struct world w;
+	struct inode inode;
+
+	world_open(&w, 6, 1, "block_size=4k", 4096);
+	struct file *f = &w.files[0];
+	op_write(&w, f, 0, 1 << 20);
+	op_allocate(&w, f, 5000, (1 << 20) - 10000, DATA_ALLOCATE_ZERO);
+	file_check(&w, f);
+	promises_check(&w);
+	inode_of(&w, f, &inode);
+	assert_int_equal(inode.sectors, (1 << 20) / SECTOR_BYTES);
+	assert_int_equal(keys_of_type(&w, f, KEY_RESERVATION), 1);
+	/* Behind the end of the file, the size grows; block by block it is what was promised. */
+	op_allocate(&w, f, (1 << 20) + 100, 5000, DATA_ALLOCATE_ZERO);
+	file_check(&w, f);
+	inode_of(&w, f, &inode);
+	assert_int_equal(inode.sectors, ((1 << 20) + 8192) / SECTOR_BYTES);
+	world_close(&w, true);
+}
+
+/* Fill the filesystem with promises to one file. How many bytes. */
+static uint64_t promise_all(struct world *w, struct file *f)
+{
+	struct data_write_target target = target_of(f);
+	uint64_t at = 0, seq = 0;
+
+	for (uint64_t step = 64 << 20; step >= w->block_bytes;) {
+		int err = data_allocate(w->fs->data, &target, at, step, 0, NULL, &seq);
+
+		assert_true(!err || err == -ENOSPC);
+		if (err)
+			step /= 2;
+		else
+			at += step;
+	}
+	return at;
+}
+
+static void promised_space_is_kept_for_who_has_it(void **state)
+{
+	struct world w;
+	uint64_t seq = 0;
+
+	world_open(&w, 7, 1, "block_size=4k", 4096);
+	struct data_write_target full = target_of(&w.files[0]), other = target_of(&w.files[1]);
+	uint64_t bytes = promise_all(&w, &w.files[0]);
+	assert_true(bytes > 128 << 20);
+	memset(w.buf, 0x5a, 1 << 20);
+	assert_int_equal(data_write(w.fs->data, &other, 0, w.buf, 1 << 20, NULL, &seq), -ENOSPC);
+	/* Nothing was done where there is no space for all of it. */
+	struct inode inode;
+	assert_int_equal(data_allocate(w.fs->data, &other, 0, 1 << 20, 0, NULL, &seq), -ENOSPC);
+	inode_of(&w, &w.files[1], &inode);
+	assert_int_equal(inode.size, 0);
+	assert_int_equal(inode.sectors, 0);
+	/* But zeroing is done. */
+	w.files[1].size = 1 << 20;
+	op_allocate(&w, &w.files[1], 0, 1 << 20, DATA_ALLOCATE_ZERO);
+	file_check(&w, &w.files[1]);
+
+	for (uint64_t at = 0; at < bytes; at += 1 << 20) {
+		size_t len = (size_t)min((uint64_t)1 << 20, bytes - at);
+
+		assert_int_equal(data_write(w.fs->data, &full, at, w.buf, len, NULL, &seq), len);
+	}
+	promises_check(&w);
+	/* What was written can be written again. */
+	assert_int_equal(data_write(w.fs->data, &full, 12288, w.buf, 8192, NULL, &seq), 8192);
 	world_close(&w, true);
 }
 
@@ -413,6 +576,9 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(short_tails_are_inline_and_grow_out_of_it),
 		cmocka_unit_test(what_is_wrong_is_refused),
+		cmocka_unit_test(promised_space_reads_as_zeroes_and_is_a_hole),
+		cmocka_unit_test(zeroing_keeps_the_space),
+		cmocka_unit_test(promised_space_is_kept_for_who_has_it),
 		cmocka_unit_test(files_have_the_bytes_written_blocks_of_4096),
 		cmocka_unit_test(files_have_the_bytes_written_blocks_of_512),
 		cmocka_unit_test(files_have_the_bytes_written_two_replicas),

@@ -139,7 +139,7 @@ class Changer:
     """Random operations of all kinds below a directory, on the filesystem and the model."""
 
     KINDS = (["file"] * 5 + ["write"] * 8 + ["mkdir"] * 2 + ["symlink", "fifo", "chr", "link", "link", "truncate",
-             "truncate", "punch", "chmod", "chown", "utime", "xattr", "xattr", "noxattr"] + ["unlink"] * 4 +
+             "truncate", "punch", "allocate", "allocate", "zero", "chmod", "chown", "utime", "xattr", "xattr", "noxattr"] + ["unlink"] * 4 +
              ["rmdir"] + ["rename"] * 3 + ["exchange", "fsync", "sync"])
 
     def __init__(self, fs, model, top, seed, bytes_max=1 << 18):
@@ -243,6 +243,27 @@ class Changer:
             size = self.random.randrange(1, len(content) - offset + 1)
             self.fs.must("punch", path, offset, size)
             content[offset:offset + size] = bytes(size)
+            self.model.nodes[path].entry["mode"] &= ~0o6000
+
+    def do_allocate(self):
+        self.allocate(False)
+
+    def do_zero(self):
+        self.allocate(True)
+
+    def allocate(self, is_zeroing):
+        path = self.pick("file")
+        if path:
+            content = self.model.nodes[path].content
+            offset = self.random.randrange(len(content) + 10000)
+            size = self.random.randrange(1, 1 << 16)
+            keep_size = self.random.randrange(2)
+            self.fs.must("fallocate", path, keep_size + 16 * is_zeroing, offset, size)
+            end = min(offset + size, len(content))
+            if is_zeroing and offset < end:
+                content[offset:end] = bytes(end - offset)
+            if not keep_size:
+                content.extend(bytes(max(0, offset + size - len(content))))
             self.model.nodes[path].entry["mode"] &= ~0o6000
 
     def do_chmod(self):

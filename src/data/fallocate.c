@@ -1,0 +1,277 @@
+/*
+ * Space promised to a file: fallocate, with and without zeroing (06 §14.2).
+ *
+ * A promise is a `reservation` key: it counts as used space (so many sectors times so many replicas), reads as zeroes,
+ * and has no place on a device yet. A write puts an extent over it, and what the extent takes is what the promise
+ * gives back, so it can't fail for want of space.
+ *
+ * Only what belongs to the snapshot that is written to counts: a reservation of an ancestor stays with the ancestor,
+ * whatever is written here, and so does its data.
+ */
+#include <errno.h>
+
+#include "data/write_internal.h"
+#include "format/file_data.h"
+
+struct allocate_op {
+	struct data *data;
+	const struct data_write_target *file;
+	unsigned replicas;
+	bool is_zeroing; /* data goes as well */
+	struct disk_reservation reservation;
+	uint64_t *journal_seq;
+};
+
+/* In how many replicas the sectors of a key are promised or stored to the snapshot @snapshot already. */
+static unsigned key_replicas(const struct data *data, struct bkey_ref k, uint32_t snapshot)
+{
+	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
+	struct reservation r;
+	unsigned replicas = 0;
+
+	if (k.k.p.snapshot != snapshot)
+		return 0;
+	if (k.k.type == KEY_RESERVATION) {
+		reservation_decode(k, &r);
+		return r.nr_replicas;
+	}
+	int nr = k.k.type == KEY_EXTENT ? extent_decode(k, &data->super->kctx, ptrs, NULL, NULL) : 0;
+	for (int i = 0; i < nr; i++)
+		replicas += !ptrs[i].ptr.is_cached && !compression_is_compressed(ptrs[i].crc.compression);
+	return replicas;
+}
+
+static bool key_is_promise(const struct data *data, struct bkey_ref k)
+{
+	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
+
+	if (k.k.type == KEY_EXTENT)
+		return extent_decode(k, &data->super->kctx, ptrs, NULL, NULL) > 0 && ptrs[0].ptr.is_unwritten;
+	return k.k.type == KEY_RESERVATION;
+}
+
+/* Is a reservation to be put over this key? */
+static bool key_must_go(const struct allocate_op *op, struct bkey_ref k)
+{
+	if (key_is_promise(op->data, k))
+		return key_replicas(op->data, k, op->file->snapshot) < op->replicas;
+	return op->is_zeroing || span_kind(k.k.type) == SPAN_HOLE;
+}
+
+static void extents_open(struct btree_iter *it, struct data *data, const struct data_write_target *file, uint64_t at)
+{
+	btree_iter_open(it, data->trees, BTREE_EXTENTS, BPOS(file->inum, at + 1, 0), 0, file->snapshot);
+	it->end = BPOS(file->inum, UINT64_MAX, UINT32_MAX);
+}
+
+/*
+ * The first range in [at, to) that lacks a promise, as far as it goes on: 1 with [*begin, *end), and in *@sectors what
+ * it takes, in all replicas; 0: there is none; or an error.
+ */
+static int lack_next(struct allocate_op *op, uint64_t at, uint64_t to, uint64_t *begin, uint64_t *end,
+		     uint64_t *sectors)
+{
+	struct btree_iter it;
+	struct bkey_ref k;
+	int found = 1;
+
+	*begin = UINT64_MAX;
+	*sectors = 0;
+	extents_open(&it, op->data, op->file, at);
+	while (at < to) {
+		found = found ? btree_iter_peek(&it, &k) : 0;
+		if (found < 0)
+			break;
+		uint64_t start = found ? max(bkey_start_offset(&k.k), at) : to, next = min(start, to);
+		unsigned has = 0;
+
+		if (start <= at) { /* not a hole */
+			next = min(k.k.p.offset, to);
+			has = key_replicas(op->data, k, op->file->snapshot);
+			bool is_lacking = key_must_go(op, k);
+			btree_iter_advance(&it);
+			if (!is_lacking && *begin != UINT64_MAX)
+				break;
+			if (!is_lacking) {
+				at = max(next, at);
+				continue;
+			}
+		}
+		*begin = min(*begin, at);
+		*sectors += next > at ? (next - at) * (op->replicas - min(has, op->replicas)) : 0;
+		at = max(next, at);
+	}
+	btree_iter_close(&it);
+	*end = at;
+	return found < 0 ? found : *begin != UINT64_MAX;
+}
+
+/* What all of [from, to) lacks. */
+static int lack_sum(struct allocate_op *op, uint64_t from, uint64_t to, uint64_t *sectors)
+{
+	uint64_t begin, end, some;
+	int ret;
+
+	*sectors = 0;
+	while ((ret = lack_next(op, from, to, &begin, &end, &some)) > 0) {
+		*sectors += some;
+		from = end;
+	}
+	return ret;
+}
+
+int write_space_held(struct data *data, const struct data_write_target *file, uint64_t from, uint64_t to,
+		     unsigned replicas, uint64_t *sectors)
+{
+	struct btree_iter it;
+	struct bkey_ref k;
+	int found;
+
+	*sectors = 0;
+	extents_open(&it, data, file, from);
+	while ((found = btree_iter_peek(&it, &k)) > 0 && bkey_start_offset(&k.k) < to) {
+		uint64_t begin = max(bkey_start_offset(&k.k), from), end = min(k.k.p.offset, to);
+
+		if (end > begin)
+			*sectors += (end - begin) * min(key_replicas(data, k, file->snapshot), replicas);
+		btree_iter_advance(&it);
+	}
+	btree_iter_close(&it);
+	return min(found, 0);
+}
+
+/* --- putting them --- */
+
+struct promise_args {
+	const struct allocate_op *op;
+	uint64_t begin, end;
+	uint64_t next; /* of the last run: how far it got */
+};
+
+static int promise_run(struct btree_txn *txn, void *ctx)
+{
+	struct promise_args *a = ctx;
+	const struct data_write_target *file = a->op->file;
+	struct reservation r = { .nr_replicas = (uint8_t)a->op->replicas };
+	struct btree_extent_change change = { 0 };
+	uint8_t value[RESERVATION_BYTES];
+	uint32_t size = (uint32_t)min(a->end - a->begin, (uint64_t)HOLE_SECTORS_MAX);
+	struct bkey k = {
+		.p = BPOS(file->inum, a->begin + size, file->snapshot),
+		.size = size,
+		.type = KEY_RESERVATION,
+		.value_u64s = RESERVATION_BYTES / 8,
+	};
+	struct inode inode;
+
+	reservation_encode(&r, value);
+	int err = btree_txn_put_extent(txn, BTREE_EXTENTS, &k, value, &change);
+	a->next = change.end_offset;
+	if (!err)
+		err = inode_txn_get(txn, file->inum, file->snapshot, &inode);
+	if (err)
+		return err;
+	inode.sectors += (uint64_t)change.sectors;
+	return inode_txn_put(txn, &inode);
+}
+
+static int promises_put(struct allocate_op *op, uint64_t from, uint64_t to)
+{
+	struct btree_commit_opts opts = { .name = "fallocate",
+					  .watermark = WATERMARK_NORMAL,
+					  .journal_seq = op->journal_seq,
+					  .reservation = &op->reservation };
+	struct promise_args a = { .op = op };
+	uint64_t end, sectors;
+	int ret;
+
+	while ((ret = lack_next(op, from, to, &a.begin, &end, &sectors)) > 0) {
+		for (a.end = end; !(ret < 0) && a.begin < end; a.begin = a.next)
+			ret = btree_txn_run(op->data->trees, &opts, promise_run, &a);
+		if (ret < 0)
+			break;
+		from = end;
+	}
+	return ret;
+}
+
+/* Promise space to all of [from, to) that has none: sectors, whole blocks. -ENOSPC: nothing was done. */
+static int range_promise(struct allocate_op *op, uint64_t from, uint64_t to)
+{
+	struct allocator *allocator = op->data->writer->allocator;
+	uint64_t sectors = 0;
+
+	if (from >= to)
+		return 0;
+	int err = lack_sum(op, from, to, &sectors);
+	if (!err)
+		err = disk_reservation_get(allocator, &op->reservation, sectors, 1, 0);
+	if (err)
+		return err;
+	err = promises_put(op, from, to);
+	disk_reservation_put(allocator, &op->reservation);
+	return err;
+}
+
+/* --- for callers --- */
+
+/* The bytes [begin, end) become zeroes: the blocks in them promises, or holes where there is no space for these. */
+static int range_zero(struct allocate_op *op, uint64_t size, uint64_t begin, uint64_t end)
+{
+	uint64_t block = block_bytes_of(op->data);
+	uint64_t first = round_up_u64(begin, block), last = end / block * block;
+
+	int err = write_zero_part(op->data, op->file, size, begin, min(first, end), op->journal_seq);
+	if (!err && last >= first)
+		err = write_zero_part(op->data, op->file, size, max(last, begin), end, op->journal_seq);
+	if (err || last <= first)
+		return err;
+	op->is_zeroing = true;
+	err = range_promise(op, first >> SECTOR_SHIFT, last >> SECTOR_SHIFT);
+	if (err == -ENOSPC)
+		err = write_hole_make(op->data, op->file, first >> SECTOR_SHIFT, last >> SECTOR_SHIFT, op->journal_seq);
+	op->is_zeroing = false;
+	return err;
+}
+
+static int allocate_locked(struct allocate_op *op, uint64_t begin, uint64_t end, unsigned flags,
+			   const struct data_write_times *times)
+{
+	uint64_t block = block_bytes_of(op->data);
+	struct inode inode;
+	int err = write_inode_read(op->data, op->file, &inode);
+
+	if (err)
+		return err;
+	op->replicas = min(write_replicas(op->data, &inode), (unsigned)RESERVATION_REPLICAS_MAX);
+	if (flags & DATA_ALLOCATE_ZERO)
+		err = range_zero(op, inode.size, begin, end);
+	if (!err)
+		err = range_promise(op, begin / block * block >> SECTOR_SHIFT,
+				    round_up_u64(end, block) >> SECTOR_SHIFT);
+	/* Zeroing has been done, wherever space could not be promised. */
+	if (err == -ENOSPC && flags & DATA_ALLOCATE_ZERO)
+		err = 0;
+	if (err)
+		return err;
+	uint64_t size = flags & DATA_ALLOCATE_KEEP_SIZE ? 0 : end;
+	return write_size_raise(op->data, op->file, size, times, op->journal_seq);
+}
+
+int data_allocate(struct data *data, const struct data_write_target *file, uint64_t offset_bytes, uint64_t len_bytes,
+		  unsigned flags, const struct data_write_times *times, uint64_t *journal_seq)
+{
+	struct allocate_op op = { .data = data, .file = file, .journal_seq = journal_seq };
+
+	if (!data->writer)
+		return -EROFS;
+	if (!len_bytes)
+		return -EINVAL;
+	if (offset_bytes > INT64_MAX || len_bytes > (uint64_t)INT64_MAX - offset_bytes)
+		return -EFBIG;
+	struct mutex *lock = inode_lock(data, file->inum);
+	mutex_lock(lock);
+	int err = allocate_locked(&op, offset_bytes, offset_bytes + len_bytes, flags, times);
+	mutex_unlock(lock);
+	return err;
+}
