@@ -4,6 +4,7 @@
 #   make check      everything CI runs: lint, unit and image tests, with gcc and clang, ASan+UBSan and TSan
 #   make test       the tests of build/ alone
 #   make sim        whole filesystems on simulated disks that lose power (SEEDS, default 1-150)
+#   make soak       hours: 10,000 power cuts on traces of real runs, 200 kills, 100,000 operations on each of a few layouts
 #   make demo       shows the main job on real input
 #   make bench      benchmarks, as ratios against peers on this machine
 #   make fuzz       fuzzers (FUZZ_SECONDS each, default 600)
@@ -32,6 +33,12 @@ sim: all
 	build/tests/sim/sim --seeds $(SEEDS) --ops 80 --cuts 12
 	tests/sim/upstream.py build/tests/sim/sim 1-20 1000 || [ $$? = 77 ]
 
+soak: all
+	build/tests/kill/cuts --cuts 10000
+	build/tests/kill/kill --kills 200
+	if [ -n "$$KILN_UPSTREAM" ]; then tests/sim/upstream.py build/tests/sim/sim 1-6 100000; \
+	else for seed in 1 2 3 4 5 6; do build/tests/sim/sim --seed $$seed --ops 100000 || exit; done; fi
+
 demo: all
 	scripts/demo build
 
@@ -55,4 +62,4 @@ format:
 clean:
 	rm -rf build build-*
 
-.PHONY: all check test sim demo bench fuzz install deps format clean
+.PHONY: all check test sim soak demo bench fuzz install deps format clean

@@ -3,12 +3,13 @@
  *
  * The trace is text, a line per completed I/O in order of completion, fields separated by one blank. The first line is
  *
- *	# kiln device trace 1 SIZE_BYTES LOGICAL_BLOCK_BYTES
+ *	# kiln device trace 1 SIZE_BYTES LOGICAL_BLOCK_BYTES OPENED_NS
  *
  * and each other line
  *
  *	DONE_NS TOOK_NS OP OFFSET_BYTES LEN_BYTES RESULT DATA
  *
+ * OPENED_NS	clock_monotonic_ns() then: what traces of several devices are put beside each other by
  * DONE_NS	since the trace was opened
  * TOOK_NS	from submission to completion
  * OP		R read, W write, F flush (offset and length 0), D discard
@@ -93,8 +94,8 @@ int device_wrap_trace(struct device *below, const char *path, bool with_data, st
 	}
 	wrap_init(&t->wrap, &trace_ops, below);
 	t->opened_ns = clock_monotonic_ns();
-	strbuf_printf(&head, "# kiln device trace 1 %llu %u\n", (unsigned long long)below->size_bytes,
-		      below->logical_block_bytes);
+	strbuf_printf(&head, "# kiln device trace 1 %llu %u %llu\n", (unsigned long long)below->size_bytes,
+		      below->logical_block_bytes, (unsigned long long)t->opened_ns);
 	trace_line_write(t, &head);
 	*dev = &t->wrap.dev;
 out:

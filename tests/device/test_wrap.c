@@ -3,11 +3,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/fiber.h"
 #include "base/util.h"
 
@@ -87,6 +89,7 @@ static void trace_has_a_line_for_each_io(void **state)
 	struct device *fault = fault_open(1), *dev;
 	struct device_fault rule = rule_make(FAULT_ERROR, DEVICE_READ);
 	uint8_t *buf = io_buffer_alloc(UNIT);
+	uint64_t opened_ns, before_ns = clock_monotonic_ns();
 	char head[128];
 
 	rule.begin_bytes = 8 * UNIT;
@@ -104,7 +107,8 @@ static void trace_has_a_line_for_each_io(void **state)
 	FILE *trace = fopen(path, "r");
 	assert_non_null(trace);
 	assert_non_null(fgets(head, sizeof(head), trace));
-	assert_string_equal(head, "# kiln device trace 1 1048576 512\n");
+	assert_int_equal(sscanf(head, "# kiln device trace 1 1048576 512 %" SCNu64 "\n", &opened_ns), 1);
+	assert_in_range(opened_ns, before_ns, clock_monotonic_ns());
 	assert_line(trace, 'W', 512, 1024, 0, "-");
 	assert_line(trace, 'R', 0, UNIT, 0, "-");
 	assert_line(trace, 'R', 8 * UNIT, 512, -EIO, "-");

@@ -1,10 +1,9 @@
 /*
  * A writer on a real image file is killed at random moments, again and again; what it was promised must be there.
  *
- * The writer replaces files the way careful programs do: write a new one, fsync it, rename it over the old one, fsync
- * again; sometimes it deletes one and syncs. Only after the last call has returned it says so through a pipe. Its
- * contents tell a file's number and generation, and follow from them. After SIGKILL the filesystem is opened again:
- *each file must be whole, and of the last generation that was said to be there or a later one.
+ * The writer's tasks and the history of what they did are workload.h's; the history lies in memory that outlives the
+ * writer. After SIGKILL the filesystem is opened again, every object must be in a state that is allowed, and the
+ *checker finds nothing.
  *
  *	kill [--kills N] [--seed N] [--image FILE]
  */
@@ -18,23 +17,15 @@
 #include <unistd.h>
 
 #include "base/clock.h"
-#include "base/util.h"
-#include "kiln/kiln.h"
+#include "workload.h"
 
-enum { FILES_NR = 24, FILE_BYTES_MAX = 400000, IMAGE_BYTES = 192 << 20, KILLS_DEFAULT = 20, LIFE_US_MAX = 400000 };
-
-struct promise {
-	uint32_t file;
-	uint32_t is_deleted;
-	uint64_t generation;
-};
+enum { TASKS = 3, IMAGE_BYTES = 192 << 20, KILLS_DEFAULT = 20, LIFE_US_MAX = 400000, OPEN_TRIES_MAX = 500 };
 
 struct state {
 	const char *image;
 	struct rng rng;
-	struct promise promised[FILES_NR]; /* generation 0: nothing was promised */
-	uint64_t generation;		   /* the last that was begun */
-	uint64_t promises, later;
+	struct workload *work;
+	uint64_t changes, promises;
 };
 
 static int failed(const char *what, const char *detail)
@@ -60,7 +51,7 @@ static kiln_fs *open_image(const char *image, unsigned flags)
 
 	/* The kernel takes down the I/O ring of a process that was killed, and with it its lock, in its own time. */
 	int err = -EBUSY;
-	for (unsigned i = 0; err == -EBUSY && i < 500; i++) {
+	for (unsigned i = 0; err == -EBUSY && i < OPEN_TRIES_MAX; i++) {
 		if (i)
 			usleep(20000);
 		err = kiln_open(&image, 1, &options, &fs, why);
@@ -77,126 +68,17 @@ static kiln_fs *open_image(const char *image, unsigned flags)
 	return fs;
 }
 
-/* --- contents --- */
-
-static size_t contents_make(uint32_t file, uint64_t generation, uint8_t *bytes)
-{
-	struct rng rng;
-
-	rng_init(&rng, generation << 8 | file);
-	size_t len = 16 + (rng_below(&rng, 3) ? rng_below(&rng, 20000) : rng_below(&rng, FILE_BYTES_MAX - 16));
-	uint64_t head[2] = { file, generation };
-	memcpy(bytes, head, sizeof(head));
-	for (size_t i = sizeof(head); i < len; i += 8) {
-		uint64_t v = rng_u64(&rng);
-
-		memcpy(bytes + i, &v, min((size_t)8, len - i));
-	}
-	return len;
-}
-
-/* --- the writer, a process of its own --- */
-
-static int replace(kiln_fs *fs, uint32_t file, uint64_t generation, uint8_t *bytes)
-{
-	struct kiln_create create = { .mode = 0644 };
-	struct kiln_stat st;
-	char name[16], new_name[32];
-	size_t len = contents_make(file, generation, bytes);
-	size_t half = len / 2 & ~(size_t)7;
-
-	snprintf(name, sizeof(name), "f%u", file);
-	snprintf(new_name, sizeof(new_name), "f%u.new", file);
-	kiln_unlink(fs, kiln_root(fs), new_name, strlen(new_name), 0); /* left by one that was killed */
-	int err = kiln_create(fs, kiln_root(fs), new_name, strlen(new_name), &create, &st);
-	if (!err && kiln_write(fs, st.node, 0, bytes, half) != (ssize_t)half)
-		err = -EIO;
-	if (!err && kiln_write(fs, st.node, half, bytes + half, len - half) != (ssize_t)(len - half))
-		err = -EIO;
-	if (!err)
-		err = kiln_fsync(fs, st.node);
-	if (!err)
-		err = kiln_rename(fs, kiln_root(fs), new_name, strlen(new_name), kiln_root(fs), name, strlen(name), 0);
-	return err ? err : kiln_fsync(fs, st.node);
-}
-
-static int delete (kiln_fs *fs, uint32_t file)
-{
-	char name[16];
-
-	snprintf(name, sizeof(name), "f%u", file);
-	int err = kiln_unlink(fs, kiln_root(fs), name, strlen(name), 0);
-	return err && err != -ENOENT ? err : kiln_sync(fs);
-}
-
-static int writer(const struct state *s, struct rng rng, int pipe_fd)
+/* A process of its own. It ends only when it is killed. */
+static int writer(const struct state *s, uint64_t seed)
 {
 	kiln_fs *fs = open_image(s->image, KILN_OPEN_WRITE);
-	uint8_t *bytes = malloc(FILE_BYTES_MAX + 8);
-	uint64_t generation = s->generation;
 
-	if (!fs || !bytes)
+	if (!fs)
 		return 2;
-	for (;;) {
-		struct promise p = { .file = (uint32_t)rng_below(&rng, FILES_NR), .generation = ++generation };
-
-		p.is_deleted = !rng_below(&rng, 8);
-		int err = p.is_deleted ? delete (fs, p.file) : replace(fs, p.file, p.generation, bytes);
-		if (err) {
-			failed("writing", strerror(-err));
-			fflush(stdout);
-			return 2;
-		}
-		if (write(pipe_fd, &p, sizeof(p)) != sizeof(p))
-			return 2;
-	}
-}
-
-/* --- after the kill --- */
-
-static int verify_file(struct state *s, kiln_fs *fs, uint32_t file, uint8_t *bytes, uint8_t *want)
-{
-	struct promise *p = &s->promised[file];
-	struct kiln_stat st;
-	char name[16];
-	uint64_t head[2];
-
-	snprintf(name, sizeof(name), "f%u", file);
-	int err = kiln_lookup(fs, kiln_root(fs), name, strlen(name), &st);
-	if (err == -ENOENT) {
-		/* Deleted, as promised, or by what came last and couldn't be promised any more. */
-		if (p->generation && !p->is_deleted)
-			s->later++;
-		return 0;
-	}
-	if (err)
-		return failed(name, strerror(-err));
-	ssize_t n = kiln_read(fs, st.node, 0, bytes, FILE_BYTES_MAX);
-	if (n < (ssize_t)sizeof(head) || (uint64_t)n != st.size)
-		return failed(name, n < 0 ? strerror((int)-n) : "is short");
-	memcpy(head, bytes, sizeof(head));
-	if (head[0] != file || head[1] < p->generation || head[1] > p->generation + 1000000)
-		return failed(name, "is of an older generation than promised");
-	if (contents_make(file, head[1], want) != (size_t)n || memcmp(bytes, want, (size_t)n))
-		return failed(name, "has wrong contents");
-	s->later += head[1] > p->generation;
-	s->generation = max(s->generation, head[1]);
-	return 0;
-}
-
-static int count_missing(const struct state *s, kiln_fs *fs)
-{
-	int missing = 0;
-
-	for (uint32_t i = 0; i < FILES_NR; i++) {
-		struct kiln_stat st;
-		char name[16];
-
-		snprintf(name, sizeof(name), "f%u", i);
-		missing += s->promised[i].generation && !s->promised[i].is_deleted &&
-			   kiln_lookup(fs, kiln_root(fs), name, strlen(name), &st) == -ENOENT;
-	}
-	return missing;
+	int err = workload_run(s->work, fs, seed, UINT64_MAX);
+	failed("writing", strerror(-err));
+	fflush(stdout);
+	return 2;
 }
 
 static int check(const char *image)
@@ -219,57 +101,61 @@ static int check(const char *image)
 static int verify(struct state *s)
 {
 	kiln_fs *fs = open_image(s->image, KILN_OPEN_WRITE);
-	uint8_t *bytes = malloc(FILE_BYTES_MAX + 8), *want = malloc(FILE_BYTES_MAX + 8);
-	int err = !fs || !bytes || !want;
+	struct workload_counts counts = workload_count(s->work);
+	struct strbuf why = strbuf_growing();
+	int err = fs ? workload_verify(s->work, fs, clock_monotonic_ns(), &why) : -EIO;
 
-	for (uint32_t i = 0; !err && i < FILES_NR; i++)
-		err = verify_file(s, fs, i, bytes, want);
-	/* Of the deletions only the last can have been without its promise. */
-	if (!err && count_missing(s, fs) > 1)
-		err = failed("files", "more than one is gone that wasn't deleted");
-	for (uint32_t i = 0; !err && i < FILES_NR; i++) {
-		struct kiln_stat st;
-		char name[16];
-
-		snprintf(name, sizeof(name), "f%u", i);
-		if (kiln_lookup(fs, kiln_root(fs), name, strlen(name), &st) == -ENOENT)
-			s->promised[i].is_deleted = 1;
-	}
+	s->changes += counts.changes;
+	s->promises += counts.promises;
+	if (!err)
+		err = workload_find(s->work, fs, &why);
+	if (err && fs)
+		failed("contents", strbuf_text(&why));
+	strbuf_free(&why);
 	if (fs && !err && kiln_shutdown(fs))
 		err = failed("shutdown", "not clean");
 	kiln_close(fs);
-	free(bytes);
-	free(want);
 	return err ? 1 : check(s->image);
 }
 
 static int round_run(struct state *s)
 {
-	struct promise p;
-	int fds[2], status;
+	uint64_t seed = rng_u64(&s->rng);
+	int status;
 
-	if (pipe(fds))
-		return 1;
 	fflush(stdout);
-	struct rng rng = s->rng;
-	rng_u64(&s->rng);
 	pid_t pid = fork();
 	if (!pid)
-		_exit(writer(s, rng, fds[1]));
-	close(fds[1]);
+		_exit(writer(s, seed));
 	usleep((useconds_t)rng_below(&s->rng, LIFE_US_MAX));
 	kill(pid, SIGKILL);
-	while (read(fds[0], &p, sizeof(p)) == sizeof(p)) {
-		s->promised[p.file] = p;
-		s->generation = p.generation;
-		s->promises++;
-	}
-	close(fds[0]);
-	waitpid(pid, &status, 0);
-	if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGKILL)
+	if (pid < 0 || waitpid(pid, &status, 0) < 0 || !WIFSIGNALED(status) || WTERMSIG(status) != SIGKILL)
 		return failed("writer", "ended by itself");
-	s->generation++; /* it may have been at the next */
 	return verify(s);
+}
+
+static int make(struct state *s)
+{
+	struct kiln_format_device device = { .path = s->image, .file_bytes = IMAGE_BYTES };
+	struct kiln_format_options format = { .struct_bytes = sizeof(format),
+					      .device_struct_bytes = sizeof(device),
+					      .flags = KILN_FORMAT_FORCE,
+					      .memory_bytes = 64 << 20 };
+	struct strbuf text = strbuf_growing();
+	char why[KILN_ERROR_BYTES];
+	kiln_fs *fs;
+
+	s->work = workload_new(TASKS);
+	if (kiln_format(&device, 1, &format, &fs, why))
+		return failed("format", why);
+	int err = workload_prepare(s->work, fs);
+	if (!err)
+		err = workload_find(s->work, fs, &text);
+	if (err)
+		failed("preparing", strbuf_text(&text));
+	strbuf_free(&text);
+	kiln_close(fs);
+	return err;
 }
 
 static int upstream_judge(const char *image)
@@ -295,7 +181,7 @@ int main(int argc, char **argv)
 	uint64_t seed = random_u64();
 	char image[4096] = "";
 	struct state s = { .image = image };
-	int c, err = 0;
+	int c;
 
 	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1)
 		switch (c) {
@@ -311,25 +197,19 @@ int main(int argc, char **argv)
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	printf("seed %llu\n", (unsigned long long)seed);
 	rng_init(&s.rng, seed);
-	struct kiln_format_device device = { .path = image, .file_bytes = IMAGE_BYTES };
-	struct kiln_format_options format = { .struct_bytes = sizeof(format),
-					      .device_struct_bytes = sizeof(device),
-					      .flags = KILN_FORMAT_FORCE,
-					      .memory_bytes = 64 << 20 };
-	char why[KILN_ERROR_BYTES];
-	if (kiln_format(&device, 1, &format, NULL, why))
-		return failed("format", why);
+	int err = make(&s);
 	for (unsigned i = 0; !err && i < kills; i++) {
 		err = round_run(&s);
 		if (err)
-			printf("at kill %u; repeat: %s --kills %u --seed %llu\n", i + 1, argv[0], kills,
+			printf("at kill %u, of %s; repeat: %s --kills %u --seed %llu\n", i + 1, image, argv[0], kills,
 			       (unsigned long long)seed);
 	}
 	if (!err)
 		err = upstream_judge(image);
-	printf("%u kills, %llu promises, %llu times more was there than promised\n", kills,
-	       (unsigned long long)s.promises, (unsigned long long)s.later);
+	printf("%u kills, %llu changes, %llu promises\n", kills, (unsigned long long)s.changes,
+	       (unsigned long long)s.promises);
 	if (!is_kept && !err)
 		unlink(image);
+	workload_free(s.work);
 	return err;
 }

@@ -29,7 +29,7 @@
 #include "engine/fs_write.h"
 #include "operation.h"
 
-enum { DISKS_MAX = 4, OPS_DEFAULT = 400, SEED_SECONDS_MAX = 120 };
+enum { DISKS_MAX = 4, OPS_DEFAULT = 400, SEED_SECONDS_MAX = 120, OPS_UNSEEN_MAX = 5000 };
 
 struct arguments {
 	uint64_t seed, seed_last;
@@ -486,7 +486,8 @@ static int run_with_cuts(struct sim *s)
 
 static int run_clean(struct sim *s)
 {
-	uint64_t rounds = 1 + rng_below(&s->rng, 4);
+	/* Long runs are looked at now and then. */
+	uint64_t rounds = max(1 + rng_below(&s->rng, 4), s->args->ops / OPS_UNSEEN_MAX);
 	int err = 0;
 
 	for (uint64_t i = 0; !err && i < s->args->ops; i++) {
