@@ -396,6 +396,19 @@ KILN_API int kiln_fallocate(kiln_fs *fs, struct kiln_node node, unsigned mode, u
 /* Make a hole: what lies in the range reads as zeroes, its space is free. The size stays. */
 KILN_API int kiln_punch(kiln_fs *fs, struct kiln_node node, uint64_t offset, uint64_t len);
 
+enum kiln_copy_flags { KILN_COPY_SHARE = 1 }; /* share it, or fail with -EINVAL */
+/*
+ * Copy a range of a file to another place, in the same file or another, as copy_file_range(). Whole blocks that lie at
+ * multiples of the block size on both sides are shared: no data is read or written, and they take space when one of the
+ * two is written. The rest is copied. Holes stay holes. Returns the bytes copied: fewer than @len at the end of @from,
+ * or when something went wrong after some.
+ *
+ * KILN_COPY_SHARE is what FICLONERANGE asks for: -EINVAL unless all of the range is within @from and can be shared (the
+ * last block of @from counts as whole if it becomes the last of @to). -EINVAL: ranges of one file that overlap.
+ */
+KILN_API ssize_t kiln_copy_range(kiln_fs *fs, struct kiln_node from, uint64_t from_offset, struct kiln_node to,
+				 uint64_t to_offset, uint64_t len, unsigned flags);
+
 enum kiln_xattr_flags { KILN_XATTR_CREATE = 1, KILN_XATTR_REPLACE = 2 };
 /* ACLs in the system calls' form; "bcachefs.NAME" sets an option of the file or, for what is made in it, directory. */
 KILN_API int kiln_setxattr(kiln_fs *fs, struct kiln_node node, const char *name, const void *value, size_t size,

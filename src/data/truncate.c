@@ -301,8 +301,8 @@ int write_size_raise(struct data *data, const struct data_write_target *file, ui
 	return size || times ? btree_txn_run(data->trees, &opts, size_raise_run, &a) : 0;
 }
 
-static int punch_locked(struct data *data, const struct data_write_target *file, uint64_t begin, uint64_t end,
-			const struct data_write_times *times, uint64_t *journal_seq)
+int write_punch(struct data *data, const struct data_write_target *file, uint64_t begin, uint64_t end,
+		const struct data_write_times *times, uint64_t *journal_seq)
 {
 	uint64_t block = block_bytes_of(data), first = round_up_u64(begin, block);
 	struct inode inode;
@@ -330,8 +330,8 @@ int data_punch(struct data *data, const struct data_write_target *file, uint64_t
 		return offset_bytes > INT64_MAX ? -EFBIG : -EINVAL;
 	struct mutex *lock = inode_lock(data, file->inum);
 	mutex_lock(lock);
-	int err = punch_locked(data, file, offset_bytes,
-			       offset_bytes + min(len_bytes, (uint64_t)INT64_MAX - offset_bytes), times, journal_seq);
+	int err = write_punch(data, file, offset_bytes,
+			      offset_bytes + min(len_bytes, (uint64_t)INT64_MAX - offset_bytes), times, journal_seq);
 	mutex_unlock(lock);
 	return err;
 }

@@ -50,6 +50,7 @@ int data_start_write(struct data *data, struct allocator *allocator)
 	for (unsigned i = 0; i < INODE_LOCK_NR; i++)
 		mutex_init(&w->inode_locks[i]);
 	mutex_init(&w->buffers_lock);
+	mutex_init(&w->shared_lock);
 	data->writer = w;
 	return 0;
 }
@@ -66,6 +67,7 @@ void data_stop_write(struct data *data)
 	while (w->buffers_nr)
 		io_buffer_free(w->buffers[--w->buffers_nr]);
 	mutex_destroy(&w->buffers_lock);
+	mutex_destroy(&w->shared_lock);
 	free(w);
 }
 

@@ -66,6 +66,15 @@ enum data_allocate_flags {
  */
 int data_allocate(struct data *data, const struct data_write_target *file, uint64_t offset_bytes, uint64_t len_bytes,
 		  unsigned flags, const struct data_write_times *times, uint64_t *journal_seq);
+enum data_copy_flags { DATA_COPY_SHARE_ONLY = 1 }; /* -EINVAL rather than copy what isn't whole blocks on both sides */
+/*
+ * Make a range of @to what a range of @from is, sharing whole blocks where they lie alike, else copying. Returns bytes
+ * done: fewer than asked for at the end of @from, or when an error came on the way. -EINVAL: ranges of one file that
+ * overlap; with SHARE_ONLY also a range that is not within @from.
+ */
+ssize_t data_copy_range(struct data *data, const struct data_write_target *from, uint64_t from_offset,
+			const struct data_write_target *to, uint64_t to_offset, uint64_t len_bytes, unsigned flags,
+			const struct data_write_times *times, uint64_t *journal_seq);
 /* Remove all extents of an inode that is being deleted; its bi_sectors is kept right on the way. */
 int data_delete_extents(struct data *data, const struct data_write_target *file, uint64_t *journal_seq);
 /* Resume a truncation found in logged_ops after a crash (04 §8), and remove its key. */

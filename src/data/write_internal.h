@@ -6,6 +6,7 @@
  *   write_put.c   transactions that put keys and bring the inode along
  *   truncate.c    sizes and holes
  *   fallocate.c   space promised
+ *   copy.c        ranges copied, and what they share
  *
  * One call at a time changes the data of an inode (inode_lock()): so what a call reads to complete partial blocks is
  * still there when it puts them, and sizes only change under it.
@@ -36,6 +37,9 @@ struct data_writer {
 	struct mutex buffers_lock; /* of what follows: chunk buffers that nobody uses */
 	void *buffers[BUFFERS_IDLE_MAX];
 	unsigned buffers_nr;
+	struct mutex shared_lock; /* of what follows: the end of the reflink btree */
+	bool has_shared_end;
+	uint64_t shared_end;
 };
 
 struct mutex *inode_lock(struct data *data, uint64_t inum);
@@ -114,6 +118,9 @@ int write_hole_make(struct data *data, const struct data_write_target *file, uin
 /* Zero [begin, end), which lies in one block; not behind @size, nor where there is nothing but zeroes. */
 int write_zero_part(struct data *data, const struct data_write_target *file, uint64_t size, uint64_t begin,
 		    uint64_t end, uint64_t *journal_seq);
+/* Make [begin, end), bytes, read as zeroes without space. */
+int write_punch(struct data *data, const struct data_write_target *file, uint64_t begin, uint64_t end,
+		const struct data_write_times *times, uint64_t *journal_seq);
 /* The size becomes @size unless it is larger; and times, unless NULL. */
 int write_size_raise(struct data *data, const struct data_write_target *file, uint64_t size,
 		     const struct data_write_times *times, uint64_t *journal_seq);
@@ -126,6 +133,21 @@ int write_size_raise(struct data *data, const struct data_write_target *file, ui
  */
 int write_space_held(struct data *data, const struct data_write_target *file, uint64_t from, uint64_t to,
 		     unsigned replicas, uint64_t *sectors);
+
+/* --- copy.c --- */
+
+/* Before anything is shared: the feature is marked, and the end of the reflink btree known. */
+int write_share_prepare(struct data *data);
+/* Where a shared extent of so many sectors goes: taken once, although a transaction may run more often. Starts as 0. */
+struct share_index {
+	uint64_t idx;
+	uint32_t sectors;
+};
+/*
+ * In a transaction: @key, an extent as it is in the btree, becomes a shared one, and @key what refers to it, as it is
+ * put in its place. -EOPNOTSUPP: it can't be shared.
+ */
+int write_share_key(struct data *data, struct btree_txn *txn, struct key_buf *key, struct share_index *index);
 
 /* Times and mode of an inode whose data was changed. */
 void write_times_set(struct inode *inode, const struct data_write_times *times);

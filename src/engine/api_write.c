@@ -274,6 +274,22 @@ int kiln_punch(kiln_fs *fs, struct kiln_node node, uint64_t offset, uint64_t len
 	return kiln_fallocate(fs, node, KILN_FALLOC_PUNCH_HOLE | KILN_FALLOC_KEEP_SIZE, offset, len);
 }
 
+ssize_t kiln_copy_range(kiln_fs *fs, struct kiln_node from, uint64_t from_offset, struct kiln_node to,
+			uint64_t to_offset, uint64_t len, unsigned flags)
+{
+	int err = may_change(fs);
+
+	if (!err && flags & ~(unsigned)KILN_COPY_SHARE)
+		err = -EINVAL;
+	if (err)
+		return error_to_errno(err);
+	if (!(flags & KILN_COPY_SHARE))
+		len = min(len, (uint64_t)SSIZE_MAX & ~0xffffull);
+	ssize_t ret = namespace_copy_range(fs->ns, object_of(from), from_offset, object_of(to), to_offset, len,
+					   flags & KILN_COPY_SHARE ? DATA_COPY_SHARE_ONLY : 0, NULL);
+	return ret < 0 ? error_to_errno((int)ret) : ret;
+}
+
 /* --- durability --- */
 
 int kiln_fsync(kiln_fs *fs, struct kiln_node node)

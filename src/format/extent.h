@@ -169,6 +169,8 @@ struct reflink_p {
 	bool is_error; /* bit 56: the indirect extent was missing when checked */
 };
 int reflink_p_decode(struct bkey_ref k, struct reflink_p *p);
+enum { REFLINK_P_BYTES = 16 };
+void reflink_p_encode(const struct reflink_p *p, uint8_t value[REFLINK_P_BYTES]);
 
 struct reflink_v {
 	uint64_t refcount;

@@ -13,7 +13,7 @@ struct reflink_p_disk {
 	le64 idx_flags; /* [0,56) sector in the reflink btree, 56 error, 57 may update options */
 	le32 front_pad, back_pad;
 };
-_Static_assert(sizeof(struct reflink_p_disk) == 16, "reflink_p is 16 bytes");
+_Static_assert(sizeof(struct reflink_p_disk) == REFLINK_P_BYTES, "reflink_p is 16 bytes");
 
 int reflink_p_decode(struct bkey_ref k, struct reflink_p *p)
 {
@@ -29,6 +29,17 @@ int reflink_p_decode(struct bkey_ref k, struct reflink_p *p)
 		.is_error = bits_get(le64_get(d.idx_flags), 56, 57),
 	};
 	return 0;
+}
+
+void reflink_p_encode(const struct reflink_p *p, uint8_t value[REFLINK_P_BYTES])
+{
+	struct reflink_p_disk d = {
+		.idx_flags = le64_of(bits_set(bits_set(0, 0, 56, p->idx), 56, 57, p->is_error)),
+		.front_pad = le32_of(p->front_pad),
+		.back_pad = le32_of(p->back_pad),
+	};
+
+	memcpy(value, &d, sizeof(d));
 }
 
 struct reflink_v reflink_v_decode(struct bkey_ref k)

@@ -87,6 +87,10 @@ enum fallocate_op {
 int namespace_fallocate(struct namespace *ns, struct object o, enum fallocate_op op, uint64_t offset, uint64_t len,
 			uint64_t *journal_seq);
 
+/* Copy a range of a file, with the times of a write: data_copy_range(). */
+ssize_t namespace_copy_range(struct namespace *ns, struct object from, uint64_t from_offset, struct object to,
+			     uint64_t to_offset, uint64_t len, unsigned flags, uint64_t *journal_seq);
+
 /* While held, an object that loses its last name is not deleted. Counted; in memory. */
 void namespace_hold(struct namespace *ns, struct object o);
 void namespace_release(struct namespace *ns, struct object o);

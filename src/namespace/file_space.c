@@ -1,4 +1,4 @@
-/* Holes in files, and space promised to them: the rules of fallocate() around what `data` does (06 §14). */
+/* Space of files, and ranges copied: the rules of the system calls around what `data` does (06 §13, §14). */
 #include <errno.h>
 #include <sys/stat.h>
 
@@ -30,4 +30,38 @@ int namespace_fallocate(struct namespace *ns, struct object o, enum fallocate_op
 	case FALLOCATE_PUNCH: return data_punch(ns->data, &file, offset, len, &times, journal_seq);
 	}
 	return -EOPNOTSUPP;
+}
+
+/* A regular file that is read from: it may be in a read-only snapshot. */
+static int source_get(struct namespace *ns, struct object o, struct data_write_target *file)
+{
+	struct subvolume sv;
+	struct inode inode;
+	int err = namespace_inode(ns, o, &inode);
+
+	if (!err && !S_ISREG(inode.mode))
+		err = S_ISDIR(inode.mode) ? -EISDIR : -EINVAL;
+	if (!err)
+		err = namespace_subvol(ns, o.subvol, &sv);
+	if (!err)
+		*file = (struct data_write_target){ o.inum, sv.snapshot, o.subvol };
+	return err;
+}
+
+ssize_t namespace_copy_range(struct namespace *ns, struct object from, uint64_t from_offset, struct object to,
+			     uint64_t to_offset, uint64_t len, unsigned flags, uint64_t *journal_seq)
+{
+	struct data_write_target source, file;
+	struct inode inode;
+	int err = change_file_get(ns, to, &inode, &file);
+
+	if (!err)
+		err = source_get(ns, from, &source);
+	if (err)
+		return err;
+	if (inode.flags & INODE_IMMUTABLE || (inode.flags & INODE_APPEND && to_offset < inode.size))
+		return -EPERM;
+	uint64_t now = change_time(ns->super);
+	struct data_write_times times = { .is_set = true, .mtime = now, .ctime = now, .clear_setid = true };
+	return data_copy_range(ns->data, &source, from_offset, &file, to_offset, len, flags, &times, journal_seq);
 }

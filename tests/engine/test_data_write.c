@@ -198,6 +198,52 @@ static void file_check(struct world *w, const struct file *f)
 				 f->size, w->buf[i], f->bytes[i]);
 }
 
+static void check_complains(void *ctx, const struct kiln_report *report)
+{
+	/* The files have no names. */
+	if (strcmp(report->error_id_name, "inode_unreachable") != 0)
+		snprintf(ctx, KILN_ERROR_BYTES, "%s", report->text);
+}
+
+/*
+ * All invariants of the filesystem hold, space and references counted anew. Buckets may become free in the background
+ * while it is counted, so a complaint must stay.
+ */
+static void fs_check(struct world *w)
+{
+	enum { ATTEMPTS = 20 };
+	char complaint[KILN_ERROR_BYTES];
+	struct kiln_check_options options = { .struct_bytes = sizeof(options),
+					      .report = check_complains,
+					      .ctx = complaint };
+	struct kiln_check_result *result = calloc(1, sizeof(*result));
+
+	for (unsigned i = 0; i < ATTEMPTS; i++) {
+		complaint[0] = 0;
+		assert_int_equal(kiln_sync(w->fs), 0);
+		assert_int_equal(btrees_flush_all(w->fs->trees), 0);
+		assert_int_equal(kiln_check(w->fs, &options, result), 0);
+		if (!complaint[0])
+			break;
+	}
+	free(result);
+	if (complaint[0])
+		fail_msg("kiln check: %s", complaint);
+}
+
+static unsigned keys_of_btree(struct world *w, unsigned btree_id)
+{
+	struct btree_iter it;
+	struct bkey_ref k;
+	unsigned nr = 0;
+
+	btree_iter_open(&it, w->fs->trees, btree_id, POS_MIN, BTREE_ITER_ALL_SNAPSHOTS, 0);
+	for (; btree_iter_peek(&it, &k) > 0; btree_iter_advance(&it))
+		nr++;
+	btree_iter_close(&it);
+	return nr;
+}
+
 /* --- operations, on the file and on what it must be --- */
 
 static struct data_write_times times_next(struct world *w)
@@ -269,6 +315,28 @@ static void op_allocate(struct world *w, struct file *f, uint64_t offset, uint64
 	times_check(w, f);
 }
 
+static void op_copy(struct world *w, struct file *from, uint64_t from_offset, struct file *to, uint64_t to_offset,
+		    uint64_t len)
+{
+	struct data_write_target source = target_of(from), target = target_of(to);
+	struct data_write_times times = times_next(w);
+	uint64_t seq = 0, copied = from_offset < from->size ? min(len, from->size - from_offset) : 0;
+
+	bool is_overlap = from == to && from_offset < to_offset + len && to_offset < from_offset + len;
+	ssize_t ret = data_copy_range(w->fs->data, &source, from_offset, &target, to_offset, len, 0, &times, &seq);
+	if (is_overlap) {
+		assert_int_equal(ret, -EINVAL);
+		return;
+	}
+	assert_int_equal(ret, copied);
+	if (!copied)
+		return;
+	memmove(to->bytes + to_offset, from->bytes + from_offset, copied);
+	to->size = max(to->size, to_offset + copied);
+	times_check(w, to);
+	file_check(w, from);
+}
+
 /* A number below @bound: often small, often at or next to a block boundary. */
 static uint64_t number(struct world *w, uint64_t bound)
 {
@@ -284,9 +352,9 @@ static uint64_t number(struct world *w, uint64_t bound)
 static void random_op(struct world *w)
 {
 	struct file *f = &w->files[rng_below(&w->rng, FILES)];
-	uint64_t offset = number(w, FILE_BYTES_MAX);
+	uint64_t offset = number(w, FILE_BYTES_MAX), from;
 
-	switch (rng_below(&w->rng, 11)) {
+	switch (rng_below(&w->rng, 15)) {
 	case 0: op_truncate(w, f, number(w, FILE_BYTES_MAX)); break;
 	case 1: op_truncate(w, f, f->size ? number(w, f->size) : 0); break;
 	case 2: op_punch(w, f, offset, 1 + number(w, FILE_BYTES_MAX)); break;
@@ -299,7 +367,20 @@ static void random_op(struct world *w)
 		op_allocate(w, f, offset, 1 + number(w, FILE_BYTES_MAX - offset),
 			    DATA_ALLOCATE_ZERO | (rng_below(&w->rng, 2) ? 0 : DATA_ALLOCATE_KEEP_SIZE));
 		break;
-	case 6: /* append */
+	case 6:
+	case 7:
+	case 8:
+	case 9:
+		from = rng_below(&w->rng, 2) ? number(w, FILE_BYTES_MAX) / w->block_bytes * w->block_bytes
+					     : number(w, FILE_BYTES_MAX);
+		if (rng_below(&w->rng, 2))
+			offset = offset / w->block_bytes * w->block_bytes + from % w->block_bytes;
+		if (offset >= FILE_BYTES_MAX)
+			break;
+		op_copy(w, &w->files[rng_below(&w->rng, FILES)], from, f, offset,
+			1 + number(w, FILE_BYTES_MAX - offset));
+		break;
+	case 10: /* append */
 		offset = f->size;
 		if (offset == FILE_BYTES_MAX)
 			break;
@@ -319,6 +400,7 @@ static void against_bytes(unsigned dev_nr, const char *options, uint64_t block_b
 		random_op(&w);
 	for (unsigned i = 0; i < FILES; i++)
 		file_check(&w, &w.files[i]);
+	fs_check(&w);
 	/* All of it can go. */
 	for (unsigned i = 0; i < FILES; i++) {
 		struct data_write_target target = target_of(&w.files[i]);
@@ -331,6 +413,7 @@ static void against_bytes(unsigned dev_nr, const char *options, uint64_t block_b
 		inode_of(&w, &w.files[i], &inode);
 		assert_int_equal(inode.sectors, 0);
 	}
+	assert_int_equal(keys_of_btree(&w, BTREE_REFLINK), 0);
 	world_close(&w, true);
 }
 
@@ -490,6 +573,65 @@ static void promised_space_is_kept_for_who_has_it(void **state)
 	world_close(&w, true);
 }
 
+/* --- what is shared --- */
+
+static void whole_blocks_are_shared_until_they_are_written(void **state)
+{
+	struct world w;
+	struct inode inode;
+
+	world_open(&w, 8, 1, "block_size=4k", 4096);
+	struct file *a = &w.files[0], *b = &w.files[1];
+	op_write(&w, a, 0, 200000);
+	op_copy(&w, a, 0, b, 0, 200000);
+	assert_true(keys_of_btree(&w, BTREE_REFLINK) > 0);
+	assert_int_equal(keys_of_type(&w, b, KEY_EXTENT), 0);
+	assert_int_equal(keys_of_type(&w, a, KEY_EXTENT), 0);
+	inode_of(&w, b, &inode);
+	assert_int_equal(inode.sectors, round_up_u64(200000, 4096) / SECTOR_BYTES);
+	op_write(&w, a, 8192, 5000);
+	file_check(&w, a);
+	file_check(&w, b);
+	fs_check(&w);
+	/* Part of a shared file again, at another place of itself. */
+	op_copy(&w, b, 4096, b, 1 << 20, 65536);
+	file_check(&w, b);
+	op_truncate(&w, a, 0);
+	op_truncate(&w, b, 0);
+	assert_int_equal(keys_of_btree(&w, BTREE_REFLINK), 0);
+	fs_check(&w);
+	world_close(&w, true);
+}
+
+static void sharing_alone_is_refused_where_it_cannot_be(void **state)
+{
+	struct world w;
+	uint64_t seq = 0;
+
+	world_open(&w, 9, 1, "block_size=4k", 4096);
+	struct file *a = &w.files[0], *b = &w.files[1];
+	struct data_write_target from = target_of(a), to = target_of(b);
+	op_write(&w, a, 0, 20000);
+	op_write(&w, b, 0, 30000);
+	const struct {
+		uint64_t from, to, len;
+		ssize_t result;
+	} cases[] = {
+		{ 1, 1, 4096, -EINVAL },  { 0, 1, 4096, -EINVAL },    { 0, 0, 4095, -EINVAL }, { 0, 0, 20001, -EINVAL },
+		{ 0, 0, 20000, -EINVAL }, { 0, 12288, 20000, 20000 }, { 4096, 0, 8192, 8192 },
+	};
+	for (size_t i = 0; i < ARRAY_NR(cases); i++)
+		assert_int_equal(data_copy_range(w.fs->data, &from, cases[i].from, &to, cases[i].to, cases[i].len,
+						 DATA_COPY_SHARE_ONLY, NULL, &seq),
+				 cases[i].result);
+	b->size = 32288;
+	memcpy(b->bytes + 12288, a->bytes, 20000);
+	memcpy(b->bytes, a->bytes + 4096, 8192);
+	file_check(&w, b);
+	fs_check(&w);
+	world_close(&w, true);
+}
+
 /* --- devices that fail --- */
 
 static void writes_fail(struct world *w, unsigned dev, uint64_t times)
@@ -579,6 +721,8 @@ int main(void)
 		cmocka_unit_test(promised_space_reads_as_zeroes_and_is_a_hole),
 		cmocka_unit_test(zeroing_keeps_the_space),
 		cmocka_unit_test(promised_space_is_kept_for_who_has_it),
+		cmocka_unit_test(whole_blocks_are_shared_until_they_are_written),
+		cmocka_unit_test(sharing_alone_is_refused_where_it_cannot_be),
 		cmocka_unit_test(files_have_the_bytes_written_blocks_of_4096),
 		cmocka_unit_test(files_have_the_bytes_written_blocks_of_512),
 		cmocka_unit_test(files_have_the_bytes_written_two_replicas),

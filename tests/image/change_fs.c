@@ -191,6 +191,18 @@ static int64_t do_fallocate(struct changer *c)
 	return err ? err : kiln_fallocate(c->fs, node, (unsigned)number(c, 2), number(c, 3), number(c, 4));
 }
 
+/* copy FROM OFFSET TO OFFSET BYTES FLAGS */
+static int64_t do_copy(struct changer *c)
+{
+	struct kiln_node from, to;
+	int err = object_at(c, 1, &from);
+
+	if (!err)
+		err = object_at(c, 3, &to);
+	return err ? err
+		   : kiln_copy_range(c->fs, from, number(c, 2), to, number(c, 4), number(c, 5), (unsigned)number(c, 6));
+}
+
 /* setxattr PATH NAME VALUE, removexattr PATH NAME */
 static int64_t do_setxattr(struct changer *c)
 {
@@ -291,23 +303,12 @@ static const struct command {
 	unsigned fields;
 	int64_t (*run)(struct changer *c);
 } commands[] = {
-	{ "mknod", 5, do_mknod },
-	{ "symlink", 3, do_symlink },
-	{ "link", 3, do_link },
-	{ "unlink", 3, do_unlink },
-	{ "rename", 4, do_rename },
-	{ "write", 4, do_write },
-	{ "setattr", 8, do_setattr },
-	{ "punch", 4, do_punch },
-	{ "fallocate", 5, do_fallocate },
-	{ "setxattr", 4, do_setxattr },
-	{ "removexattr", 3, do_removexattr },
-	{ "fsync", 2, do_fsync },
-	{ "sync", 1, do_sync },
-	{ "settle", 1, do_settle },
-	{ "used", 1, do_used },
-	{ "inodes", 1, do_inodes },
-	{ "fill", 5, do_fill },
+	{ "mknod", 5, do_mknod },     { "symlink", 3, do_symlink },   { "link", 3, do_link },
+	{ "unlink", 3, do_unlink },   { "rename", 4, do_rename },     { "write", 4, do_write },
+	{ "setattr", 8, do_setattr }, { "punch", 4, do_punch },	      { "fallocate", 5, do_fallocate },
+	{ "copy", 7, do_copy },	      { "setxattr", 4, do_setxattr }, { "removexattr", 3, do_removexattr },
+	{ "fsync", 2, do_fsync },     { "sync", 1, do_sync },	      { "settle", 1, do_settle },
+	{ "used", 1, do_used },	      { "inodes", 1, do_inodes },     { "fill", 5, do_fill },
 	{ "empty", 4, do_empty },
 };
 

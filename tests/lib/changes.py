@@ -139,7 +139,7 @@ class Changer:
     """Random operations of all kinds below a directory, on the filesystem and the model."""
 
     KINDS = (["file"] * 5 + ["write"] * 8 + ["mkdir"] * 2 + ["symlink", "fifo", "chr", "link", "link", "truncate",
-             "truncate", "punch", "allocate", "allocate", "zero", "chmod", "chown", "utime", "xattr", "xattr", "noxattr"] + ["unlink"] * 4 +
+             "truncate", "punch", "allocate", "allocate", "zero", "copy", "copy", "copy", "chmod", "chown", "utime", "xattr", "xattr", "noxattr"] + ["unlink"] * 4 +
              ["rmdir"] + ["rename"] * 3 + ["exchange", "fsync", "sync"])
 
     def __init__(self, fs, model, top, seed, bytes_max=1 << 18):
@@ -265,6 +265,27 @@ class Changer:
             if not keep_size:
                 content.extend(bytes(max(0, offset + size - len(content))))
             self.model.nodes[path].entry["mode"] &= ~0o6000
+
+    def do_copy(self):
+        """A range to another place, of the same file or another; often whole blocks, often all of it."""
+        from_path, to_path = self.pick("file"), self.pick("file")
+        if not from_path or not self.model.nodes[from_path].content:
+            return
+        source, target = self.model.nodes[from_path].content, self.model.nodes[to_path].content
+        offset, to, size = 0, 0, len(source)
+        if self.random.randrange(3) or source is target:
+            offset = self.random.randrange(len(source)) // 4096 * 4096 + self.random.choice([0, 0, 1])
+            to = self.random.randrange(len(target) + 1) // 4096 * 4096 + self.random.choice([0, 0, 1])
+            size = self.random.randrange(1, 1 << 17)
+        size = min(size, max(len(source) - offset, 0))
+        if source is target and offset < to + size and to < offset + size:
+            return
+        done = self.fs.must("copy", from_path, offset, to_path, to, size, 0)
+        assert done == size, "%d instead of %d bytes copied" % (done, size)
+        if done:
+            target.extend(bytes(max(0, to - len(target))))
+            target[to:to + size] = source[offset:offset + size]
+            self.model.nodes[to_path].entry["mode"] &= ~0o6000
 
     def do_chmod(self):
         path = self.pick("file", "dir")
