@@ -220,8 +220,13 @@ int super_feature_set(struct super *s, enum sb_feature feature)
 	int err = super_change_begin(s);
 	if (err)
 		return err;
-	word_change(&s->sb->features[0], bit, 0);
-	return super_change_end(s, 0);
+	/* Who waited for the one that set it finds it set. */
+	if (!super_has_feature(s, feature)) {
+		word_change(&s->sb->features[0], bit, 0);
+		err = super_change_publish(s, 0);
+	}
+	super_lock_release(s);
+	return err;
 }
 
 int super_member_flags_set(struct super *s, unsigned dev, unsigned lo, unsigned hi, uint64_t value)
