@@ -96,7 +96,7 @@ unsigned write_replicas(const struct data *data, const struct inode *inode)
 	return (unsigned)max(option_of(data, inode, INODE_OPT_DATA_REPLICAS, OPT_DATA_REPLICAS), (uint64_t)1);
 }
 
-static int options_take(struct write_op *op, const struct inode *inode)
+int write_options_take(struct write_op *op, const struct inode *inode)
 {
 	static const unsigned types[] = { CHECKSUM_NONE, CHECKSUM_CRC32C, CHECKSUM_CRC64, CHECKSUM_XXHASH };
 	const struct data *data = op->data;
@@ -205,7 +205,13 @@ static void source_copy(const struct write_source *s, uint64_t block, uint64_t a
 
 /* --- inline data (06 §9.2) --- */
 
-enum { INLINE_BYTES_MAX = 1024 };
+size_t write_inline_bytes_max(const struct data *data)
+{
+	enum { INLINE_BYTES_MAX = 1024 };
+
+	return data->super->options[OPT_INLINE_DATA] ? min((size_t)block_bytes_of(data) / 2, (size_t)INLINE_BYTES_MAX)
+						     : 0;
+}
 
 /* The single block that holds the end of the file, when what it holds is short: a key without space. */
 static int write_inline(struct write_op *op, const struct write_source *s, uint64_t block, bool *is_done)
@@ -216,8 +222,7 @@ static int write_inline(struct write_op *op, const struct write_source *s, uint6
 	size_t done = 0;
 
 	*is_done = false;
-	if (!super->options[OPT_INLINE_DATA] || s->block_end - s->block_begin != block || !bytes ||
-	    bytes > min(block / 2, (uint64_t)INLINE_BYTES_MAX))
+	if (s->block_end - s->block_begin != block || !bytes || bytes > write_inline_bytes_max(op->data))
 		return 0;
 	int err = super_feature_set(super, SB_FEATURE_INLINE_DATA);
 	if (err)
@@ -346,7 +351,7 @@ ssize_t write_locked(struct data *data, const struct data_write_target *file, ui
 
 	int err = write_inode_read(data, file, &inode);
 	if (!err)
-		err = options_take(&op, &inode);
+		err = write_options_take(&op, &inode);
 	if (err)
 		return err;
 	op.end_bytes = max(offset_bytes + len_bytes, inode.size);

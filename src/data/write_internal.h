@@ -4,6 +4,7 @@
  *   write.c       data_write(): blocks from bytes, chunks in flight
  *   write_key.c   a chunk: space, checksums, I/O, keys
  *   write_put.c   transactions that put keys and bring the inode along
+ *   write_batch.c contents of many new files in one chunk
  *   truncate.c    sizes and holes
  *   fallocate.c   space promised
  *   copy.c        ranges copied, and what they share
@@ -76,6 +77,9 @@ struct write_chunk {
 	struct write_op *op;
 	uint64_t begin, end;
 	void *buf; /* aligned; the stored bytes */
+	/* Ascending sectors where keys end, besides the ends of regions: of one file behind another (write_batch.c). */
+	const uint32_t *cuts;
+	unsigned cut_nr;
 	struct alloc_extent extents[CHUNK_EXTENTS_MAX];
 	unsigned extent_nr;
 	struct device_io *ios;
@@ -84,7 +88,7 @@ struct write_chunk {
 	uint8_t io_of[CHUNK_EXTENTS_MAX][ALLOC_PTRS_MAX]; /* which of ios[] writes each replica of each piece */
 	struct io_group group;
 	struct key_buf *keys;
-	size_t key_nr;
+	size_t key_nr, key_max;
 	uint32_t *key_extent; /* which of extents[] each key lies in */
 };
 int write_chunk_init(struct write_chunk *c, struct write_op *op);
@@ -102,6 +106,10 @@ void write_chunk_release(struct write_chunk *c);
 /* data_write() without the lock, and with a choice: @is_size_kept to rewrite within the file. */
 ssize_t write_locked(struct data *data, const struct data_write_target *file, uint64_t offset_bytes, const void *buf,
 		     size_t len_bytes, const struct data_write_times *times, uint64_t *journal_seq);
+/* How a write to @inode is to be done: what it says, else the filesystem. 0 or -EOPNOTSUPP. */
+int write_options_take(struct write_op *op, const struct inode *inode);
+/* Longest data that may be inline; 0: none. */
+size_t write_inline_bytes_max(const struct data *data);
 /* A data_damage_fn that sets a bool. */
 void data_damage_note(void *ctx, uint64_t offset, uint64_t len, int err);
 /* The size of the file now. 0, -ENOENT or an error. */

@@ -105,24 +105,32 @@ static int keys_make(struct write_chunk *c)
 {
 	uint32_t region_max = region_sectors_max(c->op);
 	uint64_t at = c->begin;
-	size_t nr = 0;
+	size_t nr = c->cut_nr;
+	unsigned cut = 0;
 	int err = 0;
 
 	for (unsigned i = 0; i < c->extent_nr; i++)
 		nr += (c->extents[i].sectors - 1) / region_max + 1;
-	free(c->keys);
-	free(c->key_extent);
-	c->keys = malloc(nr * sizeof(*c->keys));
-	c->key_extent = malloc(nr * sizeof(*c->key_extent));
 	c->key_nr = 0;
-	if (!c->keys || !c->key_extent)
-		return -ENOMEM;
+	if (nr > c->key_max) {
+		free(c->keys);
+		free(c->key_extent);
+		c->keys = malloc(nr * sizeof(*c->keys));
+		c->key_extent = malloc(nr * sizeof(*c->key_extent));
+		c->key_max = c->keys && c->key_extent ? nr : 0;
+		if (!c->key_max)
+			return -ENOMEM;
+	}
 	for (unsigned i = 0; i < c->extent_nr && !err; i++) {
 		const struct alloc_extent *e = &c->extents[i];
 
 		for (uint32_t offset = 0; offset < e->sectors && !err;) {
 			uint32_t sectors = min(region_max, e->sectors - offset);
 
+			while (cut < c->cut_nr && c->cuts[cut] <= at)
+				cut++;
+			if (cut < c->cut_nr)
+				sectors = (uint32_t)min((uint64_t)sectors, c->cuts[cut] - at);
 			err = key_make(c, e, at, sectors, offset);
 			at += sectors;
 			offset += sectors;
