@@ -415,6 +415,51 @@ KILN_API int kiln_setxattr(kiln_fs *fs, struct kiln_node node, const char *name,
 			   unsigned flags);
 KILN_API int kiln_removexattr(kiln_fs *fs, struct kiln_node node, const char *name);
 
+/*
+ * Many new objects at once: for filling a filesystem, much faster than one by one. Objects are collected in a batch,
+ * which makes them in few transactions and with few writes. Of its directory an object inherits nothing but options: no
+ * group, no ACL. All that holds for the calls above holds for each object; a file appears with its contents.
+ *
+ *	while ((err = kiln_batch_add(batch, &object, &contents)) == -ENOBUFS)
+ *		kiln_batch_write(batch, done, NULL);
+ *	if (!err)
+ *		n = read(fd, contents, object.size);
+ *
+ * A batch is for one thread at a time, and freed before the filesystem is closed.
+ */
+typedef struct kiln_batch kiln_batch;
+enum { KILN_BATCH_OBJECTS_MAX = 256, KILN_BATCH_BYTES = 1 << 20 };
+
+struct kiln_new {
+	struct kiln_node dir;
+	const char *name; /* @len bytes; must stay until the object is made, as @target */
+	size_t len;
+	uint32_t mode; /* type and permissions; no umask */
+	uint32_t uid, gid;
+	uint32_t rdev_major, rdev_minor;
+	struct kiln_timespec atime, mtime;
+	uint64_t size;	    /* of a regular file */
+	const char *target; /* of a symlink, terminated */
+	void *ctx;	    /* for the callback */
+};
+
+/* NULL: memory is short, or the filesystem is read-only. */
+KILN_API kiln_batch *kiln_batch_new(kiln_fs *fs);
+/* Objects that weren't made are dropped. NULL is allowed. */
+KILN_API void kiln_batch_free(kiln_batch *batch);
+/*
+ * Add an object. *@contents (may be NULL for all but regular files): where the @size bytes of a file go before
+ * kiln_batch_write(). -ENOBUFS: no room until the batch is written; -EFBIG: too large for any batch, or a symlink too
+ * long for one; -EINVAL, -ENAMETOOLONG. Nothing is looked up yet.
+ */
+KILN_API int kiln_batch_add(kiln_batch *batch, const struct kiln_new *object, void **contents);
+/* Take back the object added last. */
+KILN_API void kiln_batch_drop_last(kiln_batch *batch);
+/* @error: 0, or why there is no such object, or only a part of its contents: -EEXIST, -ENOSPC, ... */
+typedef void (*kiln_batch_fn)(void *ctx, const struct kiln_new *object, int error, struct kiln_node node);
+/* Make all objects, and tell of each, in the order in which they were added. The batch is empty afterwards. */
+KILN_API void kiln_batch_write(kiln_batch *batch, kiln_batch_fn fn, void *ctx);
+
 /* Everything that was done to the object, and the names it was made or renamed with, is durable on return. */
 KILN_API int kiln_fsync(kiln_fs *fs, struct kiln_node node);
 /* Everything that was done before the call is durable on return. */

@@ -12,6 +12,8 @@ static inline struct kiln_node node_of(struct object o)
 
 void api_stat_fill(const struct kiln_fs *fs, struct object o, const struct inode *inode, bool is_readonly,
 		   struct kiln_stat *st);
+/* May an object of this name be made now? 0, -EROFS, -ENOENT, -ENAMETOOLONG, -EINVAL; -EEXIST for "." and "..". */
+int api_new_name_check(const struct kiln_fs *fs, const char *name, size_t len);
 /* FS_*_FL bits to inode flags; -EOPNOTSUPP for bits that bcachefs doesn't have. */
 int api_flags_of_fs(uint32_t fs_flags, uint32_t *flags);
 

@@ -31,8 +31,7 @@ static bool is_dot_name(const char *name, size_t len)
 	return (len == 1 && name[0] == '.') || (len == 2 && name[0] == '.' && name[1] == '.');
 }
 
-/* For a name that is to be made; "." and ".." exist everywhere. */
-static int new_name_check(const kiln_fs *fs, const char *name, size_t len)
+int api_new_name_check(const kiln_fs *fs, const char *name, size_t len)
 {
 	int err = may_change(fs);
 
@@ -68,7 +67,7 @@ int kiln_create(kiln_fs *fs, struct kiln_node dir, const char *name, size_t len,
 	struct object created = { 0 };
 	struct inode inode = { 0 };
 
-	int err = new_name_check(fs, name, len);
+	int err = api_new_name_check(fs, name, len);
 	if (!err && S_ISLNK(a.mode))
 		err = -EINVAL;
 	if (!err)
@@ -102,7 +101,7 @@ int kiln_symlink(kiln_fs *fs, struct kiln_node dir, const char *name, size_t len
 
 	a.mode = S_IFLNK | 0777;
 	a.umask = 0;
-	int err = new_name_check(fs, name, len);
+	int err = api_new_name_check(fs, name, len);
 	if (!err && !target_len)
 		err = -ENOENT;
 	if (!err && target_len >= PATH_MAX)
@@ -116,7 +115,7 @@ int kiln_symlink(kiln_fs *fs, struct kiln_node dir, const char *name, size_t len
 
 int kiln_link(kiln_fs *fs, struct kiln_node node, struct kiln_node dir, const char *name, size_t len)
 {
-	int err = new_name_check(fs, name, len);
+	int err = api_new_name_check(fs, name, len);
 
 	return error_to_errno(err ? err : namespace_link(fs->ns, object_of(node), object_of(dir), name, len, NULL));
 }

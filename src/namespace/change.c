@@ -22,10 +22,12 @@ int namespace_start_write(struct namespace *ns, struct allocator *allocator)
 		return -ENOMEM;
 	write->allocator = allocator;
 	inum_allocator_init(&write->inums, ns->super);
+	mutex_init(&write->many_lock);
 	ns->write = write;
 
 	int err = deletions_start(ns);
 	if (err) {
+		mutex_destroy(&write->many_lock);
 		inum_allocator_destroy(&write->inums);
 		ns->write = NULL;
 		free(write);
@@ -41,6 +43,7 @@ void namespace_stop_write(struct namespace *ns)
 		return;
 	deletions_stop(ns);
 	ns->write = NULL;
+	mutex_destroy(&write->many_lock);
 	inum_allocator_destroy(&write->inums);
 	free(write);
 }

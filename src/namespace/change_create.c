@@ -11,6 +11,7 @@
 
 #include "base/clock.h"
 #include "namespace/change_internal.h"
+#include "namespace/create_many.h"
 
 struct create_args {
 	struct namespace *ns;
@@ -77,21 +78,21 @@ static int inode_create(struct btree_txn *txn, struct create_args *a, const stru
 	return acls_inherit(txn, a, dir);
 }
 
-/* The symlink's target as one block of inline data. */
-static int target_put(struct btree_txn *txn, struct create_args *a)
+int symlink_target_put(struct btree_txn *txn, const struct namespace *ns, const char *target, size_t len,
+		       struct inode *inode)
 {
-	uint32_t block_sectors = a->ns->super->kctx.block_sectors;
-	struct bkey k = { .p = BPOS(a->inode.inum, block_sectors, a->inode.snapshot),
+	uint32_t block_sectors = ns->super->kctx.block_sectors;
+	struct bkey k = { .p = BPOS(inode->inum, block_sectors, inode->snapshot),
 			  .type = KEY_INLINE_DATA,
 			  .size = block_sectors,
-			  .value_u64s = (uint8_t)div_round_up_u64(a->target_len, 8) };
+			  .value_u64s = (uint8_t)div_round_up_u64(len, 8) };
 	uint8_t value[BKEY_VALUE_U64S_MAX * 8] = { 0 };
 	struct btree_extent_change change = { 0 };
 
-	memcpy(value, a->target, a->target_len);
+	memcpy(value, target, len);
 	int err = btree_txn_put_extent(txn, BTREE_EXTENTS, &k, value, &change);
-	a->inode.size = a->target_len;
-	a->inode.sectors = (uint64_t)change.sectors;
+	inode->size = len;
+	inode->sectors = (uint64_t)change.sectors;
 	return err;
 }
 
@@ -122,7 +123,7 @@ static int create_run(struct btree_txn *txn, void *ctx)
 			    .name_len = (uint16_t)a->len };
 	ret = dirent_txn_put(txn, &t, slot, &d);
 	if (!ret && a->target)
-		ret = target_put(txn, a);
+		ret = symlink_target_put(txn, a->ns, a->target, a->target_len, &a->inode);
 	if (ret)
 		return ret;
 
@@ -176,14 +177,18 @@ static void create_result(const struct create_args *a, struct object *created, s
 		*inode = a->inode;
 }
 
+int change_type_check(uint32_t mode, uint32_t rdev_major, uint32_t rdev_minor)
+{
+	bool is_device = S_ISCHR(mode) || S_ISBLK(mode);
+
+	if (!is_device && !S_ISREG(mode) && !S_ISDIR(mode) && !S_ISFIFO(mode) && !S_ISSOCK(mode))
+		return -EINVAL;
+	return is_device && (rdev_major >> 12 || rdev_minor >> 20) ? -EINVAL : 0;
+}
+
 static int attr_check(const struct create_attr *attr)
 {
-	bool is_device = S_ISCHR(attr->mode) || S_ISBLK(attr->mode);
-
-	if (!is_device && !S_ISREG(attr->mode) && !S_ISDIR(attr->mode) && !S_ISFIFO(attr->mode) &&
-	    !S_ISSOCK(attr->mode))
-		return -EINVAL;
-	return is_device && (attr->rdev_major >> 12 || attr->rdev_minor >> 20) ? -EINVAL : 0;
+	return change_type_check(attr->mode, attr->rdev_major, attr->rdev_minor);
 }
 
 int namespace_create(struct namespace *ns, struct object dir, const char *name, size_t len,
@@ -224,7 +229,7 @@ int namespace_create_unnamed(struct namespace *ns, struct object dir, const stru
 /* --- symlinks --- */
 
 /* Longest data that is stored inline (06 §9.2). */
-static size_t inline_bytes_max(const struct super *super)
+size_t symlink_inline_bytes_max(const struct super *super)
 {
 	enum { INLINE_BYTES_MAX = 1024 };
 
@@ -276,7 +281,7 @@ int namespace_symlink(struct namespace *ns, struct object dir, const char *name,
 	link_attr.mode = S_IFLNK | 0777;
 	a.target = target;
 	a.target_len = target_len;
-	if (target_len > inline_bytes_max(ns->super)) {
+	if (target_len > symlink_inline_bytes_max(ns->super)) {
 		err = symlink_long(&a, journal_seq);
 	} else {
 		err = ns->write ? super_feature_set(ns->super, SB_FEATURE_INLINE_DATA) : -EROFS;

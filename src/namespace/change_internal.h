@@ -52,6 +52,7 @@ struct namespace_write {
 	struct allocator *allocator;
 	struct inum_allocator inums;
 	struct deletions deletions;
+	struct mutex many_lock; /* held over transactions that make many objects; above all other locks */
 };
 
 /* --- change.c --- */
@@ -62,6 +63,11 @@ int change_run(struct namespace *ns, const char *name, uint64_t *journal_seq, bt
 uint64_t change_time(const struct super *super);
 /* Is it a name that a new entry may have? 0, -ENAMETOOLONG, -EINVAL. */
 int change_name_check(const char *name, size_t len);
+/* Can an object of this type, and with this device number, be made? 0 or -EINVAL. Not for symlinks. */
+int change_type_check(uint32_t mode, uint32_t rdev_major, uint32_t rdev_minor);
+/* Put the target of a new symlink as one block of inline data, and set the size and sectors of its inode. */
+int symlink_target_put(struct btree_txn *txn, const struct namespace *ns, const char *target, size_t len,
+		       struct inode *inode);
 /* A subvolume, read in the transaction. -ENOENT, also for one that is being deleted. */
 int subvol_txn_get(struct btree_txn *txn, uint32_t subvol, struct subvolume *sv);
 /* The snapshot that changes of @subvol go to, read in the transaction. -EROFS: a read-only snapshot. -ENOENT. */

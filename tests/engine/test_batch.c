@@ -1,0 +1,434 @@
+/*
+ * Many objects at once: each is what was asked for, whatever became of the others, and whatever way its contents took.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/clock.h"
+#include "base/sync.h"
+#include "base/util.h"
+#include "kiln/kiln.h"
+
+enum { OBJECTS_MAX = 600, TASKS = 3 };
+
+struct world {
+	char path[32];
+	kiln_fs *fs;
+	struct rng rng;
+};
+
+/* An object as it is to be, and what became of it. */
+struct made {
+	struct kiln_new asked;
+	char name[32];
+	char target[1100];
+	uint64_t stamp;
+	int error;
+	struct kiln_node node;
+};
+
+/* --- filesystems --- */
+
+static void world_open(struct world *w, uint64_t bytes, const char *options)
+{
+	struct kiln_format_device dev = { .path = w->path, .file_bytes = bytes };
+	struct kiln_format_options format = { .struct_bytes = sizeof(format),
+					      .device_struct_bytes = sizeof(dev),
+					      .flags = KILN_FORMAT_FORCE,
+					      .options = options };
+	const char *seed_text = getenv("KILN_TEST_SEED");
+	uint64_t seed = seed_text ? strtoull(seed_text, NULL, 0) : random_u64();
+	char why[KILN_ERROR_BYTES];
+
+	print_message("KILN_TEST_SEED=%" PRIu64 "\n", seed);
+	rng_init(&w->rng, seed);
+	strcpy(w->path, "/tmp/kiln-batch-XXXXXX");
+	int fd = mkstemp(w->path);
+	assert_true(fd >= 0);
+	close(fd);
+	if (kiln_format(&dev, 1, &format, &w->fs, why))
+		fail_msg("%s", why);
+}
+
+static void must_be_consistent(kiln_fs *fs)
+{
+	struct kiln_check_options options = { .struct_bytes = sizeof(options), .flags = KILN_CHECK_DATA };
+	struct kiln_check_result *result = calloc(1, sizeof(*result));
+
+	assert_int_equal(kiln_check(fs, &options, result), 0);
+	for (unsigned i = 0; i < result->kind_nr; i++)
+		print_error("%" PRIu64 " x %s\n", result->kinds[i].count, result->kinds[i].name);
+	assert_int_equal(result->errors, 0);
+	free(result);
+}
+
+static void world_reopen(struct world *w)
+{
+	struct kiln_open_options options = { .struct_bytes = sizeof(options), .flags = KILN_OPEN_WRITE };
+	const char *path = w->path;
+	char why[KILN_ERROR_BYTES];
+
+	assert_int_equal(kiln_shutdown(w->fs), 0);
+	kiln_close(w->fs);
+	if (kiln_open(&path, 1, &options, &w->fs, why))
+		fail_msg("%s", why);
+	assert_null(kiln_write_refused(w->fs));
+	must_be_consistent(w->fs);
+}
+
+static void world_close(struct world *w)
+{
+	world_reopen(w);
+	assert_int_equal(kiln_shutdown(w->fs), 0);
+	kiln_close(w->fs);
+	unlink(w->path);
+}
+
+static struct kiln_node directory(kiln_fs *fs, struct kiln_node parent, const char *name, uint32_t mode)
+{
+	struct kiln_create attr = { .mode = S_IFDIR | mode, .gid = 77 };
+	struct kiln_stat st;
+
+	assert_int_equal(kiln_create(fs, parent, name, strlen(name), &attr, &st), 0);
+	return st.node;
+}
+
+/* --- objects --- */
+
+static void fill(uint8_t *to, uint64_t stamp, uint64_t size)
+{
+	for (uint64_t i = 0; i < size; i++)
+		to[i] = (uint8_t)(stamp + i * 13 + (i >> 9) * stamp);
+}
+
+static uint64_t draw_size(struct rng *rng)
+{
+	static const uint64_t edges[] = { 0, 1, 7, 8, 511, 512, 513, 1023, 1024, 1025, 4095, 4096, 4097, 65536, 65537 };
+
+	switch (rng_below(rng, 4)) {
+	case 0: return edges[rng_below(rng, ARRAY_NR(edges))];
+	case 1: return rng_below(rng, 300000);
+	default: return rng_below(rng, 9000);
+	}
+}
+
+static void draw_object(struct made *o, struct rng *rng, struct kiln_node dir, unsigned nr)
+{
+	static const uint32_t types[] = { S_IFREG, S_IFREG, S_IFREG,  S_IFREG, S_IFREG,
+					  S_IFLNK, S_IFIFO, S_IFSOCK, S_IFCHR, S_IFDIR };
+
+	*o = (struct made){ .stamp = rng_u64(rng), .error = 1 };
+	snprintf(o->name, sizeof(o->name), "object%05u", nr);
+	o->asked = (struct kiln_new){
+		.dir = dir,
+		.name = o->name,
+		.len = strlen(o->name),
+		.mode = types[rng_below(rng, ARRAY_NR(types))] | (uint32_t)rng_below(rng, 010000),
+		.uid = (uint32_t)rng_below(rng, 5) * 500,
+		.gid = (uint32_t)rng_below(rng, 5) * 500,
+		.atime = { (int64_t)rng_below(rng, 1u << 31), (uint32_t)rng_below(rng, 1000000000) },
+		.mtime = { (int64_t)rng_below(rng, 1u << 31), (uint32_t)rng_below(rng, 1000000000) },
+		.ctx = o,
+	};
+	if (S_ISCHR(o->asked.mode))
+		o->asked.rdev_major = 4, o->asked.rdev_minor = (uint32_t)rng_below(rng, 100);
+	if (S_ISREG(o->asked.mode))
+		o->asked.size = draw_size(rng);
+	if (S_ISLNK(o->asked.mode)) {
+		memset(o->target, 't', 1 + rng_below(rng, 250));
+		o->asked.target = o->target;
+	}
+}
+
+static void draw_file(struct made *o, struct rng *rng, struct kiln_node dir, unsigned nr, uint64_t size)
+{
+	draw_object(o, rng, dir, nr);
+	o->asked.mode = S_IFREG | 0644;
+	o->asked.rdev_major = o->asked.rdev_minor = 0;
+	o->asked.size = size;
+}
+
+static void object_made(void *ctx, const struct kiln_new *asked, int error, struct kiln_node node)
+{
+	struct made *o = asked->ctx;
+
+	++*(unsigned *)ctx;
+	o->error = error;
+	o->node = node;
+}
+
+static unsigned batch_write(kiln_batch *batch)
+{
+	unsigned told = 0;
+
+	kiln_batch_write(batch, object_made, &told);
+	return told;
+}
+
+static void object_add(kiln_batch *batch, struct made *o)
+{
+	void *contents = NULL;
+	int err = kiln_batch_add(batch, &o->asked, &contents);
+
+	if (err == -ENOBUFS) {
+		assert_true(batch_write(batch) > 0);
+		err = kiln_batch_add(batch, &o->asked, &contents);
+	}
+	assert_int_equal(err, 0);
+	if (S_ISREG(o->asked.mode) && o->asked.size)
+		fill(contents, o->stamp, o->asked.size);
+}
+
+static void object_check(kiln_fs *fs, const struct made *o)
+{
+	const struct kiln_new *a = &o->asked;
+	char target[1100];
+	struct kiln_stat st;
+
+	assert_int_equal(o->error, 0);
+	assert_int_equal(kiln_lookup(fs, a->dir, a->name, a->len, &st), 0);
+	assert_int_equal(st.node.ino, o->node.ino);
+	assert_int_equal(st.mode, S_ISLNK(a->mode) ? S_IFLNK | 0777 : a->mode);
+	assert_int_equal(st.uid, a->uid);
+	assert_int_equal(st.gid, a->gid);
+	assert_int_equal(st.rdev_major, a->rdev_major);
+	assert_int_equal(st.rdev_minor, a->rdev_minor);
+	assert_int_equal(st.nlink, S_ISDIR(a->mode) ? 2 : 1);
+	assert_int_equal(st.mtime.sec, a->mtime.sec);
+	assert_int_equal(st.mtime.nsec, a->mtime.nsec);
+	assert_int_equal(st.atime.sec, a->atime.sec);
+	if (S_ISLNK(a->mode)) {
+		assert_int_equal(kiln_readlink(fs, st.node, target, sizeof(target)), strlen(a->target));
+		assert_memory_equal(target, a->target, strlen(a->target));
+	}
+	if (!S_ISREG(a->mode))
+		return;
+	assert_int_equal(st.size, a->size);
+	uint8_t *got = malloc(a->size + 1), *want = malloc(a->size + 1);
+	fill(want, o->stamp, a->size);
+	assert_int_equal(kiln_read(fs, st.node, 0, got, a->size + 1), a->size);
+	assert_memory_equal(got, want, a->size);
+	free(got);
+	free(want);
+}
+
+/* --- the tests --- */
+
+static void objects_are_what_was_asked_for(void **state)
+{
+	static const char *const options[] = {
+		NULL, "str_hash=crc32c", "block_size=512,data_checksum=none",
+		"data_checksum=xxhash,encoded_extent_max=16k,btree_node_size=16k,block_size=1k",
+		"encoded_extent_max=4k,btree_node_size=4k,block_size=512"
+	};
+	struct made *objects = calloc(OBJECTS_MAX, sizeof(*objects));
+
+	(void)state;
+	for (size_t k = 0; k < ARRAY_NR(options); k++) {
+		struct world w;
+
+		world_open(&w, 256 << 20, options[k]);
+		struct kiln_node root = kiln_root(w.fs);
+		/* The one hands on its group, the other an option. */
+		struct kiln_node dirs[] = { root, directory(w.fs, root, "setgid", 02775),
+					    directory(w.fs, root, "nocsum", 0755) };
+		assert_int_equal(kiln_setxattr(w.fs, dirs[2], "bcachefs.data_checksum", "crc64", 5, 0), 0);
+		kiln_batch *batch = kiln_batch_new(w.fs);
+		assert_non_null(batch);
+		for (unsigned i = 0; i < OBJECTS_MAX; i++) {
+			draw_object(&objects[i], &w.rng, dirs[rng_below(&w.rng, ARRAY_NR(dirs))], i);
+			object_add(batch, &objects[i]);
+			if (!rng_below(&w.rng, 20)) {
+				kiln_batch_drop_last(batch);
+				object_add(batch, &objects[i]);
+			}
+		}
+		batch_write(batch);
+		assert_int_equal(batch_write(batch), 0);
+		kiln_batch_free(batch);
+		world_reopen(&w);
+		for (unsigned i = 0; i < OBJECTS_MAX; i++)
+			object_check(w.fs, &objects[i]);
+		world_close(&w);
+	}
+	free(objects);
+}
+
+static void names_that_exist_fail_alone(void **state)
+{
+	enum { NR = 40 };
+	struct made *objects = calloc(NR, sizeof(*objects));
+	struct world w;
+
+	(void)state;
+	world_open(&w, 256 << 20, NULL);
+	struct kiln_node root = kiln_root(w.fs), dir = directory(w.fs, root, "dir", 0755);
+	kiln_batch *batch = kiln_batch_new(w.fs);
+	for (unsigned i = 0; i < NR; i++)
+		draw_file(&objects[i], &w.rng, dir, i, 5000);
+	directory(w.fs, dir, objects[3].name, 0755);
+	objects[8].asked.name = objects[7].name;
+	objects[9].asked.dir = directory(w.fs, root, "gone", 0755);
+	assert_int_equal(kiln_unlink(w.fs, root, "gone", 4, KILN_UNLINK_DIR), 0);
+	for (unsigned i = 0; i < NR; i++)
+		object_add(batch, &objects[i]);
+	batch_write(batch);
+	for (unsigned i = 0; i < NR; i++) {
+		if (i == 3 || i == 8)
+			assert_int_equal(objects[i].error, -EEXIST);
+		else if (i == 9)
+			assert_int_equal(objects[i].error, -ENOENT);
+		else
+			object_check(w.fs, &objects[i]);
+	}
+	struct made bad = objects[0];
+	bad.asked.len = 0;
+	assert_int_equal(kiln_batch_add(batch, &bad.asked, NULL), -ENOENT);
+	bad.asked.name = "a/b";
+	bad.asked.len = 3;
+	assert_int_equal(kiln_batch_add(batch, &bad.asked, NULL), -EINVAL);
+	bad.asked.name = "..";
+	bad.asked.len = 2;
+	assert_int_equal(kiln_batch_add(batch, &bad.asked, NULL), -EEXIST);
+	bad.asked.name = "big";
+	bad.asked.len = 3;
+	bad.asked.size = KILN_BATCH_BYTES + 1;
+	assert_int_equal(kiln_batch_add(batch, &bad.asked, NULL), -EFBIG);
+	kiln_batch_free(batch);
+	world_close(&w);
+	free(objects);
+}
+
+static void what_has_no_space_says_so(void **state)
+{
+	struct made *objects = calloc(OBJECTS_MAX, sizeof(*objects));
+	struct kiln_usage usage;
+	unsigned made = 0, full = 0;
+	struct world w;
+
+	(void)state;
+	world_open(&w, 48 << 20, NULL);
+	kiln_batch *batch = kiln_batch_new(w.fs);
+	for (unsigned i = 0; i < OBJECTS_MAX; i++) {
+		draw_file(&objects[i], &w.rng, kiln_root(w.fs), i, 100000);
+		object_add(batch, &objects[i]);
+	}
+	batch_write(batch);
+	kiln_batch_free(batch);
+	world_reopen(&w);
+	for (unsigned i = 0; i < OBJECTS_MAX; i++) {
+		if (!objects[i].error) {
+			object_check(w.fs, &objects[i]);
+			made++;
+			continue;
+		}
+		full++;
+		assert_int_equal(objects[i].error, -ENOSPC);
+		int err = kiln_unlink(w.fs, kiln_root(w.fs), objects[i].name, objects[i].asked.len, 0);
+		assert_true(!err || err == -ENOENT);
+	}
+	assert_true(made > 50 && full > 50);
+	/* Space that was taken and not used isn't lost. */
+	for (unsigned i = 0; i < OBJECTS_MAX; i++)
+		if (!objects[i].error)
+			assert_int_equal(kiln_unlink(w.fs, kiln_root(w.fs), objects[i].name, objects[i].asked.len, 0),
+					 0);
+	assert_int_equal(kiln_deletions_wait(w.fs), 0);
+	world_reopen(&w);
+	assert_int_equal(kiln_usage(w.fs, &usage), 0);
+	assert_int_equal(usage.inodes, 2); /* the root, and lost+found */
+	world_close(&w);
+	free(objects);
+}
+
+struct crew {
+	struct world *w;
+	struct made *objects;
+	struct kiln_node dir;
+	unsigned nr, id;
+};
+
+static void crew_task(void *arg)
+{
+	struct crew *c = arg;
+	kiln_batch *batch = kiln_batch_new(c->w->fs);
+	struct kiln_create attr = { .mode = S_IFDIR | 0755 };
+	unsigned told = 0;
+	char name[32];
+
+	for (unsigned i = 0; batch && i < c->nr; i++) {
+		struct made *o = &c->objects[i];
+		void *contents = NULL;
+
+		if (kiln_batch_add(batch, &o->asked, &contents)) {
+			kiln_batch_write(batch, object_made, &told);
+			if (kiln_batch_add(batch, &o->asked, &contents))
+				abort();
+		}
+		if (S_ISREG(o->asked.mode) && o->asked.size)
+			fill(contents, o->stamp, o->asked.size);
+		if (i % 16)
+			continue;
+		/* Something that gets in the way of the others' transactions. */
+		snprintf(name, sizeof(name), "between%u-%u", c->id, i);
+		if (kiln_create(c->w->fs, c->dir, name, strlen(name), &attr, NULL))
+			abort();
+	}
+	if (batch)
+		kiln_batch_write(batch, object_made, &told);
+	kiln_batch_free(batch);
+}
+
+static void tasks_that_share_a_directory_lose_nothing(void **state)
+{
+	enum { EACH = OBJECTS_MAX / TASKS };
+	struct made *objects = calloc(OBJECTS_MAX, sizeof(*objects));
+	struct crew crew[TASKS];
+	struct task *tasks[TASKS];
+	struct kiln_stat st;
+	unsigned dirs = 0;
+	struct world w;
+
+	(void)state;
+	world_open(&w, 256 << 20, NULL);
+	struct kiln_node dir = directory(w.fs, kiln_root(w.fs), "shared", 0755);
+	for (unsigned i = 0; i < OBJECTS_MAX; i++) {
+		draw_object(&objects[i], &w.rng, dir, i);
+		objects[i].asked.size = min(objects[i].asked.size, (uint64_t)20000);
+		dirs += S_ISDIR(objects[i].asked.mode);
+	}
+	for (unsigned i = 0; i < TASKS; i++) {
+		crew[i] = (struct crew){ &w, objects + (size_t)i * EACH, dir, EACH, i };
+		assert_int_equal(task_start(&tasks[i], "crew", crew_task, &crew[i]), 0);
+	}
+	for (unsigned i = 0; i < TASKS; i++)
+		task_join(tasks[i]);
+	world_reopen(&w);
+	for (unsigned i = 0; i < OBJECTS_MAX; i++)
+		object_check(w.fs, &objects[i]);
+	assert_int_equal(kiln_stat(w.fs, dir, &st), 0);
+	assert_int_equal(st.nlink, 2 + dirs + TASKS * ((EACH + 15) / 16));
+	world_close(&w);
+	free(objects);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(objects_are_what_was_asked_for),
+		cmocka_unit_test(names_that_exist_fail_alone),
+		cmocka_unit_test(what_has_no_space_says_so),
+		cmocka_unit_test(tasks_that_share_a_directory_lose_nothing),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
