@@ -12,28 +12,6 @@
 #include "base/strbuf.h"
 #include "tool/import_private.h"
 
-/*
- * A directory being filled. Each entry under way holds a reference, and so does the walk while it is in it; the last
- * one gives the directory its times.
- */
-struct import_dir {
-	struct kiln_node node;
-	struct stat st;
-	int fd;		   /* of where it came from */
-	char *path;	   /* the same for people */
-	unsigned refs;	   /* guarded by import.lock */
-	bool is_filled;	   /* made here, or merged into: gets attributes */
-	bool hands_on_acl; /* what is made in it inherits one */
-};
-
-struct import_job {
-	struct import_job *next;
-	struct import_dir *dir;
-	struct stat st;
-	char *name; /* in the source */
-	char *as;   /* in the filesystem */
-};
-
 /* --- failures --- */
 
 int import_stopped(struct import *x)
@@ -135,32 +113,52 @@ static int make_hardlink(struct import *x, struct import_dir *dir, const char *a
 
 /* --- one object that is no directory --- */
 
-static int import_object(struct import *x, struct import_job *job, char *buffer, struct kiln_node *node)
+int import_job_open(struct import_job *job)
 {
-	char target[PATH_MAX] = "", path[NAME_MAX + 64];
-	int fd = -1;
+	char target[PATH_MAX];
 
-	if (S_ISLNK(job->st.st_mode)) {
+	if (S_ISLNK(job->st.st_mode) && !job->target) {
 		ssize_t len = readlinkat(job->dir->fd, job->name, target, sizeof(target) - 1);
 		if (len < 0)
 			return -errno;
-		target[len] = 0;
+		job->target = strndup(target, (size_t)len);
+		return job->target ? 0 : -ENOMEM;
 	}
-	if (S_ISREG(job->st.st_mode)) {
-		fd = openat(job->dir->fd, job->name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-		if (fd < 0)
-			return -errno;
+	if (S_ISREG(job->st.st_mode) && job->fd < 0) {
+		job->fd = openat(job->dir->fd, job->name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+		return job->fd < 0 ? -errno : 0;
 	}
-	int err = import_make(x, job->dir->node, job->as, &job->st, target, node);
+	return 0;
+}
+
+void import_job_close(struct import_job *job)
+{
+	if (job->fd >= 0)
+		close(job->fd);
+	free(job->target);
+	job->fd = -1;
+	job->target = NULL;
+}
+
+void import_job_path(const struct import_job *job, char path[IMPORT_JOB_PATH_BYTES])
+{
+	snprintf(path, IMPORT_JOB_PATH_BYTES, "/proc/self/fd/%d/%s", job->dir->fd, job->name);
+}
+
+static int import_object(struct import *x, struct import_job *job, char *buffer, struct kiln_node *node)
+{
+	char path[IMPORT_JOB_PATH_BYTES];
+
+	int err = import_job_open(job);
+	if (err)
+		return err;
+	err = import_make(x, job->dir->node, job->as, &job->st, job->target, node);
 	if (!err && job->dir->hands_on_acl && !S_ISLNK(job->st.st_mode))
 		err = import_acls_drop(x, *node);
-	if (!err) {
-		snprintf(path, sizeof(path), "/proc/self/fd/%d/%s", job->dir->fd, job->name);
-		err = import_fill(x, fd, path, *node, &job->st, buffer);
-	}
-	if (fd >= 0)
-		close(fd);
-	return err;
+	if (err)
+		return err;
+	import_job_path(job, path);
+	return import_fill(x, job->fd, path, *node, &job->st, buffer);
 }
 
 /* --- directories --- */
@@ -202,55 +200,105 @@ static void dir_put(struct import *x, struct import_dir *dir)
 
 static void job_free(struct import *x, struct import_job *job)
 {
+	import_job_close(job);
 	dir_put(x, job->dir);
 	free(job->name);
 	free(job->as);
 	free(job);
 }
 
-static void job_run(struct import *x, struct import_job *job, char *buffer)
+void import_job_end(struct import *x, struct import_job *job, int err)
+{
+	if (err) {
+		struct strbuf path = strbuf_growing();
+
+		strbuf_printf(&path, "%s/%s", job->dir->path, job->name);
+		import_failed(x, strbuf_text(&path), err, NULL);
+		strbuf_free(&path);
+	}
+	job_free(x, job);
+}
+
+void import_job_run(struct import *x, struct import_job *job, char *buffer)
 {
 	struct kiln_node node;
 
-	int err = import_stopped(x);
-	if (!err) {
-		err = import_object(x, job, buffer, &node);
-		if (err) {
-			struct strbuf path = strbuf_growing();
+	import_job_end(x, job, import_object(x, job, buffer, &node));
+}
 
-			strbuf_printf(&path, "%s/%s", job->dir->path, job->name);
-			import_failed(x, strbuf_text(&path), err, NULL);
-			strbuf_free(&path);
-		}
+/* Take some jobs at a time: neighbours stay together, and so do those who wait for room. Lock held. */
+static struct import_job *jobs_take(struct import *x)
+{
+	enum { JOBS_MAX = 32, JOB_BYTES_MAX = 1 << 20 };
+	struct import_job *first = x->first, *last = first;
+	off_t bytes = first->st.st_size;
+	unsigned nr = 1;
+
+	while (last->next && nr < JOBS_MAX && bytes + last->next->st.st_size <= JOB_BYTES_MAX) {
+		last = last->next;
+		bytes += last->st.st_size;
+		nr++;
 	}
-	job_free(x, job);
+	x->first = last->next;
+	last->next = NULL;
+	x->queued -= nr;
+	if (x->queued <= IMPORT_QUEUE_MAX / 2)
+		waitq_wake_all(&x->has_room);
+	return first;
+}
+
+static void jobs_run(struct import *x, struct import_job *jobs, struct import_batch *batch, char *buffer)
+{
+	while (jobs) {
+		struct import_job *job = jobs;
+
+		jobs = job->next;
+		int err = import_stopped(x);
+		if (err)
+			import_job_end(x, job, 0);
+		else if (!batch || !import_batch_add(batch, job))
+			import_job_run(x, job, buffer);
+	}
+}
+
+/* What there is to do next, for a task with this batch. False: nothing any more. Lock held. */
+static bool work_wait(struct import *x, const struct import_batch *batch)
+{
+	while (!x->first && !x->is_ending && !(x->is_draining && batch && !import_batch_is_empty(batch)))
+		waitq_wait(&x->has_job, &x->lock);
+	return x->first || !x->is_ending;
 }
 
 static void import_task(void *arg)
 {
 	struct import *x = arg;
 	CLEANUP_FREE char *buffer = malloc(IMPORT_BUFFER_BYTES);
+	struct import_batch *batch = buffer ? import_batch_new(x, buffer) : NULL;
+	bool is_busy = false;
 
-	if (!buffer)
+	if (!batch)
 		import_failed(x, "a buffer", -ENOMEM, NULL);
 	mutex_lock(&x->lock);
-	for (;;) {
-		while (!x->first && !x->is_ending)
-			waitq_wait(&x->has_job, &x->lock);
-		struct import_job *job = x->first;
-		if (!job)
-			break;
-		x->first = job->next;
-		x->queued--;
-		x->busy++;
-		waitq_wake_all(&x->has_room);
+	while (work_wait(x, batch)) {
+		struct import_job *jobs = x->first ? jobs_take(x) : NULL;
+
+		x->busy += !is_busy;
+		is_busy = true;
 		mutex_unlock(&x->lock);
-		job_run(x, job, buffer);
+		if (jobs)
+			jobs_run(x, jobs, batch, buffer);
+		else
+			import_batch_write(batch);
 		mutex_lock(&x->lock);
+		if (batch && !import_batch_is_empty(batch))
+			continue;
+		/* Nothing of what it took is left with it. */
+		is_busy = false;
 		x->busy--;
 		waitq_wake_all(&x->has_room);
 	}
 	mutex_unlock(&x->lock);
+	import_batch_free(batch);
 }
 
 static void job_queue(struct import *x, struct import_job *job)
@@ -272,8 +320,11 @@ static void job_queue(struct import *x, struct import_job *job)
 static void wait_idle(struct import *x)
 {
 	mutex_lock(&x->lock);
+	x->is_draining = true;
+	waitq_wake_all(&x->has_job);
 	while (x->queued || x->busy)
 		waitq_wait(&x->has_room, &x->lock);
+	x->is_draining = false;
 	mutex_unlock(&x->lock);
 }
 
@@ -287,7 +338,7 @@ static int job_make(struct import *x, struct import_dir *dir, const char *name, 
 
 	if (!job)
 		return -ENOMEM;
-	*job = (struct import_job){ .dir = dir, .st = *st, .name = strdup(name), .as = strdup(as) };
+	*job = (struct import_job){ .dir = dir, .st = *st, .name = strdup(name), .as = strdup(as), .fd = -1 };
 	mutex_lock(&x->lock);
 	dir->refs++;
 	mutex_unlock(&x->lock);
@@ -400,7 +451,7 @@ struct import *import_start(kiln_fs *fs, const struct import_options *options, u
 	mutex_init(&x->lock);
 	waitq_init(&x->has_job);
 	waitq_init(&x->has_room);
-	task_nr = task_nr ? task_nr : max(4 * cpu_nr(), 8u);
+	task_nr = task_nr ? task_nr : max(2 * cpu_nr(), 4u);
 	x->tasks = calloc(task_nr, sizeof(*x->tasks));
 	for (unsigned i = 0; x->tasks && x->walk_buffer && i < task_nr; i++)
 		if (!task_start(&x->tasks[x->task_nr], "import", import_task, x))

@@ -110,6 +110,19 @@ static ssize_t xattr_list(int fd, const char *path, char *list, size_t size)
 	return fd >= 0 ? flistxattr(fd, list, size) : llistxattr(path, list, size);
 }
 
+bool import_has_xattrs(int fd, const char *path)
+{
+	char names[256];
+	ssize_t len = xattr_list(fd, path, names, sizeof(names));
+
+	if (len < 0)
+		return errno != EOPNOTSUPP && errno != ENOSYS;
+	for (ssize_t at = 0; at < len; at += (ssize_t)strlen(names + at) + 1)
+		if (!import_xattr_is_left_out(names + at))
+			return true;
+	return false;
+}
+
 static int xattr_copy(struct import *x, int fd, const char *path, struct kiln_node node, const char *name, char *value,
 		      size_t value_bytes)
 {
