@@ -3,8 +3,15 @@
 A folder of images holds NAME.img.zst (or NAME.dev0.img.zst, NAME.dev1.img.zst, ...), NAME.manifest.json.zst, and
 corrupt/NAME.json: a base image and edits to it. tests/images is one; $KILN_FIXTURES (default: shared/fixtures beside the
 repository) is a larger one that may not be there.
+
+Most of the time that tests of images took was unpacking, so with $KILN_TEST_CACHE, a folder (meson sets it), each
+image is unpacked into it once and copied from there: names hold the hash of what was unpacked, nobody writes there
+again, and tests that run at the same time wait for each other. It grows as large as the images are, 0.5 GB, and can be
+removed at any time.
 """
 import contextlib
+import errno
+import fcntl
 import glob
 import hashlib
 import json
@@ -13,6 +20,7 @@ import shutil
 import subprocess
 import tempfile
 
+CACHE = os.environ.get("KILN_TEST_CACHE")
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
@@ -70,18 +78,72 @@ def fingerprint(path):
     return "%d:%s" % (size, h.hexdigest())
 
 
-def unpack(folder, name, to):
-    """Unpack a good image into @to. Returns the paths of its devices."""
+def unpack_one(packed, to):
+    subprocess.run(["zstd", "-dqf", "--sparse", "--long=31", packed, "-o", to], check=True)
+    os.chmod(to, 0o600)  # zstd hands the packed file's mode on
+
+
+def copy_sparse(source, to):
+    with open(source, "rb", buffering=0) as f, open(to, "wb", buffering=0) as t:
+        size, end = os.fstat(f.fileno()).st_size, 0
+        t.truncate(size)
+        while end < size:
+            try:
+                start = os.lseek(f.fileno(), end, os.SEEK_DATA)
+            except OSError as e:
+                if e.errno == errno.ENXIO:  # only a hole is left
+                    break
+                raise
+            end = os.lseek(f.fileno(), start, os.SEEK_HOLE)
+            os.lseek(f.fileno(), start, os.SEEK_SET)
+            os.lseek(t.fileno(), start, os.SEEK_SET)
+            while (left := end - f.tell()) > 0:
+                t.write(f.read(min(left, 1 << 20)))
+
+
+def cached(packed):
+    """The unpacked copy of an image that all tests share, made if need be. Only to be read."""
+    os.makedirs(CACHE, exist_ok=True)
+    path = os.path.join(CACHE, "%s.%s" % (os.path.basename(packed)[: -len(".zst")], sha256(packed)[:16]))
+    with open(path + ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not os.path.exists(path):
+            unpack_one(packed, path + ".part")
+            os.rename(path + ".part", path)
+    return path
+
+
+def packed_devices(folder, name):
     packed = sorted(glob.glob(os.path.join(glob.escape(folder), name + ".img.zst"))
                     or glob.glob(os.path.join(glob.escape(folder), name + ".dev*.img.zst")))
     if not packed:
         raise FileNotFoundError("no image %s in %s" % (name, folder))
+    return packed
+
+
+def unpack(folder, name, to):
+    """Unpack a good image into @to. Returns the paths of its devices."""
     devices = []
-    for p in packed:
-        devices.append(os.path.join(to, os.path.basename(p)[: -len(".zst")]))
-        subprocess.run(["zstd", "-dqf", "--sparse", "--long=31", p, "-o", devices[-1]], check=True)
-        os.chmod(devices[-1], 0o600)  # zstd hands the packed file's mode on
+    for packed in packed_devices(folder, name):
+        devices.append(os.path.join(to, os.path.basename(packed)[: -len(".zst")]))
+        if CACHE:
+            copy_sparse(cached(packed), devices[-1])
+        else:
+            unpack_one(packed, devices[-1])
     return devices
+
+
+def unpacked_sha256(packed, device):
+    """Hash of an image that was unpacked to @device: kept beside the shared copy, zeroes take long."""
+    if not CACHE:
+        return sha256(device)
+    path = cached(packed) + ".sha256"
+    if not os.path.exists(path):
+        with tempfile.NamedTemporaryFile("w", dir=CACHE, delete=False) as f:
+            f.write(sha256(device))
+        os.rename(f.name, path)
+    with open(path) as f:
+        return f.read()
 
 
 def edit(devices, edits):
@@ -111,8 +173,8 @@ def unpack_damaged(folder, name, to):
     """Unpack a damaged variant. Returns the paths of the devices it has."""
     d = damage(folder, name)
     devices = unpack(folder, d["base"], to)
-    for path, want in zip(devices, d["base_sha256"].values()):
-        if sha256(path) != want:
+    for packed, path, want in zip(packed_devices(folder, d["base"]), devices, d["base_sha256"].values()):
+        if unpacked_sha256(packed, path) != want:
             raise ValueError("%s: its base image %s is another one than it was made for" % (name, d["base"]))
     return edit(devices, d["edits"])
 

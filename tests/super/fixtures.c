@@ -35,10 +35,7 @@ static const char *fixtures_dir(void)
 
 void fixtures_require(void)
 {
-	char path[4200];
-
-	snprintf(path, sizeof(path), "%s/unpack.py", fixtures_dir());
-	if (access(path, R_OK)) {
+	if (access(fixtures_dir(), R_OK)) {
 		print_message("SKIPPED: no fixtures at %s (set KILN_FIXTURES)\n", fixtures_dir());
 		skip();
 	}
@@ -78,16 +75,15 @@ static int name_cmp(const void *a, const void *b) { return strcmp(*(char *const 
 
 void fixture_unpack(struct fixture *f, const char *name)
 {
-	char script[4200], pattern[300], log[300];
+	char script[4200], pattern[300], file[] = __FILE__;
 	const char *tmp = getenv("TMPDIR");
 	glob_t g;
 
 	*f = (struct fixture){ 0 };
 	snprintf(f->dir, sizeof(f->dir), "%s/kiln-fixture-XXXXXX", tmp && strlen(tmp) < 200 ? tmp : "/tmp");
 	assert_non_null(mkdtemp(f->dir));
-	snprintf(script, sizeof(script), "%s/unpack.py", fixtures_dir());
-	snprintf(log, sizeof(log), "exec python3 \"$0\" \"$1\" \"$2\" > \"$2/log\"");
-	run((const char *[]){ "sh", "-c", log, script, name, f->dir, NULL });
+	snprintf(script, sizeof(script), "%s/../lib/unpack.py", dirname(file));
+	run((const char *[]){ "python3", script, fixtures_dir(), name, f->dir, NULL });
 
 	snprintf(pattern, sizeof(pattern), "%s/*.img", f->dir);
 	assert_int_equal(glob(pattern, 0, NULL, &g), 0);
@@ -101,14 +97,10 @@ void fixture_unpack(struct fixture *f, const char *name)
 
 void fixture_remove(struct fixture *f)
 {
-	char log[300];
-
 	for (size_t i = 0; i < f->nr; i++) {
 		unlink(f->paths[i]);
 		free(f->paths[i]);
 	}
-	snprintf(log, sizeof(log), "%s/log", f->dir);
-	unlink(log);
 	rmdir(f->dir);
 }
 

@@ -17,6 +17,10 @@ import subprocess
 import sys
 import tempfile
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lib"))
+
+import images
+
 KILN = os.path.abspath(sys.argv[1])
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
@@ -87,15 +91,9 @@ def image(name):
     if name not in unpacked:
         folder = tempfile.mkdtemp(dir=work.name)
         if name.startswith("corrupt/"):
-            subprocess.run([sys.executable, os.path.join(FIXTURES, "unpack.py"), name, folder], check=True, stdout=subprocess.DEVNULL)
-            paths = sorted(os.path.join(folder, f) for f in os.listdir(folder))
+            paths = images.unpack_damaged(FIXTURES, name[len("corrupt/"):], folder)
         else:
-            paths = []
-            for source in packed(name):
-                paths.append(os.path.join(folder, os.path.basename(source)[:-4]))
-                subprocess.run(["zstd", "-d", "-q", "-f", "--sparse", "--long=31", source, "-o", paths[-1]], check=True)
-        for path in paths:
-            os.chmod(path, 0o600)
+            paths = images.unpack(os.path.dirname(packed(name)[0]), name, folder)
         unpacked[name] = ":".join(paths)
     return unpacked[name]
 
@@ -126,7 +124,7 @@ def json_lines(text):
 def sparse_copy(path):
     fd, copy = tempfile.mkstemp(dir=work.name)
     os.close(fd)
-    subprocess.run(["cp", "--sparse=always", path, copy], check=True)
+    images.copy_sparse(path, copy)
     return copy
 
 
