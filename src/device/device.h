@@ -195,11 +195,19 @@ int device_wrap_trace(struct device *below, const char *path, bool with_data, st
  * Fault injection. The first rule, in the order they were added, that matches an I/O, isn't used up and wins its throw
  * of the dice applies; at most one applies to an I/O. Throws come from the seed.
  */
-enum device_fault_kind { FAULT_ERROR, FAULT_BITFLIP, FAULT_LATENCY, FAULT_SHORT_READ, FAULT_KIND_NR };
+enum device_fault_kind {
+	FAULT_ERROR,
+	FAULT_BITFLIP,
+	FAULT_LATENCY,
+	FAULT_SHORT_READ,
+	FAULT_LOST_WRITE,	 /* says that it was written, and it wasn't */
+	FAULT_MISDIRECTED_WRITE, /* the same, and something else was overwritten */
+	FAULT_KIND_NR,
+};
 enum { FAULT_RULES_MAX = 64 };
 struct device_fault {
 	enum device_fault_kind kind;
-	enum device_op op;		 /* DEVICE_READ for FAULT_BITFLIP and FAULT_SHORT_READ */
+	enum device_op op;		 /* the one that the kind is about, if it is about one */
 	uint64_t begin_bytes, end_bytes; /* range of the device it applies to, not for flushes; end 0: all */
 	uint32_t per_million;		 /* chance per I/O; 1000000: always */
 	uint64_t latency_ns;

@@ -32,6 +32,7 @@ struct fault_plan {
 	uint64_t latency_ns;
 	uint64_t bit_nr;      /* FAULT_BITFLIP: bit of the data to invert */
 	uint64_t short_bytes; /* FAULT_SHORT_READ: how much comes */
+	uint64_t elsewhere;   /* FAULT_MISDIRECTED_WRITE: offset */
 };
 
 struct fault_io {
@@ -73,11 +74,12 @@ int device_fault_add(struct device *fault_dev, const struct device_fault *fault)
 {
 	struct fault_device *f = container_of(fault_dev, struct fault_device, wrap.dev);
 	bool is_of_reads = fault->kind == FAULT_BITFLIP || fault->kind == FAULT_SHORT_READ;
+	bool is_of_writes = fault->kind == FAULT_LOST_WRITE || fault->kind == FAULT_MISDIRECTED_WRITE;
 	int err = 0;
 
 	if ((unsigned)fault->kind >= FAULT_KIND_NR || (is_of_reads && fault->op != DEVICE_READ) ||
-	    (fault->kind == FAULT_ERROR && fault->err >= 0) || fault->per_million > CERTAIN ||
-	    (fault->end_bytes && fault->end_bytes <= fault->begin_bytes))
+	    (is_of_writes && fault->op != DEVICE_WRITE) || (fault->kind == FAULT_ERROR && fault->err >= 0) ||
+	    fault->per_million > CERTAIN || (fault->end_bytes && fault->end_bytes <= fault->begin_bytes))
 		return -EINVAL;
 
 	mutex_lock(&f->lock);
@@ -116,12 +118,18 @@ static void fault_submit(struct device *dev, struct device_io *io)
 		io_done(io, plan.err);
 		return;
 	}
+	if (plan.is_hit && plan.kind == FAULT_LOST_WRITE) {
+		io_done(io, 0);
+		return;
+	}
 	struct fault_io *child = malloc(sizeof(*child));
 	if (!child) {
 		io_done(io, -ENOMEM);
 		return;
 	}
 	wrap_io_init(&child->io, io, &f->wrap);
+	if (plan.is_hit && plan.kind == FAULT_MISDIRECTED_WRITE)
+		child->io.offset_bytes = plan.elsewhere;
 	child->parent = io;
 	child->plan = plan;
 	io_submit_below(&child->io, io, fault_complete);
@@ -161,6 +169,7 @@ static void fault_close(struct device *dev)
 static struct fault_plan fault_plan_make(struct fault_device *f, const struct device_io *io)
 {
 	struct fault_plan plan = { 0 };
+	uint64_t unit = f->wrap.dev.logical_block_bytes;
 
 	mutex_lock(&f->lock);
 	for (unsigned i = 0; i < f->rule_nr && !plan.is_hit; i++) {
@@ -183,6 +192,8 @@ static struct fault_plan fault_plan_make(struct fault_device *f, const struct de
 			plan.bit_nr = fault_bit_choose(f, rule, io);
 		else if (rule->kind == FAULT_SHORT_READ)
 			plan.short_bytes = rng_below(&f->rng, io->len_bytes);
+		else if (rule->kind == FAULT_MISDIRECTED_WRITE)
+			plan.elsewhere = rng_below(&f->rng, (f->wrap.dev.size_bytes - io->len_bytes) / unit + 1) * unit;
 	}
 	mutex_unlock(&f->lock);
 	return plan;

@@ -47,6 +47,8 @@ struct power {
 	uint64_t generation; /* counts cuts: older handles are dead */
 	uint64_t cut_in;     /* I/Os until the cut; 0: none planned */
 	bool is_off;
+	void (*before)(void *ctx); /* NULL: nobody watches */
+	void *before_ctx;
 	struct power_stats stats;
 	struct disk disks[DISKS_MAX];
 	unsigned disks_nr;
@@ -234,6 +236,14 @@ void power_cut(struct power *p)
 
 void power_cut_after(struct power *p, uint64_t ios) { p->cut_in = ios; }
 void power_restore(struct power *p) { p->is_off = false; }
+void power_reseed(struct power *p, uint64_t seed) { rng_init(&p->rng, seed); }
+void power_disk_settle(struct power *p, unsigned nr) { records_clear(&p->disks[nr]); }
+
+void power_watch(struct power *p, void (*before)(void *ctx), void *ctx)
+{
+	p->before = before;
+	p->before_ctx = ctx;
+}
 
 /* --- I/O --- */
 
@@ -294,6 +304,8 @@ static int serve(struct power_handle *h, struct device_io *io, uint64_t now, uin
 
 	if (p->is_off || h->generation != p->generation)
 		return -EIO;
+	if (p->before && io->op != DEVICE_READ)
+		p->before(p->before_ctx);
 	switch (io->op) {
 	case DEVICE_READ: read_bytes(h->disk, io); return 0;
 	case DEVICE_WRITE:

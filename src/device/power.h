@@ -32,6 +32,15 @@ uint8_t *power_disk_bytes(struct power *power, unsigned nr);
 void power_cut(struct power *power);
 void power_cut_after(struct power *power, uint64_t ios);
 bool power_is_off(const struct power *power);
+/*
+ * Tell @before (NULL: nobody any more) before each write, flush or discard. It may plan a cut with that very one:
+ * power_cut_after(power, 1).
+ */
+void power_watch(struct power *power, void (*before)(void *ctx), void *ctx);
+/* What is random from now on comes from this seed. */
+void power_reseed(struct power *power, uint64_t seed);
+/* What was written to disk @nr is durable now: before its bytes are copied, or changed for good. */
+void power_disk_settle(struct power *power, unsigned nr);
 /* Power is back: a handle opened from now on sees what survived; older ones stay dead. */
 void power_restore(struct power *power);
 
