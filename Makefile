@@ -3,8 +3,9 @@
 #   make            the library, the tool and the mount, in build/
 #   make check      everything CI runs: lint, unit and image tests, with gcc and clang, ASan+UBSan and TSan
 #   make test       the tests of build/ alone
-#   make sim        whole filesystems on simulated disks that lose power (SEEDS, default 1-150)
 #   make soak       hours: 10,000 power cuts on traces of real runs, 200 kills, 100,000 operations on each of a few layouts
+#   make sim        whole filesystems on simulated disks that lose power, fail and rot (SEEDS, default 1-100)
+#   make sim-soak   the same for HOURS (default 1), from seed SEED on (default: the time)
 #   make demo       shows the main job on real input
 #   make bench      benchmarks, as ratios against peers on this machine
 #   make fuzz       fuzzers (FUZZ_SECONDS each, default 600)
@@ -14,7 +15,9 @@
 
 PREFIX ?= /usr/local
 FUZZ_SECONDS ?= 600
-SEEDS ?= 1-150
+SEEDS ?= 1-100
+HOURS ?= 1
+SEED ?= $(shell date +%s)
 
 all: build/build.ninja
 	meson compile -C build
@@ -29,15 +32,18 @@ test: all
 	meson test -C build --print-errorlogs
 
 sim: all
-	build/tests/sim/sim --seeds $(SEEDS) --ops 1000
-	build/tests/sim/sim --seeds $(SEEDS) --ops 80 --cuts 12
-	tests/sim/upstream.py build/tests/sim/sim 1-20 1000 || [ $$? = 77 ]
+	build/tests/sim/sim --seeds $(SEEDS) -v > build/sim.log || { grep -A3 FAILED build/sim.log; false; }
+	tail -5 build/sim.log
+	build/tests/sim/sim --seeds 1-8 --every --ops 10
+	tests/sim/upstream.py build/tests/sim/sim 1-20 || [ $$? = 77 ]
+
+sim-soak: all
+	tests/sim/soak build/tests/sim/sim $(HOURS) $(SEED)
 
 soak: all
 	build/tests/kill/cuts --cuts 10000
 	build/tests/kill/kill --kills 200
-	if [ -n "$$KILN_UPSTREAM" ]; then tests/sim/upstream.py build/tests/sim/sim 1-6 100000; \
-	else for seed in 1 2 3 4 5 6; do build/tests/sim/sim --seed $$seed --ops 100000 || exit; done; fi
+	tests/sim/upstream.py build/tests/sim/sim 1-6 --only clean --ops 1000 --episodes 100 || [ $$? = 77 ]
 
 demo: all
 	scripts/demo build
@@ -62,4 +68,4 @@ format:
 clean:
 	rm -rf build build-*
 
-.PHONY: all check test sim soak demo bench fuzz install deps format clean
+.PHONY: all check test sim sim-soak soak demo bench fuzz install deps format clean

@@ -312,6 +312,51 @@ int model_read(struct model *m, kiln_fs *fs, struct strbuf *why)
 	return err;
 }
 
+/* --- shares --- */
+
+int model_share(struct model *to, const struct model *read, char first_letter, unsigned mate, unsigned mates_nr,
+		struct strbuf *why)
+{
+	struct model_object *root;
+	uint32_t all = 2, own = 2;
+	size_t kept = 0;
+
+	model_copy(to, read);
+	root = &to->objects[MODEL_ROOT];
+	for (size_t i = 0; i < root->entries_nr; i++) {
+		struct model_entry *e = &root->entries[i];
+		unsigned letter = (unsigned)(e->name[0] - first_letter);
+		bool is_own = mate ? letter == mate : letter == 0 || letter >= mates_nr;
+		bool is_dir = S_ISDIR(to->objects[e->id].mode);
+
+		all += is_dir;
+		own += is_own && is_dir;
+		if (is_own)
+			root->entries[kept++] = *e;
+		else
+			free(e->name);
+	}
+	root->entries_nr = kept;
+	if (root->nlink != all) {
+		strbuf_printf(why, "/: nlink is %u, should be %u", root->nlink, all);
+		return -EPROTO;
+	}
+	root->nlink = own;
+	root->has_mtime = root->has_mtime && mates_nr == 1;
+	/* What can't be reached any more is the others'. */
+	model_adopt_nodes(to, read);
+	if (!mate)
+		return 0;
+	/* The directory itself is the first one's. */
+	root->mode = S_IFDIR;
+	root->uid = root->gid = 0;
+	for (unsigned i = 0; i < MODEL_XATTRS_MAX; i++) {
+		free(root->xattrs[i].value);
+		root->xattrs[i] = (struct model_xattr){ 0 };
+	}
+	return 0;
+}
+
 /* --- comparing --- */
 
 struct comparing {

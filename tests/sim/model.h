@@ -63,6 +63,12 @@ void model_resize(struct model_object *o, uint64_t size);
 /* Read all of a filesystem. 0, or an error with what couldn't be read. */
 int model_read(struct model *m, kiln_fs *fs, struct strbuf *why);
 /*
+ * The share of one of @mates_nr tasks of what was read: the root directory with the names that begin with its letter,
+ * the first task's with all that are no other's. -EPROTO with @why when the root's link count isn't that of all.
+ */
+int model_share(struct model *to, const struct model *read, char first_letter, unsigned mate, unsigned mates_nr,
+		struct strbuf *why);
+/*
  * Are the trees equal? Objects without names don't count. Else @why (may be NULL) says where they differ. @partial_id:
  * the contents of this object of @want may differ (UINT32_MAX: of none); its number in @got goes to *@partial_got.
  */

@@ -29,6 +29,8 @@ static const char *const kind_names[OP_KIND_NR] = {
 	[OP_RELEASE] = "release",
 	[OP_FSYNC] = "fsync",
 	[OP_SYNC] = "sync",
+	[OP_READ] = "read",
+	[OP_LIST] = "list",
 };
 
 const struct operation_limits operation_limits_default = {
@@ -39,7 +41,7 @@ const struct operation_limits operation_limits_default = {
 		[OP_CREATE] = 16, [OP_SYMLINK] = 3, [OP_UNNAMED] = 1,	[OP_LINK] = 5,	   [OP_UNLINK] = 10,
 		[OP_RMDIR] = 3,	  [OP_RENAME] = 9,  [OP_WRITE] = 30,	[OP_PUNCH] = 5,	   [OP_TRUNCATE] = 7,
 		[OP_SETATTR] = 5, [OP_SETXATTR] = 5, [OP_REMOVEXATTR] = 2, [OP_HOLD] = 1,  [OP_RELEASE] = 2,
-		[OP_FSYNC] = 4,	  [OP_SYNC] = 2,
+		[OP_FSYNC] = 4,	  [OP_SYNC] = 2,    [OP_READ] = 8,	[OP_LIST] = 2,
 	},
 };
 
@@ -70,12 +72,13 @@ static unsigned draw_object(struct rng *rng, const struct model *m, object_filte
 	return found;
 }
 
-static void draw_name(struct rng *rng, char name[256])
+static void draw_name(struct rng *rng, const struct operation_limits *limits, unsigned dir, char name[256])
 {
 	unsigned len = rng_below(rng, 16) ? 1 : 200;
+	char mate[2] = { dir == MODEL_ROOT ? (char)(OPERATION_MATE_LETTER + limits->mate) : 0, 0 };
 
 	/* Few different ones, so that they meet. */
-	snprintf(name, 256, "%c%llu", 'a' + (char)rng_below(rng, 26), (unsigned long long)rng_below(rng, 30));
+	snprintf(name, 256, "%s%c%llu", mate, 'a' + (char)rng_below(rng, 26), (unsigned long long)rng_below(rng, 30));
 	if (len > 1) {
 		size_t at = strlen(name);
 
@@ -135,13 +138,14 @@ static uint64_t draw_bytes(struct rng *rng, uint64_t max_bytes)
 	return min(bytes, max_bytes);
 }
 
-static void draw_creation(struct operation *op, struct rng *rng, const struct model *m)
+static void draw_creation(struct operation *op, struct rng *rng, const struct model *m,
+			  const struct operation_limits *limits)
 {
 	static const uint32_t types[] = { S_IFREG, S_IFREG, S_IFREG,  S_IFREG, S_IFREG, S_IFDIR,
 					  S_IFDIR, S_IFIFO, S_IFSOCK, S_IFBLK, S_IFCHR };
 
 	op->dir = draw_object(rng, m, is_dir);
-	draw_name(rng, op->name);
+	draw_name(rng, limits, op->dir, op->name);
 	op->mode = types[rng_below(rng, ARRAY_NR(types))] | (uint32_t)rng_below(rng, 01000);
 	op->uid = (uint32_t)rng_below(rng, 3) * 1000;
 	op->gid = (uint32_t)rng_below(rng, 3) * 1000;
@@ -154,13 +158,14 @@ static void draw_creation(struct operation *op, struct rng *rng, const struct mo
 	op->len = 1 + (rng_below(rng, 4) ? rng_below(rng, 60) : rng_below(rng, 1000));
 }
 
-static bool draw_rename(struct operation *op, struct rng *rng, const struct model *m)
+static bool draw_rename(struct operation *op, struct rng *rng, const struct model *m,
+			const struct operation_limits *limits)
 {
 	unsigned other;
 
 	op->flags = (unsigned)rng_below(rng, 3);
 	op->dir2 = draw_object(rng, m, is_dir);
-	draw_name(rng, op->name2);
+	draw_name(rng, limits, op->dir2, op->name2);
 	/* Often onto something. */
 	if (rng_below(rng, 2) && !draw_entry(rng, m, rng_below(rng, 2), &op->dir2, op->name2, &other))
 		return false;
@@ -186,16 +191,21 @@ static bool draw_content(struct operation *op, struct rng *rng, const struct mod
 	op->offset = min(op->offset, max_bytes);
 	if (op->kind == OP_TRUNCATE)
 		return true;
+	if (op->kind == OP_READ) {
+		op->len = draw_bytes(rng, max_bytes + 1000);
+		return true;
+	}
 	op->len = max(draw_bytes(rng, limits->file_bytes_max / 2), (uint64_t)(op->kind == OP_PUNCH));
 	if (op->kind == OP_WRITE)
 		op->len = min(op->len, max_bytes - op->offset);
 	return true;
 }
 
-static bool draw_attributes(struct operation *op, struct rng *rng, const struct model *m)
+static bool draw_attributes(struct operation *op, struct rng *rng, const struct model *m,
+			    const struct operation_limits *limits)
 {
 	op->id = draw_object(rng, m, op->kind == OP_REMOVEXATTR ? has_xattr : is_any);
-	if (op->id == UINT32_MAX)
+	if (op->id == UINT32_MAX || (op->id == MODEL_ROOT && limits->mate))
 		return false;
 	op->mode = (uint32_t)rng_below(rng, 01000);
 	op->uid = (uint32_t)rng_below(rng, 3) * 1000;
@@ -203,6 +213,8 @@ static bool draw_attributes(struct operation *op, struct rng *rng, const struct 
 	op->fields = (unsigned)rng_u64(rng) & (KILN_SET_MODE | KILN_SET_UID | KILN_SET_GID | KILN_SET_MTIME);
 	op->mtime =
 		(struct kiln_timespec){ (int64_t)rng_below(rng, 4000000000u), (uint32_t)rng_below(rng, 1000000000) };
+	if (op->id == MODEL_ROOT && limits->mates_nr > 1) /* the others change it, too */
+		op->fields &= ~(unsigned)KILN_SET_MTIME;
 	if (S_ISLNK(m->objects[op->id].mode))
 		op->fields &= ~(unsigned)KILN_SET_MODE;
 	op->xattr = (unsigned)rng_below(rng, MODEL_XATTRS_MAX);
@@ -219,24 +231,26 @@ static bool try_draw(struct operation *op, struct rng *rng, const struct model *
 	switch (op->kind) {
 	case OP_CREATE:
 	case OP_SYMLINK:
-	case OP_UNNAMED: draw_creation(op, rng, m); return objects_nr(m) < limits->files_max;
+	case OP_UNNAMED: draw_creation(op, rng, m, limits); return objects_nr(m) < limits->files_max;
 	case OP_LINK:
 		op->dir = draw_object(rng, m, is_dir);
-		draw_name(rng, op->name);
+		draw_name(rng, limits, op->dir, op->name);
 		op->id = draw_object(rng, m, is_no_dir);
 		return op->id != UINT32_MAX;
 	case OP_UNLINK: return draw_entry(rng, m, false, &op->dir, op->name, &op->id);
 	case OP_RMDIR: return draw_entry(rng, m, true, &op->dir, op->name, &op->id);
-	case OP_RENAME: return draw_rename(op, rng, m);
+	case OP_RENAME: return draw_rename(op, rng, m, limits);
 	case OP_WRITE:
 	case OP_PUNCH:
+	case OP_READ:
 	case OP_TRUNCATE: return draw_content(op, rng, m, limits);
 	case OP_SETATTR:
 	case OP_SETXATTR:
-	case OP_REMOVEXATTR: return draw_attributes(op, rng, m);
+	case OP_REMOVEXATTR: return draw_attributes(op, rng, m, limits);
 	case OP_HOLD: op->id = draw_object(rng, m, is_file); return op->id != UINT32_MAX;
 	case OP_RELEASE: op->id = draw_object(rng, m, is_held); return op->id != UINT32_MAX;
 	case OP_FSYNC: op->id = draw_object(rng, m, is_any); return true;
+	case OP_LIST: op->id = draw_object(rng, m, is_dir); return true;
 	default: return true;
 	}
 }
@@ -494,7 +508,52 @@ void operation_apply(const struct operation *op, struct model *m, uint64_t op_nr
 
 /* --- on the filesystem --- */
 
-static ssize_t run_on_fs(const struct operation *op, const struct model *m, kiln_fs *fs, struct kiln_stat *st)
+/* How much of what is read is not as it should be: 0 is right. */
+static ssize_t run_read(const struct operation *op, const struct model_object *o, kiln_fs *fs)
+{
+	CLEANUP_FREE uint8_t *bytes = filled(op->len, 0);
+	ssize_t want = op->offset < o->size ? (ssize_t)min(op->len, o->size - op->offset) : 0;
+	ssize_t n = kiln_read(fs, o->node, op->offset, bytes, op->len);
+
+	if (n < 0)
+		return n;
+	if (n != want) /* short where something can't be read, and that is said next time */
+		return n < want ? (kiln_read(fs, o->node, op->offset + (uint64_t)n, bytes, 1) == -EIO ? -EIO : want - n)
+				: 1;
+	return memcmp(bytes, o->data + op->offset, (size_t)n) ? 1 : 0;
+}
+
+struct listing {
+	const struct operation *op;
+	struct model *m;
+	ssize_t found, odd;
+};
+
+static int list_entry(void *ctx, const struct kiln_dirent *entry)
+{
+	struct listing *l = ctx;
+
+	if (!strcmp(entry->name, ".") || !strcmp(entry->name, ".."))
+		return 0;
+	/* In the shared root directory the others' names come and go. */
+	const struct model_entry *e = model_entry_find(l->m, l->op->id, entry->name);
+	if (e && l->m->objects[e->id].node.ino == entry->node.ino)
+		l->found++;
+	else if (e || l->op->id != MODEL_ROOT)
+		l->odd++;
+	return 0;
+}
+
+/* The same for the entries of a directory. */
+static ssize_t run_list(const struct operation *op, struct model *m, kiln_fs *fs)
+{
+	struct listing l = { .op = op, .m = m };
+	int err = kiln_readdir(fs, m->objects[op->id].node, 0, list_entry, &l, NULL, NULL);
+
+	return err ? err : l.odd + (ssize_t)m->objects[op->id].entries_nr - l.found;
+}
+
+static ssize_t run_on_fs(const struct operation *op, struct model *m, kiln_fs *fs, struct kiln_stat *st)
 {
 	struct kiln_node node = m->objects[op->id].node, dir = m->objects[op->dir].node;
 	struct kiln_create create = { op->mode, 0, op->uid, op->gid, op->rdev_major, op->rdev_minor };
@@ -530,6 +589,8 @@ static ssize_t run_on_fs(const struct operation *op, const struct model *m, kiln
 	case OP_RELEASE: kiln_release(fs, node); return 0;
 	case OP_FSYNC: return kiln_fsync(fs, node);
 	case OP_SYNC: return kiln_sync(fs);
+	case OP_READ: return run_read(op, &m->objects[op->id], fs);
+	case OP_LIST: return run_list(op, m, fs);
 	default: return 0;
 	}
 }
@@ -540,7 +601,7 @@ int operation_run(struct operation *op, struct model *m, kiln_fs *fs, uint64_t o
 	int expected = expect(op, m);
 
 	op->result = run_on_fs(op, m, fs, &st);
-	if (op->result == -EIO || op->result == -EROFS)
+	if (op->result == -EIO || op->result == -EROFS || op->result == -ENOMEM)
 		return (int)op->result;
 	bool is_right =
 		op->result == -ENOSPC || (expected == -EXDEV && (op->result < 0 || op->kind == OP_LINK)) ||
@@ -557,6 +618,13 @@ int operation_run(struct operation *op, struct model *m, kiln_fs *fs, uint64_t o
 	if ((op->kind == OP_CREATE || op->kind == OP_SYMLINK || op->kind == OP_UNNAMED) && !op->result)
 		m->objects[op->new_id].node = st.node;
 	return 0;
+}
+
+ssize_t operation_expected(const struct operation *op, struct model *m)
+{
+	int err = expect(op, m);
+
+	return err ? err : op->kind == OP_WRITE ? (ssize_t)op->len : 0;
 }
 
 /* --- crashes in the middle --- */
@@ -617,7 +685,7 @@ void operation_to_text(const struct operation *op, struct strbuf *out)
 	if (op->name2[0])
 		strbuf_printf(out, " -> %u/%.12s flags %u", op->dir2, op->name2, op->flags);
 	strbuf_printf(out, " object %u", op->id);
-	if (op->kind == OP_WRITE || op->kind == OP_PUNCH || op->kind == OP_TRUNCATE)
+	if (op->kind == OP_WRITE || op->kind == OP_PUNCH || op->kind == OP_TRUNCATE || op->kind == OP_READ)
 		strbuf_printf(out, " at %llu +%llu", (unsigned long long)op->offset, (unsigned long long)op->len);
 	if (op->kind == OP_SETATTR)
 		strbuf_printf(out, " fields %x mode %o owner %u:%u", op->fields, op->mode, op->uid, op->gid);

@@ -28,6 +28,8 @@ enum operation_kind {
 	OP_RELEASE,
 	OP_FSYNC,
 	OP_SYNC,
+	OP_READ,
+	OP_LIST,
 	OP_KIND_NR,
 };
 
@@ -51,7 +53,13 @@ struct operation {
 struct operation_limits {
 	uint64_t files_max, file_bytes_max, total_bytes_max;
 	unsigned weights[OP_KIND_NR];
+	/*
+	 * Of @mates_nr tasks whose models share the root directory and nothing else, this is number @mate: names in it
+	 * begin with a letter of its own, and only the first changes the attributes of the directory itself.
+	 */
+	unsigned mate, mates_nr;
 };
+enum { OPERATION_MATE_LETTER = 'A' };
 extern const struct operation_limits operation_limits_default;
 
 /* Draw one that makes sense (most of the time) for @m. */
@@ -59,12 +67,14 @@ void operation_draw(struct operation *op, struct rng *rng, const struct model *m
 		    const struct operation_limits *limits);
 /*
  * Run it on the filesystem, then, as far as it succeeded, on the model. 0, or -EPROTO with @why when the filesystem
- * answered something else than the model. -EIO and -EROFS go up as they are: the power may be off. -ENOSPC is no
- * failure, the operation just did nothing.
+ * answered something else than the model. -EIO, -EROFS and -ENOMEM go up as they are: then it is in doubt. -ENOSPC is
+ * no failure, the operation just did nothing.
  */
 int operation_run(struct operation *op, struct model *m, kiln_fs *fs, uint64_t op_nr, struct strbuf *why);
 /* Run it on a model, with the result that it had. */
 void operation_apply(const struct operation *op, struct model *m, uint64_t op_nr);
+/* An operation that is in doubt did happen: what is its result, on the model before it? */
+ssize_t operation_expected(const struct operation *op, struct model *m);
 /*
  * Is @got what the file's contents are when only a part of the operation was done? From the front, but partial blocks
  * are zeroed in steps of their own: both of a hole before what lies between, and that of a new size before it is set.

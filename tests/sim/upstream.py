@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Upstream's fsck on what the simulator's workload left.
 
-    upstream.py SIM [FIRST-LAST] [OPERATIONS]
+    upstream.py SIM [FIRST-LAST] [ARGUMENT...]
 
 For each seed the simulator runs its workload, closes cleanly and writes its disks to files; then $KILN_UPSTREAM
 `fsck -n` must exit 0 and say nothing but the names of its passes. Skipped (exit 77) where KILN_UPSTREAM isn't set.
@@ -38,7 +38,7 @@ def judge(upstream, images):
 def main():
     sim = sys.argv[1]
     first, _, last = (sys.argv[2] if len(sys.argv) > 2 else "1-3").partition("-")
-    operations = sys.argv[3] if len(sys.argv) > 3 else "400"
+    arguments = sys.argv[3:] or ["--only", "clean,cut"]
     upstream = os.environ.get("KILN_UPSTREAM")
     if not upstream:
         print("SKIPPED: KILN_UPSTREAM doesn't name upstream's tool")
@@ -46,7 +46,7 @@ def main():
     failed = 0
     for seed in range(int(first), int(last or first) + 1):
         with tempfile.TemporaryDirectory() as scratch:
-            command = [sim, "--seed", str(seed), "--ops", operations, "--export", scratch]
+            command = [sim, "--seed", str(seed), "--no-shrink", "--export", scratch, *arguments]
             if subprocess.run(command).returncode:
                 failed += 1
                 continue

@@ -1,0 +1,383 @@
+/*
+ * Comparing a filesystem with the models. See sim.h.
+ *
+ * After a crash the state of each task is that after some of its operations, no earlier than what was promised; and all
+ * tasks' states must be of one moment: there is a journal entry such that exactly what was committed up to it is there.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/util.h"
+#include "sim.h"
+
+static int read_shares(struct sim *s, struct model got[TASKS_MAX])
+{
+	struct strbuf why = strbuf_growing();
+	struct model all;
+	int err = model_read(&all, s->fs, &why);
+
+	memset(got, 0, TASKS_MAX * sizeof(*got));
+	for (unsigned i = 0; i < s->tasks_nr && !err; i++)
+		err = model_share(&got[i], &all, OPERATION_MATE_LETTER, i, s->tasks_nr, &why);
+	model_free(&all);
+	if (err && !power_is_off(s->power))
+		failed(s, "unreadable", strbuf_text(&why));
+	strbuf_free(&why);
+	return err ? -EPROTO : 0;
+}
+
+static void free_shares(struct model got[TASKS_MAX])
+{
+	for (unsigned i = 0; i < TASKS_MAX; i++)
+		model_free(&got[i]);
+}
+
+int compare_exactly(struct sim *s)
+{
+	struct strbuf why = strbuf_growing();
+	struct model got[TASKS_MAX];
+	int err = read_shares(s, got);
+
+	for (unsigned i = 0; i < s->tasks_nr && !err; i++) {
+		if (model_equal(&got[i], &s->tasks[i].model, UINT32_MAX, NULL, &why))
+			model_adopt_nodes(&s->tasks[i].model, &got[i]);
+		else
+			err = failed(s, "differs from the model", strbuf_text(&why));
+	}
+	free_shares(got);
+	strbuf_free(&why);
+	return err;
+}
+
+/* --- one task's states --- */
+
+/* States that the log allows: number i is that after i of its operations; between i and i + 1 may be parts of one. */
+struct states {
+	bool *fits;	    /* [log_nr + 1] */
+	bool *fits_partial; /* [log_nr + 1]: a part of operation i */
+	bool has_any;
+};
+
+static bool is_in_parts(const struct operation *op)
+{
+	return op->kind == OP_WRITE || op->kind == OP_PUNCH || op->kind == OP_TRUNCATE;
+}
+
+static void apply_logged(const struct logged *l, struct model *m, uint64_t op_nr)
+{
+	struct operation op = l->op;
+
+	if (l->is_in_doubt)
+		op.result = operation_expected(&op, m);
+	operation_apply(&op, m, op_nr);
+}
+
+/* Is @got what it is with a part of @l done to @before? With @adopt, @before becomes that. */
+static bool partial_fits(const struct sim *s, const struct model *got, struct model *before, const struct logged *l,
+			 bool adopt)
+{
+	unsigned got_id = UINT32_MAX;
+	struct model after;
+
+	if (!is_in_parts(&l->op) || !before->objects[l->op.id].exists ||
+	    !model_equal(got, before, l->op.id, &got_id, NULL) || got_id == UINT32_MAX)
+		return false;
+	model_copy(&after, before);
+	apply_logged(l, &after, 0);
+	const struct model_object *g = &got->objects[got_id];
+	struct model_object *o = &after.objects[l->op.id];
+	bool fits = operation_is_partial(&l->op, s->block_bytes, g, &before->objects[l->op.id], o);
+	if (fits && adopt) {
+		/* It goes on with what is there. */
+		model_resize(o, g->size);
+		if (g->size)
+			memcpy(o->data, g->data, g->size);
+		o->has_mtime = false;
+		model_free(before);
+		*before = after;
+	} else {
+		model_free(&after);
+	}
+	return fits;
+}
+
+static struct states states_find(const struct sim *s, const struct workload *w, const struct model *got,
+				 struct strbuf *first_why, struct strbuf *last_why)
+{
+	struct states st = { calloc(w->log_nr + 1, 1), calloc(w->log_nr + 1, 1), false };
+	struct model candidate;
+
+	model_copy(&candidate, &w->promised);
+	for (size_t i = 0;; i++) {
+		strbuf_reset(last_why);
+		st.fits[i] = model_equal(got, &candidate, UINT32_MAX, NULL, i ? last_why : first_why);
+		if (i < w->log_nr && !st.fits[i])
+			st.fits_partial[i] = partial_fits(s, got, &candidate, &w->log[i], false);
+		st.has_any |= st.fits[i] || st.fits_partial[i];
+		if (i == w->log_nr)
+			break;
+		apply_logged(&w->log[i], &candidate, w->promised_op + i + 1);
+	}
+	model_free(&candidate);
+	return st;
+}
+
+/* The task goes on from state @at. */
+static void state_adopt(const struct sim *s, struct workload *w, const struct model *got, size_t at, bool is_partial)
+{
+	struct model m;
+
+	model_copy(&m, &w->promised);
+	for (size_t i = 0; i < at; i++)
+		apply_logged(&w->log[i], &m, w->promised_op + i + 1);
+	if (is_partial)
+		partial_fits(s, got, &m, &w->log[at], true);
+	model_free(&w->model);
+	w->model = m;
+	model_adopt_nodes(&w->model, got);
+}
+
+/* --- all tasks at one moment --- */
+
+/* May state @at be the task's when all of the journal up to @seq is there, and nothing behind it? */
+static bool state_is_of(const struct workload *w, size_t at, bool is_partial, uint64_t seq)
+{
+	if (at && w->log[at - 1].seq_begin > seq)
+		return false;
+	if (is_partial)
+		return w->log[at].seq_begin <= seq && w->log[at].seq_end > seq;
+	return at == w->log_nr || w->log[at].seq_end > seq;
+}
+
+static bool task_has_state(const struct workload *w, const struct states *st, uint64_t seq, size_t *at,
+			   bool *is_partial)
+{
+	for (*at = 0; *at <= w->log_nr; ++*at) {
+		*is_partial = false;
+		if (st->fits[*at] && state_is_of(w, *at, false, seq))
+			return true;
+		*is_partial = true;
+		if (st->fits_partial[*at] && state_is_of(w, *at, true, seq))
+			return true;
+	}
+	return false;
+}
+
+static bool tasks_have_states(const struct sim *s, const struct states *st, uint64_t seq, size_t *at, bool *is_partial)
+{
+	for (unsigned i = 0; i < s->tasks_nr; i++)
+		if (!task_has_state(&s->tasks[i], &st[i], seq, &at[i], &is_partial[i]))
+			return false;
+	return true;
+}
+
+/* Only where an operation begins does what is allowed change from one entry to the next in a way that helps. */
+static bool moment_find(const struct sim *s, const struct states *st, size_t *at, bool *is_partial)
+{
+	if (tasks_have_states(s, st, 0, at, is_partial))
+		return true;
+	for (unsigned i = 0; i < s->tasks_nr; i++)
+		for (size_t k = 0; k < s->tasks[i].log_nr; k++)
+			if (tasks_have_states(s, st, s->tasks[i].log[k].seq_begin, at, is_partial))
+				return true;
+	return false;
+}
+
+static int no_moment(struct sim *s, const struct states *st)
+{
+	struct strbuf text = strbuf_growing();
+
+	for (unsigned i = 0; i < s->tasks_nr; i++) {
+		const struct workload *w = &s->tasks[i];
+
+		strbuf_printf(&text, "%stask %u is at", i ? "; " : "", i);
+		for (size_t k = 0; k <= w->log_nr; k++)
+			if (st[i].fits[k] || st[i].fits_partial[k])
+				strbuf_printf(&text, " %llu%s (entries %lld to %lld)",
+					      (unsigned long long)(w->promised_op + k),
+					      st[i].fits_partial[k] ? " and a part" : "",
+					      k ? (long long)w->log[k - 1].seq_begin : 0,
+					      k < w->log_nr ? (long long)w->log[k].seq_end - 1 : -1);
+	}
+	failed(s, "tasks recovered to different moments", strbuf_text(&text));
+	strbuf_free(&text);
+	return -EPROTO;
+}
+
+int compare_after_crash(struct sim *s)
+{
+	struct strbuf first_why = strbuf_growing(), last_why = strbuf_growing();
+	struct states st[TASKS_MAX] = { 0 };
+	struct model got[TASKS_MAX];
+	size_t at[TASKS_MAX] = { 0 };
+	bool is_partial[TASKS_MAX] = { false };
+	int err = read_shares(s, got);
+
+	for (unsigned i = 0; i < s->tasks_nr && !err; i++) {
+		struct workload *w = &s->tasks[i];
+
+		st[i] = states_find(s, w, &got[i], &first_why, &last_why);
+		if (st[i].has_any)
+			continue;
+		strbuf_printf(&first_why, "; as of operation %llu: %s", (unsigned long long)w->op_nr,
+			      strbuf_text(&last_why));
+		char what[96];
+		snprintf(what, sizeof(what), "task %u: neither the state of operation %llu nor a later one", i,
+			 (unsigned long long)w->promised_op);
+		err = failed(s, what, strbuf_text(&first_why));
+	}
+	if (!err && !moment_find(s, st, at, is_partial))
+		err = no_moment(s, st);
+	for (unsigned i = 0; i < s->tasks_nr && !err; i++) {
+		struct workload *w = &s->tasks[i];
+
+		if (s->args->is_verbose)
+			printf("  task %u recovered to operation %llu%s of %llu to %llu\n", i,
+			       (unsigned long long)(w->promised_op + at[i]), is_partial[i] ? " and a part" : "",
+			       (unsigned long long)w->promised_op, (unsigned long long)w->op_nr);
+		state_adopt(s, w, &got[i], at[i], is_partial[i]);
+	}
+	if (!err)
+		workload_promise_all(s);
+	for (unsigned i = 0; i < s->tasks_nr; i++) {
+		free(st[i].fits);
+		free(st[i].fits_partial);
+	}
+	free_shares(got);
+	strbuf_free(&first_why);
+	strbuf_free(&last_why);
+	return err;
+}
+
+/* --- damaged --- */
+
+struct damaged {
+	struct sim *s;
+	struct workload *w;
+	int err;
+};
+
+static int damaged_wrong(struct damaged *d, const char *path, const char *what)
+{
+	char text[320];
+
+	snprintf(text, sizeof(text), "%.250s: %s", path, what);
+	return d->err = failed(d->s, "damage was read as if it were right", text);
+}
+
+/* Bytes that can be read are as they were written, or zero where that can't be told apart by anything but them. */
+static void damaged_contents(struct damaged *d, const char *path, const struct model_object *o, struct kiln_node node)
+{
+	uint8_t *bytes = malloc(4096);
+
+	for (uint64_t at = 0; at < o->size && !d->err; at += 4096) {
+		size_t len = (size_t)min(o->size - at, (uint64_t)4096);
+		ssize_t n = kiln_read(d->s->fs, node, at, bytes, len);
+
+		if (n < 0)
+			COUNT(d->s, unreadable_objects, 1);
+		else if (memcmp(bytes, o->data + at, (size_t)n))
+			damaged_wrong(d, path, "contents");
+		else if ((size_t)n < len && kiln_read(d->s->fs, node, at + (size_t)n, bytes, 1) >= 0)
+			damaged_wrong(d, path, "short without an error");
+	}
+	free(bytes);
+}
+
+static bool is_damage(int err) { return err == -EIO || err == -ENOMEM; }
+
+static void damaged_object(struct damaged *d, const char *path, unsigned id, struct kiln_node node);
+
+static void damaged_entries(struct damaged *d, const char *path, unsigned id, struct kiln_node node)
+{
+	const struct model_object *o = &d->w->model.objects[id];
+	char below[4096];
+
+	for (size_t i = 0; i < o->entries_nr && !d->err; i++) {
+		const struct model_entry *e = &o->entries[i];
+		struct kiln_stat st;
+		int err = kiln_lookup(d->s->fs, node, e->name, strlen(e->name), &st);
+
+		snprintf(below, sizeof(below), "%s/%s", path, e->name);
+		if (err && !is_damage(err))
+			damaged_wrong(d, below, error_name(err));
+		else if (err)
+			COUNT(d->s, unreadable_objects, 1);
+		else
+			damaged_object(d, below, e->id, st.node);
+	}
+}
+
+static void damaged_object(struct damaged *d, const char *path, unsigned id, struct kiln_node node)
+{
+	const struct model_object *o = &d->w->model.objects[id];
+	struct kiln_stat st;
+	int err = kiln_stat(d->s->fs, node, &st);
+
+	if (err) {
+		if (!is_damage(err))
+			damaged_wrong(d, path, error_name(err));
+		COUNT(d->s, unreadable_objects, 1);
+		return;
+	}
+	if (id != MODEL_ROOT && (st.mode != o->mode || st.uid != o->uid || (S_ISREG(o->mode) && st.size != o->size))) {
+		damaged_wrong(d, path, "attributes");
+		return;
+	}
+	COUNT(d->s, objects_beside, 1);
+	if (S_ISDIR(o->mode))
+		damaged_entries(d, path, id, node);
+	else if (S_ISREG(o->mode))
+		damaged_contents(d, path, o, node);
+}
+
+int compare_damaged(struct sim *s)
+{
+	struct damaged d = { .s = s };
+
+	for (unsigned i = 0; i < s->tasks_nr && !d.err; i++) {
+		d.w = &s->tasks[i];
+		damaged_object(&d, "", MODEL_ROOT, kiln_root(s->fs));
+	}
+	return d.err;
+}
+
+/* --- invariants --- */
+
+struct checking {
+	struct sim *s;
+	char first[300];
+};
+
+static void on_check_report(void *ctx, const struct kiln_report *report)
+{
+	struct checking *c = ctx;
+
+	if (!c->first[0])
+		snprintf(c->first, sizeof(c->first), "%s", report->text);
+	if (c->s->args->is_verbose)
+		printf("  check: %s\n", report->text);
+}
+
+int check(struct sim *s)
+{
+	struct checking c = { .s = s };
+	struct kiln_check_options options = {
+		.struct_bytes = sizeof(options), .flags = KILN_CHECK_DATA, .ctx = &c, .report = on_check_report
+	};
+	struct kiln_check_result *result = calloc(1, sizeof(*result));
+	int err = kiln_check(s->fs, &options, result);
+
+	COUNT(s, checks, 1);
+	if (power_is_off(s->power))
+		err = -EIO;
+	else if (err)
+		err = failed(s, "check", error_name(err));
+	else if (result->errors)
+		err = failed(s, "check", c.first);
+	free(result);
+	return err ? -EPROTO : 0;
+}

@@ -1,0 +1,228 @@
+/* Which filesystem: disks and options drawn from the seed; opening and closing it. See sim.h. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/util.h"
+#include "engine/format.h"
+#include "engine/fs_write.h"
+#include "sim.h"
+
+/* --- what it says --- */
+
+static bool is_disturbed(const struct sim *s) { return power_is_off(s->power) || s->is_faulty; }
+
+static void on_report(void *ctx, const struct kiln_report *report)
+{
+	struct sim *s = ctx;
+
+	if (report->level >= KILN_REPORT_DAMAGE)
+		s->has_damage_reports = true;
+	if (s->args->is_verbose)
+		printf("  report: %s\n", report->text);
+	if (report->level >= KILN_REPORT_DAMAGE && !is_disturbed(s))
+		failed(s, "report", report->text);
+}
+
+static void on_log(void *ctx, enum kiln_log_level level, const char *line)
+{
+	struct sim *s = ctx;
+
+	if (s->args->is_verbose)
+		printf("  log %d: %s\n", level, line);
+}
+
+static struct kiln_open_options open_options(struct sim *s, unsigned flags)
+{
+	return (struct kiln_open_options){ .struct_bytes = sizeof(struct kiln_open_options),
+					   .flags = flags,
+					   .mount_options = s->mount_options,
+					   .memory_bytes = KILN_MEMORY_MIN,
+					   .ctx = s,
+					   .log = on_log,
+					   .log_level = KILN_LOG_DEBUG,
+					   .report = on_report };
+}
+
+/* --- drawing --- */
+
+static unsigned below(struct sim *s, unsigned bound) { return (unsigned)rng_below(&s->rng, bound); }
+static bool one_in(struct sim *s, unsigned n) { return !below(s, n); }
+static const char *pick(struct sim *s, const char *const *from, unsigned nr) { return from[below(s, nr)]; }
+
+static void draw_format_options(struct sim *s, uint64_t bucket_kib)
+{
+	static const char *const checksums[] = { "none", "crc32c", "crc64", "xxhash" };
+	static const char *const hashes[] = { "crc32c", "crc64", "siphash" };
+	static const char *const errors[] = { "continue", "ro" };
+	static const unsigned node_kib[] = { 4, 8, 16, 32, 64, 128, 256 };
+	struct strbuf text = strbuf_fixed(s->options, sizeof(s->options));
+	unsigned node, extent_kib = 4u << below(s, 7);
+	/* Without checksums a torn write of metadata can't be told from a whole one. */
+	const char *metadata =
+		s->args->kinds == 1u << EPISODE_CLEAN ? pick(s, checksums, 4) : pick(s, checksums + 1, 3);
+	const char *data = pick(s, checksums, 4);
+
+	s->has_checksums = metadata != checksums[0];
+	s->has_data_checksums = data != checksums[0];
+	s->block_bytes = one_in(s, 2) ? 512 : one_in(s, 6) ? 1024u << below(s, 2) : 4096;
+	do
+		node = node_kib[below(s, ARRAY_NR(node_kib))];
+	while (node > bucket_kib || node * 1024 < s->block_bytes * 8);
+	unsigned replicas_max = min(s->disks_nr, 3u);
+	s->metadata_replicas = 1 + below(s, replicas_max);
+	s->data_replicas = 1 + below(s, replicas_max);
+	strbuf_printf(&text,
+		      "block_size=%u,btree_node_size=%uk,encoded_extent_max=%uk,metadata_checksum=%s,data_checksum=%s,"
+		      "str_hash=%s,metadata_replicas=%u,data_replicas=%u,errors=%s",
+		      s->block_bytes, node, max(extent_kib, s->block_bytes / 1024), metadata, data, pick(s, hashes, 3),
+		      s->metadata_replicas, s->data_replicas, pick(s, errors, 2));
+	if (one_in(s, 3))
+		strbuf_printf(&text, ",metadata_replicas_required=%u,data_replicas_required=%u",
+			      1 + below(s, s->metadata_replicas), 1 + below(s, s->data_replicas));
+	if (one_in(s, 3))
+		strbuf_printf(&text, ",inodes_32bit=%u,shard_inode_numbers=%u", below(s, 2), below(s, 2));
+	if (one_in(s, 4))
+		strbuf_printf(&text, ",gc_reserve_percent=%u,root_reserve_percent=%u", 5 + below(s, 16), below(s, 5));
+	if (s->disks_nr > 1 && one_in(s, 4))
+		strbuf_printf(&text, ",metadata_target=%s,foreground_target=%s", one_in(s, 2) ? "fast" : "slow",
+			      one_in(s, 2) ? "fast" : "slow");
+}
+
+static void draw_mount_options(struct sim *s)
+{
+	struct strbuf text = strbuf_fixed(s->mount_options, sizeof(s->mount_options));
+
+	strbuf_printf(&text, "journal_flush_delay=%u", one_in(s, 2) ? 1000 : 1 + below(s, 3000));
+	strbuf_printf(&text, ",journal_reclaim_delay=%u", one_in(s, 2) ? 100 : below(s, 1000));
+	strbuf_printf(&text, ",inline_data=%u,journal_transaction_names=%u", !one_in(s, 4), below(s, 2));
+}
+
+static void draw_device(struct sim *s, unsigned nr, uint64_t bucket_bytes, struct kiln_format_device *device)
+{
+	*device = (struct kiln_format_device){
+		.bucket_bytes = bucket_bytes,
+		.label = nr % 2 ? "slow.disk" : "fast.disk",
+		.flags = one_in(s, 2) ? KILN_FORMAT_DISCARD : 0,
+		.durability = one_in(s, 12) ? 2 : 0,
+	};
+	s->is_redundant &= device->durability < 2;
+	if (nr && s->metadata_replicas == 1 && s->data_replicas == 1 && one_in(s, 6))
+		device->data_allowed = one_in(s, 2) ? 1 << 2 | 1 << 3 : 1 << 4;
+}
+
+/* --- making --- */
+
+static void count_options(struct sim *s, const char *options)
+{
+	char text[512], *rest = text;
+
+	snprintf(text, sizeof(text), "%s", options);
+	for (char *one; (one = strsep(&rest, ",")) != NULL;)
+		for (unsigned i = 0; one[0] && i < OPTIONS_MAX; i++) {
+			if (!s->totals->options[i].nr)
+				snprintf(s->totals->options[i].text, sizeof(s->totals->options[i].text), "%s", one);
+			if (strncmp(s->totals->options[i].text, one, sizeof(s->totals->options[i].text) - 1))
+				continue;
+			COUNT(s, options[i].nr, 1);
+			break;
+		}
+}
+
+static int open_disks(struct sim *s, struct device *open[DISKS_MAX], unsigned *nr)
+{
+	int err = 0;
+
+	*nr = 0;
+	for (unsigned i = 0; i < s->disks_nr && !err; i++) {
+		struct device *dev;
+
+		s->faulty[i] = NULL;
+		if (s->disks_missing & 1u << i)
+			continue;
+		err = power_disk_open(s->power, i, &dev);
+		if (!err)
+			err = device_wrap_fault(dev, rng_u64(&s->rng), &s->faulty[i]);
+		if (!err)
+			err = disk_wrap(s->faulty[i], s->args->is_traced, &open[(*nr)++]);
+	}
+	return err;
+}
+
+int config_make(struct sim *s)
+{
+	static const uint64_t bucket_kib[] = { 128, 256, 512 };
+	struct kiln_format_device devices[DISKS_MAX];
+	struct kiln_format_options format = { .struct_bytes = sizeof(format), .options = s->options };
+	struct device *open[DISKS_MAX];
+	char why[KILN_ERROR_BYTES] = "";
+	uint64_t bucket = bucket_kib[below(s, ARRAY_NR(bucket_kib))];
+	bool is_small = one_in(s, 6);
+	unsigned nr;
+
+	s->disks_nr = 1 + (one_in(s, 2) ? below(s, DISKS_MAX) : 0);
+	draw_format_options(s, bucket);
+	draw_mount_options(s);
+	s->is_redundant = s->metadata_replicas > 1 && s->data_replicas > 1;
+	s->power = power_new(rng_u64(&s->rng));
+	for (unsigned i = 0; i < s->disks_nr; i++) {
+		uint64_t mib = is_small ? 34 + below(s, 16) : 48 + below(s, 80);
+
+		draw_device(s, i, bucket << 10, &devices[i]);
+		if (power_disk_add(s->power, mib << 20, s->block_bytes == 4096 && !one_in(s, 4) ? 4096 : 512) < 0)
+			return failed(s, "no memory", "");
+	}
+	int err = open_disks(s, open, &nr);
+	if (!err)
+		err = fs_format_devices(open, devices, s->disks_nr, &format, why);
+	struct kiln_open_options options = open_options(s, KILN_OPEN_WRITE);
+	if (!err)
+		err = fs_initialize(open, s->disks_nr, &options, &s->fs, why);
+	count_options(s, s->options);
+	count_options(s, s->mount_options);
+	return err ? failed(s, "format", why) : 0;
+}
+
+/* --- opening and closing --- */
+
+int fs_try_open(struct sim *s, unsigned flags, char why[KILN_ERROR_BYTES])
+{
+	struct kiln_open_options options = open_options(s, flags);
+	struct device *open[DISKS_MAX];
+	unsigned nr;
+	int err = open_disks(s, open, &nr);
+
+	return err ? err : fs_open(NULL, 0, open, nr, &options, FS_NAMESPACE, &s->fs, why);
+}
+
+int fs_reopen(struct sim *s, unsigned flags)
+{
+	char why[KILN_ERROR_BYTES] = "";
+	int err = fs_try_open(s, flags | (s->disks_missing ? KILN_OPEN_DEGRADED : 0), why);
+
+	if (err && power_is_off(s->power))
+		return -EIO;
+	if (err)
+		return failed(s, "open", why[0] ? why : error_name(err));
+	if (flags & KILN_OPEN_WRITE && kiln_write_refused(s->fs))
+		return failed(s, "opened read-only", kiln_write_refused(s->fs));
+	return 0;
+}
+
+void fs_end(struct sim *s)
+{
+	kiln_close(s->fs);
+	s->fs = NULL;
+}
+
+void fs_kill(struct sim *s)
+{
+	bool was_faulty = s->is_faulty;
+
+	s->is_faulty = true;
+	if (s->fs && s->fs->is_writable)
+		fs_write_abort(s->fs);
+	if (s->fs)
+		fs_end(s);
+	s->is_faulty = was_faulty;
+}

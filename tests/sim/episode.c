@@ -1,0 +1,679 @@
+/*
+ * Episodes: what happens to a filesystem while it is used. See sim.h; what is promised for each is in docs/promises.md.
+ *
+ * Power goes at a random write; or, exhaustively, at every one: before each write of the workload the whole simulation
+ * is forked, the power goes in the child, which recovers, compares, goes on and ends, while the parent waits for it and
+ * goes on as if nothing had happened. The same again in the child, as long as it recovers.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/util.h"
+#include "engine/format.h"
+#include "engine/fs_write.h"
+#include "sim.h"
+
+enum { CUT_SECONDS_MAX = 120 };
+
+const char *const episode_names[EPISODE_KIND_NR] = {
+	[EPISODE_CLEAN] = "clean",
+	[EPISODE_CUT] = "cut",
+	[EPISODE_READ_ERRORS] = "read-errors",
+	[EPISODE_READ_ERRORS_LASTING] = "read-errors-lasting",
+	[EPISODE_WRITE_ERRORS] = "write-errors",
+	[EPISODE_WRITE_ERRORS_LASTING] = "write-errors-lasting",
+	[EPISODE_FLUSH_ERRORS] = "flush-errors",
+	[EPISODE_FLUSH_ERRORS_LASTING] = "flush-errors-lasting",
+	[EPISODE_SLOW] = "slow",
+	[EPISODE_FULL] = "full",
+	[EPISODE_NO_MEMORY] = "no-memory",
+	[EPISODE_ROT] = "rot",
+	[EPISODE_LOST_WRITES] = "lost-writes",
+	[EPISODE_MISDIRECTED_WRITES] = "misdirected-writes",
+	[EPISODE_VANISH] = "vanish",
+	[EPISODE_FOREIGN] = "foreign",
+};
+
+static unsigned below(struct sim *s, unsigned bound) { return (unsigned)rng_below(&s->rng, bound); }
+static bool one_in(struct sim *s, unsigned n) { return !below(s, n); }
+
+/* --- the end of an episode --- */
+
+/* Close cleanly, look at it read-only, go on. */
+static int reopen(struct sim *s)
+{
+	int err = error_to_errno(kiln_shutdown(s->fs));
+
+	if (power_is_off(s->power))
+		return -EIO;
+	if (err)
+		return failed(s, "shutdown", error_name(err));
+	fs_end(s);
+	COUNT(s, reopens, 1);
+	err = fs_reopen(s, 0);
+	if (!err)
+		err = compare_exactly(s);
+	if (!err)
+		err = check(s);
+	if (s->fs)
+		fs_end(s);
+	if (err || s->has_failed)
+		return -EPROTO;
+	workload_promise_all(s);
+	return fs_reopen(s, KILN_OPEN_WRITE);
+}
+
+static void count_cut(struct sim *s, bool is_of_recovery)
+{
+	struct power_stats stats = power_stats_get(s->power);
+
+	if (is_of_recovery) {
+		COUNT(s, recovery_cuts, 1);
+		COUNT(s, recovery_cuts_at_risk, stats.at_risk_writes != 0);
+	} else {
+		COUNT(s, cuts, 1);
+		COUNT(s, cuts_at_risk, stats.at_risk_writes != 0);
+	}
+	COUNT(s, torn_writes, stats.torn_writes);
+	COUNT(s, lost_writes, stats.lost_writes);
+}
+
+static void watch_cuts(struct sim *s);
+static void watch_end(struct sim *s);
+
+/* Open it for writing, whatever happens on the way, and compare. */
+static int recover(struct sim *s)
+{
+	int err;
+
+	for (;;) {
+		bool is_exhaustive = s->args->is_exhaustive && s->depth <= s->args->depth;
+
+		power_restore(s->power);
+		if (is_exhaustive)
+			watch_cuts(s);
+		else if (one_in(s, 3) && !s->args->is_exhaustive)
+			power_cut_after(s->power, 1 + below(s, 60));
+		err = fs_reopen(s, KILN_OPEN_WRITE);
+		watch_end(s);
+		if (!err && power_is_off(s->power)) { /* something in the background was cut */
+			fs_kill(s);
+			err = -EIO;
+		}
+		if (err != -EIO)
+			break;
+		count_cut(s, true);
+	}
+	if (!err)
+		power_cut_after(s->power, 0);
+	return err ? err : s->has_failed ? -EPROTO : compare_after_crash(s);
+}
+
+/* The devices are well again. Opened anew it is in a state that is allowed; if it was closed cleanly, in that one. */
+static int end_faulty(struct sim *s)
+{
+	bool is_clean = one_in(s, 2) && !error_to_errno(kiln_shutdown(s->fs));
+
+	s->totals->went_readonly += s->fs->shut_down != 0;
+	memory_fail(0, 0);
+	fs_kill(s);
+	s->is_faulty = false;
+	if (!is_clean && one_in(s, 3)) {
+		power_cut(s->power);
+		count_cut(s, false);
+		power_restore(s->power);
+	}
+	/* What failed before it was clean isn't in doubt any more, but whether it happened is: the log says both. */
+	(void)is_clean;
+	int err = fs_reopen(s, KILN_OPEN_WRITE);
+	return err ? err : compare_after_crash(s);
+}
+
+/* --- power --- */
+
+static void cut_before_write(void *ctx);
+
+static void watch_cuts(struct sim *s)
+{
+	s->cut_path[s->depth] = 0;
+	power_watch(s->power, cut_before_write, s);
+}
+
+static void watch_end(struct sim *s) { power_watch(s->power, NULL, NULL); }
+
+/* The power goes with the write that is about to be made, which is number cut_path[depth] of this depth. */
+static void cut_here(struct sim *s)
+{
+	uint64_t seed = s->seed;
+
+	for (unsigned i = 0; i <= s->depth; i++)
+		seed = seed * 0x9e3779b97f4a7c15 + s->cut_path[i];
+	watch_end(s);
+	power_reseed(s->power, seed);
+	power_cut_after(s->power, 1);
+	s->depth++;
+	s->is_stopping = true;
+}
+
+static void cut_before_write(void *ctx)
+{
+	struct sim *s = ctx;
+	uint64_t nr = ++s->cut_path[s->depth];
+	int status = 0;
+
+	if (s->args->cut_at_nr) {
+		if (s->depth < s->args->cut_at_nr && nr == s->args->cut_at[s->depth])
+			cut_here(s);
+		return;
+	}
+	fflush(stdout);
+	pid_t pid = fork();
+	if (!pid) {
+		alarm(CUT_SECONDS_MAX);
+		cut_here(s);
+		return;
+	}
+	if (pid < 0 || waitpid(pid, &status, 0) < 0)
+		abort();
+	alarm(CUT_SECONDS_MAX); /* for this one to go on */
+	if (WIFSIGNALED(status)) {
+		char text[64];
+
+		snprintf(text, sizeof(text), "signal %d", WTERMSIG(status));
+		s->depth++;
+		failed(s, "killed", text);
+		s->depth--;
+	}
+	if (status) {
+		s->has_failed = s->is_stopping = true;
+		watch_end(s);
+	}
+}
+
+static int episode_cut(struct sim *s, uint64_t ops)
+{
+	if (s->args->is_exhaustive && s->depth == 0)
+		watch_cuts(s);
+	else
+		power_cut_after(s->power, 1 + rng_below(&s->rng, 2 + 3 * ops * s->tasks_nr));
+	workload_run(s, ops);
+	if (s->args->is_exhaustive && s->depth == 0 && !power_is_off(s->power) && !s->has_failed)
+		kiln_sync(s->fs);
+	watch_end(s);
+	if (s->has_failed)
+		return -EPROTO;
+	power_cut(s->power);
+	count_cut(s, false);
+	fs_kill(s);
+	int err = recover(s);
+	/* What was recovered can be gone on with. */
+	if (!err && s->args->is_exhaustive) {
+		workload_run(s, 3);
+		err = s->has_failed ? -EPROTO : reopen(s);
+	} else if (!err && one_in(s, 3)) {
+		err = reopen(s);
+	}
+	return err;
+}
+
+/* --- errors --- */
+
+static uint64_t faults_fired(struct sim *s)
+{
+	uint64_t counts[FAULT_KIND_NR], sum = 0;
+
+	for (unsigned i = 0; i < s->disks_nr; i++) {
+		if (!s->faulty[i])
+			continue;
+		device_fault_counts(s->faulty[i], counts);
+		for (unsigned k = 0; k < FAULT_KIND_NR; k++)
+			sum += counts[k];
+	}
+	return sum;
+}
+
+/* The rule holds on one disk, or on all. */
+static void fault_rule(struct sim *s, const struct device_fault *rule, bool may_be_all)
+{
+	unsigned one = may_be_all && one_in(s, 4) ? UINT32_MAX : below(s, s->disks_nr);
+
+	for (unsigned i = 0; i < s->disks_nr; i++)
+		if (s->faulty[i] && (one == UINT32_MAX || one == i))
+			device_fault_add(s->faulty[i], rule);
+}
+
+static void faults_clear(struct sim *s)
+{
+	for (unsigned i = 0; i < s->disks_nr; i++)
+		if (s->faulty[i])
+			device_fault_clear(s->faulty[i]);
+}
+
+static int episode_errors(struct sim *s, uint64_t ops, enum device_op op, bool is_lasting)
+{
+	struct device_fault rule = { .kind = FAULT_ERROR,
+				     .op = op,
+				     .err = -EIO,
+				     .per_million = is_lasting ? 1000000 : 1000 << below(s, 9),
+				     .remaining = is_lasting ? UINT64_MAX : 1 + below(s, 6) };
+
+	workload_run(s, below(s, (unsigned)ops));
+	s->is_faulty = true;
+	fault_rule(s, &rule, true);
+	workload_run(s, ops);
+	COUNT(s, faults[s->kind], faults_fired(s));
+	if (!is_lasting || one_in(s, 2))
+		faults_clear(s);
+	return end_faulty(s);
+}
+
+static int episode_slow(struct sim *s, uint64_t ops)
+{
+	for (unsigned op = DEVICE_READ; op <= DEVICE_DISCARD; op++) {
+		struct device_fault rule = { .kind = FAULT_LATENCY,
+					     .op = op,
+					     .per_million = 1000 << below(s, 9),
+					     .latency_ns = 1000000ull << below(s, 14),
+					     .remaining = UINT64_MAX };
+
+		fault_rule(s, &rule, true);
+	}
+	workload_run(s, ops);
+	COUNT(s, faults[s->kind], faults_fired(s));
+	faults_clear(s);
+	return s->has_failed ? -EPROTO : reopen(s);
+}
+
+static int episode_no_memory(struct sim *s, uint64_t ops)
+{
+	uint64_t before = memory_failures();
+	char why[KILN_ERROR_BYTES] = "";
+
+	s->is_faulty = true;
+	memory_fail(rng_u64(&s->rng), 2u << below(s, 11));
+	workload_run(s, ops);
+	if (one_in(s, 2))
+		memory_fail(0, 0);
+	int err = end_faulty(s);
+	/* Opening it, too. */
+	if (!err)
+		err = reopen(s);
+	for (unsigned i = 0; i < 3 && !err; i++) {
+		fs_kill(s);
+		s->is_faulty = true;
+		memory_fail(rng_u64(&s->rng), 2u << below(s, 11));
+		int open_err = fs_try_open(s, one_in(s, 2) ? KILN_OPEN_WRITE : 0, why);
+		memory_fail(0, 0);
+		if (!open_err)
+			fs_kill(s);
+		s->is_faulty = false;
+		err = fs_reopen(s, KILN_OPEN_WRITE);
+		if (!err)
+			err = compare_exactly(s);
+	}
+	COUNT(s, faults[s->kind], memory_failures() - before);
+	return err;
+}
+
+static int episode_full(struct sim *s, uint64_t ops)
+{
+	struct operation_limits usual = s->limits;
+	uint64_t before = s->totals->no_space;
+
+	s->limits.total_bytes_max = s->limits.file_bytes_max = 64 << 20;
+	s->limits.weights[OP_WRITE] *= 8;
+	workload_run(s, ops * 2);
+	int err = s->has_failed ? -EPROTO : reopen(s);
+	s->limits = usual;
+	s->limits.weights[OP_UNLINK] *= 20;
+	s->limits.weights[OP_TRUNCATE] *= 10;
+	if (!err)
+		workload_run(s, ops);
+	s->limits = usual;
+	COUNT(s, faults[s->kind], s->totals->no_space - before);
+	return err ? err : s->has_failed ? -EPROTO : reopen(s);
+}
+
+/* --- what is on the disks changes --- */
+
+enum { ROT_MAX = 32, ROT_BYTES = 512 };
+
+struct rot {
+	unsigned disk;
+	uint64_t at;
+	uint8_t before[ROT_BYTES], after[ROT_BYTES];
+};
+
+static uint64_t disk_bytes(struct sim *s, unsigned nr)
+{
+	struct device *dev;
+	uint64_t bytes = 0;
+
+	if (!power_disk_open(s->power, nr, &dev)) {
+		bytes = dev->size_bytes;
+		device_close(dev);
+	}
+	return bytes;
+}
+
+/* Damage a block that something is in. */
+static void rot_make(struct sim *s, struct rot *r, unsigned disk)
+{
+	static const uint8_t nothing[ROT_BYTES];
+	uint8_t *bytes = power_disk_bytes(s->power, disk);
+	uint64_t blocks = disk_bytes(s, disk) / ROT_BYTES;
+
+	r->disk = disk;
+	for (unsigned i = 0; i < 20000; i++) {
+		r->at = rng_below(&s->rng, blocks) * ROT_BYTES;
+		if (memcmp(bytes + r->at, nothing, ROT_BYTES))
+			break;
+	}
+	memcpy(r->before, bytes + r->at, ROT_BYTES);
+	if (one_in(s, 3))
+		memset(bytes + r->at, (int)below(s, 256), ROT_BYTES);
+	else
+		bytes[r->at + below(s, ROT_BYTES)] ^= (uint8_t)(1u << below(s, 8));
+	memcpy(r->after, bytes + r->at, ROT_BYTES);
+}
+
+/* Heal what hasn't been overwritten meanwhile. */
+static void rot_undo(struct sim *s, const struct rot *r)
+{
+	uint8_t *at = power_disk_bytes(s->power, r->disk) + r->at;
+
+	if (!memcmp(at, r->after, ROT_BYTES))
+		memcpy(at, r->before, ROT_BYTES);
+}
+
+static void disks_settle(struct sim *s)
+{
+	for (unsigned i = 0; i < s->disks_nr; i++)
+		power_disk_settle(s->power, i);
+}
+
+/* Everything that can be read is right; with copies on other disks, everything can be. */
+static int look_at_damage(struct sim *s, bool has_copies)
+{
+	char why[KILN_ERROR_BYTES] = "";
+	int err = fs_try_open(s, 0, why);
+
+	if (err)
+		return has_copies ? failed(s, "not opened, although there are copies", why) : 0;
+	if (has_copies)
+		err = compare_exactly(s);
+	else
+		err = s->has_data_checksums ? compare_damaged(s) : 0;
+	fs_end(s);
+	return err;
+}
+
+static int close_cleanly(struct sim *s)
+{
+	int err = error_to_errno(kiln_shutdown(s->fs));
+
+	fs_end(s);
+	if (err)
+		return failed(s, "shutdown", error_name(err));
+	disks_settle(s);
+	workload_closed(s);
+	return 0;
+}
+
+static int episode_rot(struct sim *s, uint64_t ops)
+{
+	unsigned nr = 1u << below(s, 6), disk = below(s, s->disks_nr);
+	struct rot rots[ROT_MAX];
+
+	workload_run(s, ops);
+	int err = s->has_failed ? -EPROTO : close_cleanly(s);
+	if (err)
+		return err;
+	for (unsigned i = 0; i < nr; i++)
+		rot_make(s, &rots[i], disk);
+	COUNT(s, faults[s->kind], nr);
+	s->is_faulty = true;
+	err = look_at_damage(s, s->is_redundant);
+	char why[KILN_ERROR_BYTES] = "";
+	bool is_open = !err && !fs_try_open(s, KILN_OPEN_WRITE, why);
+	if (is_open && s->fs->is_writable) {
+		workload_run(s, ops);
+		if (one_in(s, 2))
+			kiln_shutdown(s->fs);
+	}
+	if (is_open)
+		fs_kill(s);
+	disks_settle(s);
+	for (unsigned i = nr; i--;)
+		rot_undo(s, &rots[i]);
+	s->is_faulty = false;
+	if (!err)
+		err = fs_reopen(s, KILN_OPEN_WRITE);
+	if (!err)
+		err = compare_after_crash(s);
+	return err ? err : reopen(s);
+}
+
+/* What was written wrongly stays there: nothing can follow. */
+static int episode_bad_writes(struct sim *s, uint64_t ops, enum device_fault_kind kind)
+{
+	struct device_fault rule = {
+		.kind = kind, .op = DEVICE_WRITE, .per_million = 2000 << below(s, 8), .remaining = 1 + below(s, 4)
+	};
+
+	s->is_faulty = true;
+	fault_rule(s, &rule, false);
+	workload_run(s, ops);
+	COUNT(s, faults[s->kind], faults_fired(s));
+	bool has_fired = faults_fired(s) != 0;
+	bool is_known = !s->has_failed;
+	for (unsigned i = 0; i < s->tasks_nr; i++)
+		is_known &= !s->tasks[i].has_stopped;
+	faults_clear(s);
+	is_known &= !error_to_errno(kiln_shutdown(s->fs));
+	fs_kill(s);
+	disks_settle(s);
+	if (is_known)
+		workload_closed(s);
+	int err = is_known ? look_at_damage(s, s->is_redundant || !has_fired) : 0;
+	s->is_over = true;
+	return err;
+}
+
+/* --- devices that come and go --- */
+
+static int episode_vanish(struct sim *s, uint64_t ops)
+{
+	unsigned disk = below(s, s->disks_nr);
+	struct device_fault rule = {
+		.kind = FAULT_ERROR, .err = -EIO, .per_million = 1000000, .remaining = UINT64_MAX
+	};
+
+	workload_run(s, below(s, (unsigned)ops));
+	s->is_faulty = true;
+	for (unsigned op = DEVICE_READ; op <= DEVICE_DISCARD; op++) {
+		rule.op = op;
+		device_fault_add(s->faulty[disk], &rule);
+	}
+	workload_run(s, ops);
+	COUNT(s, faults[s->kind], 1);
+	if (one_in(s, 2))
+		kiln_shutdown(s->fs);
+	s->totals->went_readonly += s->fs->shut_down != 0;
+	fs_kill(s);
+	s->is_faulty = false;
+	if (one_in(s, 2)) {
+		power_cut(s->power);
+		count_cut(s, false);
+		power_restore(s->power);
+	}
+	int err = 0;
+	if (s->is_redundant) {
+		/* Without it everything is there, and can be gone on with. */
+		s->disks_missing = 1u << disk;
+		err = fs_reopen(s, KILN_OPEN_WRITE);
+		if (!err)
+			err = compare_after_crash(s);
+		if (!err)
+			workload_run(s, ops);
+		if (!err)
+			err = s->has_failed ? -EPROTO : close_cleanly(s);
+		s->disks_missing = 0;
+	}
+	/* It is back, as it was. */
+	if (!err)
+		err = fs_reopen(s, KILN_OPEN_WRITE);
+	if (!err)
+		err = compare_after_crash(s);
+	return err ? err : reopen(s);
+}
+
+/* Make something else of a disk: another filesystem of the same kind, or noise. */
+static int foreign_make(struct sim *s, unsigned disk)
+{
+	struct kiln_format_options format = { .struct_bytes = sizeof(format), .options = "block_size=4k" };
+	struct kiln_format_device device = { .bucket_bytes = 128 << 10 };
+	struct device *dev;
+	char why[KILN_ERROR_BYTES] = "";
+	uint8_t *bytes = power_disk_bytes(s->power, disk);
+	uint64_t size = disk_bytes(s, disk);
+
+	if (one_in(s, 3)) {
+		for (uint64_t at = 0; at < size; at += 4096)
+			for (unsigned i = 0; i < 64; i++)
+				bytes[at + i] = (uint8_t)(at / 4096 * 31 + i);
+		return 0;
+	}
+	int err = power_disk_open(s->power, disk, &dev);
+	if (!err)
+		err = fs_format_devices(&dev, &device, 1, &format, why);
+	device_close(dev);
+	power_disk_settle(s->power, disk);
+	return err ? failed(s, "format of the foreign disk", why) : 0;
+}
+
+static int episode_foreign(struct sim *s, uint64_t ops)
+{
+	unsigned disk = below(s, s->disks_nr);
+	uint64_t size = disk_bytes(s, disk);
+	uint8_t *own = malloc(size), *foreign = malloc(size);
+	char why[KILN_ERROR_BYTES] = "";
+
+	if (!own || !foreign)
+		abort();
+	workload_run(s, ops);
+	int err = s->has_failed ? -EPROTO : close_cleanly(s);
+	if (err)
+		goto out;
+	memcpy(own, power_disk_bytes(s->power, disk), size);
+	err = foreign_make(s, disk);
+	memcpy(foreign, power_disk_bytes(s->power, disk), size);
+	COUNT(s, faults[s->kind], 1);
+	s->is_faulty = true;
+	/* With it: it is never taken for the one that was there. */
+	bool is_open = !err && !fs_try_open(s, KILN_OPEN_WRITE | (one_in(s, 2) ? KILN_OPEN_DEGRADED : 0), why);
+	if (is_open && s->disks_nr == 1)
+		err = failed(s, "another filesystem was opened as this one", "");
+	if (is_open && !err && s->fs->is_writable && s->is_redundant)
+		workload_run(s, ops);
+	if (is_open && !err)
+		kiln_shutdown(s->fs);
+	if (is_open)
+		fs_kill(s);
+	s->is_faulty = false;
+	disks_settle(s);
+	if (!err && memcmp(foreign, power_disk_bytes(s->power, disk), size))
+		err = failed(s, "another filesystem's device was written to", "");
+	memcpy(power_disk_bytes(s->power, disk), own, size);
+	if (!err)
+		err = fs_reopen(s, KILN_OPEN_WRITE);
+	if (!err)
+		err = compare_after_crash(s);
+	if (!err)
+		err = reopen(s);
+out:
+	free(own);
+	free(foreign);
+	return err;
+}
+
+/* --- the run --- */
+
+static int episode_run(struct sim *s, uint64_t ops)
+{
+	switch (s->kind) {
+	case EPISODE_CLEAN: workload_run(s, ops); return s->has_failed ? -EPROTO : reopen(s);
+	case EPISODE_CUT: return episode_cut(s, ops);
+	case EPISODE_READ_ERRORS: return episode_errors(s, ops, DEVICE_READ, false);
+	case EPISODE_READ_ERRORS_LASTING: return episode_errors(s, ops, DEVICE_READ, true);
+	case EPISODE_WRITE_ERRORS: return episode_errors(s, ops, DEVICE_WRITE, false);
+	case EPISODE_WRITE_ERRORS_LASTING: return episode_errors(s, ops, DEVICE_WRITE, true);
+	case EPISODE_FLUSH_ERRORS: return episode_errors(s, ops, DEVICE_FLUSH, false);
+	case EPISODE_FLUSH_ERRORS_LASTING: return episode_errors(s, ops, DEVICE_FLUSH, true);
+	case EPISODE_SLOW: return episode_slow(s, ops);
+	case EPISODE_FULL: return episode_full(s, ops);
+	case EPISODE_NO_MEMORY: return episode_no_memory(s, ops);
+	case EPISODE_ROT: return episode_rot(s, ops);
+	case EPISODE_LOST_WRITES: return episode_bad_writes(s, ops, FAULT_LOST_WRITE);
+	case EPISODE_MISDIRECTED_WRITES: return episode_bad_writes(s, ops, FAULT_MISDIRECTED_WRITE);
+	case EPISODE_VANISH: return episode_vanish(s, ops);
+	case EPISODE_FOREIGN: return episode_foreign(s, ops);
+	default: abort();
+	}
+}
+
+/* Wrong bytes of data that has no checksum can't be told from right ones. */
+static bool is_undetectable(const struct sim *s, unsigned kind)
+{
+	return !s->has_data_checksums &&
+	       (kind == EPISODE_ROT || kind == EPISODE_LOST_WRITES || kind == EPISODE_MISDIRECTED_WRITES);
+}
+
+static enum episode_kind kind_draw(struct sim *s)
+{
+	unsigned kind;
+
+	/* Power is lost more often than anything else. */
+	if (s->args->kinds & 1u << EPISODE_CUT && one_in(s, 3))
+		return EPISODE_CUT;
+	do
+		kind = below(s, EPISODE_KIND_NR);
+	while (!(s->args->kinds >> kind & 1));
+	return is_undetectable(s, kind) ? EPISODE_CLEAN : kind;
+}
+
+int episodes_run(struct sim *s)
+{
+	int err = config_make(s);
+
+	s->tasks_nr = 1 + below(s, s->args->tasks_max);
+	s->limits = operation_limits_default;
+	s->limits.total_bytes_max /= s->tasks_nr;
+	s->limits.files_max /= s->tasks_nr;
+	if (!err)
+		err = workload_init(s);
+	for (s->episode = 0; !err && !s->is_over && s->episode < s->args->episodes; s->episode++) {
+		rng_init(&s->rng, s->seed ^ (s->episode + 1) * 0xd1342543de82ef95);
+		s->kind = kind_draw(s);
+		if (!is_kept(s->args, (struct step_id){ s->episode, 0, UINT32_MAX }))
+			continue;
+		workload_remember(s, (struct step_id){ s->episode, 0, UINT32_MAX });
+		if (s->args->is_traced)
+			printf("episode %u: %s\n", s->episode, episode_names[s->kind]);
+		COUNT(s, episodes[s->kind], 1);
+		if (!s->args->is_traced)
+			alarm(CUT_SECONDS_MAX);
+		err = episode_run(s, 1 + rng_below(&s->rng, s->args->ops));
+	}
+	if (s->fs && !err && !s->has_failed)
+		err = reopen(s);
+	if (s->fs && (err || s->has_failed))
+		fs_kill(s);
+	else if (s->fs)
+		fs_end(s);
+	return err || s->has_failed ? -EPROTO : 0;
+}
