@@ -381,14 +381,20 @@ KILN_API int kiln_setattr(kiln_fs *fs, struct kiln_node node, const struct kiln_
 KILN_API ssize_t kiln_write(kiln_fs *fs, struct kiln_node node, uint64_t offset, const void *buf, size_t len);
 /* What kiln_fallocate() is to do: the numbers are those of Linux' FALLOC_FL_*. */
 enum kiln_fallocate_flags {
-	KILN_FALLOC_KEEP_SIZE = 1,   /* the size stays, though the range ends behind it */
-	KILN_FALLOC_PUNCH_HOLE = 2,  /* a hole; with KEEP_SIZE */
-	KILN_FALLOC_ZERO_RANGE = 16, /* what is there becomes zeroes; with or without KEEP_SIZE */
+	KILN_FALLOC_KEEP_SIZE = 1,	/* the size stays, though the range ends behind it */
+	KILN_FALLOC_PUNCH_HOLE = 2,	/* a hole; with KEEP_SIZE */
+	KILN_FALLOC_COLLAPSE_RANGE = 8, /* the range goes, what is behind it moves down */
+	KILN_FALLOC_INSERT_RANGE = 32,	/* a hole, what is behind it moves up */
+	KILN_FALLOC_ZERO_RANGE = 16,	/* what is there becomes zeroes; with or without KEEP_SIZE */
 };
 /*
  * Change what space a range of a file has. @mode 0 or KEEP_SIZE: all blocks of it get space, so that writing them can't
  * fail with -ENOSPC; the size grows to its end. ZERO_RANGE: the same, and it reads as zeroes afterwards. PUNCH_HOLE: it
  * reads as zeroes, and its space is free. Any bytes: blocks that are part of the range only are zeroed in part.
+ *
+ * COLLAPSE_RANGE and INSERT_RANGE stand alone. They move what is behind the range, without reading or writing data, and
+ * change the size by @len. Offset and length are whole blocks, the offset (of what is taken out, the end as well) lies
+ * before the end of the file: else -EINVAL. After a crash they are finished when the filesystem is opened for writing.
  *
  * -EOPNOTSUPP for other modes; -EINVAL @len 0; -ENOSPC: nothing has changed; -EFBIG; -EISDIR.
  */

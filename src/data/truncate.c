@@ -114,8 +114,7 @@ struct size_args {
 	bool is_too_big;    /* out: the hole doesn't fit one transaction */
 };
 
-/* One higher than the highest (04 §8). */
-static int logged_op_nr(struct btree_txn *txn, uint64_t *nr)
+int write_op_nr_new(struct btree_txn *txn, uint64_t *nr)
 {
 	struct btree_iter it;
 	struct bkey_ref k;
@@ -136,7 +135,7 @@ static int logged_op_put(struct btree_txn *txn, struct size_args *a)
 {
 	struct logged_op_truncate op = { .subvol = a->file->subvol, .inum = a->file->inum, .new_size_bytes = a->size };
 	uint8_t value[LOGGED_OP_TRUNCATE_BYTES];
-	int err = logged_op_nr(txn, &a->op_nr);
+	int err = write_op_nr_new(txn, &a->op_nr);
 
 	if (err)
 		return err;
@@ -175,6 +174,13 @@ static int size_run(struct btree_txn *txn, void *ctx)
 	return inode_txn_put(txn, &inode);
 }
 
+int write_op_delete(struct btree_txn *txn, uint64_t nr)
+{
+	struct bkey k = { .p = BPOS(0, nr, 0), .type = KEY_DELETED };
+
+	return btree_txn_put(txn, BTREE_LOGGED_OPS, &k, NULL, 0);
+}
+
 struct op_end_args {
 	uint64_t nr;
 };
@@ -182,9 +188,8 @@ struct op_end_args {
 static int op_end_run(struct btree_txn *txn, void *ctx)
 {
 	const struct op_end_args *a = ctx;
-	struct bkey k = { .p = BPOS(0, a->nr, 0), .type = KEY_DELETED };
 
-	return btree_txn_put(txn, BTREE_LOGGED_OPS, &k, NULL, 0);
+	return write_op_delete(txn, a->nr);
 }
 
 static int op_end(struct data *data, uint64_t nr, uint64_t *journal_seq)

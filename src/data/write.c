@@ -51,6 +51,7 @@ int data_start_write(struct data *data, struct allocator *allocator)
 		mutex_init(&w->inode_locks[i]);
 	mutex_init(&w->buffers_lock);
 	mutex_init(&w->shared_lock);
+	mutex_init(&w->stuck_lock);
 	data->writer = w;
 	return 0;
 }
@@ -68,14 +69,18 @@ void data_stop_write(struct data *data)
 		io_buffer_free(w->buffers[--w->buffers_nr]);
 	mutex_destroy(&w->buffers_lock);
 	mutex_destroy(&w->shared_lock);
+	mutex_destroy(&w->stuck_lock);
+	free(w->stuck);
 	free(w);
 }
 
 int write_inode_read(struct data *data, const struct data_write_target *file, struct inode *inode)
 {
 	struct bkey_copy copy;
-	int found = btree_lookup(data->trees, BTREE_INODES, BPOS(0, file->inum, file->snapshot), &copy);
 
+	if (write_is_stuck(data, file->inum))
+		return -EIO;
+	int found = btree_lookup(data->trees, BTREE_INODES, BPOS(0, file->inum, file->snapshot), &copy);
 	if (found < 0)
 		return found;
 	if (!found || copy.k.k.type == KEY_INODE_GENERATION)

@@ -14,6 +14,7 @@
 #include "alloc/allocator.h"
 #include "data/data.h"
 #include "format/inode.h"
+#include "format/logged_op.h"
 
 /* Give the data room what it needs for writing. Before it, writes fail with -EROFS. */
 int data_start_write(struct data *data, struct allocator *allocator);
@@ -66,6 +67,19 @@ enum data_allocate_flags {
  */
 int data_allocate(struct data *data, const struct data_write_target *file, uint64_t offset_bytes, uint64_t len_bytes,
 		  unsigned flags, const struct data_write_times *times, uint64_t *journal_seq);
+/*
+ * Insert a hole of @len at @offset, what is behind it moving up; or take a range out, what is behind it moving down.
+ * Both are logged operations (06 §14.3): done whole, after a crash by recovery. Offset and length are whole blocks
+ * (-EINVAL), the offset (of what is taken out, the end as well) lies before the end of the file (-EINVAL). No data is
+ * read or written. When an error stops it on the way, the file can't be changed before the filesystem is opened anew.
+ */
+int data_insert_range(struct data *data, const struct data_write_target *file, uint64_t offset_bytes,
+		      uint64_t len_bytes, const struct data_write_times *times, uint64_t *journal_seq);
+int data_collapse_range(struct data *data, const struct data_write_target *file, uint64_t offset_bytes,
+			uint64_t len_bytes, const struct data_write_times *times, uint64_t *journal_seq);
+/* Resume one of these found in logged_ops after a crash, and remove its key. */
+int data_resume_shift(struct data *data, uint64_t op_nr, uint32_t snapshot, const struct logged_op_finsert *op);
+
 enum data_copy_flags { DATA_COPY_SHARE_ONLY = 1 }; /* -EINVAL rather than copy what isn't whole blocks on both sides */
 /*
  * Make a range of @to what a range of @from is, sharing whole blocks where they lie alike, else copying. Returns bytes

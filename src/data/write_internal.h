@@ -8,6 +8,7 @@
  *   truncate.c    sizes and holes
  *   fallocate.c   space promised
  *   copy.c        ranges copied, and what they share
+ *   shift.c       ranges inserted and taken out
  *
  * One call at a time changes the data of an inode (inode_lock()): so what a call reads to complete partial blocks is
  * still there when it puts them, and sizes only change under it.
@@ -41,6 +42,9 @@ struct data_writer {
 	struct mutex shared_lock; /* of what follows: the end of the reflink btree */
 	bool has_shared_end;
 	uint64_t shared_end;
+	struct mutex stuck_lock; /* of what follows: inodes that an error left half shifted */
+	uint64_t *stuck;
+	size_t stuck_nr, stuck_capacity;
 };
 
 struct mutex *inode_lock(struct data *data, uint64_t inum);
@@ -112,7 +116,7 @@ int write_options_take(struct write_op *op, const struct inode *inode);
 size_t write_inline_bytes_max(const struct data *data);
 /* A data_damage_fn that sets a bool. */
 void data_damage_note(void *ctx, uint64_t offset, uint64_t len, int err);
-/* The size of the file now. 0, -ENOENT or an error. */
+/* The inode of a file that is to be changed, as it is now. 0, -ENOENT or an error. */
 int write_inode_read(struct data *data, const struct data_write_target *file, struct inode *inode);
 
 /* Copies that the file's data is to have. */
@@ -132,6 +136,15 @@ int write_punch(struct data *data, const struct data_write_target *file, uint64_
 /* The size becomes @size unless it is larger; and times, unless NULL. */
 int write_size_raise(struct data *data, const struct data_write_target *file, uint64_t size,
 		     const struct data_write_times *times, uint64_t *journal_seq);
+
+/* The number of a new logged operation: one higher than the highest (04 §8). Its key goes away with the last of it. */
+int write_op_nr_new(struct btree_txn *txn, uint64_t *nr);
+int write_op_delete(struct btree_txn *txn, uint64_t nr);
+
+/* --- shift.c --- */
+
+/* Is the file one that can't be changed before the filesystem is opened anew, which finishes what was begun? */
+bool write_is_stuck(struct data *data, uint64_t inum);
 
 /* --- fallocate.c --- */
 

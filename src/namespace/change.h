@@ -83,6 +83,8 @@ enum fallocate_op {
 	FALLOCATE_ZERO_EXTEND,
 	FALLOCATE_ZERO_KEEP_SIZE,
 	FALLOCATE_PUNCH,
+	FALLOCATE_INSERT,   /* a hole; what is behind it moves up */
+	FALLOCATE_COLLAPSE, /* the range goes; what is behind it moves down */
 };
 int namespace_fallocate(struct namespace *ns, struct object o, enum fallocate_op op, uint64_t offset, uint64_t len,
 			uint64_t *journal_seq);

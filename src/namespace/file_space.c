@@ -28,6 +28,8 @@ int namespace_fallocate(struct namespace *ns, struct object o, enum fallocate_op
 		return data_allocate(ns->data, &file, offset, len, DATA_ALLOCATE_ZERO | DATA_ALLOCATE_KEEP_SIZE, &times,
 				     journal_seq);
 	case FALLOCATE_PUNCH: return data_punch(ns->data, &file, offset, len, &times, journal_seq);
+	case FALLOCATE_INSERT: return data_insert_range(ns->data, &file, offset, len, &times, journal_seq);
+	case FALLOCATE_COLLAPSE: return data_collapse_range(ns->data, &file, offset, len, &times, journal_seq);
 	}
 	return -EOPNOTSUPP;
 }

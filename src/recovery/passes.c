@@ -53,19 +53,39 @@ static int logged_op_next(struct btrees *trees, uint64_t *nr, struct bkey_copy *
 	return found > 0 ? 0 : found ? found : -ENOENT;
 }
 
+/* The snapshot that an operation in a subvolume goes to. 1; 0: there is no such subvolume; or an error. */
+static int resume_where(struct recovery *r, uint32_t subvol, uint32_t *snapshot)
+{
+	struct subvolume sv;
+	int err = namespace_subvol(r->ns, subvol, &sv);
+
+	if (err == -ENOENT) {
+		log_printf(r->log, LOG_LEVEL_WARNING,
+			   "an operation was under way in subvolume %u, which doesn't exist: left alone", subvol);
+		return 0;
+	}
+	*snapshot = err ? 0 : sv.snapshot;
+	return err ? err : 1;
+}
+
 static int resume_truncate(struct recovery *r, uint64_t nr, struct bkey_ref k)
 {
 	struct logged_op_truncate op;
-	struct subvolume sv;
+	uint32_t snapshot;
 
 	logged_op_truncate_decode(k, &op);
-	int err = namespace_subvol(r->ns, op.subvol, &sv);
-	if (err == -ENOENT) {
-		log_printf(r->log, LOG_LEVEL_WARNING,
-			   "a truncation was under way in subvolume %u, which doesn't exist: left alone", op.subvol);
-		return 0;
-	}
-	return err ? err : data_resume_truncate(r->data, nr, sv.snapshot, op.inum, op.new_size_bytes);
+	int ret = resume_where(r, op.subvol, &snapshot);
+	return ret <= 0 ? ret : data_resume_truncate(r->data, nr, snapshot, op.inum, op.new_size_bytes);
+}
+
+static int resume_shift(struct recovery *r, uint64_t nr, struct bkey_ref k)
+{
+	struct logged_op_finsert op;
+	uint32_t snapshot;
+
+	logged_op_finsert_decode(k, &op);
+	int ret = resume_where(r, op.subvol, &snapshot);
+	return ret <= 0 ? ret : data_resume_shift(r->data, nr, snapshot, &op);
 }
 
 static int resume_logged_ops(struct recovery *r)
@@ -77,13 +97,7 @@ static int resume_logged_ops(struct recovery *r)
 	while (!(err = logged_op_next(r->trees, &nr, &op))) {
 		switch (op.k.k.type) {
 		case KEY_LOGGED_OP_TRUNCATE: err = resume_truncate(r, nr, op.k); break;
-		case KEY_LOGGED_OP_FINSERT:
-			/* Only whoever inserts and collapses ranges leaves these; until that is built it isn't
-			 * finished. */
-			log_printf(r->log, LOG_LEVEL_WARNING,
-				   "inode %llu was left in the midst of inserting or collapsing a range",
-				   (unsigned long long)le64_load((const uint8_t *)op.k.value + 8));
-			return -KILN_E_UNSUPPORTED;
+		case KEY_LOGGED_OP_FINSERT: err = resume_shift(r, nr, op.k); break;
 		default: /* of newer versions: theirs to finish */ break;
 		}
 		if (err)

@@ -337,6 +337,32 @@ static void op_copy(struct world *w, struct file *from, uint64_t from_offset, st
 	file_check(w, from);
 }
 
+/* What is in both: insert @len zeroes at @offset, or take so many bytes out. */
+static void op_shift(struct world *w, struct file *f, uint64_t offset, uint64_t len, bool is_insert)
+{
+	struct data_write_target target = target_of(f);
+	struct data_write_times times = times_next(w);
+	uint64_t seq = 0;
+	bool is_allowed = offset % w->block_bytes == 0 && len && len % w->block_bytes == 0 &&
+			  (is_insert ? offset < f->size : offset + len < f->size);
+
+	int err = is_insert ? data_insert_range(w->fs->data, &target, offset, len, &times, &seq)
+			    : data_collapse_range(w->fs->data, &target, offset, len, &times, &seq);
+	assert_int_equal(err, is_allowed ? 0 : -EINVAL);
+	if (err)
+		return;
+	if (is_insert) {
+		memmove(f->bytes + offset + len, f->bytes + offset, f->size - offset);
+		memset(f->bytes + offset, 0, len);
+		f->size += len;
+	} else {
+		memmove(f->bytes + offset, f->bytes + offset + len, f->size - offset - len);
+		f->size -= len;
+		memset(f->bytes + f->size, 0, len);
+	}
+	times_check(w, f);
+}
+
 /* A number below @bound: often small, often at or next to a block boundary. */
 static uint64_t number(struct world *w, uint64_t bound)
 {
@@ -349,12 +375,26 @@ static uint64_t number(struct world *w, uint64_t bound)
 	}
 }
 
+static void random_shift(struct world *w, struct file *f)
+{
+	bool is_insert = rng_below(&w->rng, 2);
+	uint64_t block = w->block_bytes, offset = f->size ? number(w, f->size) : 0;
+	uint64_t room = is_insert ? FILE_BYTES_MAX - f->size : f->size;
+	uint64_t len = room ? number(w, room) : 0;
+
+	if (rng_below(&w->rng, 8)) {
+		offset = offset / block * block;
+		len = len / block * block;
+	}
+	op_shift(w, f, offset, len, is_insert);
+}
+
 static void random_op(struct world *w)
 {
 	struct file *f = &w->files[rng_below(&w->rng, FILES)];
 	uint64_t offset = number(w, FILE_BYTES_MAX), from;
 
-	switch (rng_below(&w->rng, 15)) {
+	switch (rng_below(&w->rng, 17)) {
 	case 0: op_truncate(w, f, number(w, FILE_BYTES_MAX)); break;
 	case 1: op_truncate(w, f, f->size ? number(w, f->size) : 0); break;
 	case 2: op_punch(w, f, offset, 1 + number(w, FILE_BYTES_MAX)); break;
@@ -380,7 +420,9 @@ static void random_op(struct world *w)
 		op_copy(w, &w->files[rng_below(&w->rng, FILES)], from, f, offset,
 			1 + number(w, FILE_BYTES_MAX - offset));
 		break;
-	case 10: /* append */
+	case 10:
+	case 11: random_shift(w, f); break;
+	case 12: /* append */
 		offset = f->size;
 		if (offset == FILE_BYTES_MAX)
 			break;

@@ -139,7 +139,7 @@ class Changer:
     """Random operations of all kinds below a directory, on the filesystem and the model."""
 
     KINDS = (["file"] * 5 + ["write"] * 8 + ["mkdir"] * 2 + ["symlink", "fifo", "chr", "link", "link", "truncate",
-             "truncate", "punch", "allocate", "allocate", "zero", "copy", "copy", "copy", "chmod", "chown", "utime", "xattr", "xattr", "noxattr"] + ["unlink"] * 4 +
+             "truncate", "punch", "allocate", "allocate", "zero", "shift", "shift", "copy", "copy", "copy", "chmod", "chown", "utime", "xattr", "xattr", "noxattr"] + ["unlink"] * 4 +
              ["rmdir"] + ["rename"] * 3 + ["exchange", "fsync", "sync"])
 
     def __init__(self, fs, model, top, seed, bytes_max=1 << 18):
@@ -264,6 +264,23 @@ class Changer:
                 content[offset:end] = bytes(end - offset)
             if not keep_size:
                 content.extend(bytes(max(0, offset + size - len(content))))
+            self.model.nodes[path].entry["mode"] &= ~0o6000
+
+    def do_shift(self):
+        """Insert blocks, or take some out."""
+        path = self.pick("file")
+        if path:
+            content = self.model.nodes[path].content
+            offset = self.random.randrange(len(content) + 1) // 4096 * 4096
+            size = 4096 * self.random.randrange(1, 10)
+            if self.random.randrange(2) and offset < len(content):
+                self.fs.must("fallocate", path, 32, offset, size)
+                content[offset:offset] = bytes(size)
+            elif offset + size < len(content):
+                self.fs.must("fallocate", path, 8, offset, size)
+                del content[offset:offset + size]
+            else:
+                return
             self.model.nodes[path].entry["mode"] &= ~0o6000
 
     def do_copy(self):
