@@ -362,6 +362,27 @@ static int parent_list_make(struct interior_update *u, const struct btree_node *
 	return err;
 }
 
+/* Can @parent take the pointers to news[first..], in place of those that they replace? */
+static bool parent_has_room(const struct interior_update *u, const struct btree_node *parent, size_t first)
+{
+	const struct node_keys *keys = &parent->keys;
+	uint64_t u64s = keys->live_u64s + (u->new_nr - first) * PTR_KEY_U64S_MAX;
+
+	for (size_t i = 0; i < u->old_nr; i++) {
+		const struct node_ptr *p = &u->olds[i].ptr;
+
+		if (p->level + 1 != parent->id.level)
+			continue;
+		uint32_t idx = node_keys_lower_bound(keys, p->max_key);
+		if (idx == keys->key_nr)
+			continue;
+		struct bkey_ref k = node_keys_get(keys, idx);
+		if (bpos_eq(k.k.p, p->max_key))
+			u64s -= bkey_packed_u64s(&keys->format, &k.k);
+	}
+	return u64s <= node_u64s_max(u->trees);
+}
+
 /* Replace the parent at @level too, with the new pointers in it. */
 static int parent_replace(struct interior_update *u, struct path *path, unsigned level, size_t first)
 {
@@ -443,10 +464,7 @@ static int update_build(struct interior_update *u, struct path *path, unsigned p
 
 	size_t first = 0;
 	for (unsigned level = path->level + 1; !err && level <= path->root_level; level++) {
-		struct node_keys *keys = &path->nodes[level]->keys;
-		size_t ptr_nr = u->new_nr - first;
-
-		if (keys->live_u64s + ptr_nr * PTR_KEY_U64S_MAX <= node_u64s_max(u->trees))
+		if (parent_has_room(u, path->nodes[level], first))
 			return 0;
 		size_t next = u->new_nr;
 		err = parent_replace(u, path, level, first);
@@ -731,10 +749,15 @@ static unsigned nodes_needed(struct btrees *trees, struct btree_node *node)
 	return pieces_nr(trees, u64s, 2) + 1 + 2 * levels_above + 1;
 }
 
-/* Would the two, made into one node, leave two thirds of it free? */
-static bool nodes_are_small(const struct btrees *trees, const struct btree_node *a, const struct btree_node *b)
+/*
+ * Would the two, made into one node, leave two thirds of it free? An empty one goes into whatever needn't be split for
+ * it.
+ */
+static bool nodes_are_small(const struct btrees *trees, uint32_t u64s_a, uint32_t u64s_b)
 {
-	return (a->keys.live_u64s + b->keys.live_u64s) <= node_u64s_max(trees) / 3;
+	uint32_t u64s = u64s_a + u64s_b;
+
+	return u64s <= node_u64s_max(trees) / 3 || ((!u64s_a || !u64s_b) && pieces_nr(trees, u64s, 1) == 1);
 }
 
 /* For a merge: make path->nodes[level] and path->sibling two neighbours. 0, or -ENOENT: there is none that fits. */
@@ -743,6 +766,9 @@ static int sibling_find(struct btrees *trees, struct path *path)
 	struct btree_node *node = path->nodes[path->level];
 	struct btree_node *parent = path->level < path->root_level ? path->nodes[path->level + 1] : NULL;
 
+	six_lock_read(&node->lock);
+	uint32_t u64s = node->keys.live_u64s;
+	six_unlock_read(&node->lock);
 	for (unsigned side = 0; parent && side < 2; side++) {
 		struct bpos edge = side ? node->id.ptr.min_key : node->id.max_key;
 		struct bpos bound = side ? parent->id.ptr.min_key : parent->id.max_key;
@@ -753,7 +779,7 @@ static int sibling_find(struct btrees *trees, struct path *path)
 		edge = side ? bpos_predecessor(edge) : bpos_successor(edge);
 		if (tree_descend(trees, node->id.btree_id, path->level, edge, &place) != 1 || !place.node)
 			continue;
-		bool is_small = nodes_are_small(trees, node, place.node) && !place.node->is_unpublished;
+		bool is_small = nodes_are_small(trees, u64s, place.node->keys.live_u64s);
 		six_unlock_read(&place.node->lock);
 		if (!is_small) {
 			node_put(place.node);
@@ -764,6 +790,17 @@ static int sibling_find(struct btrees *trees, struct path *path)
 		return 0;
 	}
 	return -ENOENT;
+}
+
+bool interior_can_merge(struct btrees *trees, struct btree_node *node)
+{
+	struct path path;
+	int err = path_find(trees, node, &path);
+
+	if (!err)
+		err = sibling_find(trees, &path);
+	path_put(&path);
+	return !err;
 }
 
 /* With the slot held. 0 and *@is_switched; -EAGAIN: try again; or an error. */
@@ -788,7 +825,7 @@ static int node_replace(struct interior_update *u, struct btree_node *node, enum
 		err = -EAGAIN;
 	} else if (low->keys.lost_nr || (path.sibling && path.sibling->keys.lost_nr)) {
 		err = -EIO;
-	} else if (path.sibling && !nodes_are_small(trees, low, path.sibling)) {
+	} else if (path.sibling && !nodes_are_small(trees, low->keys.live_u64s, path.sibling->keys.live_u64s)) {
 		err = -ENOENT;
 	}
 	if (!err)
@@ -838,9 +875,9 @@ int interior_replace(struct btrees *trees, struct btree_node *node, enum interio
 		if (writing && can_wait)
 			node_write_wait(trees, writing);
 		node_put(writing);
-		/* The tree is as high as it can be, or a key too large for any node. */
+		/* The tree is as high as it can be, or a key too large for any node; or no format suits both nodes. */
 		if (err == -ENOBUFS)
-			return -ENOSPC;
+			return kind == INTERIOR_MERGE ? 0 : -ENOSPC;
 		if (err != -ENOSPC && (err != -EAGAIN || !can_wait))
 			return err;
 		extra += err == -ENOSPC ? 4 : 0;
@@ -1011,6 +1048,7 @@ static void update_publish(struct interior_update *u)
 		six_lock_intent(&node->lock);
 		six_lock_write(&node->lock);
 		node->is_unpublished = false;
+		merge_want(u->trees, node);
 		six_unlock_write(&node->lock);
 		six_unlock_intent(&node->lock);
 	}
@@ -1018,6 +1056,7 @@ static void update_publish(struct interior_update *u)
 		six_lock_intent(&u->parent->lock);
 		six_lock_write(&u->parent->lock);
 		u->parent->write_blocks--;
+		merge_want(u->trees, u->parent);
 		six_unlock_write(&u->parent->lock);
 		six_unlock_intent(&u->parent->lock);
 	}

@@ -10,6 +10,7 @@
  *   txn.c           transactions: what they read and put, triggers
  *   commit.c        locking, validation, the journal, putting keys into nodes
  *   interior.c      split, merge, rewrite, new roots
+ *   merge.c         joining nodes that have little left
  *   node_write.c    writing dirty nodes back
  *   write_buffer.c  puts to write-buffered btrees, until they are applied
  *   replay.c        journal keys into nodes
@@ -186,16 +187,15 @@ struct btree_node {
 	struct six_lock lock;  /* guards the members below, down to `bytes` */
 	struct node_keys keys; /* NODE_READY */
 	uint32_t generation;
-	bool is_retired;     /* replaced: go back to the root */
-	bool is_dirty;	     /* on the writer's list, which holds a reference */
-	bool is_writing;     /* a set of it is on its way to the disk: it can't be replaced */
-	bool is_new;	     /* made since the btrees were opened for writing */
-	bool is_unpublished; /* new: nothing may be appended before the pointer to it is committed */
-	bool merge_tried;    /* with a sibling, when it had so many words */
-	uint32_t merge_tried_u64s;
-	unsigned write_blocks;		   /* interior updates that must commit before it may be written */
-	uint32_t log_sectors;		   /* end of the log, sets on their way to the disk included */
-	uint64_t seq_max;		   /* newest journal seq of what is dirty */
+	bool is_retired;       /* replaced: go back to the root */
+	bool is_dirty;	       /* on the writer's list, which holds a reference */
+	bool is_writing;       /* a set of it is on its way to the disk: it can't be replaced */
+	bool is_new;	       /* made since the btrees were opened for writing */
+	bool is_unpublished;   /* new: nothing may be appended before the pointer to it is committed */
+	uint32_t merge_u64s;   /* most words, and 1, since a merge of it was tried; 0: not tried (merge.c) */
+	unsigned write_blocks; /* interior updates that must commit before it may be written */
+	uint32_t log_sectors;  /* end of the log, sets on their way to the disk included */
+	uint64_t seq_max;      /* newest journal seq of what is dirty */
 	struct journal_pin pin, write_pin; /* oldest of what is dirty; of what is being written */
 	size_t bytes;			   /* charged to the budget */
 	atomic_uint refs;		   /* 0 -> 1 only under the shard's lock */
@@ -281,6 +281,7 @@ struct reported {
 
 struct write_state; /* node_write.c: what there is only after btrees_start_write() */
 struct write_buffer;
+struct merger;
 
 struct btrees {
 	struct btrees_opts opts;
@@ -296,6 +297,7 @@ struct btrees {
 	const struct btree_watch *watch;
 	struct write_state *write;	   /* NULL: read-only */
 	struct write_buffer *write_buffer; /* NULL: no journal, puts are ordinary */
+	struct merger *merger;		   /* NULL: nothing is merged */
 };
 
 /* A node, and the range it serves. */
@@ -460,6 +462,8 @@ enum interior_kind {
  */
 int interior_replace(struct btrees *trees, struct btree_node *node, enum interior_kind kind, enum watermark watermark,
 		     bool can_wait);
+/* Does @node (referenced) seem to have a neighbour that it can be merged with? */
+bool interior_can_merge(struct btrees *trees, struct btree_node *node);
 /* Give a btree that has none its first root. 0 when there is one. */
 int interior_root_create(struct btrees *trees, unsigned btree_id, enum watermark watermark);
 /* Write new nodes, and make them reachable. For the task that does it. */
@@ -520,6 +524,17 @@ void node_write_throttle(struct btrees *trees);
 /* Nothing may be written any more. */
 void write_failed(struct btrees *trees, int err);
 int write_error(struct btrees *trees);
+
+/* --- merge.c --- */
+
+/* @node, locked for write, has been written or is new: if it has become small, it is to be merged. */
+void merge_want(struct btrees *trees, struct btree_node *node);
+int merger_open(struct btrees *trees, struct merger **merger);
+/* Wait until there is nothing to be merged. Returns whether there was any. */
+bool merger_flush(struct merger *m);
+/* Stop its task. NULL is allowed. */
+void merger_stop(struct merger *m);
+void merger_close(struct merger *m); /* NULL is allowed */
 
 /* --- write_buffer.c --- */
 

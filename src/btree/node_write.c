@@ -382,20 +382,6 @@ static int batch_write(struct set_batch *b)
 	return err ? err : batch_commit(b);
 }
 
-/* Has it become so small that it may fit into its sibling, and not been looked at since? @node is locked for write. */
-static bool node_may_merge(const struct btrees *trees, struct btree_node *node)
-{
-	uint32_t u64s = node->keys.live_u64s;
-
-	if (u64s > node_u64s_max(trees) / 6 || (node->merge_tried && u64s >= node->merge_tried_u64s / 2 && u64s))
-		return false;
-	if (node->merge_tried && node->merge_tried_u64s == u64s)
-		return false;
-	node->merge_tried = true;
-	node->merge_tried_u64s = u64s;
-	return true;
-}
-
 static void set_done(struct btrees *trees, struct set_write *set, int err)
 {
 	struct btree_node *node = set->node;
@@ -406,18 +392,14 @@ static void set_done(struct btrees *trees, struct set_write *set, int err)
 	if (!err)
 		cache_set_ptr(trees, node, &set->ptr);
 	node->is_writing = false;
-	bool may_merge = !err && node_may_merge(trees, node);
+	if (!err)
+		merge_want(trees, node);
 	six_unlock_write(&node->lock);
 	six_unlock_intent(&node->lock);
 	if (trees->write_opts.journal)
 		journal_pin_drop(trees->write_opts.journal, &node->write_pin);
 	io_buffer_free(set->buf);
-	if (may_merge) {
-		err = interior_replace(trees, node, INTERIOR_MERGE, WATERMARK_RECLAIM, false);
-		if (err && err != -EAGAIN && err != -ENOMEM && err != -ENOSPC && err != -EIO)
-			write_failed(trees, err);
-	}
-	/* Only now: who waits for quiet waits for what a merge makes dirty, too. */
+	/* Only now: who waits for quiet waits for what is to be merged, too. */
 	mutex_lock(&w->lock);
 	w->writing_nr--;
 	waitq_wake_all(&w->done);
@@ -619,6 +601,8 @@ int btrees_start_write(struct btrees *trees, const struct btrees_write_opts *opt
 	err = task_start(&w->writer, "btree-writer", writer_task, trees);
 	if (!err && opts->journal)
 		err = task_start(&w->finisher, "btree-interior", finisher_task, trees);
+	if (!err)
+		err = merger_open(trees, &trees->merger);
 	if (!err && opts->journal)
 		err = write_buffer_open(trees, &trees->write_buffer);
 	if (err)
@@ -636,9 +620,12 @@ void btrees_stop_write(struct btrees *trees)
 		return;
 	/* The buffer's task may wait for interior updates, and the commits of these add to the buffer. */
 	write_buffer_stop(trees->write_buffer);
+	merger_stop(trees->merger);
 	tasks_stop(w);
 	write_buffer_close(trees->write_buffer);
 	trees->write_buffer = NULL;
+	merger_close(trees->merger);
+	trees->merger = NULL;
 	while (w->dirty) {
 		struct btree_node *node = w->dirty;
 
@@ -712,6 +699,7 @@ int btrees_flush_all(struct btrees *trees)
 		if (!err) {
 			atomic_store(&trees->write->is_compacting, ++round % COMPACT_ROUNDS == 0);
 			any |= nodes_flush(trees);
+			any |= merger_flush(trees->merger);
 			any |= interior_flush(trees);
 			any |= atomic_load(&trees->write->stats.commits) != commits;
 			err = write_error(trees);

@@ -14,9 +14,11 @@
 
 #include "base/clock.h"
 #include "base/fiber.h"
+#include "base/sanitizer.h"
 #include "btree/txn.h"
 #include "format/version.h"
 #include "journal/journal.h"
+#include "node_count.h"
 #include "super/format.h"
 
 enum {
@@ -326,6 +328,83 @@ static void rounds(void *arg)
 	free(w);
 }
 
+/* --- shrinking --- */
+
+enum { SHRINK_KEYS = KEYS, SHRINK_ROUNDS = KILN_TSAN ? 1 : 3 };
+
+/* Every key once, some tasks at a time: all put, or nearly all deleted, or the rest of them. */
+struct sweeper {
+	struct world *w;
+	unsigned nr;
+	enum { SWEEP_PUT, SWEEP_THIN, SWEEP_EMPTY } kind;
+};
+
+static void sweep_task(void *arg)
+{
+	const struct btree_commit_opts opts = { .name = "sweep", .watermark = WATERMARK_NORMAL };
+	struct sweeper *t = arg;
+
+	for (uint64_t i = t->nr; i < SHRINK_KEYS; i += TASKS) {
+		/* Not in order, and where the tasks are is far from each other. */
+		uint64_t at = i * 7919 % SHRINK_KEYS;
+		struct put p = { at, i, t->kind == SWEEP_PUT ? 8 : 0 };
+
+		if (t->kind == SWEEP_THIN && at % 50 == 7)
+			continue;
+		if (btree_txn_run(t->w->trees, &opts, put_txn, &p))
+			abort();
+		t->w->model[at].value = p.value;
+		t->w->model[at].words = p.words;
+	}
+}
+
+static void sweep(struct world *w, int kind, struct node_count *c, struct node_count *buffered)
+{
+	struct task *tasks[TASKS];
+	struct sweeper sweepers[TASKS];
+
+	for (unsigned i = 0; i < TASKS; i++) {
+		sweepers[i] = (struct sweeper){ w, i, kind };
+		assert_int_equal(task_start(&tasks[i], "sweep", sweep_task, &sweepers[i]), 0);
+	}
+	for (unsigned i = 0; i < TASKS; i++)
+		task_join(tasks[i]);
+	assert_int_equal(btrees_flush_all(w->trees), 0);
+	node_count(w->trees, ID, c);
+	node_count(w->trees, BUFFERED_ID, buffered);
+}
+
+static void shrink(void *arg)
+{
+	struct world *w = calloc(1, sizeof(*w));
+	struct node_count full, some, none, buffered;
+
+	(void)arg;
+	world_make(w);
+	world_open(w);
+	for (unsigned round = 0; round < SHRINK_ROUNDS; round++) {
+		sweep(w, SWEEP_PUT, &full, &buffered);
+		assert_true(full.leaves > 30);
+		sweep(w, SWEEP_THIN, &some, &buffered);
+		assert_int_equal(some.mergeable + buffered.mergeable, 0);
+		assert_true(some.leaves < full.leaves / 4);
+		sweep(w, SWEEP_EMPTY, &none, &buffered);
+		assert_int_equal(none.nodes, none.levels);
+		assert_int_equal(buffered.nodes, buffered.levels);
+		check(w, true);
+	}
+	world_crash(w);
+	world_open(w);
+	check(w, false);
+	world_crash(w);
+	journal_state_free(w->state);
+	super_close(w->super);
+	mutex_destroy(&w->lock);
+	free(w);
+}
+
+static void a_btree_shrinks_with_what_is_in_it(void **state) { shrink(NULL); }
+
 static uint64_t seed_get(void)
 {
 	const char *env = getenv("KILN_TEST_SEED");
@@ -349,9 +428,16 @@ static void crashes_lose_nothing_in_a_simulation(void **state)
 	assert_int_equal(fiber_sim_run(&(struct fiber_sim_opts){ .seed = seed }, rounds, &seed, NULL), 0);
 }
 
+static void a_btree_shrinks_in_a_simulation(void **state)
+{
+	assert_int_equal(fiber_sim_run(&(struct fiber_sim_opts){ .seed = seed_get() }, shrink, NULL, NULL), 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_btree_shrinks_with_what_is_in_it),
+		cmocka_unit_test(a_btree_shrinks_in_a_simulation),
 		cmocka_unit_test(crashes_lose_nothing_that_was_flushed),
 		cmocka_unit_test(crashes_lose_nothing_in_a_simulation),
 	};

@@ -4,6 +4,7 @@
  */
 #include "fixture.h"
 #include "memory_trees.h"
+#include "node_count.h"
 
 #include <errno.h>
 #include <setjmp.h>
@@ -250,6 +251,72 @@ static void one_by_one(void **state)
 	model_free(&h.models[0]);
 }
 
+/* --- shrinking --- */
+
+enum { MANY = KILN_TSAN ? 4000 : 6000, LEFT_STEP = 40 };
+
+static int one_put(struct btree_txn *txn, void *ctx) { return script_put(txn, ctx, 0); }
+
+/* Put, or delete, the key at a position. */
+static void one_run(struct history *h, uint64_t offset, bool is_deletion)
+{
+	struct script s = { .h = h, .nr = 1, .is_deletion = { is_deletion } };
+
+	s.keys[0] = random_key(&h->rng, BTREE_QUOTAS, 1, 1, 1);
+	s.keys[0].k.p.offset = offset;
+	assert_int_equal(btree_txn_run(h->m.trees, &(struct btree_commit_opts){ .name = "one" }, one_put, &s), 0);
+}
+
+/* Delete what lies in @begin..@end - 1, in order or not, but for every LEFT_STEP-th if @some_stay. */
+static void many_delete(struct history *h, uint64_t begin, uint64_t end, bool some_stay)
+{
+	uint64_t nr = end - begin, step = 1;
+
+	if (rng_below(&h->rng, 2)) /* a prime that doesn't divide it goes through all of them */
+		step = nr % 7919 ? 7919 : 1;
+	for (uint64_t i = 0; i < nr; i++) {
+		uint64_t offset = begin + i * step % nr;
+
+		if (!some_stay || offset % LEFT_STEP)
+			one_run(h, offset, true);
+		if (rng_below(&h->rng, nr) < 3)
+			assert_int_equal(btrees_flush_all(h->m.trees), 0);
+	}
+}
+
+static void shrink_seed(uint64_t seed)
+{
+	static struct history h;
+	struct node_count full, some, none;
+
+	memset(&h, 0, sizeof(h));
+	rng_init(&h.rng, seed);
+	memory_trees_open(&h.m, SMALL_NODE, 0);
+	for (unsigned round = 0; round < (KILN_TSAN ? 1 : 3); round++) {
+		for (uint64_t i = 0; i < MANY; i++)
+			one_run(&h, i, false);
+		assert_int_equal(btrees_flush_all(h.m.trees), 0);
+		node_count(h.m.trees, BTREE_QUOTAS, &full);
+		assert_true(full.leaves > 100 && full.levels >= 3);
+		/* A half, and what is left of it; then most of the other, so that some leaves keep a few keys. */
+		many_delete(&h, 0, MANY / 2, false);
+		many_delete(&h, MANY / 2, MANY, true);
+		memory_trees_reopen(&h.m);
+		node_count(h.m.trees, BTREE_QUOTAS, &some);
+		assert_int_equal(some.mergeable, 0);
+		assert_true(some.leaf_u64s > 0);
+		assert_true(some.nodes <= 2 * some.levels + 8 * (uint32_t)(some.leaf_u64s * 8 / SMALL_NODE + 1));
+		many_delete(&h, MANY / 2, MANY, false);
+		memory_trees_reopen(&h.m);
+		node_count(h.m.trees, BTREE_QUOTAS, &none);
+		assert_int_equal(none.leaf_u64s, 0);
+		assert_int_equal(none.nodes, none.levels);
+	}
+	memory_trees_close(&h.m);
+}
+
+static void a_btree_shrinks_with_what_is_in_it(void **state) { seeds_run(shrink_seed, KILN_TSAN ? 1 : 3); }
+
 /* --- against each other --- */
 
 enum {
@@ -448,6 +515,7 @@ int main(void)
 		cmocka_unit_test_teardown(a_btree_is_a_sorted_array, seeds_teardown),
 		cmocka_unit_test_teardown(a_btree_with_little_memory_is_a_sorted_array, seeds_teardown),
 		cmocka_unit_test_teardown(a_btree_of_large_nodes_is_a_sorted_array, seeds_teardown),
+		cmocka_unit_test_teardown(a_btree_shrinks_with_what_is_in_it, seeds_teardown),
 		cmocka_unit_test_teardown(transactions_of_fibers_are_isolated, seeds_teardown),
 		cmocka_unit_test(transactions_of_threads_are_isolated),
 	};
