@@ -174,11 +174,16 @@ static int device_look(struct format *f, size_t i)
 	return 0;
 }
 
+static unsigned open_flags(const struct format *f)
+{
+	return DEVICE_OPEN_WRITE | (f->opts.flags & KILN_FORMAT_BUFFERED ? DEVICE_OPEN_NO_DIRECT : 0) |
+	       (f->opts.flags & KILN_FORMAT_NO_URING ? DEVICE_OPEN_NO_URING : 0);
+}
+
 static int device_prepare(struct format *f, size_t i, const struct log_sink *log)
 {
 	const struct kiln_format_device *d = &f->devices[i];
-	unsigned flags = DEVICE_OPEN_WRITE | (f->opts.flags & KILN_FORMAT_BUFFERED ? DEVICE_OPEN_NO_DIRECT : 0) |
-			 (f->opts.flags & KILN_FORMAT_NO_URING ? DEVICE_OPEN_NO_URING : 0);
+	unsigned flags = open_flags(f);
 	char why[256] = "";
 
 	int err = d->file_bytes ? device_file_make(d->path, d->file_bytes, &f->files[i], why) : 0;
@@ -218,6 +223,19 @@ static void devices_close(struct format *f, bool is_undone)
 
 /* --- the whole --- */
 
+/* Superblocks of a filesystem that isn't one must not be found. The devices have been handed on, and closed. */
+static void superblocks_undo(struct format *f, const struct log_sink *log)
+{
+	for (size_t i = 0; i < f->nr; i++) {
+		struct device *dev;
+
+		if (f->files[i].was_made || device_open_file(f->devices[i].path, open_flags(f), log, &dev, NULL))
+			continue;
+		super_format_undo(dev);
+		device_close(dev);
+	}
+}
+
 /* Hands the devices on. */
 static int initialize(struct format *f, kiln_fs **fs)
 {
@@ -249,15 +267,15 @@ static int format_run(struct format *f, kiln_fs **fs)
 	};
 
 	reporter_init(&reporter, &sinks);
-	int err = f->opts.flags & KILN_FORMAT_NO_INITIALIZE ? 0 : fs_initialize_possible(f->why);
-	if (!err)
-		err = devices_prepare(f, &reporter.log);
+	int err = devices_prepare(f, &reporter.log);
 	if (!err)
 		err = superblocks_write(f);
-	bool is_written = !err;
-	if (!err && !(f->opts.flags & KILN_FORMAT_NO_INITIALIZE))
+	if (!err && !(f->opts.flags & KILN_FORMAT_NO_INITIALIZE)) {
 		err = initialize(f, fs);
-	devices_close(f, !is_written);
+		if (err)
+			superblocks_undo(f, &reporter.log);
+	}
+	devices_close(f, err != 0);
 	reporter_destroy(&reporter);
 	return err;
 }

@@ -14,8 +14,6 @@
  */
 int fs_initialize(struct device **devices, size_t device_nr, const struct kiln_open_options *options,
 		  struct kiln_fs **fs, char why[KILN_ERROR_BYTES]);
-/* 0, or -EOPNOTSUPP with @why while the engine can't do that yet. */
-int fs_initialize_possible(char why[KILN_ERROR_BYTES]);
 
 /*
  * Format open devices, which stay the caller's: for tests with devices in memory. Options as in kiln_format_options;

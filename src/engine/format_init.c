@@ -6,12 +6,6 @@
 
 #include "engine/fs_write.h"
 
-int fs_initialize_possible(char why[KILN_ERROR_BYTES])
-{
-	(void)why;
-	return 0;
-}
-
 int fs_initialize(struct device **devices, size_t device_nr, const struct kiln_open_options *options,
 		  struct kiln_fs **out, char why[KILN_ERROR_BYTES])
 {

@@ -473,10 +473,39 @@ static int device_write_superblocks(struct plan *p, unsigned i, uint8_t *buf)
 	return err ? refuse(p, err, "%s can't be written: %s.", dev->name, error_name(err)) : 0;
 }
 
+/* Room of the copies that a layout names, as far as it can be believed. */
+static void layout_wipe(struct device *dev, const struct sb_layout_disk *layout, uint8_t *buf)
+{
+	if (sb_layout_validate(layout, NULL))
+		return;
+	for (unsigned i = 0; i < layout->nr_superblocks; i++) {
+		uint64_t from = le64_get(layout->sb_offset[i]) << SECTOR_SHIFT;
+
+		if (from < dev->size_bytes)
+			range_wipe(dev, from, from + (SECTOR_BYTES << layout->sb_max_size_bits), buf);
+	}
+}
+
+void super_format_undo(struct device *dev)
+{
+	uint64_t start = SB_SECTOR << SECTOR_SHIFT;
+	struct sb_layout_disk layout;
+	uint8_t *buf = io_buffer_alloc(WIPE_CHUNK_BYTES);
+
+	if (!buf)
+		return;
+	if (!device_read(dev, SB_LAYOUT_SECTOR << SECTOR_SHIFT, &layout, sizeof(layout)))
+		layout_wipe(dev, &layout, buf);
+	range_wipe(dev, 0, 2 * start, buf);
+	device_flush(dev);
+	io_buffer_free(buf);
+}
+
 int super_format(struct super_format_device *devs, size_t nr, const struct super_format_opts *opts, char why[512])
 {
 	struct plan p = { .devs = devs, .nr = nr, .opts = opts, .why = why };
 	uint8_t *buf = io_buffer_alloc(WIPE_CHUNK_BYTES);
+	unsigned written_nr = 0;
 	int err = -ENOMEM;
 
 	why[0] = 0;
@@ -488,8 +517,15 @@ int super_format(struct super_format_device *devs, size_t nr, const struct super
 		err = device_superblock_make(&p, i);
 	for (unsigned i = 0; i < nr && !err; i++) {
 		err = device_superblock_make(&p, i);
-		if (!err)
+		if (!err) {
+			written_nr = i + 1;
 			err = device_write_superblocks(&p, i, buf);
+		}
+	}
+	for (unsigned i = 0; i < written_nr && err; i++) {
+		layout_make(&p, &devs[i], &p.sb.sb->layout);
+		layout_wipe(devs[i].dev, &p.sb.sb->layout, buf);
+		super_format_undo(devs[i].dev);
 	}
 	if (err && !why[0])
 		refuse(&p, err, "%s.", error_name(err));

@@ -42,9 +42,14 @@ struct super_format_opts {
  * device, around its copies, and at its end. Whatever was on the devices is lost.
  *
  * @devs is filled in with what was chosen (sizes in bytes, bucket sizes, data types). -EINVAL, -ENOSPC and others with
- * a sentence in @why; then nothing has been written, except after an I/O error.
+ * a sentence in @why; then nothing has been written or, after an I/O error, superblocks have been wiped.
  */
 int super_format(struct super_format_device *devs, size_t nr, const struct super_format_opts *opts, char why[512]);
+
+/*
+ * For failures afterwards: take the superblocks away again, as well as that goes. What the device held before is lost.
+ */
+void super_format_undo(struct device *dev);
 
 /* Number of journal buckets that a new device gets (03 §1). */
 uint64_t super_journal_bucket_nr(uint64_t nbuckets, unsigned bucket_sectors);

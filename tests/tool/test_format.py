@@ -83,6 +83,30 @@ def a_failure_leaves_nothing_behind(work):
     assert not os.path.exists(image) and os.path.getsize(other) == MIB
 
 
+def nothing_of_a_filesystem_that_was_not_finished_is_left(work):
+    """Where there is no room: for the journal of a new filesystem, then for its superblocks."""
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", work], capture_output=True).returncode:
+        raise tap.Skip("FULL DISK NOT TESTED: needs root, to mount a small one")
+    try:
+        image, other, ballast = (os.path.join(work, name) for name in ("a.img", "b.img", "ballast"))
+        for room in (80 << 10, 12 << 10):
+            with open(ballast, "wb") as f:
+                f.write(bytes((1 << 20) - room))
+            message = kiln("format", "--size", "64M", image, status=FAILED).stderr
+            assert not os.path.exists(image), message
+            for path in (image, other):
+                with open(path, "wb") as f:
+                    f.truncate(64 * MIB)
+            message = kiln("format", image, other, status=FAILED).stderr
+            for path in (image, other):
+                with open(path, "rb") as f:
+                    assert not any(f.read(8192)) and os.path.getsize(path) == 64 * MIB, message
+                assert "superblock" in kiln("show-super", path, status=FAILED).stderr
+                os.unlink(path)
+    finally:
+        subprocess.run(["umount", work], check=True)
+
+
 def options_of_the_table_are_stored(work):
     image = os.path.join(work, "a.img")
     words = {"errors": "continue", "metadata_checksum": "xxhash", "data_checksum": "crc64", "str_hash": "crc64"}
@@ -201,6 +225,7 @@ def in_directory(test):
 
 
 TESTS = [image_files_are_made_and_grow, what_is_there_is_overwritten_by_force_only, a_failure_leaves_nothing_behind,
+         nothing_of_a_filesystem_that_was_not_finished_is_left,
          options_of_the_table_are_stored, device_options_hold_for_devices_behind_them,
          what_is_not_built_is_refused_by_name, mistakes_are_told, table_for_people,
          upstream_initialises_superblocks_in_silence]
