@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -119,11 +120,31 @@ static void mounted(void *ctx)
 		close(null);
 }
 
+/* All members by their full paths: whoever names one of them later, by whatever path, finds the mount. */
+static char *members_list(kiln_fs *fs)
+{
+	enum { SOURCE_BYTES_MAX = 3000 }; /* the kernel takes a page, with commas and backslashes escaped */
+	struct strbuf list = strbuf_growing();
+
+	for (unsigned i = 0; i < fs->super->member_nr; i++) {
+		const struct super_member *m = &fs->super->members[i];
+		CLEANUP_FREE char *path = m->dev ? realpath(m->dev->name, NULL) : NULL;
+
+		if (path)
+			strbuf_printf(&list, "%s%s", list.len ? ":" : "", path);
+	}
+	char *text = list.len && list.len < SOURCE_BYTES_MAX ? strdup(strbuf_text(&list)) : NULL;
+	strbuf_free(&list);
+	return text;
+}
+
 static int open_and_serve(struct mount_command *m)
 {
 	kiln_fs *fs = tool_open_fs(&m->open, m->fs_arg, FS_NAMESPACE);
 	if (!fs)
 		return TOOL_FAILED;
+	CLEANUP_FREE char *members = members_list(fs);
+	m->mount.source = members ? members : m->fs_arg;
 
 	int err = mount_serve(fs, &m->mount, mounted, m);
 	if (err)
@@ -216,7 +237,7 @@ static int mount_run(const struct command *self, int argc, char **argv)
 	}
 	if (argc - optind != 2)
 		return tool_usage_error(self, "needs a filesystem and a directory");
-	m.fs_arg = m.mount.source = argv[optind];
+	m.fs_arg = argv[optind];
 	m.mount.mountpoint = argv[optind + 1];
 
 	status = run_parsed(self, &m);

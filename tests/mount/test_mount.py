@@ -151,6 +151,20 @@ def only_damaged_pages_fail(to):
                     assert len(os.pread(f.fileno(), 4096, at)) == min(4096, size - at), at
 
 
+def a_mount_is_found_by_any_member(to):
+    """However it was named when it was mounted."""
+    devices = images.unpack(FOLDER, "small-zstd-replicas2", to)
+    directory = os.path.join(to, "mnt")
+    os.mkdir(directory)
+    subprocess.run([KILN, "mount", "-o", "ro", ":".join(map(os.path.basename, devices)), directory], check=True, cwd=to)
+    try:
+        for device in devices:
+            p = subprocess.run([KILN, "rm", device, "README"], capture_output=True, text=True)
+            assert p.returncode == 1 and "is mounted at %s" % directory in p.stderr, p.stderr
+    finally:
+        subprocess.run(["umount", directory], check=True)
+
+
 def holes_are_seen(to):
     devices = images.unpack(FOLDER, "small-zstd-replicas2", to)
     with doors.Mount(KILN, devices, os.path.join(to, "mnt")) as m:
@@ -257,6 +271,7 @@ CASES = [
     signals_end_the_server_and_the_mount,
     reading_never_writes,
     only_damaged_pages_fail,
+    a_mount_is_found_by_any_member,
     holes_are_seen,
     statfs_says_how_full_it_is,
     options_are_seen_as_attributes,
