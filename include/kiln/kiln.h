@@ -367,6 +367,7 @@ enum kiln_setattr_fields {
 	KILN_SET_BTIME = 256,
 	KILN_SET_ATIME_NOW = 512,
 	KILN_SET_MTIME_NOW = 1024,
+	KILN_SET_KEEP_SETID = 2048, /* a new size doesn't clear setuid and setgid: who sets it may have such files */
 };
 struct kiln_setattr {
 	unsigned fields;
@@ -379,6 +380,12 @@ struct kiln_setattr {
 KILN_API int kiln_setattr(kiln_fs *fs, struct kiln_node node, const struct kiln_setattr *attr, struct kiln_stat *st);
 /* Bytes written: fewer than @len only when space ran out on the way. */
 KILN_API ssize_t kiln_write(kiln_fs *fs, struct kiln_node node, uint64_t offset, const void *buf, size_t len);
+enum kiln_write_flags {
+	KILN_WRITE_KEEP_TIMES = 1, /* who writes sets mtime and ctime by kiln_setattr(); also on append-only files */
+	KILN_WRITE_KEEP_SETID = 2, /* setuid and setgid stay */
+};
+KILN_API ssize_t kiln_write_with(kiln_fs *fs, struct kiln_node node, uint64_t offset, const void *buf, size_t len,
+				 unsigned flags);
 /* What kiln_fallocate() is to do: the numbers are those of Linux' FALLOC_FL_*. */
 enum kiln_fallocate_flags {
 	KILN_FALLOC_KEEP_SIZE = 1,	/* the size stays, though the range ends behind it */
@@ -474,6 +481,13 @@ KILN_API int kiln_sync(kiln_fs *fs);
 /* While held (counted), an object that loses its last name stays usable; it is deleted after the last release. */
 KILN_API int kiln_hold(kiln_fs *fs, struct kiln_node node);
 KILN_API void kiln_release(kiln_fs *fs, struct kiln_node node);
+/*
+ * For doors that hold very many objects and know them anyway: instead of kiln_hold() for each, @is_in_use is asked
+ * about every object that loses its last name; where it returns true, the object is held as by kiln_hold(), and
+ * kiln_release() is due. It comes from the thread that takes the name away, and may call kiln_release() only. Set it
+ * before the first change; NULL: nobody.
+ */
+KILN_API void kiln_in_use_set(kiln_fs *fs, bool (*is_in_use)(void *ctx, struct kiln_node node), void *ctx);
 /* Wait until what was deleted before the call has given back its space. */
 KILN_API int kiln_deletions_wait(kiln_fs *fs);
 

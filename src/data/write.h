@@ -37,7 +37,7 @@ struct data_write_target {
 
 /* What else changes in the inode with the write, in the same transaction as the last part of it. */
 struct data_write_times {
-	bool is_set;
+	bool is_set;	       /* mtime and ctime */
 	uint64_t mtime, ctime; /* units of the filesystem */
 	bool clear_setid;      /* drop setuid/setgid as POSIX has it */
 };

@@ -29,10 +29,12 @@ static void key_rest(const struct put_args *a, size_t i, uint64_t begin, struct 
 
 void write_times_set(struct inode *inode, const struct data_write_times *times)
 {
-	if (!times || !times->is_set)
+	if (!times)
 		return;
-	inode->mtime = times->mtime;
-	inode->ctime = times->ctime;
+	if (times->is_set) {
+		inode->mtime = times->mtime;
+		inode->ctime = times->ctime;
+	}
 	/* Setgid without group execution is a mark for mandatory locks, not a privilege. */
 	if (times->clear_setid)
 		inode->mode &= (uint16_t) ~(04000 | (inode->mode & 0010 ? 02000 : 0));

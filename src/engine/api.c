@@ -362,13 +362,13 @@ ssize_t kiln_listxattr(kiln_fs *fs, struct kiln_node node, char *list, size_t si
 
 /* --- facts --- */
 
-/* Count, and fill in the answer that every later call gets. */
+/* Count. While nothing is written, every later call gets the same answer. */
 static int usage_count(struct kiln_fs *fs, struct kiln_usage *out)
 {
 	const struct super *s = fs->super;
 	struct usage u;
 
-	int err = usage_read(s, fs->journal, fs->trees, &u);
+	int err = fs->is_writable ? allocator_usage(fs->allocator, &u) : usage_read(s, fs->journal, fs->trees, &u);
 	if (err)
 		return err;
 
@@ -400,7 +400,7 @@ int kiln_usage(kiln_fs *fs, struct kiln_usage *out)
 	int err = 0;
 
 	mutex_lock(&fs->usage_lock);
-	if (!fs->has_usage)
+	if (!fs->has_usage || fs->is_writable)
 		err = usage_count(fs, &fs->usage);
 	fs->has_usage |= !err;
 	if (!err)

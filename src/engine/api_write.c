@@ -194,6 +194,7 @@ int kiln_setattr(kiln_fs *fs, struct kiln_node node, const struct kiln_setattr *
 		.btime = inode_time_of(attr->btime),
 		.atime_now = attr->fields & KILN_SET_ATIME_NOW,
 		.mtime_now = attr->fields & KILN_SET_MTIME_NOW,
+		.keeps_setid = attr->fields & KILN_SET_KEEP_SETID,
 	};
 	struct inode inode = { 0 };
 
@@ -230,6 +231,14 @@ int kiln_removexattr(kiln_fs *fs, struct kiln_node node, const char *name)
 
 ssize_t kiln_write(kiln_fs *fs, struct kiln_node node, uint64_t offset, const void *buf, size_t len)
 {
+	return kiln_write_with(fs, node, offset, buf, len, 0);
+}
+
+ssize_t kiln_write_with(kiln_fs *fs, struct kiln_node node, uint64_t offset, const void *buf, size_t len,
+			unsigned flags)
+{
+	unsigned inner = (flags & KILN_WRITE_KEEP_TIMES ? WRITE_KEEPS_TIMES : 0) |
+			 (flags & KILN_WRITE_KEEP_SETID ? WRITE_KEEPS_SETID : 0);
 	int err = may_change(fs);
 
 	if (err)
@@ -238,7 +247,7 @@ ssize_t kiln_write(kiln_fs *fs, struct kiln_node node, uint64_t offset, const vo
 	len = min(len, (size_t)SSIZE_MAX & ~(size_t)0xffff);
 	if (offset > INT64_MAX || len > (uint64_t)INT64_MAX - offset)
 		return -EFBIG;
-	ssize_t ret = namespace_write(fs->ns, object_of(node), offset, buf, len, NULL);
+	ssize_t ret = namespace_write(fs->ns, object_of(node), offset, buf, len, inner, NULL);
 	return ret < 0 ? error_to_errno((int)ret) : ret;
 }
 
@@ -323,6 +332,22 @@ void kiln_release(kiln_fs *fs, struct kiln_node node)
 {
 	if (fs->is_writable)
 		namespace_release(fs->ns, object_of(node));
+}
+
+static bool in_use_adapt(void *ctx, struct object o)
+{
+	kiln_fs *fs = ctx;
+
+	return fs->is_in_use(fs->is_in_use_ctx, node_of(o));
+}
+
+void kiln_in_use_set(kiln_fs *fs, bool (*is_in_use)(void *ctx, struct kiln_node node), void *ctx)
+{
+	if (!fs->is_writable)
+		return;
+	fs->is_in_use = is_in_use;
+	fs->is_in_use_ctx = ctx;
+	namespace_in_use_set(fs->ns, is_in_use ? in_use_adapt : NULL, fs);
 }
 
 int kiln_deletions_wait(kiln_fs *fs) { return fs->is_writable ? error_to_errno(namespace_deletions_wait(fs->ns)) : 0; }

@@ -59,7 +59,9 @@ struct kiln_fs {
 	struct allocator *allocator;
 	int shut_down;			      /* 0, or the error that changes get since writing became unsafe; atomic */
 	char write_refused[KILN_ERROR_BYTES]; /* why it is read-only although it was to be written; "" */
-	/* Nothing is written, so what was counted once stays true; and counting can mean reading the whole journal. */
+	bool (*is_in_use)(void *ctx, struct kiln_node node); /* kiln_in_use_set() */
+	void *is_in_use_ctx;
+	/* Where nothing is written, what was counted once stays true; and counting can mean reading the whole journal. */
 	struct mutex usage_lock;
 	bool has_usage;
 	struct kiln_usage usage;

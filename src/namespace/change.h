@@ -63,6 +63,7 @@ struct setattr {
 	uint64_t size;
 	struct inode_time atime, mtime, ctime, btime;
 	bool atime_now, mtime_now;
+	bool keeps_setid; /* a new size leaves setuid and setgid as they are */
 };
 int namespace_setattr(struct namespace *ns, struct object o, const struct setattr *attr, struct inode *inode,
 		      uint64_t *journal_seq);
@@ -73,9 +74,11 @@ int namespace_xattr_set(struct namespace *ns, struct object o, const char *name,
 			unsigned flags, uint64_t *journal_seq);
 int namespace_xattr_remove(struct namespace *ns, struct object o, const char *name, uint64_t *journal_seq);
 
-/* Write data, with the times and mode changes of a write. */
+/* What a write leaves alone. With WRITE_KEEPS_TIMES it isn't looked whether it appends: who keeps times did that. */
+enum namespace_write_flags { WRITE_KEEPS_TIMES = 1, WRITE_KEEPS_SETID = 2 };
+/* Write data, with the times and mode changes of a write, but for @flags. */
 ssize_t namespace_write(struct namespace *ns, struct object o, uint64_t offset, const void *buf, size_t len,
-			uint64_t *journal_seq);
+			unsigned flags, uint64_t *journal_seq);
 /* Space of a file, with the times of a write: promise it, without or with zeroing what is there, or give it back. */
 enum fallocate_op {
 	FALLOCATE_EXTEND, /* the size grows to the end of the range */
@@ -96,6 +99,11 @@ ssize_t namespace_copy_range(struct namespace *ns, struct object from, uint64_t 
 /* While held, an object that loses its last name is not deleted. Counted; in memory. */
 void namespace_hold(struct namespace *ns, struct object o);
 void namespace_release(struct namespace *ns, struct object o);
+/*
+ * Holds that are somebody else's: @is_in_use is asked about each object that loses its last name, and true means that
+ * it is held, until namespace_release(). Called without locks, by whoever takes the name away. NULL: nobody.
+ */
+void namespace_in_use_set(struct namespace *ns, bool (*is_in_use)(void *ctx, struct object o), void *ctx);
 /* Wait until the deletions queued so far are done. */
 int namespace_deletions_wait(struct namespace *ns);
 /* After an unclean mount, and before a clean one ends: delete every inode on the deleted list (04 §6). */

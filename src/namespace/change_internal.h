@@ -38,6 +38,8 @@ struct deletions {
 	struct mutex lock;
 	struct waitq changed;
 	struct task *task;
+	bool (*is_in_use)(void *ctx, struct object o); /* namespace_in_use_set() */
+	void *is_in_use_ctx;
 	struct hold **buckets; /* chained; bucket_nr is a power of 2 */
 	size_t bucket_nr, hold_nr;
 	bool has_lost_holds; /* memory ran out for a hold: nothing is deleted in the background any more */

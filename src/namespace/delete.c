@@ -144,19 +144,28 @@ void namespace_release(struct namespace *ns, struct object o)
 	mutex_unlock(&d->lock);
 }
 
+void namespace_in_use_set(struct namespace *ns, bool (*is_in_use)(void *ctx, struct object o), void *ctx)
+{
+	struct deletions *d = &ns->write->deletions;
+
+	d->is_in_use = is_in_use;
+	d->is_in_use_ctx = ctx;
+}
+
 void deletions_add(struct namespace *ns, struct object o)
 {
 	struct deletions *d = &ns->write->deletions;
 
+	/* Held while the question is open, so that a release that comes at once finds what it releases. */
 	mutex_lock(&d->lock);
 	struct hold *h = hold_get(d, o);
 	if (h) {
 		h->is_dead = true;
-		if (!h->count && !h->is_deleting)
-			hold_queue(d, h);
-		hold_put(d, h);
+		h->count++;
 	}
 	mutex_unlock(&d->lock);
+	if (h && !(d->is_in_use && d->is_in_use(d->is_in_use_ctx, o)))
+		namespace_release(ns, o);
 }
 
 bool deletions_allow_link(struct namespace *ns, struct object o)

@@ -133,9 +133,10 @@ int change_file_get(struct namespace *ns, struct object o, struct inode *inode, 
 static int size_set(struct setattr_args *a, uint64_t *journal_seq)
 {
 	struct data_write_target file;
-	struct data_write_times times = {
-		.is_set = true, .mtime = a->now, .ctime = a->now, .clear_setid = !(a->attr->fields & SETATTR_MODE)
-	};
+	struct data_write_times times = { .is_set = true,
+					  .mtime = a->now,
+					  .ctime = a->now,
+					  .clear_setid = !a->attr->keeps_setid && !(a->attr->fields & SETATTR_MODE) };
 	int err = change_file_get(a->ns, a->o, &a->inode, &file);
 
 	if (!err)
@@ -159,19 +160,22 @@ int namespace_setattr(struct namespace *ns, struct object o, const struct setatt
 }
 
 ssize_t namespace_write(struct namespace *ns, struct object o, uint64_t offset, const void *buf, size_t len,
-			uint64_t *journal_seq)
+			unsigned flags, uint64_t *journal_seq)
 {
+	bool keeps_times = flags & WRITE_KEEPS_TIMES;
 	struct data_write_target file;
 	struct inode inode;
 	int err = change_file_get(ns, o, &inode, &file);
 
 	if (err)
 		return err;
-	if (inode.flags & INODE_IMMUTABLE || (inode.flags & INODE_APPEND && offset < inode.size))
+	if (inode.flags & INODE_IMMUTABLE || (inode.flags & INODE_APPEND && offset < inode.size && !keeps_times))
 		return -EPERM;
 	if (!len)
 		return 0;
 	uint64_t now = change_time(ns->super);
-	struct data_write_times times = { .is_set = true, .mtime = now, .ctime = now, .clear_setid = true };
+	struct data_write_times times = {
+		.is_set = !keeps_times, .mtime = now, .ctime = now, .clear_setid = !(flags & WRITE_KEEPS_SETID)
+	};
 	return data_write(ns->data, &file, offset, buf, len, &times, journal_seq);
 }
