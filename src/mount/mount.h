@@ -1,20 +1,23 @@
 /*
- * The FUSE door: a filesystem that is open read-only, served at a mount point.
- *
- * Everything served is immutable for as long as the mount lives (the devices are locked against writers), so the kernel
- * is told to cache names, attributes, pages, directories and symlinks without limit, and asks once.
+ * The FUSE door: an open filesystem, served at a mount point. How, and what that promises, is told in serve.c.
  */
 #ifndef KILN_MOUNT_MOUNT_H
 #define KILN_MOUNT_MOUNT_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "kiln/kiln.h"
 
+enum mount_atime { MOUNT_RELATIME, MOUNT_NOATIME, MOUNT_STRICTATIME };
+
 struct mount_options {
 	const char *mountpoint;
-	const char *source;	  /* shown in the mount table */
-	bool allow_other;	  /* users besides the one who mounts */
+	const char *source; /* shown in the mount table */
+	bool is_readonly;   /* nothing can be changed; needed where the filesystem isn't open for writing */
+	bool has_acls;	    /* POSIX ACLs count */
+	bool allow_other;   /* users besides the one who mounts */
+	enum mount_atime atime;
 	const char *fuse_options; /* further options for FUSE, comma separated, or NULL */
 	bool is_debug;		  /* log every request */
 };

@@ -1,8 +1,8 @@
 /*
  * FUSE node ids. See nodes.h.
  *
- * The table is an array of entries with a free list through it, and a hash table of indexes (chained through the
- * entries) to find an object's entry again.
+ * The table is in shards, chosen by the object's hash, each with a lock of its own. A shard has its entries in chunks
+ * that never move, a free list through them, and a hash table of their places, chained through them as well.
  */
 #include "mount/nodes.h"
 
@@ -12,25 +12,40 @@
 #include "base/array.h"
 #include "base/sync.h"
 
-enum { FUSE_ROOT_NODE = 1, SUBVOL_OF_OWN_IDS = 1 };
+enum {
+	FUSE_ROOT_NODE = 1,
+	SUBVOL_OF_OWN_IDS = 1,
+	SHARD_NR = 16,
+	SHARD_SHIFT = 32, /* in ids, above the place in the shard */
+	CHUNK_ENTRIES = 1024,
+	CHAINS_FIRST = 256,
+};
 static const uint64_t table_bit = 1ull << 63;
+static const uint64_t dead_bit = 1ull << 63;
 static const uint32_t none = UINT32_MAX;
 
 struct entry {
-	struct kiln_node node;
-	uint64_t references; /* 0: free */
+	uint64_t ino; /* with dead_bit */
+	uint32_t subvol;
 	uint32_t next;	     /* in the hash chain, or in the free list */
+	uint64_t references; /* 0: free */
+};
+
+struct shard {
+	struct mutex lock;
+	struct entry **chunks;
+	size_t chunk_nr, chunk_capacity;
+	uint32_t nr; /* places ever used */
+	uint32_t free_first;
+	uint32_t *chains;
+	uint32_t chain_nr; /* a power of two */
+	uint32_t used;
+	uint32_t dead_nr;
 };
 
 struct nodes {
 	struct kiln_node root;
-	struct mutex lock;
-	struct entry *entries;
-	size_t nr, capacity;
-	uint32_t free_first;
-	uint32_t *chains;
-	uint32_t chain_nr; /* a power of two */
-	size_t used;
+	struct shard shards[SHARD_NR];
 };
 
 static uint64_t node_hash(struct kiln_node node)
@@ -46,127 +61,230 @@ uint64_t nodes_visible_ino(struct kiln_node node)
 	return node.subvol == SUBVOL_OF_OWN_IDS ? node.ino : node_hash(node) | table_bit;
 }
 
-static uint32_t *chain_of(struct nodes *n, struct kiln_node node)
+static bool is_root(const struct nodes *n, struct kiln_node node)
 {
-	return &n->chains[node_hash(node) & (n->chain_nr - 1)];
+	return node.ino == n->root.ino && node.subvol == n->root.subvol;
 }
 
-/* Twice as many chains. Staying with the old ones is only slower, so failure is no error. */
-static void chains_grow(struct nodes *n)
-{
-	uint32_t nr = n->chain_nr * 2;
-	uint32_t *chains = malloc(nr * sizeof(*chains));
+static unsigned shard_nr(struct kiln_node node) { return node_hash(node) % SHARD_NR; }
 
-	if (!chains)
-		return;
-	memset(chains, 0xff, nr * sizeof(*chains));
-	free(n->chains);
-	n->chains = chains;
-	n->chain_nr = nr;
-	for (uint32_t i = 0; i < n->nr; i++) {
-		if (!n->entries[i].references)
-			continue;
-		uint32_t *chain = chain_of(n, n->entries[i].node);
-		n->entries[i].next = *chain;
-		*chain = i;
-	}
+static struct entry *entry_at(const struct shard *s, uint32_t place)
+{
+	return &s->chunks[place / CHUNK_ENTRIES][place % CHUNK_ENTRIES];
 }
 
-struct nodes *nodes_new(struct kiln_node root)
+static struct kiln_node entry_node(const struct entry *e)
 {
-	enum { CHAINS_FIRST = 1024 };
-	struct nodes *n = calloc(1, sizeof(*n));
-
-	if (!n)
-		return NULL;
-	n->chains = malloc(CHAINS_FIRST * sizeof(*n->chains));
-	if (!n->chains) {
-		free(n);
-		return NULL;
-	}
-	memset(n->chains, 0xff, CHAINS_FIRST * sizeof(*n->chains));
-	n->chain_nr = CHAINS_FIRST;
-	n->root = root;
-	n->free_first = none;
-	mutex_init(&n->lock);
-	return n;
+	return (struct kiln_node){ .ino = e->ino & ~dead_bit, .subvol = e->subvol };
 }
+
+static uint32_t *chain_of(struct shard *s, struct kiln_node node)
+{
+	return &s->chains[node_hash(node) / SHARD_NR & (s->chain_nr - 1)];
+}
+
+/* --- making and freeing --- */
 
 void nodes_free(struct nodes *n)
 {
 	if (!n)
 		return;
-	mutex_destroy(&n->lock);
-	free(n->entries);
-	free(n->chains);
+	for (unsigned i = 0; i < SHARD_NR; i++) {
+		struct shard *s = &n->shards[i];
+
+		for (size_t c = 0; c < s->chunk_nr; c++)
+			free(s->chunks[c]);
+		free(s->chunks);
+		free(s->chains);
+		mutex_destroy(&s->lock);
+	}
 	free(n);
 }
 
-/* Index of the entry of @node, made if there is none; none when memory is short. */
-static uint32_t entry_get(struct nodes *n, struct kiln_node node)
+struct nodes *nodes_new(struct kiln_node root)
 {
-	for (uint32_t i = *chain_of(n, node); i != none; i = n->entries[i].next)
-		if (n->entries[i].node.ino == node.ino && n->entries[i].node.subvol == node.subvol)
-			return i;
+	struct nodes *n = calloc(1, sizeof(*n));
+	bool has_memory = n;
 
-	uint32_t idx = n->free_first;
-	if (idx != none) {
-		n->free_first = n->entries[idx].next;
-	} else {
-		if (n->nr == none || array_grow(&n->entries, &n->capacity, n->nr + 1, sizeof(n->entries[0])))
-			return none;
-		idx = (uint32_t)n->nr++;
+	if (!n)
+		return NULL;
+	n->root = root;
+	for (unsigned i = 0; i < SHARD_NR; i++) {
+		struct shard *s = &n->shards[i];
+
+		mutex_init(&s->lock);
+		s->free_first = none;
+		s->chain_nr = CHAINS_FIRST;
+		s->chains = malloc(CHAINS_FIRST * sizeof(*s->chains));
+		if (s->chains)
+			memset(s->chains, 0xff, CHAINS_FIRST * sizeof(*s->chains));
+		has_memory = has_memory && s->chains;
 	}
-	uint32_t *chain = chain_of(n, node);
-	n->entries[idx] = (struct entry){ .node = node, .next = *chain };
-	*chain = idx;
-	n->used++;
-	return idx;
+	if (!has_memory) {
+		nodes_free(n);
+		return NULL;
+	}
+	return n;
+}
+
+/* --- entries; all with the shard's lock held --- */
+
+static uint32_t entry_find(struct shard *s, struct kiln_node node)
+{
+	uint32_t place = *chain_of(s, node);
+
+	while (place != none) {
+		const struct entry *e = entry_at(s, place);
+
+		if ((e->ino & ~dead_bit) == node.ino && e->subvol == node.subvol)
+			break;
+		place = e->next;
+	}
+	return place;
+}
+
+/* Twice as many chains. Staying with the old ones is only slower, so failure is no error. */
+static void chains_grow(struct shard *s)
+{
+	uint32_t nr = s->chain_nr * 2;
+	uint32_t *chains = malloc(nr * sizeof(*chains));
+
+	if (!chains)
+		return;
+	memset(chains, 0xff, nr * sizeof(*chains));
+	free(s->chains);
+	s->chains = chains;
+	s->chain_nr = nr;
+	for (uint32_t i = 0; i < s->nr; i++) {
+		struct entry *e = entry_at(s, i);
+
+		if (!e->references)
+			continue;
+		uint32_t *chain = chain_of(s, entry_node(e));
+		e->next = *chain;
+		*chain = i;
+	}
+}
+
+/* A free place, or none when memory is short. */
+static uint32_t place_take(struct shard *s)
+{
+	uint32_t place = s->free_first;
+
+	if (place != none) {
+		s->free_first = entry_at(s, place)->next;
+		return place;
+	}
+	if (s->nr == none)
+		return none;
+	if (s->nr == s->chunk_nr * CHUNK_ENTRIES) {
+		if (array_grow(&s->chunks, &s->chunk_capacity, s->chunk_nr + 1, sizeof(s->chunks[0])))
+			return none;
+		s->chunks[s->chunk_nr] = malloc(CHUNK_ENTRIES * sizeof(struct entry));
+		if (!s->chunks[s->chunk_nr])
+			return none;
+		s->chunk_nr++;
+	}
+	return s->nr++;
+}
+
+static uint32_t entry_make(struct shard *s, struct kiln_node node)
+{
+	uint32_t place = place_take(s);
+
+	if (place == none)
+		return none;
+	uint32_t *chain = chain_of(s, node);
+	*entry_at(s, place) = (struct entry){ .ino = node.ino, .subvol = node.subvol, .next = *chain };
+	*chain = place;
+	s->used++;
+	return place;
+}
+
+static void entry_free(struct shard *s, uint32_t place)
+{
+	struct entry *e = entry_at(s, place);
+	uint32_t *link = chain_of(s, entry_node(e));
+
+	while (*link != place)
+		link = &entry_at(s, *link)->next;
+	*link = e->next;
+	e->next = s->free_first;
+	e->references = 0;
+	s->free_first = place;
+	s->used--;
+	s->dead_nr -= !!(e->ino & dead_bit);
+}
+
+/* --- for callers --- */
+
+static uint64_t id_of(struct kiln_node node, unsigned shard, uint32_t place)
+{
+	return node.subvol == SUBVOL_OF_OWN_IDS ? node.ino : table_bit | (uint64_t)shard << SHARD_SHIFT | place;
 }
 
 uint64_t nodes_get(struct nodes *n, struct kiln_node node)
 {
-	if (node.ino == n->root.ino && node.subvol == n->root.subvol)
+	if (is_root(n, node))
 		return FUSE_ROOT_NODE;
-	if (node.subvol == SUBVOL_OF_OWN_IDS)
-		return node.ino;
 
-	mutex_lock(&n->lock);
-	uint32_t idx = entry_get(n, node);
-	if (idx != none)
-		n->entries[idx].references++;
-	if (n->used > n->chain_nr)
-		chains_grow(n);
-	mutex_unlock(&n->lock);
-	return idx == none ? 0 : table_bit | idx;
+	unsigned shard = shard_nr(node);
+	struct shard *s = &n->shards[shard];
+
+	mutex_lock(&s->lock);
+	uint32_t place = entry_find(s, node);
+	if (place == none)
+		place = entry_make(s, node);
+	if (place != none) {
+		entry_at(s, place)->references++;
+		if (s->used > s->chain_nr)
+			chains_grow(s);
+	}
+	mutex_unlock(&s->lock);
+	return place == none ? 0 : id_of(node, shard, place);
 }
 
-void nodes_forget(struct nodes *n, uint64_t id, uint64_t count)
+/* The shard, locked, and the place in it of an id that the kernel holds; NULL for one that it can't hold. */
+static struct shard *id_lock(struct nodes *n, uint64_t id, uint32_t *place)
 {
-	if (!(id & table_bit))
-		return;
+	struct kiln_node own = { .ino = id, .subvol = SUBVOL_OF_OWN_IDS };
+	bool is_in_table = id & table_bit;
+	uint64_t shard = is_in_table ? (id & ~table_bit) >> SHARD_SHIFT : shard_nr(own);
 
-	uint32_t idx = (uint32_t)id;
-	mutex_lock(&n->lock);
-	if (idx < n->nr && n->entries[idx].references) {
-		struct entry *e = &n->entries[idx];
+	if (shard >= SHARD_NR)
+		return NULL;
+	struct shard *s = &n->shards[shard];
+	mutex_lock(&s->lock);
+	*place = is_in_table ? (uint32_t)id : entry_find(s, own);
+	if (*place < s->nr && entry_at(s, *place)->references)
+		return s;
+	mutex_unlock(&s->lock);
+	return NULL;
+}
 
-		e->references -= count < e->references ? count : e->references;
-		if (!e->references) {
-			uint32_t *link = chain_of(n, e->node);
-			while (*link != idx)
-				link = &n->entries[*link].next;
-			*link = e->next;
-			e->next = n->free_first;
-			n->free_first = idx;
-			n->used--;
-		}
+bool nodes_forget(struct nodes *n, uint64_t id, uint64_t count, struct kiln_node *node)
+{
+	uint32_t place;
+	bool is_dead = false;
+	struct shard *s = id == FUSE_ROOT_NODE ? NULL : id_lock(n, id, &place);
+
+	if (!s)
+		return false;
+	struct entry *e = entry_at(s, place);
+	e->references -= count < e->references ? count : e->references;
+	if (!e->references) {
+		is_dead = e->ino & dead_bit;
+		*node = entry_node(e);
+		entry_free(s, place);
 	}
-	mutex_unlock(&n->lock);
+	mutex_unlock(&s->lock);
+	return is_dead;
 }
 
 bool nodes_find(struct nodes *n, uint64_t id, struct kiln_node *node)
 {
+	uint32_t place;
+
 	if (id == FUSE_ROOT_NODE) {
 		*node = n->root;
 		return true;
@@ -175,12 +293,57 @@ bool nodes_find(struct nodes *n, uint64_t id, struct kiln_node *node)
 		*node = (struct kiln_node){ .ino = id, .subvol = SUBVOL_OF_OWN_IDS };
 		return true;
 	}
+	struct shard *s = id_lock(n, id, &place);
+	if (!s)
+		return false;
+	*node = entry_node(entry_at(s, place));
+	mutex_unlock(&s->lock);
+	return true;
+}
 
-	uint32_t idx = (uint32_t)id;
-	mutex_lock(&n->lock);
-	bool found = idx < n->nr && n->entries[idx].references;
-	if (found)
-		*node = n->entries[idx].node;
-	mutex_unlock(&n->lock);
-	return found;
+uint64_t nodes_id(struct nodes *n, struct kiln_node node)
+{
+	if (is_root(n, node))
+		return FUSE_ROOT_NODE;
+
+	unsigned shard = shard_nr(node);
+	struct shard *s = &n->shards[shard];
+
+	mutex_lock(&s->lock);
+	uint32_t place = entry_find(s, node);
+	mutex_unlock(&s->lock);
+	return place == none ? 0 : id_of(node, shard, place);
+}
+
+bool nodes_mark_dead(struct nodes *n, struct kiln_node node)
+{
+	struct shard *s = &n->shards[shard_nr(node)];
+
+	mutex_lock(&s->lock);
+	uint32_t place = entry_find(s, node);
+	struct entry *e = place == none ? NULL : entry_at(s, place);
+	bool is_new = e && !(e->ino & dead_bit);
+	if (is_new) {
+		e->ino |= dead_bit;
+		s->dead_nr++;
+	}
+	mutex_unlock(&s->lock);
+	return is_new;
+}
+
+struct nodes_usage nodes_usage(struct nodes *n)
+{
+	struct nodes_usage u = { .bytes = sizeof(*n) };
+
+	for (unsigned i = 0; i < SHARD_NR; i++) {
+		struct shard *s = &n->shards[i];
+
+		mutex_lock(&s->lock);
+		u.objects += s->used;
+		u.dead += s->dead_nr;
+		u.bytes += s->chunk_nr * CHUNK_ENTRIES * sizeof(struct entry) + s->chain_nr * sizeof(*s->chains) +
+			   s->chunk_capacity * sizeof(s->chunks[0]);
+		mutex_unlock(&s->lock);
+	}
+	return u;
 }

@@ -244,7 +244,7 @@ static int contents_write(struct namespace *ns, const struct new_object *n, cons
 				.mtime = n->mtime };
 	size_t bytes;
 	const void *contents = data_batch_contents(data, n->contents, &bytes);
-	ssize_t written = namespace_write(ns, n->created, 0, contents, bytes, journal_seq);
+	ssize_t written = namespace_write(ns, n->created, 0, contents, bytes, 0, journal_seq);
 
 	if (written < 0 || (size_t)written < bytes)
 		return written < 0 ? (int)written : -ENOSPC;

@@ -19,14 +19,17 @@
 #include "tool/tool.h"
 
 static const char usage[] =
-	"usage: kiln mount [OPTIONS] -o ro[,OPTION...] FS DIRECTORY\n"
+	"usage: kiln mount [OPTIONS] [-o OPTION,...] FS DIRECTORY\n"
 	"\n"
-	"Mount a filesystem read-only at a directory, with FUSE. Unmount with `umount DIRECTORY` (or `fusermount3 -u "
-	"DIRECTORY`\n"
-	"as an ordinary user). Unclean filesystems are shown as they will be after recovery; nothing is written to the "
-	"devices.\n"
+	"Mount a filesystem at a directory, with FUSE. Unmount with `umount DIRECTORY` (or `fusermount3 -u DIRECTORY` "
+	"as "
+	"an\n"
+	"ordinary user). With -o ro nothing is written to the devices, and an unclean filesystem is shown as it will "
+	"be "
+	"after\n"
+	"recovery.\n"
 	"\n"
-	"  -o OPTIONS              ro (needed), degraded, very_degraded, allow_other, noallow_other, and the mount "
+	"  -o OPTIONS              ro, degraded, very_degraded, allow_other, noallow_other, and the mount "
 	"options of\n"
 	"                          kiln-mount(1); options of FUSE itself are handed on (max_read=, ...)\n"
 	"  -f                      stay in the foreground\n"
@@ -37,7 +40,6 @@ struct mount_command {
 	struct mount_options mount;
 	const char *fs_arg;
 	bool is_foreground;
-	bool is_readonly;
 	struct strbuf fs_options, fuse_options;
 	char real_mountpoint[PATH_MAX];
 	int ready_fd; /* where the background child reports; -1 in the foreground */
@@ -75,9 +77,9 @@ static void options_split(struct mount_command *m, char *list)
 
 	for (char *item = strtok_r(list, ",", &save); item; item = strtok_r(NULL, ",", &save)) {
 		if (!strcmp(item, "ro"))
-			m->is_readonly = true;
+			m->mount.is_readonly = true;
 		else if (!strcmp(item, "rw"))
-			m->is_readonly = false;
+			m->mount.is_readonly = false;
 		else if (!strcmp(item, "allow_other"))
 			m->mount.allow_other = true;
 		else if (!strcmp(item, "noallow_other"))
@@ -143,14 +145,23 @@ static int open_and_serve(struct mount_command *m)
 	kiln_fs *fs = tool_open_fs(&m->open, m->fs_arg, FS_NAMESPACE);
 	if (!fs)
 		return TOOL_FAILED;
+	if (!m->mount.is_readonly && kiln_write_refused(fs)) {
+		tool_error("mounted read-only: %s", kiln_write_refused(fs));
+		m->mount.is_readonly = true;
+	}
+	m->mount.has_acls = fs->super->options[OPT_ACL];
 	CLEANUP_FREE char *members = members_list(fs);
 	m->mount.source = members ? members : m->fs_arg;
 
 	int err = mount_serve(fs, &m->mount, mounted, m);
 	if (err)
 		tool_error("can't serve %s at %s: %s", m->fs_arg, m->mount.mountpoint, strerror(-err));
+	int shut_err = kiln_shutdown(fs);
+	if (shut_err)
+		tool_error("%s is not clean: %s. What was synced is safe; the next mount recovers the rest", m->fs_arg,
+			   strerror(-shut_err));
 	kiln_close(fs);
-	return err ? TOOL_FAILED : TOOL_OK;
+	return err || shut_err ? TOOL_FAILED : TOOL_OK;
 }
 
 static int serve_in_background(struct mount_command *m)
@@ -199,10 +210,8 @@ static int check_mountpoint(const char *path)
 	return TOOL_OK;
 }
 
-static int run_parsed(const struct command *self, struct mount_command *m)
+static int run_parsed(struct mount_command *m)
 {
-	if (!m->is_readonly)
-		return tool_usage_error(self, "this version mounts read-only: ask for it with -o ro");
 	int status = check_mountpoint(m->mount.mountpoint);
 	if (status)
 		return status;
@@ -210,6 +219,8 @@ static int run_parsed(const struct command *self, struct mount_command *m)
 	if (realpath(m->mount.mountpoint, m->real_mountpoint))
 		m->mount.mountpoint = m->real_mountpoint;
 
+	if (!m->mount.is_readonly)
+		m->open.flags |= KILN_OPEN_WRITE;
 	m->open.mount_options = m->fs_options.len ? strbuf_text(&m->fs_options) : NULL;
 	m->mount.fuse_options = strbuf_text(&m->fuse_options);
 	return m->is_foreground ? open_and_serve(m) : serve_in_background(m);
@@ -240,7 +251,7 @@ static int mount_run(const struct command *self, int argc, char **argv)
 	m.fs_arg = argv[optind];
 	m.mount.mountpoint = argv[optind + 1];
 
-	status = run_parsed(self, &m);
+	status = run_parsed(&m);
 	strbuf_free(&m.fs_options);
 	strbuf_free(&m.fuse_options);
 	return status;
@@ -248,7 +259,7 @@ static int mount_run(const struct command *self, int argc, char **argv)
 
 const struct command command_mount = {
 	.name = "mount",
-	.summary = "mount read-only at a directory (FUSE)",
+	.summary = "mount at a directory (FUSE)",
 	.usage = usage,
 	.run = mount_run,
 };

@@ -78,10 +78,12 @@ def failing_in_the_background_is_told(to):
         assert not os.path.ismount(at)
 
 
-def mounting_for_writing_is_refused(to):
-    device = images.unpack(FOLDER, "v1.4-empty", to)[0]
-    status, _, err = doors.run([KILN, "mount", device, to], timeout=WAIT_S)
-    assert status == 2 and "ro" in err, "status %d: %s" % (status, err)
+def what_cannot_be_written_is_mounted_readonly(to):
+    u = doors.Unpacked(FOLDER, "v1.39-casefold", to)
+    with doors.Mount(KILN, u.devices, os.path.join(to, "mnt"), "-o", "rw") as m:
+        assert "read-only" in m.err, m.err
+        raises(errno.EROFS, os.mkdir, os.path.join(m.directory, "d"))
+    u.assert_unchanged()
 
 
 def a_wrong_passphrase_is_told(to):
@@ -264,7 +266,7 @@ def two_mounts_of_one_image_share_it(to):
 
 CASES = [
     failing_in_the_background_is_told,
-    mounting_for_writing_is_refused,
+    what_cannot_be_written_is_mounted_readonly,
     a_wrong_passphrase_is_told,
     umount_ends_the_server,
     fusermount_ends_the_server,

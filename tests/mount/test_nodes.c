@@ -13,6 +13,8 @@
 
 static const struct kiln_node root = { .ino = 4096, .subvol = 1 };
 
+static struct kiln_node forgotten;
+
 static bool is_same(struct kiln_node a, struct kiln_node b) { return a.ino == b.ino && a.subvol == b.subvol; }
 
 static void objects_of_the_first_subvolume_are_their_own_ids(void **state)
@@ -27,7 +29,7 @@ static void objects_of_the_first_subvolume_are_their_own_ids(void **state)
 
 	struct kiln_node file = { .ino = 123456789, .subvol = 1 };
 	assert_int_equal(nodes_get(n, file), file.ino);
-	nodes_forget(n, file.ino, 1);
+	nodes_forget(n, file.ino, 1, &forgotten);
 	assert_true(nodes_find(n, file.ino, &found) && is_same(found, file));
 	assert_int_equal(nodes_visible_ino(file), file.ino);
 	nodes_free(n);
@@ -45,11 +47,49 @@ static void an_id_lives_as_long_as_the_kernel_refers_to_it(void **state)
 	assert_true(nodes_find(n, id, &found) && is_same(found, file));
 	assert_true(nodes_find(n, other_id, &found) && is_same(found, other));
 
-	nodes_forget(n, id, 1);
+	nodes_forget(n, id, 1, &forgotten);
 	assert_true(nodes_find(n, id, &found) && is_same(found, file));
-	nodes_forget(n, id, 1);
+	nodes_forget(n, id, 1, &forgotten);
 	assert_false(nodes_find(n, id, &found));
 	assert_true(nodes_find(n, other_id, &found) && is_same(found, other));
+	nodes_free(n);
+}
+
+static void the_dead_stay_until_they_are_forgotten(void **state)
+{
+	struct nodes *n = nodes_new(root);
+	struct kiln_node file = { .ino = 4100, .subvol = 1 }, other = { .ino = 4100, .subvol = 2 };
+
+	(void)state;
+	assert_false(nodes_mark_dead(n, file));
+	uint64_t id = nodes_get(n, file), other_id = nodes_get(n, other);
+	nodes_get(n, file);
+	assert_true(nodes_mark_dead(n, file));
+	assert_false(nodes_mark_dead(n, file));
+	assert_int_equal(nodes_usage(n).dead, 1);
+	assert_false(nodes_forget(n, other_id, 1, &forgotten));
+	assert_false(nodes_forget(n, id, 1, &forgotten));
+	assert_int_equal(nodes_id(n, file), id);
+	assert_true(nodes_forget(n, id, 1, &forgotten) && is_same(forgotten, file));
+	assert_int_equal(nodes_id(n, file), 0);
+	assert_int_equal(nodes_usage(n).objects, 0);
+	nodes_free(n);
+}
+
+/* What the kernel makes the server remember. */
+static void an_object_costs_at_most_32_bytes(void **state)
+{
+	enum { OBJECTS = 100000 };
+	struct nodes *n = nodes_new(root);
+	uint64_t empty = nodes_usage(n).bytes;
+
+	(void)state;
+	for (uint64_t i = 0; i < OBJECTS; i++)
+		assert_int_equal(nodes_get(n, (struct kiln_node){ .ino = 4097 + i, .subvol = 1 }), 4097 + i);
+	struct nodes_usage u = nodes_usage(n);
+	assert_int_equal(u.objects, OBJECTS);
+	/* Besides a last chunk per shard that isn't full. */
+	assert_true(u.bytes - empty <= 32ull * OBJECTS + 16 * 1024 * 24);
 	nodes_free(n);
 }
 
@@ -61,13 +101,13 @@ static void what_the_kernel_cannot_hold_is_refused(void **state)
 	(void)state;
 	assert_false(nodes_find(n, 1ull << 63, &found));
 	assert_false(nodes_find(n, UINT64_MAX, &found));
-	nodes_forget(n, 1ull << 63, 1);
-	nodes_forget(n, UINT64_MAX, 1);
+	nodes_forget(n, 1ull << 63, 1, &forgotten);
+	nodes_forget(n, UINT64_MAX, 1, &forgotten);
 
 	/* More is forgotten than was given out: the entry goes, and is not freed twice. */
 	uint64_t id = nodes_get(n, file);
-	nodes_forget(n, id, 1000);
-	nodes_forget(n, id, 1);
+	nodes_forget(n, id, 1000, &forgotten);
+	nodes_forget(n, id, 1, &forgotten);
 	assert_false(nodes_find(n, id, &found));
 	uint64_t again = nodes_get(n, file), another = nodes_get(n, (struct kiln_node){ .ino = 5001, .subvol = 7 });
 	assert_true(again != another);
@@ -112,7 +152,7 @@ static void the_table_agrees_with_a_model(void **state)
 		} else {
 			uint64_t count = model[i].references ? 1 + rng_below(&rng, model[i].references) : 0;
 			if (count)
-				nodes_forget(n, model[i].id, count);
+				nodes_forget(n, model[i].id, count, &forgotten);
 			model[i].references -= count;
 			is_known = true;
 		}
@@ -135,6 +175,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(objects_of_the_first_subvolume_are_their_own_ids),
 		cmocka_unit_test(an_id_lives_as_long_as_the_kernel_refers_to_it),
+		cmocka_unit_test(the_dead_stay_until_they_are_forgotten),
+		cmocka_unit_test(an_object_costs_at_most_32_bytes),
 		cmocka_unit_test(what_the_kernel_cannot_hold_is_refused),
 		cmocka_unit_test(one_number_in_two_subvolumes_is_two_visible_ones),
 		cmocka_unit_test(the_table_agrees_with_a_model),

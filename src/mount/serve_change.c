@@ -1,0 +1,195 @@
+/*
+ * Changes of names and attributes. See serve.c.
+ *
+ * The kernel has checked permissions, and holds its locks on the directories, when a request comes.
+ */
+#include <errno.h>
+#include <limits.h>
+#include <string.h>
+#include <sys/sysmacros.h>
+
+#include "base/util.h"
+#include "mount/server.h"
+
+/* Who asks, for a new object. The umask counts only where the directory has no default ACL, so it comes apart. */
+static struct kiln_create create_of(fuse_req_t req, mode_t mode)
+{
+	const struct fuse_ctx *ctx = fuse_req_ctx(req);
+
+	return (struct kiln_create){ .mode = mode, .umask = ctx->umask, .uid = ctx->uid, .gid = ctx->gid };
+}
+
+void serve_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, dev_t dev)
+{
+	struct kiln_create attr = create_of(req, mode);
+	struct kiln_node dir;
+	struct kiln_stat st;
+
+	if (!request_node(req, parent, &dir))
+		return;
+	attr.rdev_major = major(dev);
+	attr.rdev_minor = minor(dev);
+	int err = kiln_create(server_of(req)->fs, dir, name, strlen(name), &attr, &st);
+	reply_entry(req, err, &st);
+}
+
+void serve_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode)
+{
+	serve_mknod(req, parent, name, S_IFDIR | mode, 0);
+}
+
+void serve_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const char *name)
+{
+	struct kiln_create attr = create_of(req, S_IFLNK | 0777);
+	struct kiln_node dir;
+	struct kiln_stat st;
+
+	if (!request_node(req, parent, &dir))
+		return;
+	int err = kiln_symlink(server_of(req)->fs, dir, name, strlen(name), target, &attr, &st);
+	reply_entry(req, err, &st);
+}
+
+void serve_link(fuse_req_t req, fuse_ino_t id, fuse_ino_t parent, const char *name)
+{
+	struct server *s = server_of(req);
+	struct kiln_node node, dir;
+	struct kiln_stat st;
+
+	if (!request_node(req, id, &node) || !request_node(req, parent, &dir))
+		return;
+	int err = kiln_link(s->fs, node, dir, name, strlen(name));
+	if (!err)
+		err = kiln_stat(s->fs, node, &st);
+	reply_entry(req, err, &st);
+}
+
+static void unlink_with(fuse_req_t req, fuse_ino_t parent, const char *name, unsigned flags)
+{
+	struct kiln_node dir;
+
+	if (request_node(req, parent, &dir))
+		fuse_reply_err(req, -kiln_unlink(server_of(req)->fs, dir, name, strlen(name), flags));
+}
+
+void serve_unlink(fuse_req_t req, fuse_ino_t parent, const char *name) { unlink_with(req, parent, name, 0); }
+
+void serve_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
+{
+	unlink_with(req, parent, name, KILN_UNLINK_DIR);
+}
+
+void serve_rename(fuse_req_t req, fuse_ino_t from_parent, const char *from, fuse_ino_t to_parent, const char *to,
+		  unsigned flags)
+{
+	_Static_assert(KILN_RENAME_NOREPLACE == 1 && KILN_RENAME_EXCHANGE == 2, "the numbers of renameat2()");
+	struct kiln_node from_dir, to_dir;
+
+	if (!request_node(req, from_parent, &from_dir) || !request_node(req, to_parent, &to_dir))
+		return;
+	fuse_reply_err(req,
+		       -kiln_rename(server_of(req)->fs, from_dir, from, strlen(from), to_dir, to, strlen(to), flags));
+}
+
+/* --- attributes --- */
+
+static unsigned setattr_fields(int to_set)
+{
+	static const struct {
+		int fuse;
+		unsigned kiln;
+	} map[] = {
+		{ FUSE_SET_ATTR_MODE, KILN_SET_MODE },
+		{ FUSE_SET_ATTR_UID, KILN_SET_UID },
+		{ FUSE_SET_ATTR_GID, KILN_SET_GID },
+		{ FUSE_SET_ATTR_SIZE, KILN_SET_SIZE },
+		{ FUSE_SET_ATTR_ATIME, KILN_SET_ATIME },
+		{ FUSE_SET_ATTR_MTIME, KILN_SET_MTIME },
+		{ FUSE_SET_ATTR_ATIME_NOW, KILN_SET_ATIME_NOW },
+		{ FUSE_SET_ATTR_MTIME_NOW, KILN_SET_MTIME_NOW },
+		{ FUSE_SET_ATTR_CTIME, KILN_SET_CTIME },
+	};
+	/* Where a new size takes setuid off, the kernel says so by a mode. */
+	unsigned fields = KILN_SET_KEEP_SETID;
+
+	for (size_t i = 0; i < ARRAY_NR(map); i++)
+		if (to_set & map[i].fuse)
+			fields |= map[i].kiln;
+	return fields;
+}
+
+static struct kiln_timespec timespec_of(struct timespec t)
+{
+	return (struct kiln_timespec){ .sec = t.tv_sec, .nsec = (uint32_t)t.tv_nsec };
+}
+
+void serve_setattr(fuse_req_t req, fuse_ino_t id, struct stat *attr, int to_set, struct fuse_file_info *fi)
+{
+	struct kiln_setattr set = {
+		.fields = setattr_fields(to_set),
+		.mode = attr->st_mode,
+		.uid = attr->st_uid,
+		.gid = attr->st_gid,
+		.size = (uint64_t)attr->st_size,
+		.atime = timespec_of(attr->st_atim),
+		.mtime = timespec_of(attr->st_mtim),
+		.ctime = timespec_of(attr->st_ctim),
+	};
+	struct kiln_node node;
+	struct kiln_stat st;
+
+	(void)fi;
+	if (!request_node(req, id, &node))
+		return;
+	int err = kiln_setattr(server_of(req)->fs, node, &set, &st);
+	reply_attr(req, err, &st);
+}
+
+static bool is_in_group(fuse_req_t req, gid_t gid)
+{
+	gid_t groups[NGROUPS_MAX];
+	int nr = fuse_req_getgroups(req, NGROUPS_MAX, groups);
+
+	for (int i = 0; i < nr && i < NGROUPS_MAX; i++)
+		if (groups[i] == gid)
+			return true;
+	return fuse_req_ctx(req)->gid == gid;
+}
+
+/* Who isn't of a file's group can't keep it setgid while changing its permissions, by an ACL no more than by chmod().
+ */
+static int acl_clear_setgid(fuse_req_t req, struct kiln_node node)
+{
+	struct server *s = server_of(req);
+	struct kiln_stat st;
+
+	if (!fuse_req_ctx(req)->uid)
+		return 0;
+	int err = kiln_stat(s->fs, node, &st);
+	if (err || !(st.mode & S_ISGID) || is_in_group(req, st.gid))
+		return err;
+	return kiln_setattr(s->fs, node,
+			    &(struct kiln_setattr){ .fields = KILN_SET_MODE, .mode = st.mode & ~(uint32_t)S_ISGID },
+			    NULL);
+}
+
+void serve_setxattr(fuse_req_t req, fuse_ino_t id, const char *name, const char *value, size_t size, int flags)
+{
+	_Static_assert(KILN_XATTR_CREATE == 1 && KILN_XATTR_REPLACE == 2, "the numbers of setxattr()");
+	struct kiln_node node;
+
+	if (!request_node(req, id, &node))
+		return;
+	int err = kiln_setxattr(server_of(req)->fs, node, name, value, size, (unsigned)flags);
+	if (!err && !strcmp(name, "system.posix_acl_access"))
+		err = acl_clear_setgid(req, node);
+	fuse_reply_err(req, -err);
+}
+
+void serve_removexattr(fuse_req_t req, fuse_ino_t id, const char *name)
+{
+	struct kiln_node node;
+
+	if (request_node(req, id, &node))
+		fuse_reply_err(req, -kiln_removexattr(server_of(req)->fs, node, name));
+}

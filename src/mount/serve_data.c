@@ -1,0 +1,164 @@
+/* Contents of files. See serve.c. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "base/util.h"
+#include "mount/server.h"
+
+enum { BUFFER_ALIGNMENT = 4096 };
+
+static void *buffer_take(struct server *s)
+{
+	void *buf = NULL;
+
+	mutex_lock(&s->buffers_lock);
+	if (s->buffers_nr)
+		buf = s->buffers[--s->buffers_nr];
+	mutex_unlock(&s->buffers_lock);
+	return buf ? buf : aligned_alloc(BUFFER_ALIGNMENT, REQUEST_BYTES_MAX);
+}
+
+static void buffer_give(struct server *s, void *buf)
+{
+	mutex_lock(&s->buffers_lock);
+	if (buf && s->buffers_nr < BUFFERS_IDLE_MAX) {
+		s->buffers[s->buffers_nr++] = buf;
+		buf = NULL;
+	}
+	mutex_unlock(&s->buffers_lock);
+	free(buf);
+}
+
+static void note_damage(void *ctx, uint64_t offset, uint64_t len, int error)
+{
+	(void)offset;
+	(void)len;
+	*(int *)ctx = error;
+}
+
+/*
+ * Any damage in the range fails the request: a short answer would mean the end of the file. The kernel then asks again
+ * page by page, so that only the damaged ones fail.
+ */
+void serve_read(fuse_req_t req, fuse_ino_t id, size_t size, off_t offset, struct fuse_file_info *fi)
+{
+	struct server *s = server_of(req);
+	struct kiln_node node;
+	int damage = 0;
+
+	(void)fi;
+	if (!request_node(req, id, &node))
+		return;
+	void *buf = buffer_take(s);
+	if (!buf) {
+		fuse_reply_err(req, ENOMEM);
+		return;
+	}
+	size = min(size, (size_t)REQUEST_BYTES_MAX);
+	ssize_t n = kiln_read_rescue(s->fs, node, (uint64_t)offset, buf, size, note_damage, &damage);
+	if (n < 0 || damage)
+		fuse_reply_err(req, n < 0 ? (int)-n : EIO);
+	else
+		fuse_reply_buf(req, buf, (size_t)n);
+	buffer_give(s, buf);
+}
+
+/*
+ * A write from the page cache: whoever wrote was told "done" long ago, and the kernel has seen to times and setuid. It
+ * doesn't look how much of it was written, so all of it must be, or it fails.
+ */
+static ssize_t write_back(kiln_fs *fs, struct kiln_node node, const char *buf, size_t size, uint64_t offset)
+{
+	size_t done = 0;
+
+	while (done < size) {
+		ssize_t n = kiln_write_with(fs, node, offset + done, buf + done, size - done,
+					    KILN_WRITE_KEEP_TIMES | KILN_WRITE_KEEP_SETID);
+		if (n <= 0)
+			return n ? n : -EIO;
+		done += (size_t)n;
+	}
+	return (ssize_t)done;
+}
+
+void serve_write(fuse_req_t req, fuse_ino_t id, const char *buf, size_t size, off_t offset, struct fuse_file_info *fi)
+{
+	kiln_fs *fs = server_of(req)->fs;
+	struct kiln_node node;
+
+	if (!request_node(req, id, &node))
+		return;
+	ssize_t n = fi->writepage ? write_back(fs, node, buf, size, (uint64_t)offset)
+				  : kiln_write_with(fs, node, (uint64_t)offset, buf, size, KILN_WRITE_KEEP_SETID);
+	if (n < 0)
+		fuse_reply_err(req, (int)-n);
+	else
+		fuse_reply_write(req, (size_t)n);
+}
+
+void serve_fsync(fuse_req_t req, fuse_ino_t id, int is_datasync, struct fuse_file_info *fi)
+{
+	struct kiln_node node;
+
+	(void)is_datasync; /* the size is all that datasync could leave out, and it is in the same journal entry */
+	(void)fi;
+	if (request_node(req, id, &node))
+		fuse_reply_err(req, -kiln_fsync(server_of(req)->fs, node));
+}
+
+/*
+ * Where data is, is asked of us, but what was written lately is in the page cache and nobody else knows of it. So the
+ * cache is emptied first, which writes it back. No lock on pages is held by who asks.
+ */
+void serve_lseek(fuse_req_t req, fuse_ino_t id, off_t offset, int whence, struct fuse_file_info *fi)
+{
+	struct kiln_node node;
+
+	(void)fi;
+	if (!request_node(req, id, &node))
+		return;
+	if (!server_of(req)->options->is_readonly)
+		fuse_lowlevel_notify_inval_inode(server_of(req)->session, id, 0, 0);
+	int64_t found = whence == SEEK_DATA   ? kiln_seek_data(server_of(req)->fs, node, (uint64_t)offset)
+			: whence == SEEK_HOLE ? kiln_seek_hole(server_of(req)->fs, node, (uint64_t)offset)
+					      : -EINVAL;
+	if (found < 0)
+		fuse_reply_err(req, (int)-found);
+	else
+		fuse_reply_lseek(req, found);
+}
+
+void serve_fallocate(fuse_req_t req, fuse_ino_t id, int mode, off_t offset, off_t len, struct fuse_file_info *fi)
+{
+	_Static_assert(KILN_FALLOC_KEEP_SIZE == FALLOC_FL_KEEP_SIZE && KILN_FALLOC_PUNCH_HOLE == FALLOC_FL_PUNCH_HOLE &&
+			       KILN_FALLOC_ZERO_RANGE == FALLOC_FL_ZERO_RANGE,
+		       "the numbers of fallocate()");
+	struct kiln_node node;
+
+	(void)fi;
+	if (!request_node(req, id, &node))
+		return;
+	fuse_reply_err(req, -kiln_fallocate(server_of(req)->fs, node, (unsigned)mode, (uint64_t)offset, (uint64_t)len));
+}
+
+/* The kernel has written back what it had cached of both ranges. */
+void serve_copy_file_range(fuse_req_t req, fuse_ino_t from_id, off_t from_offset, struct fuse_file_info *from_fi,
+			   fuse_ino_t to_id, off_t to_offset, struct fuse_file_info *to_fi, size_t len, int flags)
+{
+	struct kiln_node from, to;
+
+	(void)from_fi;
+	(void)to_fi;
+	(void)flags; /* none are known */
+	if (!request_node(req, from_id, &from) || !request_node(req, to_id, &to))
+		return;
+	/* The answer has 32 bits. */
+	len = min(len, (size_t)UINT32_MAX & ~(size_t)0xffff);
+	ssize_t n = kiln_copy_range(server_of(req)->fs, from, (uint64_t)from_offset, to, (uint64_t)to_offset, len, 0);
+	if (n < 0)
+		fuse_reply_err(req, (int)-n);
+	else
+		fuse_reply_write(req, (size_t)n);
+}

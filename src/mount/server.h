@@ -1,0 +1,83 @@
+/* What the files of the FUSE server share. See serve.c for how it works. */
+#ifndef KILN_MOUNT_SERVER_H
+#define KILN_MOUNT_SERVER_H
+
+#define FUSE_USE_VERSION FUSE_MAKE_VERSION(3, 12)
+
+/* Seconds that the kernel may remember names and attributes: as long as it likes. */
+#define SERVER_FOREVER_S 1e9
+
+#include <fuse_lowlevel.h>
+#include <sys/stat.h>
+
+#include "base/sync.h"
+#include "kiln/kiln.h"
+#include "mount/mount.h"
+#include "mount/nodes.h"
+
+enum {
+	REQUEST_BYTES_MAX = 1 << 20, /* of data in one read or write */
+	BUFFERS_IDLE_MAX = 16,
+};
+
+struct server {
+	kiln_fs *fs;
+	struct nodes *nodes;
+	const struct mount_options *options;
+	struct fuse_session *session;
+	/* Buffers of REQUEST_BYTES_MAX for reading, kept so that their pages needn't be made again. */
+	struct mutex buffers_lock;
+	void *buffers[BUFFERS_IDLE_MAX];
+	unsigned buffers_nr;
+};
+
+static inline struct server *server_of(fuse_req_t req) { return fuse_req_userdata(req); }
+
+/* The object a request is about; replies with an error and returns false when the kernel can't mean one. */
+bool request_node(fuse_req_t req, fuse_ino_t id, struct kiln_node *node);
+void stat_to_posix(const struct kiln_stat *st, struct stat *out);
+/* What the kernel is to remember of an object, with one reference on its id. */
+int entry_fill(struct server *s, const struct kiln_stat *st, struct fuse_entry_param *e);
+/* Answer with an entry of @st, or with @err. */
+void reply_entry(fuse_req_t req, int err, const struct kiln_stat *st);
+void reply_attr(fuse_req_t req, int err, const struct kiln_stat *st);
+/* The kernel forgets references that it had, or never got. */
+void server_forget(struct server *s, uint64_t id, uint64_t count);
+
+/* Handlers, by file. See fuse_lowlevel.h. */
+
+/* --- serve_read.c: looking, without changing --- */
+void serve_lookup(fuse_req_t req, fuse_ino_t parent, const char *name);
+void serve_forget(fuse_req_t req, fuse_ino_t id, uint64_t count);
+void serve_forget_multi(fuse_req_t req, size_t nr, struct fuse_forget_data *forgets);
+void serve_getattr(fuse_req_t req, fuse_ino_t id, struct fuse_file_info *fi);
+void serve_readlink(fuse_req_t req, fuse_ino_t id);
+void serve_readdir(fuse_req_t req, fuse_ino_t id, size_t size, off_t cookie, struct fuse_file_info *fi);
+void serve_readdirplus(fuse_req_t req, fuse_ino_t id, size_t size, off_t cookie, struct fuse_file_info *fi);
+void serve_getxattr(fuse_req_t req, fuse_ino_t id, const char *name, size_t size);
+void serve_listxattr(fuse_req_t req, fuse_ino_t id, size_t size);
+void serve_statfs(fuse_req_t req, fuse_ino_t id);
+
+/* --- serve_change.c: names and attributes --- */
+void serve_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, dev_t dev);
+void serve_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode);
+void serve_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const char *name);
+void serve_link(fuse_req_t req, fuse_ino_t id, fuse_ino_t parent, const char *name);
+void serve_unlink(fuse_req_t req, fuse_ino_t parent, const char *name);
+void serve_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name);
+void serve_rename(fuse_req_t req, fuse_ino_t from_parent, const char *from, fuse_ino_t to_parent, const char *to,
+		  unsigned flags);
+void serve_setattr(fuse_req_t req, fuse_ino_t id, struct stat *attr, int to_set, struct fuse_file_info *fi);
+void serve_setxattr(fuse_req_t req, fuse_ino_t id, const char *name, const char *value, size_t size, int flags);
+void serve_removexattr(fuse_req_t req, fuse_ino_t id, const char *name);
+
+/* --- serve_data.c: contents of files --- */
+void serve_read(fuse_req_t req, fuse_ino_t id, size_t size, off_t offset, struct fuse_file_info *fi);
+void serve_write(fuse_req_t req, fuse_ino_t id, const char *buf, size_t size, off_t offset, struct fuse_file_info *fi);
+void serve_fsync(fuse_req_t req, fuse_ino_t id, int is_datasync, struct fuse_file_info *fi);
+void serve_lseek(fuse_req_t req, fuse_ino_t id, off_t offset, int whence, struct fuse_file_info *fi);
+void serve_fallocate(fuse_req_t req, fuse_ino_t id, int mode, off_t offset, off_t len, struct fuse_file_info *fi);
+void serve_copy_file_range(fuse_req_t req, fuse_ino_t from_id, off_t from_offset, struct fuse_file_info *from_fi,
+			   fuse_ino_t to_id, off_t to_offset, struct fuse_file_info *to_fi, size_t len, int flags);
+
+#endif

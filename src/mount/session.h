@@ -1,0 +1,17 @@
+/*
+ * A mount from its begin to its end. See session.c.
+ */
+#ifndef KILN_MOUNT_SESSION_H
+#define KILN_MOUNT_SESSION_H
+
+#include <stdlib.h>
+
+#include "mount/server.h"
+
+/*
+ * Mount, call @mounted, serve until unmounted or told to end by a signal; then it is unmounted. 0 or a negative errno.
+ */
+int session_run(struct server *s, const struct fuse_lowlevel_ops *ops, size_t ops_bytes, void (*mounted)(void *ctx),
+		void *ctx);
+
+#endif

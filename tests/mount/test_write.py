@@ -1,0 +1,638 @@
+#!/usr/bin/env python3
+"""The read-write mount: what programs that change something see, and what is there afterwards.
+
+    test_write.py KILN
+
+Needs root and /dev/fuse, else everything is skipped, and says so. Whatever was done, `kiln check` finds nothing wrong
+after the unmount.
+"""
+import concurrent.futures
+import ctypes
+import errno
+import hashlib
+import mmap
+import os
+import random
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+
+TESTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
+sys.path.insert(0, os.path.join(TESTS, "lib"))
+
+import doors  # noqa: E402
+import images  # noqa: E402
+import manifest  # noqa: E402
+import tap  # noqa: E402
+
+KILN = os.path.abspath(sys.argv[1])
+WAIT_S = 60
+SEED = int(os.environ.get("KILN_TEST_SEED", "1"), 0)
+
+
+def wait_until(what, condition):
+    end = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < end, "still not %s after %d s" % (what, WAIT_S)
+        time.sleep(0.02)
+
+
+def raises(number, function, *args, **named):
+    try:
+        result = function(*args, **named)
+    except OSError as e:
+        assert e.errno == number, "%s, expected %s" % (e, errno.errorcode[number])
+        return
+    raise AssertionError("expected %s, got %r" % (errno.errorcode[number], result))
+
+
+class Filesystem:
+    """A fresh image, mounted read-write by a server that stays our child, checked at the end."""
+
+    def __init__(self, to, size="256M", options=(), format_options=()):
+        self.image = os.path.join(to, "image")
+        self.directory = os.path.join(to, "mnt")
+        self.options = list(options)
+        os.makedirs(self.directory, exist_ok=True)
+        status, _, err = doors.run([KILN, "format", "--size", size, *format_options, self.image])
+        assert status == 0, err
+
+    def path(self, *names):
+        return os.path.join(self.directory, *names)
+
+    def mount(self):
+        self.server = subprocess.Popen([KILN, "mount", "-f", *self.options, self.image, self.directory],
+                                       stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        wait_until("mounted", lambda: os.path.ismount(self.directory) or self.server.poll() is not None)
+        assert self.server.poll() is None, self.server.stderr.read().decode()
+        return self
+
+    def ended(self):
+        """What the server said by the time it has ended, as it must, cleanly."""
+        _, err = self.server.communicate(timeout=WAIT_S)
+        assert self.server.returncode == 0, "status %s: %s" % (self.server.returncode, err.decode())
+        return err.decode()
+
+    def unmount(self):
+        for _ in range(100):  # something may look at the mount for a moment
+            p = subprocess.run(["umount", self.directory], stderr=subprocess.PIPE)
+            if p.returncode == 0:
+                break
+            time.sleep(0.05)
+        assert p.returncode == 0, p.stderr.decode()
+        said = self.ended()
+        assert not said, said
+
+    def kill(self):
+        """The server dies; nothing is said to anyone."""
+        self.server.kill()
+        self.server.communicate()
+        subprocess.run(["umount", "-l", self.directory], check=True)
+
+    def check(self):
+        status, out, err = doors.run([KILN, "check", self.image])
+        assert status == 0, "%s\n%s" % (out.decode()[-3000:], err[-3000:])
+
+    def __enter__(self):
+        return self.mount()
+
+    def __exit__(self, kind, *_):
+        if kind:
+            self.server.kill()
+            subprocess.run(["umount", "-l", self.directory], stderr=subprocess.DEVNULL)
+            return
+        if self.server.poll() is None:
+            self.unmount()
+        self.check()
+
+
+def write(path, data, flags=os.O_CREAT | os.O_WRONLY | os.O_TRUNC):
+    fd = os.open(path, flags, 0o644)
+    try:
+        assert os.write(fd, data) == len(data)
+    finally:
+        os.close(fd)
+
+
+def as_user(uid, function):
+    """Call it in a process of somebody else: 0, or the errno it failed with."""
+    pid = os.fork()
+    if not pid:
+        status = 255
+        try:
+            os.setgroups([])
+            os.setgid(uid)
+            os.setuid(uid)
+            function()
+            status = 0
+        except OSError as e:
+            status = e.errno
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def read(path):
+    with open(path, "rb") as f:
+        return f.read()
+
+
+# --- trees ---
+
+
+def a_tree_is_copied_in_and_comes_out_the_same(to):
+    source = os.path.join(to, "source")
+    os.mkdir(source)
+    rng = random.Random(SEED)
+    for i in range(300):
+        folder = os.path.join(source, *["d%d" % rng.randrange(4) for _ in range(rng.randrange(4))])
+        os.makedirs(folder, exist_ok=True)
+        with open(os.path.join(folder, "f%d" % i), "wb") as f:
+            f.write(rng.randbytes(rng.choice([0, 1, 100, 4096, 5000, 70000])))
+    os.symlink("d0/nothing", os.path.join(source, "link"))
+    os.link(os.path.join(source, "link"), os.path.join(source, "other-link"))
+    os.mkfifo(os.path.join(source, "fifo"))
+    os.mknod(os.path.join(source, "device"), stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    os.chmod(os.path.join(source, "fifo"), 0o640)
+    os.setxattr(source, "user.name", b"value")
+    with open(os.path.join(source, "sparse"), "wb") as f:
+        f.truncate(1 << 30)
+        f.seek(512 << 20)
+        f.write(b"middle")
+    fs = Filesystem(to)
+    with fs:
+        subprocess.run(["cp", "-a", "--sparse=always", source, fs.path("tree")], check=True)
+        subprocess.run(["diff", "-r", "--no-dereference", "--exclude=fifo", "--exclude=device", source,
+                        fs.path("tree")], check=True)
+    with fs:
+        subprocess.run(["diff", "-r", "--no-dereference", "--exclude=fifo", "--exclude=device", source,
+                        fs.path("tree")], check=True)
+        for folder, dirs, files in os.walk(source):
+            for name in dirs + files:
+                a = os.path.join(folder, name)
+                b = fs.path("tree", os.path.relpath(a, source))
+                sa, sb = os.lstat(a), os.lstat(b)
+                assert (sa.st_mode, sa.st_uid, sa.st_gid, sa.st_rdev) == (sb.st_mode, sb.st_uid, sb.st_gid, sb.st_rdev)
+                assert sa.st_mtime_ns == sb.st_mtime_ns, (a, sa.st_mtime_ns, sb.st_mtime_ns)
+                assert stat.S_ISDIR(sa.st_mode) or sa.st_nlink == sb.st_nlink, a
+        assert os.stat(fs.path("tree/sparse")).st_blocks < 1000
+        assert os.getxattr(fs.path("tree"), "user.name") == b"value"
+        shutil.rmtree(fs.path("tree"))
+        assert os.listdir(fs.directory) == ["lost+found"]
+
+
+# --- names ---
+
+
+def renames_follow_their_flags(to):
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def rename2(a, b, flags):
+        if libc.renameat2(-100, os.fsencode(a), -100, os.fsencode(b), flags):
+            raise OSError(ctypes.get_errno(), "renameat2")
+
+    with Filesystem(to) as fs:
+        a, b, c = fs.path("a"), fs.path("b"), fs.path("c")
+        write(a, b"A")
+        write(b, b"B")
+        raises(errno.EEXIST, rename2, a, b, 1)
+        rename2(a, b, 2)
+        assert (read(a), read(b)) == (b"B", b"A")
+        rename2(a, c, 1)
+        assert not os.path.exists(a) and read(c) == b"B"
+        raises(errno.ENOENT, rename2, a, c, 2)
+        os.rename(b, c)
+        assert read(c) == b"A" and sorted(os.listdir(fs.directory)) == ["c", "lost+found"]
+        os.makedirs(fs.path("d/e/f"))
+        raises(errno.EINVAL, os.rename, fs.path("d"), fs.path("d/e/f/g"))
+        raises(errno.ENOTEMPTY, os.rename, fs.path("lost+found"), fs.path("d"))
+        assert os.stat(fs.path("d")).st_nlink == 3
+        os.rename(fs.path("d/e"), fs.path("e"))
+        assert os.stat(fs.path("d")).st_nlink == 2 and os.path.isdir(fs.path("e/f"))
+        assert os.stat(fs.path("e/f/..")).st_ino == os.stat(fs.path("e")).st_ino
+
+
+def names_of_255_bytes_and_no_more(to):
+    with Filesystem(to) as fs:
+        for name in (b"x" * 255, bytes(range(1, 47)) + bytes(range(48, 256))):
+            path = os.path.join(os.fsencode(fs.directory), name)
+            write(path, b"1")
+            assert name in os.listdir(os.fsencode(fs.directory)) and read(path) == b"1"
+        raises(errno.ENAMETOOLONG, write, fs.path("x" * 256), b"1")
+        assert os.statvfs(fs.directory).f_namemax == 255
+
+
+def a_directory_is_listed_whole_while_it_changes(to):
+    """Every name that is there from begin to end is listed exactly once, whatever comes and goes."""
+    libc = ctypes.CDLL(None)
+    with Filesystem(to) as fs:
+        folder = fs.path("d")
+        os.mkdir(folder)
+        stable = {"s%d" % i for i in range(3000)}
+        for name in stable:
+            write(os.path.join(folder, name), b"")
+        end = threading.Event()
+
+        def change():
+            i = 0
+            while not end.is_set():
+                path = os.path.join(folder, "t%d" % (i % 50))
+                write(path, b"")
+                os.rename(path, path + "r")
+                os.unlink(path + "r")
+                i += 1
+
+        changer = threading.Thread(target=change)
+        changer.start()
+        try:
+            for _ in range(5):
+                seen = []
+                with os.scandir(folder) as entries:
+                    for e in entries:
+                        seen.append(e.name)
+                found = [n for n in seen if n in stable]
+                assert len(found) == len(set(found)) == len(stable), (len(found), len(set(found)))
+        finally:
+            end.set()
+            changer.join()
+
+
+# --- files in use ---
+
+
+def unlinked_files_live_until_they_are_closed(to):
+    with Filesystem(to) as fs:
+        free = os.statvfs(fs.directory).f_bfree
+        fds = []
+        for i in range(50):
+            fd = os.open(fs.path("f%d" % i), os.O_CREAT | os.O_RDWR, 0o600)
+            os.write(fd, b"%d" % i * 1000)
+            os.unlink(fs.path("f%d" % i))
+            fds.append(fd)
+        big = os.open(fs.path("big"), os.O_CREAT | os.O_RDWR)
+        os.write(big, bytes(8 << 20))
+        os.fsync(big)
+        write(fs.path("other"), b"x")
+        os.rename(fs.path("other"), fs.path("big"))
+        for i, fd in enumerate(fds):
+            assert os.fstat(fd).st_nlink == 0
+            assert os.pread(fd, 10000, 0) == b"%d" % i * 1000
+            os.pwrite(fd, b"again", 5000)
+            os.fsync(fd)
+            assert os.pread(fd, 5, 5000) == b"again"
+        assert os.fstat(big).st_size == 8 << 20
+        assert os.statvfs(fs.directory).f_bfree < free - 1000
+        for fd in fds + [big]:
+            os.close(fd)
+        wait_until("given back", lambda: os.statvfs(fs.directory).f_bfree > free - 1000)
+
+
+def a_file_that_was_in_use_is_gone_after_the_mount(to):
+    fs = Filesystem(to)
+    with fs:
+        fd = os.open(fs.path("f"), os.O_CREAT | os.O_RDWR)
+        os.write(fd, b"x" * 100000)
+        os.unlink(fs.path("f"))
+        # The mount goes away under the open file.
+        fs.server.send_signal(signal.SIGTERM)
+        said = fs.ended()
+        assert "in use" in said, said
+        try:
+            os.pwrite(fd, b"y", 200000)
+            os.fsync(fd)
+            raise AssertionError("nobody serves it, and yet it can be written")
+        except OSError:
+            pass
+        try:
+            os.close(fd)
+        except OSError:
+            pass  # the file is closed all the same
+        assert not os.path.ismount(fs.directory)
+
+
+# --- data ---
+
+
+def a_shared_mapping_and_writes_are_one(to):
+    with Filesystem(to) as fs:
+        fd = os.open(fs.path("f"), os.O_CREAT | os.O_RDWR)
+        os.ftruncate(fd, 3 * 4096 + 100)
+        with mmap.mmap(fd, 3 * 4096 + 100) as m:
+            m[5000:5005] = b"hello"
+            assert os.pread(fd, 5, 5000) == b"hello"
+            os.pwrite(fd, b"there", 100)
+            assert m[100:105] == b"there"
+            m.flush()
+        os.close(fd)
+        data = read(fs.path("f"))
+        assert len(data) == 3 * 4096 + 100 and data[5000:5005] == b"hello" and data[100:105] == b"there"
+
+
+def direct_and_buffered_io_agree(to):
+    rng = random.Random(SEED)
+    size = 1 << 20
+    with Filesystem(to) as fs:
+        fd = os.open(fs.path("f"), os.O_CREAT | os.O_RDWR)
+        direct = os.open(fs.path("f"), os.O_RDWR | os.O_DIRECT)
+        model = bytearray(size)
+        os.ftruncate(fd, size)
+        buf = mmap.mmap(-1, 65536)
+        for step in range(200):
+            at, n = rng.randrange(size // 4096) * 4096, rng.randrange(1, 17) * 4096
+            n = min(n, size - at)
+            kind = rng.randrange(4)
+            if kind == 0:
+                data = rng.randbytes(n)
+                buf[:n] = data
+                assert os.pwritev(direct, [memoryview(buf)[:n]], at) == n
+                model[at:at + n] = data
+            elif kind == 1:
+                data = rng.randbytes(rng.randrange(1, n + 1))
+                assert os.pwrite(fd, data, at) == len(data)
+                model[at:at + len(data)] = data
+            elif kind == 2:
+                assert os.preadv(direct, [memoryview(buf)[:n]], at) == n
+                assert buf[:n] == model[at:at + n], "step %d; KILN_TEST_SEED=%d" % (step, SEED)
+            else:
+                assert os.pread(fd, n, at) == model[at:at + n], "step %d; KILN_TEST_SEED=%d" % (step, SEED)
+        os.close(direct)
+        os.close(fd)
+        assert read(fs.path("f")) == model
+
+
+def reading_into_a_mapping_of_the_same_file_ends(to):
+    with Filesystem(to) as fs:
+        fd = os.open(fs.path("f"), os.O_CREAT | os.O_RDWR)
+        os.write(fd, b"a" * 65536 + b"b" * 65536)
+        direct = os.open(fs.path("f"), os.O_RDWR | os.O_DIRECT)
+        with mmap.mmap(fd, 131072) as m:
+            assert os.preadv(direct, [memoryview(m)[:65536]], 65536) == 65536
+            assert m[:65536] == b"b" * 65536
+            assert os.pwritev(direct, [memoryview(m)[:65536]], 65536) == 65536
+            assert os.pwritev(fd, [memoryview(m)[4096:8192]], 0) == 4096
+        os.close(direct)
+        os.close(fd)
+        assert read(fs.path("f")) == b"b" * 131072
+
+
+def holes_are_found_in_what_was_just_written(to):
+    with Filesystem(to) as fs:
+        fd = os.open(fs.path("f"), os.O_CREAT | os.O_RDWR)
+        os.ftruncate(fd, 10 << 20)
+        os.pwrite(fd, b"x" * 4096, 4 << 20)
+        assert os.lseek(fd, 0, os.SEEK_DATA) == 4 << 20
+        assert os.lseek(fd, 4 << 20, os.SEEK_HOLE) == (4 << 20) + 4096
+        raises(errno.ENXIO, os.lseek, fd, 5 << 20, os.SEEK_DATA)
+        os.pwrite(fd, b"x" * 4096, 6 << 20)
+        assert os.lseek(fd, 5 << 20, os.SEEK_DATA) == 6 << 20
+        assert os.lseek(fd, 6 << 20, os.SEEK_HOLE) == (6 << 20) + 4096
+        os.close(fd)
+
+
+def files_may_be_as_large_as_offsets_go(to):
+    with Filesystem(to) as fs:
+        fd = os.open(fs.path("f"), os.O_CREAT | os.O_RDWR)
+        last = (1 << 63) - 4096 - 1
+        os.pwrite(fd, b"end", last - 3)
+        os.fsync(fd)
+        assert os.fstat(fd).st_size == last and os.fstat(fd).st_blocks <= 16
+        os.close(fd)
+        fd = os.open(fs.path("f"), os.O_RDONLY)
+        assert os.pread(fd, 10, last - 3) == b"end" and os.pread(fd, 10, 1 << 40) == bytes(10)
+        os.close(fd)
+        os.truncate(fs.path("f"), 1)
+        assert read(fs.path("f")) == b"\0"
+
+
+def appends_of_many_processes_are_all_there(to):
+    with Filesystem(to) as fs:
+        script = ("import os, sys\n"
+                  "fd = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT)\n"
+                  "for i in range(500): os.write(fd, b'%s %04d\\n' % (sys.argv[2].encode(), i))\n")
+        running = [subprocess.Popen([sys.executable, "-c", script, fs.path("log"), str(i)]) for i in range(4)]
+        assert not any(p.wait() for p in running)
+        lines = read(fs.path("log")).splitlines()
+        assert len(lines) == 2000 and len(set(lines)) == 2000
+        for i in range(4):
+            mine = [line for line in lines if line.startswith(b"%d " % i)]
+            assert mine == sorted(mine)
+
+
+def many_threads_write_and_read_their_files(to):
+    def work(i):
+        rng = random.Random(SEED * 100 + i)
+        folder = fs.path("d%d" % i)
+        os.mkdir(folder)
+        sums = {}
+        for j in range(40):
+            data = rng.randbytes(rng.randrange(100000))
+            write(os.path.join(folder, str(j)), data)
+            sums[str(j)] = hashlib.sha1(data).digest()
+            if j % 5 == 4:
+                gone = rng.choice(sorted(sums))
+                os.unlink(os.path.join(folder, gone))
+                del sums[gone]
+        assert sorted(os.listdir(folder)) == sorted(sums)
+        for name, digest in sums.items():
+            assert hashlib.sha1(read(os.path.join(folder, name))).digest() == digest
+        return i, sums
+
+    fs = Filesystem(to)
+    with fs:
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            results = list(pool.map(work, range(16)))
+    with fs:
+        for i, sums in results:
+            for name, digest in sums.items():
+                assert hashlib.sha1(read(fs.path("d%d" % i, name))).digest() == digest
+
+
+# --- attributes ---
+
+
+def times_are_kept_to_the_nanosecond(to):
+    fs = Filesystem(to)
+    with fs:
+        write(fs.path("f"), b"x")
+        os.utime(fs.path("f"), ns=(1234567890123456789, 987654321987654321))
+        fd = os.open(fs.path("g"), os.O_CREAT | os.O_WRONLY)
+        os.write(fd, b"x")
+        before = os.fstat(fd)
+        time.sleep(0.05)
+        os.write(fd, b"y")
+        after = os.fstat(fd)
+        assert after.st_mtime_ns > before.st_mtime_ns and after.st_ctime_ns > before.st_ctime_ns
+        os.close(fd)
+        g = os.stat(fs.path("g"))
+        time.sleep(0.05)
+        os.chmod(fs.path("g"), 0o600)
+        assert os.stat(fs.path("g")).st_ctime_ns > g.st_ctime_ns and os.stat(fs.path("g")).st_mtime_ns == g.st_mtime_ns
+    with fs:
+        f = os.stat(fs.path("f"))
+        assert (f.st_atime_ns, f.st_mtime_ns) == (1234567890123456789, 987654321987654321)
+        assert os.stat(fs.path("g")).st_mtime_ns == g.st_mtime_ns
+
+
+def default_acls_are_inherited_instead_of_the_umask(to):
+    def acl(*entries):
+        out = (2).to_bytes(4, "little")
+        for tag, perm, ident in entries:
+            out += tag.to_bytes(2, "little") + perm.to_bytes(2, "little") + (ident & 0xffffffff).to_bytes(4, "little")
+        return out
+
+    with Filesystem(to) as fs:
+        os.mkdir(fs.path("d"))
+        default = acl((1, 7, -1), (2, 6, 1234), (4, 5, -1), (16, 7, -1), (32, 0, -1))
+        os.setxattr(fs.path("d"), "system.posix_acl_default", default)
+        old = os.umask(0o077)
+        try:
+            write(fs.path("d/f"), b"x")
+            os.mkdir(fs.path("d/e"), 0o777)
+            write(fs.path("plain"), b"x")
+        finally:
+            os.umask(old)
+        assert stat.S_IMODE(os.stat(fs.path("plain")).st_mode) == 0o600
+        assert stat.S_IMODE(os.stat(fs.path("d/f")).st_mode) == 0o640, oct(os.stat(fs.path("d/f")).st_mode)
+        assert os.getxattr(fs.path("d/e"), "system.posix_acl_default") == default
+        assert b"\x02\x00\x06\x00\xd2\x04" in os.getxattr(fs.path("d/f"), "system.posix_acl_access")
+        os.chown(fs.path("d"), 0, 0)
+        os.chmod(fs.path("d"), 0o755)
+
+        def open_it():
+            os.open(fs.path("d/f"), os.O_RDONLY)
+
+        os.chmod(to, 0o755)
+        os.chmod(fs.directory, 0o755)
+        assert as_user(1234, open_it) == 0
+        os.chmod(fs.path("d/f"), 0o600)
+        assert as_user(1234, open_it) == errno.EACCES
+
+
+def who_writes_a_setuid_file_takes_its_power(to):
+    with Filesystem(to) as fs:
+        os.chmod(to, 0o755)
+        os.chmod(fs.directory, 0o755)
+        write(fs.path("f"), b"#!")
+        os.chmod(fs.path("f"), 0o6777)
+        write(fs.path("f"), b"root may", os.O_WRONLY)
+        assert stat.S_IMODE(os.stat(fs.path("f")).st_mode) == 0o6777
+        assert as_user(1234, lambda: write(fs.path("f"), b"x", os.O_WRONLY)) == 0
+        assert stat.S_IMODE(os.stat(fs.path("f")).st_mode) == 0o777
+
+
+def options_of_files_are_attributes(to):
+    with Filesystem(to) as fs:
+        os.mkdir(fs.path("d"))
+        os.setxattr(fs.path("d"), "bcachefs.data_checksum", b"xxhash")
+        write(fs.path("d/f"), b"x")
+        assert os.getxattr(fs.path("d/f"), "bcachefs_effective.data_checksum") == b"xxhash"
+        raises(errno.ENODATA, os.getxattr, fs.path("d/f"), "bcachefs.data_checksum")
+        raises(errno.EINVAL, os.setxattr, fs.path("d"), "bcachefs.data_checksum", b"nonsense")
+        os.removexattr(fs.path("d"), "bcachefs.data_checksum")
+        raises(errno.ENODATA, os.getxattr, fs.path("d"), "bcachefs.data_checksum")
+
+
+# --- a full filesystem, and a dying server ---
+
+
+def a_full_filesystem_is_told_once_and_goes_on(to):
+    with Filesystem(to, size="64M") as fs:
+        fd = os.open(fs.path("big"), os.O_CREAT | os.O_WRONLY)
+        errors = []
+        for call in (lambda: [os.write(fd, bytes(1 << 20)) for _ in range(100)], lambda: os.fsync(fd),
+                     lambda: os.fsync(fd)):
+            try:
+                call()
+            except OSError as e:
+                errors.append(e.errno)
+        os.close(fd)
+        assert errors == [errno.ENOSPC], errors
+        os.unlink(fs.path("big"))
+
+        def there_is_room():
+            st = os.statvfs(fs.directory)
+            return st.f_bavail > st.f_blocks // 2
+
+        wait_until("given back", there_is_room)
+        write(fs.path("small"), b"x" * 100000)
+        assert read(fs.path("small")) == b"x" * 100000
+
+
+def what_was_synced_is_there_after_the_server_died(to):
+    fs = Filesystem(to)
+    rng = random.Random(SEED)
+    synced = {}
+    fs.mount()
+    try:
+        for i in range(60):
+            name = "f%d" % i
+            data = rng.randbytes(rng.randrange(1, 100000))
+            fd = os.open(fs.path(name), os.O_CREAT | os.O_RDWR)
+            os.write(fd, data)
+            if i % 3:
+                os.fsync(fd)
+                synced[name] = data
+            os.close(fd)
+    finally:
+        fs.kill()
+    with fs:
+        for name, data in synced.items():
+            assert read(fs.path(name)) == data, "%s; KILN_TEST_SEED=%d" % (name, SEED)
+
+
+def signals_write_back_what_is_cached(to):
+    fs = Filesystem(to)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        with fs:
+            name = "f%d" % number
+            fd = os.open(fs.path(name), os.O_CREAT | os.O_RDWR)
+            os.write(fd, b"cached" * 1000)
+            # Nobody has it open, but nothing has written it back either.
+            with mmap.mmap(fd, 6000) as m:
+                os.close(fd)
+                m[0:6] = b"CACHED"
+            fs.server.send_signal(number)
+            said = fs.ended()
+            assert not said, said
+            assert not os.path.ismount(fs.directory)
+        with fs:
+            assert read(fs.path(name)) == b"CACHED" + b"cached" * 999
+
+
+CASES = [
+    a_tree_is_copied_in_and_comes_out_the_same,
+    renames_follow_their_flags,
+    names_of_255_bytes_and_no_more,
+    a_directory_is_listed_whole_while_it_changes,
+    unlinked_files_live_until_they_are_closed,
+    a_file_that_was_in_use_is_gone_after_the_mount,
+    a_shared_mapping_and_writes_are_one,
+    direct_and_buffered_io_agree,
+    reading_into_a_mapping_of_the_same_file_ends,
+    holes_are_found_in_what_was_just_written,
+    files_may_be_as_large_as_offsets_go,
+    appends_of_many_processes_are_all_there,
+    many_threads_write_and_read_their_files,
+    times_are_kept_to_the_nanosecond,
+    default_acls_are_inherited_instead_of_the_umask,
+    who_writes_a_setuid_file_takes_its_power,
+    options_of_files_are_attributes,
+    a_full_filesystem_is_told_once_and_goes_on,
+    what_was_synced_is_there_after_the_server_died,
+    signals_write_back_what_is_cached,
+]
+
+
+def in_a_folder(case):
+    doors.need_mount()
+    with images.temporary() as to:
+        case(to)
+
+
+# Where the caller ignores it (nohup), the servers started here would too.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+sys.exit(tap.run([(case.__name__, lambda case=case: in_a_folder(case)) for case in CASES]))
