@@ -329,7 +329,7 @@ KILN_API int kiln_walk(kiln_fs *fs, struct kiln_node top, kiln_walk_fn fn, void 
  * setgid directory hands on its group, default ACLs are inherited, setuid is cleared by writing.
  *
  * Besides the usual: -EROFS read-only, in a read-only snapshot, or after an error that made writing unsafe; -ENOSPC;
- * -EPERM immutable or append-only; -ENAMETOOLONG above 255 bytes.
+ * -EPERM immutable or append-only; -ENAMETOOLONG above 255 bytes; -EDQUOT (see quotas).
  */
 struct kiln_create {
 	uint32_t mode;	/* type and permissions, as st_mode; type 0: regular file */
@@ -490,6 +490,70 @@ KILN_API void kiln_release(kiln_fs *fs, struct kiln_node node);
 KILN_API void kiln_in_use_set(kiln_fs *fs, bool (*is_in_use)(void *ctx, struct kiln_node node), void *ctx);
 /* Wait until what was deleted before the call has given back its space. */
 KILN_API int kiln_deletions_wait(kiln_fs *fs);
+
+/* --- quotas --- */
+
+/*
+ * What users, groups and projects use, and may use. The filesystem's options usrquota, grpquota and prjquota choose
+ * which of them are counted; limits are stored whether they are or not. A file counts where the subvolume sees it that
+ * the others are snapshots of; snapshots cost nothing.
+ *
+ * Use isn't stored: it is counted from all inodes. A filesystem that is open for writing begins to when it is opened,
+ * in the background, and keeps the numbers up from then on; one that is only read counts when it is asked, all three
+ * types. Limits hold once everything is counted: what would go beyond a hard limit, or beyond a soft one for longer
+ * than the grace period, fails with -EDQUOT (writing: after as much as fits). Grace periods begin anew with each open.
+ */
+enum kiln_quota_type { KILN_QUOTA_USER, KILN_QUOTA_GROUP, KILN_QUOTA_PROJECT };
+
+struct kiln_quota_value {
+	uint64_t used, soft, hard; /* limits: 0 none */
+	int64_t grace_end;	   /* seconds since 1970; 0: not above the soft limit */
+};
+struct kiln_quota {
+	enum kiln_quota_type type;
+	uint32_t id;
+	struct kiln_quota_value space, inodes; /* space in bytes */
+};
+/* What one id uses, and its limits; waits until all is counted. -ESRCH: this type isn't counted. */
+KILN_API int kiln_quota_get(kiln_fs *fs, enum kiln_quota_type type, uint32_t id, struct kiln_quota *quota);
+/* Return 0 to go on, anything else to stop with. */
+typedef int (*kiln_quota_fn)(void *ctx, const struct kiln_quota *quota);
+/* The same of all ids that own something or have limits, in ascending order. */
+KILN_API int kiln_quota_list(kiln_fs *fs, enum kiln_quota_type type, kiln_quota_fn fn, void *ctx);
+
+enum kiln_quota_fields {
+	KILN_QUOTA_SPACE_SOFT = 1,
+	KILN_QUOTA_SPACE_HARD = 2,
+	KILN_QUOTA_INODES_SOFT = 4,
+	KILN_QUOTA_INODES_HARD = 8,
+};
+struct kiln_quota_limits {
+	unsigned fields;		 /* enum kiln_quota_fields: what to set; the others stay */
+	uint64_t space_soft, space_hard; /* bytes, rounded up to sectors; 0: no limit */
+	uint64_t inodes_soft, inodes_hard;
+};
+/* Durable after kiln_sync(), holds at once. */
+KILN_API int kiln_quota_set(kiln_fs *fs, enum kiln_quota_type type, uint32_t id,
+			    const struct kiln_quota_limits *limits);
+
+struct kiln_quota_info {
+	bool is_enabled;		    /* the option is set: counted and limited when the filesystem is written */
+	bool is_counted;		    /* the numbers are complete, and limits hold */
+	bool is_partial;		    /* some inodes couldn't be read: what they use is missing */
+	uint32_t space_grace, inodes_grace; /* seconds above the soft limit */
+};
+/* Doesn't wait. */
+KILN_API int kiln_quota_info(kiln_fs *fs, enum kiln_quota_type type, struct kiln_quota_info *info);
+/* Grace periods in seconds, stored durably; those that run already keep their end. */
+KILN_API int kiln_quota_set_grace(kiln_fs *fs, enum kiln_quota_type type, uint32_t space_seconds,
+				  uint32_t inodes_seconds);
+/* Wait until all is counted and limits hold; at once where nothing is counted. */
+KILN_API int kiln_quota_wait(kiln_fs *fs);
+/*
+ * Limits don't hold for calls of this thread from now on (@is_privileged), or hold again: what a mount does for
+ * requests of root. Take it back before the thread ends.
+ */
+KILN_API int kiln_quota_privileged(kiln_fs *fs, bool is_privileged);
 
 /* --- checking --- */
 

@@ -57,6 +57,29 @@ static void groups_read(struct allocator *a)
 	}
 }
 
+static int quotas_of_options(struct allocator *a)
+{
+	static const enum option_id options[QUOTA_TYPE_NR] = { OPT_USRQUOTA, OPT_GRPQUOTA, OPT_PRJQUOTA };
+	struct sb_quota timelimits;
+	unsigned types = 0;
+
+	for (unsigned type = 0; type < QUOTA_TYPE_NR; type++)
+		types |= (a->super->options[options[type]] ? 1u : 0u) << type;
+	bool has_timelimits = sb_quota(a->super->sb, &timelimits);
+	return types ? quotas_open(a->trees, types, has_timelimits ? &timelimits : NULL, &a->quotas) : 0;
+}
+
+int allocator_quota_start(struct allocator *a)
+{
+	if (!a->quotas)
+		return 0;
+	/* Without room for the section the grace periods are the usual ones. */
+	int err = super_quota_ensure(a->super);
+	return err && err != -ENOSPC ? err : quotas_start(a->quotas);
+}
+
+struct quotas *allocator_quotas(struct allocator *a) { return a->quotas; }
+
 int allocator_open(const struct allocator_opts *opts, struct allocator **allocator)
 {
 	struct allocator *a = calloc(1, sizeof(*a));
@@ -88,6 +111,8 @@ int allocator_open(const struct allocator_opts *opts, struct allocator **allocat
 		err = bucket_ranges_read(a);
 	if (!err)
 		err = freespace_init_prepare(a);
+	if (!err)
+		err = quotas_of_options(a);
 	if (err) {
 		allocator_close(a);
 		return err;
@@ -117,6 +142,8 @@ void allocator_quiesce(struct allocator *a)
 {
 	uint64_t waiting_seq;
 
+	if (a->quotas)
+		quotas_stop(a->quotas);
 	gc_gens_stop(a);
 	node_pool_stop(a);
 	discards_stop(a);
@@ -129,6 +156,8 @@ void allocator_quiesce(struct allocator *a)
 void allocator_stop(struct allocator *a)
 {
 	atomic_store(&a->is_started, false);
+	if (a->quotas)
+		quotas_stop(a->quotas);
 	gc_gens_stop(a);
 	node_pool_stop(a);
 	discards_stop(a);
@@ -142,6 +171,7 @@ void allocator_close(struct allocator *a)
 		free(a->devs[dev].ranges);
 		free(a->devs[dev].unindexed);
 	}
+	quotas_close(a->quotas);
 	gc_gens_destroy(&a->gc);
 	discards_destroy(&a->discards);
 	readers_destroy(&a->readers);
@@ -170,6 +200,9 @@ int allocator_trigger(struct allocator *a, struct btree_txn *txn, const struct b
 
 	if (u->level || u->is_root)
 		return trigger_pointers(a, txn, u);
+	err = quota_trigger(a->quotas, txn, &alloc_txn_of(txn)->quota, u);
+	if (err)
+		return err;
 	switch (u->btree_id) {
 	case BTREE_ALLOC: return trigger_alloc(a, txn, u);
 	case BTREE_INODES: return trigger_inode(a, txn, u);

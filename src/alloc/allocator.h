@@ -19,6 +19,7 @@
 #ifndef KILN_ALLOC_ALLOCATOR_H
 #define KILN_ALLOC_ALLOCATOR_H
 
+#include "alloc/quota.h"
 #include "alloc/usage.h"
 #include "base/watermark.h"
 #include "btree/txn.h"
@@ -43,6 +44,11 @@ struct allocator_opts {
 
 /* Reads generations (bucket_gens) and counters. Nothing is written. 0 or an error. */
 int allocator_open(const struct allocator_opts *opts, struct allocator **allocator);
+/*
+ * Count what users, groups and projects use, as far as options ask for it: from here on in the background. When
+ * recovery is done. 0 or an error.
+ */
+int allocator_quota_start(struct allocator *a);
 /* Start the tasks: discards, node reserve. Before it every allocation fails with -EROFS. */
 int allocator_start(struct allocator *a, struct journal *journal);
 /*
@@ -90,12 +96,24 @@ int allocator_freespace_init(struct allocator *a);
 struct disk_reservation {
 	uint64_t sectors; /* counted with replicas */
 	unsigned replicas;
+	struct quota_reservation quota; /* of the owners; allocator_quota_reserve() */
 };
 enum disk_reservation_flags { DISK_RESERVATION_NOFAIL = 1 };
-/* @sectors of data in @replicas copies. 0 or -ENOSPC. */
+/* @sectors of data in @replicas copies; @r was zero, but for the quota's part, which stays. 0 or -ENOSPC. */
 int disk_reservation_get(struct allocator *a, struct disk_reservation *r, uint64_t sectors, unsigned replicas,
 			 unsigned flags);
-void disk_reservation_put(struct allocator *a, struct disk_reservation *r);
+void disk_reservation_put(struct allocator *a, struct disk_reservation *r); /* of both parts */
+
+/* What is counted of users, groups and projects. NULL: nothing is. */
+struct quotas *allocator_quotas(struct allocator *a);
+/*
+ * @sectors more for a file written in @snapshot, promised by its owners' quotas. 0, also where nothing limits them;
+ * -EDQUOT, or an error. Commits consume it together with the rest of the reservation.
+ */
+int allocator_quota_reserve(struct allocator *a, struct disk_reservation *r, const struct inode *inode,
+			    uint32_t snapshot, uint64_t sectors);
+/* How much would be promised at most. */
+uint64_t allocator_quota_room(struct allocator *a, const struct inode *inode);
 
 struct alloc_request {
 	uint8_t data_type; /* DATA_USER, ... */

@@ -174,7 +174,8 @@ static int reserve_more(struct allocator *a, uint64_t sectors, bool is_nofail)
 int disk_reservation_get(struct allocator *a, struct disk_reservation *r, uint64_t sectors, unsigned replicas,
 			 unsigned flags)
 {
-	*r = (struct disk_reservation){ .replicas = replicas };
+	r->sectors = 0;
+	r->replicas = replicas;
 	int err = reserve_more(a, sectors * replicas, flags & DISK_RESERVATION_NOFAIL);
 
 	if (!err)
@@ -188,6 +189,29 @@ void disk_reservation_put(struct allocator *a, struct disk_reservation *r)
 	a->counters.online_reserved -= min(r->sectors, a->counters.online_reserved);
 	mutex_unlock(&a->counters.lock);
 	r->sectors = 0;
+	if (a->quotas)
+		quota_reservation_put(a->quotas, &r->quota);
+}
+
+int allocator_quota_reserve(struct allocator *a, struct disk_reservation *r, const struct inode *inode,
+			    uint32_t snapshot, uint64_t sectors)
+{
+	struct quota_owner owner;
+
+	if (!a->quotas)
+		return 0;
+	quota_owner_of(inode, &owner);
+	return quota_reservation_get(a->quotas, &r->quota, &owner, snapshot, sectors);
+}
+
+uint64_t allocator_quota_room(struct allocator *a, const struct inode *inode)
+{
+	struct quota_owner owner;
+
+	if (!a->quotas)
+		return UINT64_MAX;
+	quota_owner_of(inode, &owner);
+	return quota_room(a->quotas, &owner);
 }
 
 /* --- before, at and after the commit --- */
@@ -251,6 +275,11 @@ int allocator_prepare(struct allocator *a, struct btree_txn *txn)
 
 	if (!err)
 		err = prepare_space(a, txn, t);
+	if (!err) {
+		const struct disk_reservation *r = btree_txn_opts(txn)->reservation;
+
+		err = quota_prepare(a->quotas, txn, &t->quota, r ? &r->quota : NULL);
+	}
 	if (err || !t->delta_nr)
 		return err;
 	struct counter_record *r = malloc(sizeof(*r) + (t->delta_nr + RECORD_SPARE) * sizeof(r->deltas[0]));
@@ -345,6 +374,7 @@ void allocator_committed(struct allocator *a, struct btree_txn *txn, uint64_t se
 		t->record = NULL;
 		free(unused);
 	}
+	quota_committed(a->quotas, &t->quota, r ? &r->quota : NULL);
 	freespace_init_leave(a, t);
 	if (t->has_need_discard || t->has_cached)
 		discards_kick(a);
@@ -358,11 +388,12 @@ void allocator_aborted(struct allocator *a, struct btree_txn *txn)
 {
 	struct alloc_txn *t = alloc_txn_of(txn);
 
-	(void)a;
 	if (!t)
 		return;
 	free(t->record);
 	t->record = NULL;
+	if (t->quota.has_taken)
+		quota_aborted(a->quotas, &t->quota);
 	freespace_init_leave(a, t);
 }
 

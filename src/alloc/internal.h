@@ -5,7 +5,7 @@
  * while freespace is read:
  *
  *	write_point.lock  >  open_buckets.lock  >  counters.lock
- *	node_pool.lock, discards.lock, gc_gens.lock: nothing is taken under them
+ *	node_pool.lock, discards.lock, gc_gens.lock, quotas.lock: nothing is taken under them
  *
  * All but write_point.lock and node_pool.lock are also taken by commits, which hold node locks: short, and last of all.
  */
@@ -16,6 +16,7 @@
 
 #include "alloc/allocator.h"
 #include "alloc/bucket.h"
+#include "alloc/quota.h"
 #include "base/sync.h"
 #include "format/superblock.h"
 
@@ -93,6 +94,7 @@ struct alloc_txn {
 	int64_t disk_sectors;	       /* that count in used space: more than before, by this much */
 	bool has_need_discard, has_need_gc_gens, has_freed, has_cached;
 	uint64_t unindexed_devs; /* bit per device: it is counted in unindexed_txns there */
+	struct quota_txn quota;
 };
 struct alloc_txn *alloc_txn_of(struct btree_txn *txn);
 /* Add to what the transaction changes. 0 or -ENOMEM. */
@@ -326,6 +328,7 @@ struct allocator {
 	struct discards discards;
 	struct readers readers;
 	struct gc_gens gc;
+	struct quotas *quotas; /* NULL: none are counted */
 };
 
 static inline const struct key_context *alloc_kctx(const struct allocator *a) { return &a->super->kctx; }

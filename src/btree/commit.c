@@ -547,6 +547,8 @@ static int commit_locked(struct btree_txn *txn, bool may_split)
 		err = commit_room(txn, may_split);
 	if (!err && has_changes)
 		err = commit_write(txn);
+	else if (!err && txn->committed)
+		txn->committed(txn->committed_ctx, 0);
 	commit_unlock(txn);
 	return err;
 }
@@ -588,7 +590,7 @@ int txn_commit(struct btree_txn *txn)
 	unsigned splits = 0;
 	size_t buffered_nr, buffered_u64s;
 
-	if (!txn->update_nr && !txn->logs && txn->read_nr <= 1)
+	if (!txn->update_nr && !txn->logs && txn->read_nr <= 1 && !txn->committed)
 		return 0;
 	if ((txn->update_nr || txn->logs) && write_error(txn->trees))
 		return -EROFS;

@@ -391,7 +391,7 @@ struct btree_txn {
 	unsigned run_nr;   /* it was run before */
 	bool is_exclusive; /* runs alone */
 	struct txn_need need;
-	/* For the btree room: called when it is committed, reservation and locks held. */
+	/* Called when it is committed, reservation and locks held: btree_txn_at_commit(). */
 	void (*committed)(void *ctx, uint64_t seq);
 	void *committed_ctx;
 	struct btree_node *extra_node; /* to be locked for write too; not referenced */

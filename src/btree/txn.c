@@ -178,7 +178,8 @@ static int txn_peek(struct btree_txn *txn, struct btree_iter *it, struct bpos en
 int btree_txn_get(struct btree_txn *txn, unsigned btree_id, struct bpos pos, unsigned flags, struct bkey_ref *k)
 {
 	bool is_visible = (flags & BTREE_GET_VISIBLE) && (btree_flags(btree_id) & BTREE_HAS_SNAPSHOTS);
-	const struct btree_update *own = txn_update_find(txn, btree_id, 0, pos);
+	bool is_below_puts = flags & BTREE_GET_BELOW_PUTS;
+	const struct btree_update *own = is_below_puts ? NULL : txn_update_find(txn, btree_id, 0, pos);
 	struct btree_iter it;
 
 	if (!is_visible && own && bpos_eq(own->new.k.p, pos)) {
@@ -186,6 +187,7 @@ int btree_txn_get(struct btree_txn *txn, unsigned btree_id, struct bpos pos, uns
 		return k->k.type != KEY_DELETED;
 	}
 	btree_txn_iter_open(&it, txn, btree_id, pos, is_visible ? 0 : BTREE_ITER_ALL_SNAPSHOTS, pos.snapshot);
+	it.is_below_puts = is_below_puts;
 	return txn_peek(txn, &it, pos, k);
 }
 
@@ -361,6 +363,12 @@ int btree_txn_log(struct btree_txn *txn, unsigned jset_entry_type, unsigned btre
 	return 0;
 }
 
+void btree_txn_at_commit(struct btree_txn *txn, void (*fn)(void *ctx, uint64_t seq), void *ctx)
+{
+	txn->committed = fn;
+	txn->committed_ctx = ctx;
+}
+
 /* --- triggers --- */
 
 /* Read what @u replaces. */
@@ -506,6 +514,7 @@ static int failure_check(struct btree_txn *txn, int err)
 	txn->update_nr = 0;
 	txn->logs = NULL;
 	txn->logs_end = &txn->logs;
+	txn->committed = NULL;
 	txn->extra_node = NULL;
 	return txn_commit(txn) == -KILN_E_RESTART ? -KILN_E_RESTART : err;
 }
@@ -520,12 +529,9 @@ static int txn_run_once(struct btree_txn *txn, btree_txn_fn fn, void *ctx)
 	err = min(fn(txn, ctx), 0);
 	if (!err)
 		err = triggers_run(txn);
-	if (err)
-		err = failure_check(txn, err);
 	if (!err && hooks->prepare && txn->update_nr)
 		err = hooks->prepare(hooks->ctx, txn);
-	if (!err)
-		err = txn_commit(txn);
+	err = err ? failure_check(txn, err) : txn_commit(txn);
 	if (err && hooks->aborted)
 		hooks->aborted(hooks->ctx, txn);
 	return err;
@@ -550,7 +556,8 @@ int btree_txn_run(struct btrees *trees, const struct btree_commit_opts *opts, bt
 			gate_leave_exclusive(w);
 		if (err != -KILN_E_RESTART)
 			break;
-		stat_add(&w->stats.restarts, 1);
+		if (w)
+			stat_add(&w->stats.restarts, 1);
 		err = txn_need_wait(&txn);
 		if (err)
 			break;

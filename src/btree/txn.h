@@ -83,6 +83,8 @@ int btree_txn_run(struct btrees *trees, const struct btree_commit_opts *opts, bt
 enum btree_get_flags {
 	/* In btrees with snapshots: the version that pos.snapshot sees (05 §3.2). Else exactly @pos. */
 	BTREE_GET_VISIBLE = 1,
+	/* As if the transaction had put nothing. */
+	BTREE_GET_BELOW_PUTS = 2,
 };
 
 /*
@@ -122,6 +124,13 @@ int btree_txn_put_level(struct btree_txn *txn, unsigned btree_id, unsigned level
 int btree_txn_log(struct btree_txn *txn, unsigned jset_entry_type, unsigned btree_id, unsigned level,
 		  const void *payload, unsigned payload_u64s);
 
+/*
+ * Call @fn in the moment in which this run is committed: all that it read is as it was read, and stays so until @fn
+ * returns, because what would change it waits for the locks. Also for a transaction that puts nothing (@seq is 0 then).
+ * The same rules as for hooks.committed. Call at most once per run.
+ */
+void btree_txn_at_commit(struct btree_txn *txn, void (*fn)(void *ctx, uint64_t seq), void *ctx);
+
 /* Memory that lives until the transaction ends or is run again. NULL: none left. */
 void *btree_txn_alloc(struct btree_txn *txn, size_t bytes);
 struct btrees *btree_txn_trees(const struct btree_txn *txn);
@@ -135,6 +144,9 @@ unsigned btree_txn_run_nr(const struct btree_txn *txn);
 void *btree_txn_hook_data(const struct btree_txn *txn);
 
 /* --- extents (txn_extent.c) --- */
+
+/* Does a key of an extent btree count in bi_sectors (04 §1.7)? */
+bool btree_key_is_allocated(unsigned type);
 
 struct btree_extent_change {
 	int64_t sectors; /* change of the sum of sizes of keys that count as allocated (04 §1.7), seen from snapshot */

@@ -60,7 +60,7 @@ static bool may_have_children(const struct extent_put *p, uint32_t snapshot)
 }
 
 /* Does a key of this type count in an inode's sectors (06 §5.5)? */
-static bool type_is_allocated(unsigned type)
+bool btree_key_is_allocated(unsigned type)
 {
 	return type == KEY_EXTENT || type == KEY_RESERVATION || type == KEY_REFLINK_P || type == KEY_INLINE_DATA ||
 	       type == KEY_ERROR;
@@ -217,7 +217,7 @@ static int overlap_one(struct extent_put *p)
 	bool is_inherited = p->old.k.p.snapshot != p->snapshot;
 	int err = 0;
 
-	if (type_is_allocated(p->old.k.type))
+	if (btree_key_is_allocated(p->old.k.type))
 		p->sectors -= (int64_t)(to - from);
 	if (has_front)
 		err = put_piece(p, old_start, p->start);
@@ -354,7 +354,7 @@ int btree_txn_put_extent(struct btree_txn *txn, unsigned btree_id, const struct 
 	key_buf_load(&p.new, (struct bkey_ref){ .k = *k, .value = value });
 
 	err = overlap_all(&p, change);
-	if (!err && type_is_allocated(k->type))
+	if (!err && btree_key_is_allocated(k->type))
 		p.sectors += (int64_t)(p.end - p.start);
 	if (!err && merges && p.start)
 		err = merge_left(&p);

@@ -16,6 +16,7 @@
 struct allocate_op {
 	struct data *data;
 	const struct data_write_target *file;
+	const struct inode *inode;
 	unsigned replicas;
 	bool is_zeroing; /* data goes as well */
 	struct disk_reservation reservation;
@@ -195,7 +196,19 @@ static int promises_put(struct allocate_op *op, uint64_t from, uint64_t to)
 	return ret;
 }
 
-/* Promise space to all of [from, to) that has none: sectors, whole blocks. -ENOSPC: nothing was done. */
+/* What the owners' quotas must promise for [from, to). */
+static int range_quota_take(struct allocate_op *op, uint64_t from, uint64_t to)
+{
+	struct allocator *allocator = op->data->writer->allocator;
+	uint64_t added, end;
+
+	if (!allocator_quotas(allocator))
+		return 0;
+	int err = write_new_sectors(op->data, op->file, from, to, UINT64_MAX, &added, &end);
+	return err ? err : allocator_quota_reserve(allocator, &op->reservation, op->inode, op->file->snapshot, added);
+}
+
+/* Promise space to all of [from, to) that has none: sectors, whole blocks. -ENOSPC, -EDQUOT: nothing was done. */
 static int range_promise(struct allocate_op *op, uint64_t from, uint64_t to)
 {
 	struct allocator *allocator = op->data->writer->allocator;
@@ -205,10 +218,11 @@ static int range_promise(struct allocate_op *op, uint64_t from, uint64_t to)
 		return 0;
 	int err = lack_sum(op, from, to, &sectors);
 	if (!err)
+		err = range_quota_take(op, from, to);
+	if (!err)
 		err = disk_reservation_get(allocator, &op->reservation, sectors, 1, 0);
-	if (err)
-		return err;
-	err = promises_put(op, from, to);
+	if (!err)
+		err = promises_put(op, from, to);
 	disk_reservation_put(allocator, &op->reservation);
 	return err;
 }
@@ -228,7 +242,7 @@ static int range_zero(struct allocate_op *op, uint64_t size, uint64_t begin, uin
 		return err;
 	op->is_zeroing = true;
 	err = range_promise(op, first >> SECTOR_SHIFT, last >> SECTOR_SHIFT);
-	if (err == -ENOSPC)
+	if (err == -ENOSPC || err == -EDQUOT)
 		err = write_hole_make(op->data, op->file, first >> SECTOR_SHIFT, last >> SECTOR_SHIFT, op->journal_seq);
 	op->is_zeroing = false;
 	return err;
@@ -243,6 +257,7 @@ static int allocate_locked(struct allocate_op *op, uint64_t begin, uint64_t end,
 
 	if (err)
 		return err;
+	op->inode = &inode;
 	op->replicas = min(write_replicas(op->data, &inode), (unsigned)RESERVATION_REPLICAS_MAX);
 	if (flags & DATA_ALLOCATE_ZERO)
 		err = range_zero(op, inode.size, begin, end);
@@ -250,7 +265,7 @@ static int allocate_locked(struct allocate_op *op, uint64_t begin, uint64_t end,
 		err = range_promise(op, begin / block * block >> SECTOR_SHIFT,
 				    round_up_u64(end, block) >> SECTOR_SHIFT);
 	/* Zeroing has been done, wherever space could not be promised. */
-	if (err == -ENOSPC && flags & DATA_ALLOCATE_ZERO)
+	if ((err == -ENOSPC || err == -EDQUOT) && flags & DATA_ALLOCATE_ZERO)
 		err = 0;
 	if (err)
 		return err;

@@ -311,6 +311,71 @@ static int chunks_write(struct write_op *op, const struct write_source *s, uint6
 	return err;
 }
 
+/* --- quotas --- */
+
+int write_new_sectors(struct data *data, const struct data_write_target *file, uint64_t begin, uint64_t end,
+		      uint64_t room, uint64_t *added, uint64_t *to)
+{
+	struct btree_iter it;
+	struct bkey_ref k;
+	int ret = 0;
+
+	*added = 0;
+	*to = begin;
+	btree_iter_open(&it, data->trees, BTREE_EXTENTS, BPOS(file->inum, begin + 1, file->snapshot), 0,
+			file->snapshot);
+	it.end = BPOS(file->inum, UINT64_MAX, UINT32_MAX);
+	while (*to < end) {
+		ret = btree_iter_peek(&it, &k);
+		if (ret < 0)
+			break;
+		if (ret && !btree_key_is_allocated(k.k.type)) {
+			btree_iter_advance(&it);
+			continue;
+		}
+		uint64_t hole_end = ret ? min(end, max(bkey_start_offset(&k.k), *to)) : end;
+		uint64_t hole = min(hole_end - *to, room - *added);
+
+		*added += hole;
+		*to += hole;
+		if (*to < hole_end || !ret)
+			break;
+		*to = min(end, k.k.p.offset);
+		btree_iter_advance(&it);
+	}
+	btree_iter_close(&it);
+	return min(ret, 0);
+}
+
+/*
+ * Have the owners' quotas promise what the write of *@len bytes adds. Mostly that is no question; near a limit it is
+ * looked at what the file has there already, and the write ends where the limit is. -EDQUOT: not a byte more.
+ */
+static int quota_take(struct write_op *op, const struct inode *inode, uint64_t offset, size_t *len)
+{
+	struct allocator *a = op->data->writer->allocator;
+	uint64_t block = block_bytes_of(op->data);
+	uint64_t begin = offset / block * block >> SECTOR_SHIFT;
+	uint64_t end = round_up_u64(offset + *len, block) >> SECTOR_SHIFT, added, to;
+	int err = allocator_quota_reserve(a, &op->reservation, inode, op->file->snapshot, end - begin);
+
+	while (err == -EDQUOT) {
+		uint64_t room = allocator_quota_room(a, inode);
+
+		room -= room % (block >> SECTOR_SHIFT);
+		int count_err = write_new_sectors(op->data, op->file, begin, end, room, &added, &to);
+		if (count_err)
+			return count_err;
+		if (to << SECTOR_SHIFT <= offset)
+			return -EDQUOT;
+		/* Others may have taken it in the meantime. */
+		err = allocator_quota_reserve(a, &op->reservation, inode, op->file->snapshot, added);
+		if (!err)
+			*len = min(*len, (size_t)((to << SECTOR_SHIFT) - offset));
+	}
+	return err;
+}
+
 /* --- the whole --- */
 
 /* Space for [begin, end). What the write goes over is looked at only where it matters. */
@@ -340,7 +405,6 @@ static ssize_t blocks_write(struct write_op *op, const struct write_source *s)
 	if (err)
 		return err;
 	err = chunks_write(op, s, &put_to);
-	disk_reservation_put(op->data->writer->allocator, &op->reservation);
 	uint64_t end = min(put_to << SECTOR_SHIFT, s->end);
 	if (end > s->begin)
 		return (ssize_t)(end - s->begin);
@@ -359,10 +423,14 @@ ssize_t write_locked(struct data *data, const struct data_write_target *file, ui
 		err = write_options_take(&op, &inode);
 	if (err)
 		return err;
+	err = quota_take(&op, &inode, offset_bytes, &len_bytes);
+	if (err)
+		return err;
 	op.end_bytes = max(offset_bytes + len_bytes, inode.size);
 	err = source_init(&source, data, file, &inode, offset_bytes, buf, len_bytes);
 	ssize_t ret = err ? err : blocks_write(&op, &source);
 	source_free(&source);
+	disk_reservation_put(data->writer->allocator, &op.reservation);
 	return ret;
 }
 

@@ -107,6 +107,9 @@ void write_chunk_release(struct write_chunk *c);
 
 /* --- write.c --- */
 
+/* How far sectors [@begin, @end) can be filled when @room are new at most: *@to; and how many are new: *@added. */
+int write_new_sectors(struct data *data, const struct data_write_target *file, uint64_t begin, uint64_t end,
+		      uint64_t room, uint64_t *added, uint64_t *to);
 /* data_write() without the lock, and with a choice: @is_size_kept to rewrite within the file. */
 ssize_t write_locked(struct data *data, const struct data_write_target *file, uint64_t offset_bytes, const void *buf,
 		     size_t len_bytes, const struct data_write_times *times, uint64_t *journal_seq);

@@ -333,6 +333,7 @@ void kiln_close(kiln_fs *fs)
 	if (!fs)
 		return;
 	kiln_shutdown(fs);
+	quotas_close(fs->quotas);
 	namespace_close(fs->ns);
 	data_close(fs->data);
 	btrees_close(fs->trees);

@@ -65,6 +65,7 @@ struct kiln_fs {
 	struct mutex usage_lock;
 	bool has_usage;
 	struct kiln_usage usage;
+	struct quotas *quotas; /* counted when somebody asked, under usage_lock; read-only */
 };
 
 /*

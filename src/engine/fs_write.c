@@ -254,6 +254,8 @@ static int start_steps(struct kiln_fs *fs)
 		err = namespace_start_write(fs->ns, fs->allocator);
 	if (!err)
 		err = run_passes(fs);
+	if (!err)
+		err = allocator_quota_start(fs->allocator);
 	return err;
 }
 
@@ -330,6 +332,8 @@ int fs_write_start_fresh(struct kiln_fs *fs, uint64_t memory_bytes, char why[KIL
 		err = data_start_write(fs->data, fs->allocator);
 	if (!err)
 		err = namespace_start_write(fs->ns, fs->allocator);
+	if (!err)
+		err = allocator_quota_start(fs->allocator);
 	return start_end(fs, err, err == -ENOSPC ? "the devices are too small for a filesystem" : error_name(err), why);
 }
 

@@ -355,3 +355,27 @@ int sb_clean_set(struct sb_edit *e, uint64_t journal_seq, const void *tail, unsi
 		memcpy(d->entries + tail_u64s * 8ull, roots, roots_u64s * 8ull);
 	return 0;
 }
+
+/* --- quotas --- */
+
+struct sb_quota_disk *sb_quota_ensure(struct sb_edit *e)
+{
+	bool is_new = !section_of(e, SB_QUOTA);
+	struct sb_quota_disk *q =
+		(struct sb_quota_disk *)sb_section_ensure(e, SB_QUOTA, u64s_of(sizeof(struct sb_quota_disk)));
+
+	for (unsigned type = 0; q && is_new && type < ARRAY_NR(q->types); type++)
+		for (unsigned i = 0; i < ARRAY_NR(q->types[type].counters); i++)
+			q->types[type].counters[i].timelimit = le32_of(SB_QUOTA_TIMELIMIT_SECONDS);
+	return q;
+}
+
+int sb_quota_timelimit_set(struct sb_edit *e, unsigned type, unsigned counter, uint32_t seconds)
+{
+	struct sb_quota_disk *q = sb_quota_ensure(e);
+
+	if (!q)
+		return -ENOSPC;
+	q->types[type].counters[counter].timelimit = le32_of(seconds);
+	return 0;
+}

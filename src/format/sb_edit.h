@@ -61,6 +61,14 @@ int sb_journal_set(struct sb_edit *e, const struct sb_journal_range *ranges, siz
 int sb_clean_set(struct sb_edit *e, uint64_t journal_seq, const void *tail, unsigned tail_u64s, const void *roots,
 		 unsigned roots_u64s);
 
+/*
+ * The quota section; made with the usual grace periods, a week, if there is none (01 §8.8). NULL: no room. And one
+ * grace period of it.
+ */
+enum { SB_QUOTA_TIMELIMIT_SECONDS = 7 * 24 * 3600 };
+struct sb_quota_disk *sb_quota_ensure(struct sb_edit *e);
+int sb_quota_timelimit_set(struct sb_edit *e, unsigned type, unsigned counter, uint32_t seconds);
+
 /* Flag bits of words, as sb_flag() reads them. */
 static inline void sb_flag_set(struct sb_disk *sb, unsigned word, unsigned lo, unsigned hi, uint64_t value)
 {

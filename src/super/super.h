@@ -142,6 +142,11 @@ int super_option_set(struct super *s, enum option_id id, uint64_t value);
 /* Passes that the next recovery must run (bit = enum pass_id); makes the ext section too (@passes may be 0). */
 int super_passes_require(struct super *s, uint64_t passes);
 
+/* See that there is a quota section (01 §8.8). Nothing but a look when there is one. */
+int super_quota_ensure(struct super *s);
+/* Grace period of a quota type (user, group, project) and counter (space, inodes). */
+int super_quota_timelimit_set(struct super *s, unsigned type, unsigned counter, uint32_t seconds);
+
 /* Count an error for the errors section; written with the next update. Any context; no switch point. */
 void super_error_count(struct super *s, unsigned error_id);
 /* An inconsistency was found and not repaired: noted with the next update. Any context; no switch point. */

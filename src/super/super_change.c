@@ -304,6 +304,26 @@ int super_passes_require(struct super *s, uint64_t passes)
 	return super_change_end(s, ext ? 0 : -ENOSPC);
 }
 
+int super_quota_ensure(struct super *s)
+{
+	struct sb_quota q;
+
+	super_lock(s);
+	bool is_there = sb_quota(s->sb, &q);
+	super_lock_release(s);
+	if (is_there)
+		return 0;
+	int err = super_change_begin(s);
+	return err ? err : super_change_end(s, sb_quota_ensure(&s->write->master) ? 0 : -ENOSPC);
+}
+
+int super_quota_timelimit_set(struct super *s, unsigned type, unsigned counter, uint32_t seconds)
+{
+	int err = super_change_begin(s);
+
+	return err ? err : super_change_end(s, sb_quota_timelimit_set(&s->write->master, type, counter, seconds));
+}
+
 void super_error_count(struct super *s, unsigned error_id)
 {
 	if (s->write && error_id < SUPER_ERROR_IDS)

@@ -108,7 +108,7 @@ static void write_some(struct user *u)
 				     .writer = u->inum,
 				     .can_wait = true };
 	struct extent_put p = { .btree_id = BTREE_EXTENTS };
-	struct disk_reservation r;
+	struct disk_reservation r = { 0 };
 	struct alloc_extent e;
 
 	int err = disk_reservation_get(u->s->allocator, &r, size, req.replicas, 0);
