@@ -87,6 +87,8 @@ static void draw_format_options(struct sim *s, uint64_t bucket_kib)
 	if (s->disks_nr > 1 && one_in(s, 4))
 		strbuf_printf(&text, ",metadata_target=%s,foreground_target=%s", one_in(s, 2) ? "fast" : "slow",
 			      one_in(s, 2) ? "fast" : "slow");
+	if (one_in(s, 2))
+		strbuf_add(&text, ",usrquota,grpquota,prjquota");
 }
 
 static void draw_mount_options(struct sim *s)
