@@ -9,7 +9,10 @@
 #include "alloc/internal.h"
 #include "base/clock.h"
 
-enum { BATCH_NR = 64 };
+enum {
+	BATCH_NR = 64, /* looked at between two waits for readers */
+	GROUP_NR = 16, /* freed by one transaction: about 5 KiB of journal */
+};
 static const uint64_t wait_max_ns = 10000000000;
 
 void discards_init(struct discards *d)
@@ -27,32 +30,47 @@ void discards_destroy(struct discards *d)
 	mutex_destroy(&d->lock);
 }
 
-/* --- one bucket --- */
+/* --- a group of buckets, in two transactions --- */
 
-struct discard_args {
-	struct allocator *a;
+struct group_bucket {
 	unsigned dev;
 	uint64_t bucket;
-	uint32_t flags_clear;
+	bool lacks_gen; /* it was open when it became empty */
 };
 
-static int discard_txn(struct btree_txn *txn, void *ctx)
-{
-	const struct discard_args *args = ctx;
-	struct alloc v;
-	int err = alloc_key_get(args->a, txn, args->dev, args->bucket, &v);
+struct group {
+	struct allocator *a;
+	struct group_bucket buckets[GROUP_NR];
+	unsigned nr;
+	bool is_done; /* they need no discard any more; else only what lacks its generation is touched */
+};
 
-	if (err || v.data_type != DATA_NEED_DISCARD)
-		return err;
-	v.flags &= ~args->flags_clear;
-	return alloc_key_put(txn, args->dev, args->bucket, &v, 0);
+static int group_txn(struct btree_txn *txn, void *ctx)
+{
+	const struct group *g = ctx;
+	int err = 0;
+
+	for (unsigned i = 0; i < g->nr && !err; i++) {
+		const struct group_bucket *b = &g->buckets[i];
+		struct alloc v;
+
+		if (!g->is_done && !b->lacks_gen)
+			continue;
+		err = alloc_key_get(g->a, txn, b->dev, b->bucket, &v);
+		if (err || v.data_type != DATA_NEED_DISCARD)
+			continue;
+		/* Without a change: the trigger makes up for the generation. */
+		v.flags &= g->is_done ? ~(uint32_t)ALLOC_NEED_DISCARD : ~0u;
+		err = alloc_key_put(txn, b->dev, b->bucket, &v, 0);
+	}
+	return err;
 }
 
-static int discard_commit(const struct discard_args *args)
+static int group_commit(struct group *g)
 {
 	static const struct btree_commit_opts opts = { .name = "discard", .watermark = WATERMARK_BTREE_COPYGC };
 
-	return btree_txn_run(args->a->trees, &opts, discard_txn, (void *)args);
+	return btree_txn_run(g->a->trees, &opts, group_txn, g);
 }
 
 /* Tell the device that a bucket holds nothing. Where it can't be told, or fails, the bucket is as free. */
@@ -67,33 +85,50 @@ static void discard_issue(struct allocator *a, unsigned dev, uint64_t bucket)
 		atomic_fetch_add(&a->discards_done, 1);
 }
 
-/* 1: handled; 0: not now, and *@waiting_seq says if it is the journal that it waits for; or an error. */
-static int discard_bucket(struct allocator *a, unsigned dev, uint64_t bucket, uint64_t *waiting_seq)
+/* Their number, and @g is empty again; or an error. */
+static int group_free(struct group *g)
 {
-	struct discard_args args = { .a = a, .dev = dev, .bucket = bucket };
-	struct alloc_dev *d = alloc_dev_of(a, dev);
+	unsigned nr = g->nr;
+	bool lacks_gen = false;
+	int err = 0;
+
+	for (unsigned i = 0; i < nr; i++)
+		lacks_gen |= g->buckets[i].lacks_gen;
+	g->is_done = false;
+	if (lacks_gen)
+		err = group_commit(g);
+	for (unsigned i = 0; i < nr && !err; i++)
+		discard_issue(g->a, g->buckets[i].dev, g->buckets[i].bucket);
+	g->is_done = true;
+	if (!err && nr)
+		err = group_commit(g);
+	g->nr = 0;
+	if (!err)
+		atomic_fetch_add(&g->a->buckets_freed, nr);
+	return err ? err : (int)nr;
+}
+
+/*
+ * Add a bucket if it can become free now; if it is the journal that it waits for, *@waiting_seq says so. It stays as it
+ * is until the group is free: only here does a bucket leave need_discard, but for those that are open.
+ */
+static int group_add(struct group *g, unsigned dev, uint64_t bucket, uint64_t *waiting_seq)
+{
+	struct alloc_dev *d = alloc_dev_of(g->a, dev);
 	struct alloc v;
 
-	if (!d || bucket < d->first_bucket || bucket >= d->bucket_nr || open_bucket_is_open(a, dev, bucket))
+	if (!d || bucket < d->first_bucket || bucket >= d->bucket_nr || open_bucket_is_open(g->a, dev, bucket))
 		return 0;
-	int err = alloc_key_lookup(a, dev, bucket, &v);
+	int err = alloc_key_lookup(g->a, dev, bucket, &v);
 	if (err || v.data_type != DATA_NEED_DISCARD)
 		return err;
-	if (!alloc_seq_is_durable(a, v.journal_seq)) {
+	if (!alloc_seq_is_durable(g->a, v.journal_seq)) {
 		*waiting_seq = max(*waiting_seq, v.journal_seq);
 		return 0;
 	}
-	/* It was open when it became empty: the trigger makes up for it. */
-	if (v.flags & ALLOC_NEED_INC_GEN)
-		err = discard_commit(&args);
-	if (err)
-		return err;
-	discard_issue(a, dev, bucket);
-	args.flags_clear = ALLOC_NEED_DISCARD;
-	err = discard_commit(&args);
-	if (!err)
-		atomic_fetch_add(&a->buckets_freed, 1);
-	return err ? err : 1;
+	g->buckets[g->nr++] =
+		(struct group_bucket){ .dev = dev, .bucket = bucket, .lacks_gen = v.flags & ALLOC_NEED_INC_GEN };
+	return 0;
 }
 
 /* --- all --- */
@@ -116,6 +151,23 @@ static int batch_read(struct allocator *a, struct bpos *pos, struct bpos batch[B
 	return found < 0 ? found : nr;
 }
 
+/* What can become free of a batch. Their number, or an error. */
+static int batch_free(struct allocator *a, const struct bpos *batch, int nr, uint64_t *waiting_seq)
+{
+	struct group g = { .a = a };
+	int handled = 0, ret = 0;
+
+	for (int i = 0; i < nr && ret >= 0; i++) {
+		if (batch[i].inode < ALLOC_DEVS_MAX)
+			ret = group_add(&g, (unsigned)batch[i].inode, batch[i].offset, waiting_seq);
+		if (ret >= 0 && (g.nr == GROUP_NR || i == nr - 1)) {
+			ret = group_free(&g);
+			handled += max(ret, 0);
+		}
+	}
+	return ret < 0 ? ret : handled;
+}
+
 int discards_run(struct allocator *a, uint64_t *waiting_seq)
 {
 	struct bpos batch[BATCH_NR], pos = POS_MIN;
@@ -124,14 +176,10 @@ int discards_run(struct allocator *a, uint64_t *waiting_seq)
 	*waiting_seq = 0;
 	while ((nr = batch_read(a, &pos, batch)) > 0) {
 		readers_wait(&a->readers);
-		for (int i = 0; i < nr; i++) {
-			int ret = batch[i].inode < ALLOC_DEVS_MAX
-					  ? discard_bucket(a, (unsigned)batch[i].inode, batch[i].offset, waiting_seq)
-					  : 0;
-			if (ret < 0)
-				return ret;
-			handled += ret;
-		}
+		int ret = batch_free(a, batch, nr, waiting_seq);
+		if (ret < 0)
+			return ret;
+		handled += ret;
 	}
 	return nr < 0 ? nr : handled;
 }

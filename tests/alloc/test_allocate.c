@@ -277,6 +277,48 @@ static void settle(struct space *s)
 	assert_int_equal(discards_start(s->allocator), 0);
 }
 
+static uint64_t commits(const struct space *s)
+{
+	struct btrees_write_stats stats;
+
+	btrees_write_stats(s->trees, &stats);
+	return stats.commits;
+}
+
+static void many_empty_buckets_become_free_in_few_transactions(void **state)
+{
+	enum { EXTENTS = 50 };
+	static struct alloc_extent e[EXTENTS];
+	struct space s;
+	struct alloc_request req = request(1);
+	uint64_t waiting;
+
+	space_open(&s, &(struct space_opts){ .dev_nr = 2, .dev_bytes = 24 * MIB });
+	discards_stop(s.allocator);
+	for (unsigned i = 0; i < EXTENTS; i++) {
+		assert_int_equal(allocator_extent_get(s.allocator, &req, 256, &e[i]), 0);
+		put_at(&s, &e[i], i * 256ull);
+		struct alloc_extent put = e[i];
+		allocator_extent_put(s.allocator, &put);
+	}
+	/* Half of them are still open when they become empty, and lack a generation. */
+	for (unsigned i = 0; i < EXTENTS; i++) {
+		if (i == EXTENTS / 2)
+			write_points_drop(s.allocator, false);
+		remove_at(&s, i * 256ull, 256);
+	}
+	write_points_drop(s.allocator, false);
+	uint64_t before = commits(&s);
+	assert_int_equal(discards_run(s.allocator, &waiting), EXTENTS);
+	assert_true(commits(&s) - before <= 2 * (EXTENTS / 16 + 1));
+	for (unsigned i = 0; i < EXTENTS; i++)
+		assert_int_equal(alloc_at(&s, &e[i].ptrs[0]).data_type, DATA_FREE);
+	assert_int_equal(discards_run(s.allocator, &waiting), 0);
+	assert_int_equal(discards_start(s.allocator), 0);
+	space_check(&s);
+	space_close(&s);
+}
+
 static void cached_buckets_are_taken_back(void **state)
 {
 	enum { EXTENTS = 200 };
@@ -382,6 +424,7 @@ int main(void)
 		cmocka_unit_test(targets_and_durability_decide),
 		cmocka_unit_test(nodes_find_room_when_data_doesnt),
 		cmocka_unit_test(reservations_bound_what_is_promised),
+		cmocka_unit_test(many_empty_buckets_become_free_in_few_transactions),
 		cmocka_unit_test(cached_buckets_are_taken_back),
 		cmocka_unit_test(old_generations_are_forgotten),
 	};
