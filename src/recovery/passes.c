@@ -8,6 +8,7 @@
 #include "format/logged_op.h"
 #include "format/version.h"
 #include "recovery/check.h"
+#include "recovery/upgrade.h"
 
 /* --- the passes that mounting needs --- */
 
@@ -109,17 +110,9 @@ static int resume_logged_ops(struct recovery *r)
 
 static int delete_dead_inodes(struct recovery *r) { return namespace_delete_dead_inodes(r->ns); }
 
-/* An upgrade to 1.3 asks for it: with no background options set there is nothing to rebalance. */
-static int set_needs_rebalance(struct recovery *r)
-{
-	return r->super->options[OPT_BACKGROUND_COMPRESSION] || r->super->options[OPT_BACKGROUND_TARGET]
-		       ? -KILN_E_UNSUPPORTED
-		       : 0;
-}
-
 /*
- * A pass that an upgrade asks for, in the form of a check: where it finds nothing, there was nothing to be changed.
- * What it finds needs repair, which is not there yet.
+ * The rest of a pass that an upgrade asks for, in the form of a check. What it finds needs repair, which is not there
+ * yet.
  */
 static int check_instead(struct recovery *r, enum pass_id id)
 {
@@ -145,8 +138,20 @@ static int check_instead(struct recovery *r, enum pass_id id)
 	free(result);
 	return err;
 }
-static int upgrade_snapshots(struct recovery *r) { return check_instead(r, PASS_CHECK_SNAPSHOTS); }
-static int upgrade_inodes(struct recovery *r) { return check_instead(r, PASS_CHECK_INODES); }
+
+static int check_snapshots_upgraded(struct recovery *r)
+{
+	int err = upgrade_snapshots(r);
+
+	return err ? err : check_instead(r, PASS_CHECK_SNAPSHOTS);
+}
+
+static int check_inodes_upgraded(struct recovery *r)
+{
+	int err = upgrade_deleted_inodes(r);
+
+	return err ? err : check_instead(r, PASS_CHECK_INODES);
+}
 
 /* --- the table --- */
 
@@ -174,12 +179,12 @@ static const struct recovery_pass passes[] = {
 	{ PASS_FS_FREESPACE_INIT, ALWAYS, init_freespace },
 	{ PASS_BUCKET_GENS_INIT, 0, NULL }, /* only for versions below 1.0 */
 	{ PASS_CHECK_SNAPSHOT_TREES, FSCK, NULL },
-	{ PASS_CHECK_SNAPSHOTS, FSCK, upgrade_snapshots },
+	{ PASS_CHECK_SNAPSHOTS, FSCK, check_snapshots_upgraded },
 	{ PASS_CHECK_SUBVOLS, FSCK, NULL },
 	{ PASS_DELETE_DEAD_SNAPSHOTS, FSCK, NULL },
 	{ PASS_FS_UPGRADE_FOR_SUBVOLUMES, 0, NULL }, /* only for versions below 1.0 */
 	{ PASS_RESUME_LOGGED_OPS, ALWAYS, resume_logged_ops },
-	{ PASS_CHECK_INODES, FSCK, upgrade_inodes },
+	{ PASS_CHECK_INODES, FSCK, check_inodes_upgraded },
 	{ PASS_CHECK_EXTENTS, FSCK, NULL },
 	{ PASS_CHECK_INDIRECT_EXTENTS, FSCK, NULL },
 	{ PASS_CHECK_DIRENTS, FSCK, NULL },
@@ -190,7 +195,7 @@ static const struct recovery_pass passes[] = {
 	/* Upstream does it after unclean shutdowns only, and so leaves what an older crash left (04 §6). */
 	{ PASS_DELETE_DEAD_INODES, FSCK | ALWAYS, delete_dead_inodes },
 	{ PASS_FIX_REFLINK_P, 0, NULL }, /* only for versions below 1.0 */
-	{ PASS_SET_FS_NEEDS_REBALANCE, 0, set_needs_rebalance },
+	{ PASS_SET_FS_NEEDS_REBALANCE, 0, upgrade_rebalance_work },
 };
 
 const struct recovery_pass *recovery_pass(unsigned id)

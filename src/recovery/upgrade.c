@@ -1,0 +1,169 @@
+/* Upgrades from older versions. See upgrade.h. */
+#include "recovery/upgrade.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "format/inode.h"
+#include "format/snapshot.h"
+#include "namespace/snapshots.h"
+
+/* What one transaction puts. */
+struct upgrade_put {
+	unsigned btree_id;
+	struct bkey key;
+	uint8_t value[SNAPSHOT_BYTES];
+};
+
+static int put_run(struct btree_txn *txn, void *ctx)
+{
+	const struct upgrade_put *put = ctx;
+
+	return btree_txn_put(txn, put->btree_id, &put->key, put->value, 0);
+}
+
+static int put(struct recovery *r, struct upgrade_put *put)
+{
+	struct btree_commit_opts opts = { .name = "upgrade", .watermark = WATERMARK_NORMAL };
+
+	return btree_txn_run(r->trees, &opts, put_run, put);
+}
+
+/* --- snapshots --- */
+
+/* 05 §2.4: ancestors other than the root, at random distances, unless the root is the only one. */
+static void skip_list_make(const struct snapshot_table *t, struct snapshot *s)
+{
+	memset(s->skip, 0, sizeof(s->skip));
+	for (unsigned i = 0; s->parent && i < 3; i++) {
+		uint64_t up = s->depth > 2 ? random_u64() % (s->depth - 1) : 0;
+		uint32_t id = s->parent;
+
+		for (; up; up--)
+			id = snapshot_table_find(t, id)->parent;
+		unsigned at = i;
+		for (; at && s->skip[at - 1] > id; at--)
+			s->skip[at] = s->skip[at - 1];
+		s->skip[at] = id;
+	}
+}
+
+static bool skip_list_is_good(const struct snapshot_table *t, const struct snapshot *s)
+{
+	for (unsigned i = 0; i < 3; i++) {
+		uint32_t id = s->parent;
+
+		if (!s->parent && !s->skip[i])
+			continue;
+		while (id && id != s->skip[i])
+			id = snapshot_table_find(t, id)->parent;
+		if (!id)
+			return false;
+	}
+	return true;
+}
+
+static int snapshot_upgrade(struct recovery *r, const struct snapshot_table *t, struct snapshot_entry *e)
+{
+	const struct snapshot *parent = e->s.parent ? snapshot_table_find(t, e->s.parent) : NULL;
+	uint32_t depth = parent ? parent->depth + 1 : 0;
+	struct upgrade_put change = {
+		.btree_id = BTREE_SNAPSHOTS,
+		.key = { .p = BPOS(0, e->id, 0), .type = KEY_SNAPSHOT, .value_u64s = SNAPSHOT_BYTES / 8 }
+	};
+
+	if (e->s.parent && !parent) /* for repair */
+		return 0;
+	if (e->s.depth == depth && skip_list_is_good(t, &e->s))
+		return 0;
+	e->s.depth = depth;
+	skip_list_make(t, &e->s);
+	snapshot_encode(&e->s, change.value);
+	return put(r, &change);
+}
+
+int upgrade_snapshots(struct recovery *r)
+{
+	struct snapshot_table t = { 0 };
+	int damage = 0, err = snapshot_table_read(&t, r->trees, &damage);
+
+	/* Ancestors have greater ids. */
+	for (size_t i = t.nr; i-- && !err && !damage;)
+		err = snapshot_upgrade(r, &t, &t.entries[i]);
+	snapshot_table_free(&t);
+	return err ? err : damage;
+}
+
+/* --- inodes --- */
+
+static bool is_unlinked(struct bkey_ref k)
+{
+	bool is_inode = k.k.type == KEY_INODE || k.k.type == KEY_INODE_V2 || k.k.type == KEY_INODE_V3;
+	struct inode inode;
+
+	return is_inode && !inode_unpack(k, &inode, NULL) && inode.flags & INODE_UNLINKED;
+}
+
+/* Positions of some unlinked inodes from @from on; how many. */
+static int unlinked_find(struct btrees *trees, struct bpos from, struct bpos *found, int max)
+{
+	struct btree_iter it;
+	struct bkey_ref k;
+	int nr = 0, ret;
+
+	btree_iter_open(&it, trees, BTREE_INODES, from, BTREE_ITER_ALL_SNAPSHOTS, 0);
+	while (nr < max && (ret = btree_iter_peek(&it, &k)) > 0) {
+		if (is_unlinked(k))
+			found[nr++] = k.k.p;
+		btree_iter_advance(&it);
+	}
+	btree_iter_close(&it);
+	return nr < max && ret < 0 ? ret : nr;
+}
+
+int upgrade_deleted_inodes(struct recovery *r)
+{
+	enum { BATCH = 64 };
+	struct bpos found[BATCH], from = POS_MIN;
+	int nr, err = 0;
+
+	do {
+		nr = unlinked_find(r->trees, from, found, BATCH);
+		for (int i = 0; i < nr && !err; i++) {
+			struct upgrade_put change = { .btree_id = BTREE_DELETED_INODES,
+						      .key = { .p = found[i], .type = KEY_SET } };
+
+			err = put(r, &change);
+			from = bpos_successor(found[i]);
+		}
+	} while (nr == BATCH && !err);
+	return nr < 0 ? nr : err;
+}
+
+/* --- rebalance_work --- */
+
+/* 06 §12.3: the scan of everything. Each request counts one up. */
+static int scan_request_run(struct btree_txn *txn, void *ctx)
+{
+	static const struct bpos pos = { .offset = UINT64_MAX - 1, .snapshot = UINT32_MAX };
+	struct bkey key = { .p = pos, .type = KEY_COOKIE, .value_u64s = 1 };
+	struct bkey_ref k;
+	uint8_t value[8];
+	int ret = btree_txn_get(txn, BTREE_REBALANCE_WORK, pos, 0, &k);
+
+	(void)ctx;
+	if (ret < 0)
+		return ret;
+	le64_store(value, 1 + (ret && k.k.type == KEY_COOKIE ? le64_load(k.value) : 0));
+	return btree_txn_put(txn, BTREE_REBALANCE_WORK, &key, value, 0);
+}
+
+int upgrade_rebalance_work(struct recovery *r)
+{
+	struct btree_commit_opts opts = { .name = "upgrade", .watermark = WATERMARK_NORMAL };
+
+	if (!r->super->options[OPT_BACKGROUND_COMPRESSION] && !r->super->options[OPT_BACKGROUND_TARGET])
+		return 0;
+	return btree_txn_run(r->trees, &opts, scan_request_run, NULL);
+}

@@ -1,0 +1,105 @@
+#!/usr/bin/env python3
+"""Filesystems of versions 1.0 to 1.3 become 1.4 when they are opened for a change, and lose nothing by it.
+
+    test_upgrade.py KILN READ_TREE CHANGE_FS MAKE_OLD
+
+Upstream's images are of version 1.4; MAKE_OLD takes out of copies what the older versions didn't have. $KILN_UPSTREAM
+names upstream's tool (bcachefs of version 1.4.1): with it, its fsck sees the results.
+
+$KILN_TEST_SEED: another seed. KILN_TEST_ALL=1: all images, not a sample.
+"""
+import json
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+
+import changes  # noqa: E402
+import doors  # noqa: E402
+import images  # noqa: E402
+import manifest  # noqa: E402
+import tap  # noqa: E402
+
+KILN, READ_TREE, CHANGE_FS, MAKE_OLD = (os.path.abspath(p) for p in sys.argv[1:5])
+SEED = int(os.environ.get("KILN_TEST_SEED", "1"))
+ALL = bool(os.environ.get("KILN_TEST_ALL"))
+SAMPLE = ("v1.4-snapshots", "v1.4-unclean-snapshots", "v1.4-stock-fuse", "v1.4-tiers", "v1.4-unclean-replicas2")
+VERSIONS = ("1.0", "1.1", "1.2", "1.3")
+
+
+def version(device):
+    status, out, err = doors.run([KILN, "show-super", "--json", device])
+    assert status == 0, err
+    return json.loads(out)["version"]
+
+
+def make_old(wanted, devices):
+    status, _, err = doors.run([MAKE_OLD, wanted, *devices])
+    assert status == 0 and not err, err
+    for device in devices:
+        assert version(device).startswith(wanted + " ") or version(device) == wanted, version(device)
+
+
+def open_for_change(devices):
+    with changes.Filesystem(CHANGE_FS, devices) as fs:
+        fs.must("settle")
+
+
+def upgraded(folder, name, wanted):
+    with images.temporary() as work:
+        devices = images.unpack(folder, name, work)
+        complaints = changes.upstream_fsck(devices) if changes.has_upstream() else []
+        open_for_change(devices)  # what a crash left to do is done
+        before = doors.library(READ_TREE, devices)
+        make_old(wanted, devices)
+        fingerprints = {d: images.fingerprint(d) for d in devices}
+        old = doors.library(READ_TREE, devices)["entries"]
+        tap.same("read as it is", manifest.differences(before["entries"], old, ignore=("mtime_ns",)))
+        assert fingerprints == {d: images.fingerprint(d) for d in devices}, "reading changed it"
+        open_for_change(devices)
+        for device in devices:
+            assert version(device).startswith("1.4"), version(device)
+        have = changes.own_tree(READ_TREE, devices)
+        tap.same("upgraded", manifest.differences(old, have["entries"]))
+        assert have["usage"]["is_clean"], "not clean"
+        inodes = before["usage"]["inodes"], have["usage"]["inodes"]
+        assert inodes[0] == inodes[1], "%d inodes became %d" % inodes
+        judges_are_silent(devices, complaints, "upgraded")
+
+        model = changes.Model(have["entries"])
+        with changes.Filesystem(CHANGE_FS, devices) as fs:
+            changer = changes.Changer(fs, model, "kiln", SEED)
+            changer.start()
+            changer.run(100)
+        tap.same("changed", changes.differences(model, changes.own_tree(READ_TREE, devices)["entries"]))
+        judges_are_silent(devices, complaints, "changed")
+
+
+def judges_are_silent(devices, complaints, what):
+    found = changes.kiln_check(KILN, devices)
+    assert not found, "%s: kiln check: %s" % (what, found)
+    if changes.has_upstream():
+        lines = [line for line in changes.upstream_fsck(devices) if line not in complaints]
+        assert not lines, "%s: upstream's fsck:\n%s" % (what, "\n".join(lines[:20]))
+
+
+def can_be_written(folder, name):
+    head = images.manifest(folder, name)
+    options = head.get("format_options") or ""
+    return str(head["format_version"]) == "1.4" and not any(
+        option in options for option in ("--encrypted", "--erasure_code", "compression"))
+
+
+def main():
+    cases = {}
+    for folder in images.folders():
+        for name in images.names(folder):
+            if (ALL or name in SAMPLE) and name not in [n for n, _ in cases] and can_be_written(folder, name):
+                for wanted in VERSIONS:
+                    cases[name, wanted] = folder
+    print("# seed %d" % SEED)
+    return tap.run([("%s as %s" % key, lambda folder=folder, key=key: upgraded(folder, *key))
+                    for key, folder in cases.items()])
+
+
+sys.exit(main())
