@@ -13,7 +13,7 @@
 #include "base/array.h"
 #include "base/util.h"
 
-enum { DISKS_MAX = 4, COPY_BYTES = 65536, DISCARD_ONE_IN = 8 };
+enum { DISKS_MAX = 4, COPY_BYTES = 65536 };
 
 /* A write, flush or discard. */
 struct step {
@@ -41,7 +41,6 @@ struct disk {
 
 struct replay {
 	uint32_t logical_block_bytes;
-	bool has_discard; /* after the cut: it costs a copy of all that is discarded */
 	uint64_t now_ns;
 	struct replay_counts counts;
 	struct disk disks[DISKS_MAX];
@@ -50,7 +49,6 @@ struct replay {
 
 struct replay_handle {
 	struct device dev;
-	const struct replay *replay;
 	struct disk *disk;
 };
 
@@ -267,11 +265,22 @@ uint64_t replay_moment(const struct replay *r, struct rng *rng)
 				 : s->done_ns + rng_below(rng, 20000);
 }
 
+/*
+ * What is discarded may read as anything, so whoever still wants it shall notice: at the start of each piece, since
+ * more would copy all of its pages in every cut.
+ */
+static void discard(uint8_t *bytes, uint64_t len)
+{
+	enum { PIECE_BYTES = 65536, LOST_BYTES = 4096 };
+
+	for (uint64_t at = 0; at < len; at += PIECE_BYTES)
+		memset(bytes + at, 0xdd, min((uint64_t)LOST_BYTES, len - at));
+}
+
 static void step_apply(uint8_t *bytes, const struct step *s, uint64_t from, uint64_t len)
 {
-	/* What is discarded may read as anything, so whoever still wants it shall notice. */
 	if (s->op == 'D')
-		memset(bytes + s->offset_bytes + from, 0xdd, len);
+		discard(bytes + s->offset_bytes + from, len);
 	else if (s->op == 'W')
 		memcpy(bytes + s->offset_bytes + from, s->data + from, len);
 }
@@ -359,7 +368,7 @@ int replay_cut(struct replay *r, struct rng *rng)
 	}
 	for (unsigned i = 0; i < r->disks_nr; i++)
 		disk_cut(r, &r->disks[i], rng);
-	r->has_discard = !rng_below(rng, DISCARD_ONE_IN);
+
 	return 0;
 }
 
@@ -367,12 +376,11 @@ int replay_cut(struct replay *r, struct rng *rng)
 
 static void replay_submit(struct device *dev, struct device_io *io)
 {
-	const struct replay_handle *h = container_of(dev, struct replay_handle, dev);
-	uint8_t *at = h->disk->bytes + io->offset_bytes;
+	uint8_t *at = container_of(dev, struct replay_handle, dev)->disk->bytes + io->offset_bytes;
 	uint64_t left = io->len_bytes;
 
-	if (io->op == DEVICE_DISCARD && h->replay->has_discard)
-		memset(at, 0xdd, io->len_bytes);
+	if (io->op == DEVICE_DISCARD)
+		discard(at, io->len_bytes);
 	for (unsigned i = 0; i < io->iov_nr && left; i++) {
 		size_t bytes = min(left, io->iov[i].iov_len);
 
@@ -396,7 +404,6 @@ int replay_open(struct replay *r, unsigned nr, struct device **dev)
 
 	if (!h)
 		return -ENOMEM;
-	h->replay = r;
 	h->disk = &r->disks[nr];
 	h->dev = (struct device){
 		.ops = &replay_ops,
