@@ -22,7 +22,7 @@
 #include "base/util.h"
 #include "kiln/kiln.h"
 
-enum { TASKS = 4, DIRS = 3, FILES = 24, BYTES_MAX = 40000 };
+enum { TASKS = 4, DIRS = 3, FILES = 24, BYTES_MAX = 40000, COMMON_STAMP = 12345 };
 
 #ifndef OPS
 #define OPS 400
@@ -39,6 +39,7 @@ struct crew {
 	unsigned id;
 	uint64_t seed;
 	struct kiln_node *dirs;
+	struct kiln_node common; /* a file that all tasks clone; byte i as of COMMON_STAMP */
 	struct owned files[FILES];
 };
 
@@ -83,11 +84,12 @@ static void file_check(const struct crew *c, unsigned i)
 	}
 }
 
-static void file_write(struct crew *c, struct rng *rng, unsigned i)
+/* The file, made if it isn't there, and empty. */
+static struct kiln_node file_empty(struct crew *c, struct rng *rng, unsigned i)
 {
-	static _Thread_local uint8_t buf[BYTES_MAX];
 	struct owned *f = &c->files[i];
 	struct kiln_create attr = { .mode = S_IFREG | 0644 };
+	struct kiln_setattr cut = { .fields = KILN_SET_SIZE };
 	struct kiln_stat st;
 	char name[32];
 	size_t len = name_of(c, i, name);
@@ -99,15 +101,68 @@ static void file_write(struct crew *c, struct rng *rng, unsigned i)
 	} else {
 		MUST(!kiln_lookup(c->fs, c->dirs[f->dir], name, len, &st));
 	}
-	struct kiln_setattr cut = { .fields = KILN_SET_SIZE };
 	MUST(!kiln_setattr(c->fs, st.node, &cut, NULL));
+	return st.node;
+}
+
+/* The same bytes as another file has, one of its own or the one that all share with. */
+static void file_clone(struct crew *c, struct rng *rng, unsigned i)
+{
+	unsigned from = (unsigned)rng_below(rng, FILES);
+	struct kiln_node source = c->common;
+	struct owned *f = &c->files[i];
+	uint64_t size = BYTES_MAX, stamp = COMMON_STAMP;
+
+	if (from != i && c->files[from].exists && rng_below(rng, 2)) {
+		struct kiln_stat st;
+		char name[32];
+		size_t len = name_of(c, from, name);
+
+		MUST(!kiln_lookup(c->fs, c->dirs[c->files[from].dir], name, len, &st));
+		source = st.node;
+		size = c->files[from].size;
+		stamp = c->files[from].stamp;
+	}
+	struct kiln_node node = file_empty(c, rng, i);
+	MUST(kiln_copy_range(c->fs, source, 0, node, 0, size, rng_below(rng, 2) ? KILN_COPY_SHARE : 0) ==
+	     (ssize_t)size);
+	f->size = size;
+	f->stamp = stamp;
+}
+
+/* Space promised, and a range put in and taken out again: the bytes stay. */
+static void file_stir(struct crew *c, struct rng *rng, unsigned i)
+{
+	struct owned *f = &c->files[i];
+	struct kiln_stat st;
+	char name[32];
+	size_t len = name_of(c, i, name);
+	uint64_t at = rng_below(rng, f->size + 1) / 4096 * 4096, bytes = 4096 * (1 + rng_below(rng, 4));
+
+	if (!f->exists)
+		return;
+	MUST(!kiln_lookup(c->fs, c->dirs[f->dir], name, len, &st));
+	MUST(!kiln_fallocate(c->fs, st.node, KILN_FALLOC_KEEP_SIZE, at, 1 + rng_below(rng, BYTES_MAX)));
+	if (at >= f->size)
+		return;
+	MUST(!kiln_fallocate(c->fs, st.node, KILN_FALLOC_INSERT_RANGE, at, bytes));
+	MUST(!kiln_fallocate(c->fs, st.node, KILN_FALLOC_ZERO_RANGE, at + 1, bytes - 1));
+	MUST(!kiln_fallocate(c->fs, st.node, KILN_FALLOC_COLLAPSE_RANGE, at, bytes));
+}
+
+static void file_write(struct crew *c, struct rng *rng, unsigned i)
+{
+	static _Thread_local uint8_t buf[BYTES_MAX];
+	struct owned *f = &c->files[i];
+	struct kiln_node node = file_empty(c, rng, i);
+
 	f->size = rng_below(rng, 3) ? rng_below(rng, BYTES_MAX) : rng_below(rng, 600);
 	f->stamp = rng_u64(rng);
 	fill(buf, f->stamp, f->size);
 	for (uint64_t at = 0; at < f->size;) {
 		uint64_t n = min(f->size - at, 1 + rng_below(rng, BYTES_MAX));
 
-		MUST(kiln_write(c->fs, st.node, at, buf + at, n) == (ssize_t)n);
+		MUST(kiln_write(c->fs, node, at, buf + at, n) == (ssize_t)n);
 		at += n;
 	}
 }
@@ -137,7 +192,7 @@ static void crew_task(void *arg)
 		char name[32];
 		size_t len = name_of(c, i, name);
 
-		switch (rng_below(&rng, 8)) {
+		switch (rng_below(&rng, 12)) {
 		case 0:
 			if (f->exists)
 				MUST(!kiln_unlink(c->fs, c->dirs[f->dir], name, len, 0));
@@ -146,6 +201,10 @@ static void crew_task(void *arg)
 		case 1:
 		case 2: file_move(c, &rng, i); break;
 		case 3: file_check(c, i); break;
+		case 5:
+		case 6: file_clone(c, &rng, i); break;
+		case 7:
+		case 8: file_stir(c, &rng, i); break;
 		case 4:
 			if (!rng_below(&rng, 4))
 				MUST(!kiln_sync(c->fs));
@@ -207,12 +266,19 @@ static void tasks_that_share_directories_lose_nothing(void **state)
 		assert_int_equal(kiln_create(fs, kiln_root(fs), name, 2, &dir_attr, &st), 0);
 		dirs[d] = st.node;
 	}
+	struct kiln_create file_attr = { .mode = S_IFREG | 0644 };
+	uint8_t *bytes = malloc(BYTES_MAX);
+	fill(bytes, COMMON_STAMP, BYTES_MAX);
+	assert_int_equal(kiln_create(fs, kiln_root(fs), "common", 6, &file_attr, &st), 0);
+	assert_int_equal(kiln_write(fs, st.node, 0, bytes, BYTES_MAX), BYTES_MAX);
+	free(bytes);
 	for (unsigned round = 0; round < 2; round++) {
 		for (unsigned i = 0; i < TASKS; i++) {
 			crew[i].fs = fs;
 			crew[i].id = i;
 			crew[i].seed = seed * TASKS + i + round * 1000;
 			crew[i].dirs = dirs;
+			crew[i].common = st.node;
 			assert_int_equal(task_start(&tasks[i], "crew", crew_task, &crew[i]), 0);
 		}
 		for (unsigned i = 0; i < TASKS; i++)

@@ -63,7 +63,8 @@ struct states {
 
 static bool is_in_parts(const struct operation *op)
 {
-	return op->kind == OP_WRITE || op->kind == OP_PUNCH || op->kind == OP_TRUNCATE;
+	return op->kind == OP_WRITE || op->kind == OP_PUNCH || op->kind == OP_TRUNCATE || op->kind == OP_COPY ||
+	       (op->kind == OP_FALLOCATE && op->flags & KILN_FALLOC_ZERO_RANGE);
 }
 
 static void apply_logged(const struct logged *l, struct model *m, uint64_t op_nr)

@@ -12,25 +12,13 @@
 enum { XATTR_BYTES_MAX = 900 };
 
 static const char *const kind_names[OP_KIND_NR] = {
-	[OP_CREATE] = "create",
-	[OP_SYMLINK] = "symlink",
-	[OP_UNNAMED] = "unnamed",
-	[OP_LINK] = "link",
-	[OP_UNLINK] = "unlink",
-	[OP_RMDIR] = "rmdir",
-	[OP_RENAME] = "rename",
-	[OP_WRITE] = "write",
-	[OP_PUNCH] = "punch",
-	[OP_TRUNCATE] = "truncate",
-	[OP_SETATTR] = "setattr",
-	[OP_SETXATTR] = "setxattr",
-	[OP_REMOVEXATTR] = "removexattr",
-	[OP_HOLD] = "hold",
-	[OP_RELEASE] = "release",
-	[OP_FSYNC] = "fsync",
-	[OP_SYNC] = "sync",
-	[OP_READ] = "read",
-	[OP_LIST] = "list",
+	[OP_CREATE] = "create",	    [OP_SYMLINK] = "symlink",	  [OP_UNNAMED] = "unnamed",
+	[OP_LINK] = "link",	    [OP_UNLINK] = "unlink",	  [OP_RMDIR] = "rmdir",
+	[OP_RENAME] = "rename",	    [OP_WRITE] = "write",	  [OP_PUNCH] = "punch",
+	[OP_TRUNCATE] = "truncate", [OP_FALLOCATE] = "fallocate", [OP_COPY] = "copy",
+	[OP_SETATTR] = "setattr",   [OP_SETXATTR] = "setxattr",	  [OP_REMOVEXATTR] = "removexattr",
+	[OP_HOLD] = "hold",	    [OP_RELEASE] = "release",	  [OP_FSYNC] = "fsync",
+	[OP_SYNC] = "sync",	    [OP_READ] = "read",		  [OP_LIST] = "list",
 };
 
 const struct operation_limits operation_limits_default = {
@@ -42,6 +30,7 @@ const struct operation_limits operation_limits_default = {
 		[OP_RMDIR] = 3,	  [OP_RENAME] = 9,  [OP_WRITE] = 30,	[OP_PUNCH] = 5,	   [OP_TRUNCATE] = 7,
 		[OP_SETATTR] = 5, [OP_SETXATTR] = 5, [OP_REMOVEXATTR] = 2, [OP_HOLD] = 1,  [OP_RELEASE] = 2,
 		[OP_FSYNC] = 4,	  [OP_SYNC] = 2,    [OP_READ] = 8,	[OP_LIST] = 2,
+		[OP_FALLOCATE] = 12, [OP_COPY] = 8,
 	},
 };
 
@@ -201,6 +190,56 @@ static bool draw_content(struct operation *op, struct rng *rng, const struct mod
 	return true;
 }
 
+static bool draw_fallocate(struct operation *op, struct rng *rng, const struct model *m,
+			   const struct operation_limits *limits)
+{
+	enum { BLOCK = 4096 }; /* a multiple of any that is used */
+	static const unsigned modes[] = { 0,
+					  KILN_FALLOC_KEEP_SIZE,
+					  KILN_FALLOC_ZERO_RANGE,
+					  KILN_FALLOC_ZERO_RANGE | KILN_FALLOC_KEEP_SIZE,
+					  KILN_FALLOC_COLLAPSE_RANGE,
+					  KILN_FALLOC_COLLAPSE_RANGE,
+					  KILN_FALLOC_INSERT_RANGE,
+					  KILN_FALLOC_INSERT_RANGE };
+
+	if (!draw_content(op, rng, m, limits))
+		return false;
+	uint64_t size = m->objects[op->id].size, room = limits->file_bytes_max - min(size, limits->file_bytes_max);
+	op->flags = modes[rng_below(rng, sizeof(modes) / sizeof(modes[0]))];
+	switch (op->flags) {
+	case KILN_FALLOC_COLLAPSE_RANGE:
+		op->offset = round_down_u64(op->offset, BLOCK);
+		op->len = round_down_u64(min(op->len, size / 2), BLOCK);
+		return op->len && op->offset + op->len < size;
+	case KILN_FALLOC_INSERT_RANGE:
+		op->offset = round_down_u64(op->offset, BLOCK);
+		op->len = round_down_u64(min(op->len, room), BLOCK);
+		return op->len && op->offset < size;
+	default: /* what is promised behind the end isn't in the model's total */
+		op->len = min(op->len, op->flags & KILN_FALLOC_KEEP_SIZE ? (uint64_t)64 << 10 : room);
+		return op->len;
+	}
+}
+
+static bool draw_copy(struct operation *op, struct rng *rng, const struct model *m,
+		      const struct operation_limits *limits)
+{
+	enum { BLOCK = 4096 };
+
+	op->id2 = draw_object(rng, m, is_file);
+	if (op->id2 == UINT32_MAX || !draw_content(op, rng, m, limits))
+		return false;
+	op->offset2 = draw_bytes(rng, m->objects[op->id2].size);
+	if (rng_below(rng, 3)) {
+		op->offset = round_down_u64(op->offset, BLOCK);
+		op->offset2 = round_down_u64(op->offset2, BLOCK);
+	}
+	op->len = min(op->len, limits->file_bytes_max - min(op->offset, limits->file_bytes_max));
+	return op->len &&
+	       (op->id != op->id2 || op->offset >= op->offset2 + op->len || op->offset2 >= op->offset + op->len);
+}
+
 static bool draw_attributes(struct operation *op, struct rng *rng, const struct model *m,
 			    const struct operation_limits *limits)
 {
@@ -244,6 +283,8 @@ static bool try_draw(struct operation *op, struct rng *rng, const struct model *
 	case OP_PUNCH:
 	case OP_READ:
 	case OP_TRUNCATE: return draw_content(op, rng, m, limits);
+	case OP_FALLOCATE: return draw_fallocate(op, rng, m, limits);
+	case OP_COPY: return draw_copy(op, rng, m, limits);
 	case OP_SETATTR:
 	case OP_SETXATTR:
 	case OP_REMOVEXATTR: return draw_attributes(op, rng, m, limits);
@@ -340,11 +381,29 @@ static int expect_rename(const struct operation *op, struct model *m)
 	return is_full ? -ENOTEMPTY : 0;
 }
 
+static int expect_fallocate(const struct operation *op, const struct model_object *o)
+{
+	if (op->flags == KILN_FALLOC_COLLAPSE_RANGE)
+		return op->offset + op->len < o->size ? 0 : -EINVAL;
+	if (op->flags == KILN_FALLOC_INSERT_RANGE)
+		return op->offset < o->size ? 0 : -EINVAL;
+	return 0;
+}
+
+/* The bytes that a copy has. */
+static uint64_t copy_bytes(const struct operation *op, const struct model *m)
+{
+	const struct model_object *from = &m->objects[op->id2];
+
+	return op->offset2 < from->size ? min(op->len, from->size - op->offset2) : 0;
+}
+
 static int expect(const struct operation *op, struct model *m)
 {
 	struct model_entry *e;
 
 	switch (op->kind) {
+	case OP_FALLOCATE: return expect_fallocate(op, &m->objects[op->id]);
 	case OP_CREATE:
 	case OP_SYMLINK: return model_entry_find(m, op->dir, op->name) ? -EEXIST : 0;
 	case OP_LINK:
@@ -433,6 +492,43 @@ static void apply_content(const struct operation *op, struct model_object *o)
 	}
 }
 
+static void apply_fallocate(const struct operation *op, struct model_object *o)
+{
+	uint64_t end = op->offset + op->len;
+
+	o->has_mtime = false;
+	switch (op->flags) {
+	case KILN_FALLOC_COLLAPSE_RANGE:
+		memmove(o->data + op->offset, o->data + end, o->size - end);
+		model_resize(o, o->size - op->len);
+		break;
+	case KILN_FALLOC_INSERT_RANGE:
+		model_resize(o, o->size + op->len);
+		memmove(o->data + end, o->data + op->offset, o->size - end);
+		memset(o->data + op->offset, 0, op->len);
+		break;
+	default:
+		if (!(op->flags & KILN_FALLOC_KEEP_SIZE) && end > o->size)
+			model_resize(o, end);
+		if (op->flags & KILN_FALLOC_ZERO_RANGE && op->offset < o->size)
+			memset(o->data + op->offset, 0, min(op->len, o->size - op->offset));
+		break;
+	}
+}
+
+static void apply_copy(const struct operation *op, struct model *m)
+{
+	struct model_object *o = &m->objects[op->id], *from = &m->objects[op->id2];
+	uint64_t len = min((uint64_t)op->result, copy_bytes(op, m));
+
+	if (!len)
+		return;
+	o->has_mtime = false;
+	if (op->offset + len > o->size)
+		model_resize(o, op->offset + len);
+	memmove(o->data + op->offset, from->data + op->offset2, len);
+}
+
 static void apply_xattr(const struct operation *op, struct model_object *o)
 {
 	struct model_xattr *x = &o->xattrs[op->xattr];
@@ -488,6 +584,12 @@ void operation_apply(const struct operation *op, struct model *m, uint64_t op_nr
 		apply_content(op, o);
 		if (op->kind == OP_WRITE && !op->result)
 			return; /* nothing that fsync could promise */
+		break;
+	case OP_FALLOCATE: apply_fallocate(op, o); break;
+	case OP_COPY:
+		apply_copy(op, m);
+		if (!op->result)
+			return;
 		break;
 	case OP_SETATTR:
 		apply_attributes(op, o);
@@ -579,6 +681,8 @@ static ssize_t run_on_fs(const struct operation *op, struct model *m, kiln_fs *f
 				   strlen(op->name2), op->flags);
 	case OP_WRITE: return kiln_write(fs, node, op->offset, bytes, op->len);
 	case OP_PUNCH: return kiln_punch(fs, node, op->offset, op->len);
+	case OP_FALLOCATE: return kiln_fallocate(fs, node, op->flags, op->offset, op->len);
+	case OP_COPY: return kiln_copy_range(fs, m->objects[op->id2].node, op->offset2, node, op->offset, op->len, 0);
 	case OP_TRUNCATE:
 		set = (struct kiln_setattr){ .fields = KILN_SET_SIZE, .size = op->offset };
 		return kiln_setattr(fs, node, &set, NULL);
@@ -603,9 +707,11 @@ int operation_run(struct operation *op, struct model *m, kiln_fs *fs, uint64_t o
 	op->result = run_on_fs(op, m, fs, &st);
 	if (op->result == -EIO || op->result == -EROFS || op->result == -ENOMEM)
 		return (int)op->result;
-	bool is_right =
-		op->result == -ENOSPC || (expected == -EXDEV && (op->result < 0 || op->kind == OP_LINK)) ||
-		(op->kind == OP_WRITE ? op->result >= 0 && (uint64_t)op->result <= op->len : op->result == expected);
+	bool is_right = op->result == -ENOSPC || (expected == -EXDEV && (op->result < 0 || op->kind == OP_LINK)) ||
+			(op->kind == OP_WRITE || op->kind == OP_COPY
+				 ? op->result >= 0 &&
+					   (uint64_t)op->result <= (op->kind == OP_WRITE ? op->len : copy_bytes(op, m))
+				 : op->result == expected);
 	if (!is_right) {
 		operation_to_text(op, why);
 		strbuf_printf(why, ": the model says %d", expected);
@@ -624,6 +730,8 @@ ssize_t operation_expected(const struct operation *op, struct model *m)
 {
 	int err = expect(op, m);
 
+	if (op->kind == OP_COPY)
+		return (ssize_t)copy_bytes(op, m);
 	return err ? err : op->kind == OP_WRITE ? (ssize_t)op->len : 0;
 }
 
@@ -655,6 +763,18 @@ static uint64_t punch_tail(const struct operation *op, uint32_t block_bytes, con
 	return min(begin, got->size);
 }
 
+/* A copy is made from the front, but a hole in it from its ends. */
+static bool copy_is_partial(const struct model_object *got, const struct model_object *before,
+			    const struct model_object *after)
+{
+	if (got->size < before->size || got->size > after->size)
+		return false;
+	for (uint64_t at = 0; at < got->size; at++)
+		if (got->data[at] != after->data[at] && got->data[at] != (at < before->size ? before->data[at] : 0))
+			return false;
+	return true;
+}
+
 bool operation_is_partial(const struct operation *op, uint32_t block_bytes, const struct model_object *got,
 			  const struct model_object *before, const struct model_object *after)
 {
@@ -662,11 +782,14 @@ bool operation_is_partial(const struct operation *op, uint32_t block_bytes, cons
 
 	if (op->kind == OP_TRUNCATE)
 		return truncation_is_partial(op, block_bytes, got, before);
-	if (op->kind != OP_WRITE && op->kind != OP_PUNCH)
+	if (op->kind == OP_COPY)
+		return copy_is_partial(got, before, after);
+	bool is_zeroing = op->kind == OP_FALLOCATE && op->flags & KILN_FALLOC_ZERO_RANGE;
+	if (op->kind != OP_WRITE && op->kind != OP_PUNCH && !is_zeroing)
 		return false;
 	if (got->size < before->size || got->size > after->size)
 		return false;
-	if (op->kind == OP_PUNCH)
+	if (op->kind == OP_PUNCH || is_zeroing)
 		end = punch_tail(op, block_bytes, got, after);
 	while (at < end && at < after->size && got->data[at] == after->data[at])
 		at++;
@@ -685,8 +808,13 @@ void operation_to_text(const struct operation *op, struct strbuf *out)
 	if (op->name2[0])
 		strbuf_printf(out, " -> %u/%.12s flags %u", op->dir2, op->name2, op->flags);
 	strbuf_printf(out, " object %u", op->id);
-	if (op->kind == OP_WRITE || op->kind == OP_PUNCH || op->kind == OP_TRUNCATE || op->kind == OP_READ)
+	if (op->kind == OP_WRITE || op->kind == OP_PUNCH || op->kind == OP_TRUNCATE || op->kind == OP_READ ||
+	    op->kind == OP_FALLOCATE || op->kind == OP_COPY)
 		strbuf_printf(out, " at %llu +%llu", (unsigned long long)op->offset, (unsigned long long)op->len);
+	if (op->kind == OP_FALLOCATE)
+		strbuf_printf(out, " mode %u", op->flags);
+	if (op->kind == OP_COPY)
+		strbuf_printf(out, " from object %u at %llu", op->id2, (unsigned long long)op->offset2);
 	if (op->kind == OP_SETATTR)
 		strbuf_printf(out, " fields %x mode %o owner %u:%u", op->fields, op->mode, op->uid, op->gid);
 	strbuf_printf(out, " = %zd", op->result);

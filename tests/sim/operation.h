@@ -21,6 +21,8 @@ enum operation_kind {
 	OP_WRITE,
 	OP_PUNCH,
 	OP_TRUNCATE,
+	OP_FALLOCATE, /* @flags: the mode; all but holes, which are OP_PUNCH */
+	OP_COPY,      /* from @id2 at @offset2 */
 	OP_SETATTR,
 	OP_SETXATTR,
 	OP_REMOVEXATTR,
@@ -43,6 +45,8 @@ struct operation {
 	unsigned fields;
 	struct kiln_timespec mtime;
 	uint64_t offset, len;
+	unsigned id2;
+	uint64_t offset2;
 	uint64_t data_seed;
 	unsigned xattr;
 	/* What running it gave. */
