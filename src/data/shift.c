@@ -50,38 +50,53 @@ bool write_is_stuck(struct data *data, uint64_t inum)
 	struct data_writer *w = data->writer;
 	bool is_stuck = false;
 
-	if (!__atomic_load_n(&w->stuck_nr, __ATOMIC_RELAXED))
+	if (!__atomic_load_n(&w->stuck_nr, __ATOMIC_RELAXED) && !__atomic_load_n(&w->has_lost_stuck, __ATOMIC_RELAXED))
 		return false;
 	mutex_lock(&w->stuck_lock);
+	is_stuck = w->has_lost_stuck;
 	for (size_t i = 0; i < w->stuck_nr; i++)
 		is_stuck |= w->stuck[i] == inum;
 	mutex_unlock(&w->stuck_lock);
 	return is_stuck;
 }
 
-static void stuck_add(struct shift_op *s, int err)
+void write_stuck_add(struct data *data, uint64_t inum, int err, const char *what)
 {
-	struct data_writer *w = s->data->writer;
+	struct data_writer *w = data->writer;
 	char position[64];
 
-	snprintf(position, sizeof(position), "inode %llu", (unsigned long long)s->file->inum);
-	report_emit(s->data->reports,
-		    &(struct report){
-			    .level = REPORT_DAMAGE,
-			    .err = err,
-			    .structure = "file",
-			    .position = position,
-			    .expected = is_insert(s) ? "a range to be inserted" : "a range to be taken out",
-			    .found = error_name(err),
-			    .advice = "It is finished when the filesystem is opened for writing again; "
-				      "until then the file can't be changed.",
-		    });
+	snprintf(position, sizeof(position), "inode %llu", (unsigned long long)inum);
+	/* Nothing at all is written any more then, and that has been told. */
+	if (err != -EROFS)
+		report_emit(data->reports,
+			    &(struct report){
+				    .level = REPORT_DAMAGE,
+				    .err = err,
+				    .structure = "file",
+				    .position = position,
+				    .expected = what,
+				    .found = error_name(err),
+				    .advice = "It is finished when the filesystem is opened for writing again; "
+					      "until then the file can't be changed.",
+			    });
 	mutex_lock(&w->stuck_lock);
-	if (!array_grow(&w->stuck, &w->stuck_capacity, w->stuck_nr + 1, sizeof(*w->stuck))) {
-		w->stuck[w->stuck_nr] = s->file->inum;
+	if (!array_grow(&w->stuck, &w->stuck_capacity, w->stuck_nr + 1, sizeof(*w->stuck)))
+		w->stuck[w->stuck_nr] = inum;
+	else
+		__atomic_store_n(&w->has_lost_stuck, true, __ATOMIC_RELAXED);
+	if (!w->has_lost_stuck)
 		__atomic_store_n(&w->stuck_nr, w->stuck_nr + 1, __ATOMIC_RELAXED);
-	}
 	mutex_unlock(&w->stuck_lock);
+}
+
+int data_unfinished(struct data *data)
+{
+	struct data_writer *w = data->writer;
+
+	mutex_lock(&w->stuck_lock);
+	int err = w->stuck_nr || w->has_lost_stuck ? -EIO : 0;
+	mutex_unlock(&w->stuck_lock);
+	return err;
 }
 
 /* --- which extent is next --- */
@@ -351,7 +366,8 @@ static int shift_locked(struct shift_op *s)
 		return err;
 	err = shift_run(s);
 	if (err)
-		stuck_add(s, err);
+		write_stuck_add(s->data, s->file->inum, err,
+				is_insert(s) ? "a range to be inserted" : "a range to be taken out");
 	return err;
 }
 

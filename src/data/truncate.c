@@ -212,9 +212,14 @@ static int size_set(struct data *data, struct size_args *a, uint64_t *journal_se
 		return err;
 	a->is_logged = true;
 	err = btree_txn_run(data->trees, &opts, size_run, a);
+	if (err)
+		return err;
+	err = write_hole_make(data, a->file, a->hole_from, UINT64_MAX, journal_seq);
 	if (!err)
-		err = write_hole_make(data, a->file, a->hole_from, UINT64_MAX, journal_seq);
-	return err ? err : op_end(data, a->op_nr, journal_seq);
+		err = op_end(data, a->op_nr, journal_seq);
+	if (err)
+		write_stuck_add(data, a->file->inum, err, "to be cut to its new size");
+	return err;
 }
 
 /* --- partial blocks --- */

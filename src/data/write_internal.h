@@ -45,6 +45,7 @@ struct data_writer {
 	struct mutex stuck_lock; /* of what follows: inodes that an error left half shifted */
 	uint64_t *stuck;
 	size_t stuck_nr, stuck_capacity;
+	bool has_lost_stuck; /* memory ran out for one: no file can be changed any more */
 };
 
 struct mutex *inode_lock(struct data *data, uint64_t inum);
@@ -146,6 +147,11 @@ int write_op_delete(struct btree_txn *txn, uint64_t nr);
 
 /* --- shift.c --- */
 
+/*
+ * An error, which is reported, ended a logged operation on the way: recovery will finish it, so the file must stay as
+ * it is until then. @what was to happen to it.
+ */
+void write_stuck_add(struct data *data, uint64_t inum, int err, const char *what);
 /* Is the file one that can't be changed before the filesystem is opened anew, which finishes what was begun? */
 bool write_is_stuck(struct data *data, uint64_t inum);
 

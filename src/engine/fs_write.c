@@ -346,6 +346,8 @@ static int write_back_all(struct kiln_fs *fs)
 	int err = namespace_delete_dead_inodes(fs->ns);
 
 	namespace_stop_write(fs->ns);
+	if (!err)
+		err = data_unfinished(fs->data);
 	data_stop_write(fs->data);
 	/* What became empty can be discarded only behind a flush, and discarding changes keys again: settle that first.
 	 */

@@ -575,6 +575,39 @@ static void reflink_nowhere(struct filesystem *f)
 	k.value[5] = 1; /* idx + 2^40 */
 	put_key(f, BTREE_EXTENTS, &k);
 }
+/* Of a part of a shared extent: what is before it, and behind it, is counted as referred to as well. */
+static bool has_back_pad(struct bkey_ref k)
+{
+	struct reflink_p p;
+
+	return is_reflink_p(k) && !reflink_p_decode(k, &p) && p.back_pad >= 8;
+}
+static void reflink_back_pad(struct filesystem *f)
+{
+	struct bkey_copy k = find(BTREE_EXTENTS, has_back_pad);
+	struct reflink_p p;
+
+	reflink_p_decode(ref(&k), &p);
+	p.back_pad -= 8;
+	reflink_p_encode(&p, k.value);
+	put_key(f, BTREE_EXTENTS, &k);
+}
+static bool has_front_pad(struct bkey_ref k)
+{
+	struct reflink_p p;
+
+	return is_reflink_p(k) && !reflink_p_decode(k, &p) && p.front_pad >= 8;
+}
+static void reflink_front_pad(struct filesystem *f)
+{
+	struct bkey_copy k = find(BTREE_EXTENTS, has_front_pad);
+	struct reflink_p p;
+
+	reflink_p_decode(ref(&k), &p);
+	p.front_pad -= 8;
+	reflink_p_encode(&p, k.value);
+	put_key(f, BTREE_EXTENTS, &k);
+}
 static void rebalance_stray(struct filesystem *f)
 {
 	put(f, BTREE_REBALANCE_WORK, find(BTREE_EXTENTS, is_plain_extent).k.k.p, 0, KEY_SET, NULL, 0);

@@ -161,6 +161,14 @@ static bool draw_rename(struct operation *op, struct rng *rng, const struct mode
 	return draw_entry(rng, m, !rng_below(rng, 3), &op->dir, op->name, &op->id);
 }
 
+/* How large the file may become. */
+static uint64_t size_max(const struct model *m, const struct model_object *o, const struct operation_limits *limits)
+{
+	uint64_t room = limits->total_bytes_max - min(limits->total_bytes_max, total_bytes(m));
+
+	return min(limits->file_bytes_max, o->size + room);
+}
+
 static bool draw_content(struct operation *op, struct rng *rng, const struct model *m,
 			 const struct operation_limits *limits)
 {
@@ -168,8 +176,7 @@ static bool draw_content(struct operation *op, struct rng *rng, const struct mod
 	if (op->id == UINT32_MAX)
 		return false;
 	const struct model_object *o = &m->objects[op->id];
-	uint64_t room = limits->total_bytes_max - min(limits->total_bytes_max, total_bytes(m));
-	uint64_t max_bytes = min(limits->file_bytes_max, o->size + room);
+	uint64_t max_bytes = size_max(m, o, limits);
 
 	op->data_seed = rng_u64(rng);
 	switch (rng_below(rng, 4)) {
@@ -205,7 +212,7 @@ static bool draw_fallocate(struct operation *op, struct rng *rng, const struct m
 
 	if (!draw_content(op, rng, m, limits))
 		return false;
-	uint64_t size = m->objects[op->id].size, room = limits->file_bytes_max - min(size, limits->file_bytes_max);
+	uint64_t size = m->objects[op->id].size, max_bytes = size_max(m, &m->objects[op->id], limits);
 	op->flags = modes[rng_below(rng, sizeof(modes) / sizeof(modes[0]))];
 	switch (op->flags) {
 	case KILN_FALLOC_COLLAPSE_RANGE:
@@ -214,10 +221,10 @@ static bool draw_fallocate(struct operation *op, struct rng *rng, const struct m
 		return op->len && op->offset + op->len < size;
 	case KILN_FALLOC_INSERT_RANGE:
 		op->offset = round_down_u64(op->offset, BLOCK);
-		op->len = round_down_u64(min(op->len, room), BLOCK);
+		op->len = round_down_u64(min(op->len, max_bytes - min(size, max_bytes)), BLOCK);
 		return op->len && op->offset < size;
 	default: /* what is promised behind the end isn't in the model's total */
-		op->len = min(op->len, op->flags & KILN_FALLOC_KEEP_SIZE ? (uint64_t)64 << 10 : room);
+		op->len = min(op->len, op->flags & KILN_FALLOC_KEEP_SIZE ? (uint64_t)64 << 10 : max_bytes - op->offset);
 		return op->len;
 	}
 }
@@ -235,7 +242,7 @@ static bool draw_copy(struct operation *op, struct rng *rng, const struct model 
 		op->offset = round_down_u64(op->offset, BLOCK);
 		op->offset2 = round_down_u64(op->offset2, BLOCK);
 	}
-	op->len = min(op->len, limits->file_bytes_max - min(op->offset, limits->file_bytes_max));
+	op->len = min(op->len, size_max(m, &m->objects[op->id], limits) - op->offset);
 	return op->len &&
 	       (op->id != op->id2 || op->offset >= op->offset2 + op->len || op->offset2 >= op->offset + op->len);
 }
