@@ -18,9 +18,12 @@
  * - directories are read, and looked up in, in parallel; symlinks, directories and ACLs are cached by the kernel;
  * - no atomic O_TRUNC: it would come with an open, and there is none;
  * - no automatic invalidation when a file's mtime changes: only the kernel changes it;
+ * - the kernel needn't ask before each write whether a file has privileges to lose (HANDLE_KILLPRIV_V2, protocol.c);
  * - the umask comes unapplied (DONT_MASK), because a default ACL replaces it;
  * - /dev/fuse is cloned per thread, so that requests don't queue at one descriptor; requests are up to 1 MiB;
  * - data is not spliced: it is copied once either way, while it is checksummed.
+ *
+ * What libfuse 3.14 doesn't know of the protocol is made to fit in protocol.c.
  *
  * Permissions are checked by the kernel (default_permissions), POSIX ACLs included.
  *
@@ -154,6 +157,7 @@ static const struct fuse_lowlevel_ops serve_ops = {
 	.setattr = serve_setattr,
 	.readlink = serve_readlink,
 	.mknod = serve_mknod,
+	.create = serve_create,
 	.mkdir = serve_mkdir,
 	.symlink = serve_symlink,
 	.link = serve_link,

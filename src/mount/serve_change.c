@@ -4,12 +4,13 @@
  * The kernel has checked permissions, and holds its locks on the directories, when a request comes.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <string.h>
 #include <sys/sysmacros.h>
 
 #include "base/util.h"
-#include "mount/server.h"
+#include "mount/protocol.h"
 
 /* Who asks, for a new object. The umask counts only where the directory has no default ACL, so it comes apart. */
 static struct kiln_create create_of(fuse_req_t req, mode_t mode)
@@ -31,6 +32,40 @@ void serve_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mod
 	attr.rdev_minor = minor(dev);
 	int err = kiln_create(server_of(req)->fs, dir, name, strlen(name), &attr, &st);
 	reply_entry(req, err, &st);
+}
+
+/*
+ * O_TMPFILE. Other creates are not served: the kernel then sends a mknod, and has no open file to release later. The
+ * file is dead from the start, held by the library until the kernel forgets it or it gets a name.
+ */
+void serve_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi)
+{
+	struct server *s = server_of(req);
+	struct kiln_create attr = create_of(req, mode);
+	struct fuse_entry_param e;
+	struct kiln_node dir;
+	struct kiln_stat st;
+
+	(void)name;
+	if ((fi->flags & O_TMPFILE) != O_TMPFILE) {
+		fuse_reply_err(req, ENOSYS);
+		return;
+	}
+	if (!request_node(req, parent, &dir))
+		return;
+	int err = kiln_create_unnamed(s->fs, dir, &attr, &st);
+	if (!err) {
+		err = entry_fill(s, &st, &e);
+		if (err)
+			kiln_release(s->fs, st.node);
+		else
+			nodes_mark_dead(s->nodes, st.node);
+	}
+	fi->keep_cache = 1;
+	if (err)
+		fuse_reply_err(req, -err);
+	else if (fuse_reply_create(req, &e, fi))
+		server_forget(s, e.ino, 1);
 }
 
 void serve_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode)
@@ -109,8 +144,7 @@ static unsigned setattr_fields(int to_set)
 		{ FUSE_SET_ATTR_MTIME_NOW, KILN_SET_MTIME_NOW },
 		{ FUSE_SET_ATTR_CTIME, KILN_SET_CTIME },
 	};
-	/* Where a new size takes setuid off, the kernel says so by a mode. */
-	unsigned fields = KILN_SET_KEEP_SETID;
+	unsigned fields = 0;
 
 	for (size_t i = 0; i < ARRAY_NR(map); i++)
 		if (to_set & map[i].fuse)
@@ -138,7 +172,8 @@ void serve_setattr(fuse_req_t req, fuse_ino_t id, struct stat *attr, int to_set,
 	struct kiln_node node;
 	struct kiln_stat st;
 
-	(void)fi;
+	if (!(fi && fi->fh & PROTOCOL_KILL_SETID))
+		set.fields |= KILN_SET_KEEP_SETID;
 	if (!request_node(req, id, &node))
 		return;
 	int err = kiln_setattr(server_of(req)->fs, node, &set, &st);

@@ -5,7 +5,7 @@
 #include <unistd.h>
 
 #include "base/util.h"
-#include "mount/server.h"
+#include "mount/protocol.h"
 
 enum { BUFFER_ALIGNMENT = 4096 };
 
@@ -90,8 +90,9 @@ void serve_write(fuse_req_t req, fuse_ino_t id, const char *buf, size_t size, of
 
 	if (!request_node(req, id, &node))
 		return;
+	unsigned flags = fi->fh & PROTOCOL_KILL_SETID ? 0 : KILN_WRITE_KEEP_SETID;
 	ssize_t n = fi->writepage ? write_back(fs, node, buf, size, (uint64_t)offset)
-				  : kiln_write_with(fs, node, (uint64_t)offset, buf, size, KILN_WRITE_KEEP_SETID);
+				  : kiln_write_with(fs, node, (uint64_t)offset, buf, size, flags);
 	if (n < 0)
 		fuse_reply_err(req, (int)-n);
 	else

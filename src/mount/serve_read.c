@@ -6,7 +6,7 @@
 #include <sys/statvfs.h>
 
 #include "base/util.h"
-#include "mount/server.h"
+#include "mount/protocol.h"
 
 enum {
 	NAME_BYTES_LISTED_MAX = 1024, /* FUSE_NAME_MAX of the kernel */
@@ -48,11 +48,13 @@ void serve_getattr(fuse_req_t req, fuse_ino_t id, struct fuse_file_info *fi)
 	struct kiln_node node;
 	struct kiln_stat st;
 
-	(void)fi;
 	if (!request_node(req, id, &node))
 		return;
 	int err = kiln_stat(server_of(req)->fs, node, &st);
-	reply_attr(req, err, &st);
+	if (!err && fi && fi->fh == PROTOCOL_STATX)
+		protocol_reply_statx(req, &st);
+	else
+		reply_attr(req, err, &st);
 }
 
 void serve_readlink(fuse_req_t req, fuse_ino_t id)

@@ -25,6 +25,9 @@ struct server {
 	struct nodes *nodes;
 	const struct mount_options *options;
 	struct fuse_session *session;
+	/* protocol.c: of the first request; the kernel sends no other before it is answered. */
+	bool has_killpriv_v2;
+	uint64_t init_unique;
 	/* Buffers of REQUEST_BYTES_MAX for reading, kept so that their pages needn't be made again. */
 	struct mutex buffers_lock;
 	void *buffers[BUFFERS_IDLE_MAX];
@@ -60,6 +63,7 @@ void serve_statfs(fuse_req_t req, fuse_ino_t id);
 
 /* --- serve_change.c: names and attributes --- */
 void serve_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, dev_t dev);
+void serve_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi);
 void serve_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode);
 void serve_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const char *name);
 void serve_link(fuse_req_t req, fuse_ino_t id, fuse_ino_t parent, const char *name);

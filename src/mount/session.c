@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "base/util.h"
+#include "mount/protocol.h"
 
 enum {
 	THREADS_IDLE_MAX = 16,
@@ -167,6 +168,8 @@ int session_run(struct server *s, const struct fuse_lowlevel_ops *ops, size_t op
 	s->session = err ? NULL : fuse_session_new(&args, ops, ops_bytes, s);
 	if (!err && !s->session)
 		err = -EINVAL;
+	if (!err)
+		err = protocol_extend(s->session);
 	if (!err && fuse_set_signal_handlers(s->session))
 		err = -EIO;
 	if (!err && fuse_session_mount(s->session, s->options->mountpoint)) {

@@ -291,6 +291,48 @@ def unlinked_files_live_until_they_are_closed(to):
         wait_until("given back", lambda: os.statvfs(fs.directory).f_bfree > free - 1000)
 
 
+def give_name(fd, path):
+    root = os.open("/", os.O_RDONLY)
+    try:
+        os.link("/proc/self/fd/%d" % fd, path, src_dir_fd=root, follow_symlinks=True)
+    finally:
+        os.close(root)
+
+
+def files_without_a_name_can_get_one(to):
+    with Filesystem(to) as fs:
+        fd = os.open(fs.directory, os.O_TMPFILE | os.O_RDWR, 0o640)
+        assert os.fstat(fd).st_nlink == 0 and stat.S_IMODE(os.fstat(fd).st_mode) == 0o640
+        os.write(fd, b"hello")
+        assert os.listdir(fs.directory) == ["lost+found"]
+        give_name(fd, fs.path("f"))
+        os.close(fd)
+        assert read(fs.path("f")) == b"hello" and os.stat(fs.path("f")).st_nlink == 1
+        free = os.statvfs(fs.directory).f_bfree
+        for _ in range(20):
+            fd = os.open(fs.directory, os.O_TMPFILE | os.O_RDWR)
+            os.write(fd, bytes(100000))
+            os.fsync(fd)
+            os.close(fd)
+        wait_until("given back", lambda: os.statvfs(fs.directory).f_bfree > free - 100)
+        # One that got a name and lost it again goes like any other.
+        fd = os.open(fs.directory, os.O_TMPFILE | os.O_RDWR)
+        os.write(fd, b"hello")
+        give_name(fd, fs.path("g"))
+        os.unlink(fs.path("g"))
+        assert os.pread(fd, 5, 0) == b"hello"
+        raises(errno.ENOENT, give_name, fd, fs.path("g"))
+        os.close(fd)
+
+
+def times_of_birth_are_shown(to):
+    with Filesystem(to) as fs:
+        before = time.time()
+        write(fs.path("f"), b"x")
+        born = float(subprocess.check_output(["stat", "-c", "%.9W", fs.path("f")]))
+        assert before - 1 < born < time.time() + 1, (before, born)
+
+
 def a_file_that_was_in_use_is_gone_after_the_mount(to):
     fs = Filesystem(to)
     with fs:
@@ -609,6 +651,8 @@ CASES = [
     names_of_255_bytes_and_no_more,
     a_directory_is_listed_whole_while_it_changes,
     unlinked_files_live_until_they_are_closed,
+    files_without_a_name_can_get_one,
+    times_of_birth_are_shown,
     a_file_that_was_in_use_is_gone_after_the_mount,
     a_shared_mapping_and_writes_are_one,
     direct_and_buffered_io_agree,
