@@ -22,11 +22,25 @@ struct mount_options {
 	bool is_debug;		  /* log every request */
 };
 
+struct mount_server;
+
+/* Make the server of @fs, and free it. @options must live as long. NULL when memory is short. */
+struct mount_server *mount_server_new(kiln_fs *fs, const struct mount_options *options);
+void mount_server_free(struct mount_server *server);
+
 /*
- * Mount @fs and serve it until it is unmounted or the process gets SIGINT, SIGTERM or SIGHUP. @mounted is called once
+ * Mount and serve until it is unmounted or the process gets SIGINT, SIGTERM or SIGHUP. @mounted is called once
  * the mount is in place, before the first request is served: the place to tell the caller and go to the background.
  * Returns 0 after a clean unmount, or a negative errno (having told why on stderr).
  */
-int mount_serve(kiln_fs *fs, const struct mount_options *options, void (*mounted)(void *ctx), void *ctx);
+int mount_serve(struct mount_server *server, void (*mounted)(void *ctx), void *ctx);
+
+/* What the kernel makes the server remember, at any time between new and free. */
+struct mount_kernel_facts {
+	uint64_t objects; /* that the kernel refers to */
+	uint64_t dead;	  /* of them, without a name */
+	uint64_t bytes;	  /* that they take here */
+};
+struct mount_kernel_facts mount_kernel_facts(struct mount_server *server);
 
 #endif

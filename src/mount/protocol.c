@@ -47,7 +47,7 @@ _Static_assert(sizeof(struct statx_out) == 32 + 256, "as the kernel has it");
 /* --- requests --- */
 
 /* A request as the kernel sent it, with @bytes behind its header. */
-static void request_rewrite(struct server *s, struct fuse_in_header *in, size_t bytes)
+static void request_rewrite(struct mount_server *s, struct fuse_in_header *in, size_t bytes)
 {
 	void *body = in + 1;
 
@@ -88,7 +88,7 @@ static ssize_t read_request(int fd, void *buf, size_t size, void *userdata)
 
 static ssize_t write_reply(int fd, struct iovec *iov, int count, void *userdata)
 {
-	struct server *s = userdata;
+	struct mount_server *s = userdata;
 	const struct fuse_out_header *out = iov[0].iov_base;
 
 	if (s->has_killpriv_v2 && out->unique == s->init_unique && out->unique && !out->error && count == 2 &&

@@ -73,7 +73,7 @@ bool request_node(fuse_req_t req, fuse_ino_t id, struct kiln_node *node)
 	return false;
 }
 
-int entry_fill(struct server *s, const struct kiln_stat *st, struct fuse_entry_param *e)
+int entry_fill(struct mount_server *s, const struct kiln_stat *st, struct fuse_entry_param *e)
 {
 	*e = (struct fuse_entry_param){ .attr_timeout = SERVER_FOREVER_S,
 					.entry_timeout = SERVER_FOREVER_S,
@@ -85,7 +85,7 @@ int entry_fill(struct server *s, const struct kiln_stat *st, struct fuse_entry_p
 
 void reply_entry(fuse_req_t req, int err, const struct kiln_stat *st)
 {
-	struct server *s = server_of(req);
+	struct mount_server *s = server_of(req);
 	struct fuse_entry_param e;
 
 	if (!err)
@@ -108,7 +108,7 @@ void reply_attr(fuse_req_t req, int err, const struct kiln_stat *st)
 	fuse_reply_attr(req, &out, SERVER_FOREVER_S);
 }
 
-void server_forget(struct server *s, uint64_t id, uint64_t count)
+void server_forget(struct mount_server *s, uint64_t id, uint64_t count)
 {
 	struct kiln_node node;
 
@@ -116,7 +116,10 @@ void server_forget(struct server *s, uint64_t id, uint64_t count)
 		kiln_release(s->fs, node);
 }
 
-static bool is_in_use(void *ctx, struct kiln_node node) { return nodes_mark_dead(((struct server *)ctx)->nodes, node); }
+static bool is_in_use(void *ctx, struct kiln_node node)
+{
+	return nodes_mark_dead(((struct mount_server *)ctx)->nodes, node);
+}
 
 static void serve_init(void *userdata, struct fuse_conn_info *conn)
 {
@@ -127,7 +130,7 @@ static void serve_init(void *userdata, struct fuse_conn_info *conn)
 	static const unsigned unwanted = FUSE_CAP_READDIRPLUS_AUTO | FUSE_CAP_ATOMIC_O_TRUNC |
 					 FUSE_CAP_AUTO_INVAL_DATA | FUSE_CAP_SPLICE_READ | FUSE_CAP_SPLICE_WRITE |
 					 FUSE_CAP_SPLICE_MOVE;
-	const struct server *s = userdata;
+	const struct mount_server *s = userdata;
 
 	conn->want = (conn->want | wanted) & ~unwanted;
 	if (s->options->has_acls)
@@ -182,19 +185,43 @@ static const struct fuse_lowlevel_ops serve_ops = {
 	.statfs = serve_statfs,
 };
 
-int mount_serve(kiln_fs *fs, const struct mount_options *options, void (*mounted)(void *ctx), void *ctx)
+struct mount_server *mount_server_new(kiln_fs *fs, const struct mount_options *options)
 {
-	struct server s = { .fs = fs, .nodes = nodes_new(kiln_root(fs)), .options = options };
+	struct mount_server *s = calloc(1, sizeof(*s));
+	struct nodes *nodes = nodes_new(kiln_root(fs));
 
-	if (!s.nodes)
-		return -ENOMEM;
-	mutex_init(&s.buffers_lock);
-	kiln_in_use_set(fs, is_in_use, &s);
-	int err = session_run(&s, &serve_ops, sizeof(serve_ops), mounted, ctx);
-	kiln_in_use_set(fs, NULL, NULL);
-	while (s.buffers_nr)
-		free(s.buffers[--s.buffers_nr]);
-	mutex_destroy(&s.buffers_lock);
-	nodes_free(s.nodes);
+	if (!s || !nodes) {
+		free(s);
+		nodes_free(nodes);
+		return NULL;
+	}
+	s->fs = fs;
+	s->nodes = nodes;
+	s->options = options;
+	mutex_init(&s->buffers_lock);
+	return s;
+}
+
+void mount_server_free(struct mount_server *s)
+{
+	while (s->buffers_nr)
+		free(s->buffers[--s->buffers_nr]);
+	mutex_destroy(&s->buffers_lock);
+	nodes_free(s->nodes);
+	free(s);
+}
+
+int mount_serve(struct mount_server *s, void (*mounted)(void *ctx), void *ctx)
+{
+	kiln_in_use_set(s->fs, is_in_use, s);
+	int err = session_run(s, &serve_ops, sizeof(serve_ops), mounted, ctx);
+	kiln_in_use_set(s->fs, NULL, NULL);
 	return err;
+}
+
+struct mount_kernel_facts mount_kernel_facts(struct mount_server *s)
+{
+	struct nodes_usage u = nodes_usage(s->nodes);
+
+	return (struct mount_kernel_facts){ .objects = u.objects, .dead = u.dead, .bytes = u.bytes };
 }

@@ -40,7 +40,7 @@ void serve_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mod
  */
 void serve_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, struct fuse_file_info *fi)
 {
-	struct server *s = server_of(req);
+	struct mount_server *s = server_of(req);
 	struct kiln_create attr = create_of(req, mode);
 	struct fuse_entry_param e;
 	struct kiln_node dir;
@@ -87,7 +87,7 @@ void serve_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const 
 
 void serve_link(fuse_req_t req, fuse_ino_t id, fuse_ino_t parent, const char *name)
 {
-	struct server *s = server_of(req);
+	struct mount_server *s = server_of(req);
 	struct kiln_node node, dir;
 	struct kiln_stat st;
 
@@ -195,7 +195,7 @@ static bool is_in_group(fuse_req_t req, gid_t gid)
  */
 static int acl_clear_setgid(fuse_req_t req, struct kiln_node node)
 {
-	struct server *s = server_of(req);
+	struct mount_server *s = server_of(req);
 	struct kiln_stat st;
 
 	if (!fuse_req_ctx(req)->uid)

@@ -9,7 +9,7 @@
 
 enum { BUFFER_ALIGNMENT = 4096 };
 
-static void *buffer_take(struct server *s)
+static void *buffer_take(struct mount_server *s)
 {
 	void *buf = NULL;
 
@@ -20,7 +20,7 @@ static void *buffer_take(struct server *s)
 	return buf ? buf : aligned_alloc(BUFFER_ALIGNMENT, REQUEST_BYTES_MAX);
 }
 
-static void buffer_give(struct server *s, void *buf)
+static void buffer_give(struct mount_server *s, void *buf)
 {
 	mutex_lock(&s->buffers_lock);
 	if (buf && s->buffers_nr < BUFFERS_IDLE_MAX) {
@@ -44,7 +44,7 @@ static void note_damage(void *ctx, uint64_t offset, uint64_t len, int error)
  */
 void serve_read(fuse_req_t req, fuse_ino_t id, size_t size, off_t offset, struct fuse_file_info *fi)
 {
-	struct server *s = server_of(req);
+	struct mount_server *s = server_of(req);
 	struct kiln_node node;
 	int damage = 0;
 

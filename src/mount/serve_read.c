@@ -77,7 +77,7 @@ void serve_readlink(fuse_req_t req, fuse_ino_t id)
 
 struct dir_reply {
 	fuse_req_t req;
-	struct server *server;
+	struct mount_server *server;
 	bool is_plus;
 	char *buf;
 	size_t size, used;

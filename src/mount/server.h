@@ -20,7 +20,7 @@ enum {
 	BUFFERS_IDLE_MAX = 16,
 };
 
-struct server {
+struct mount_server {
 	kiln_fs *fs;
 	struct nodes *nodes;
 	const struct mount_options *options;
@@ -34,18 +34,18 @@ struct server {
 	unsigned buffers_nr;
 };
 
-static inline struct server *server_of(fuse_req_t req) { return fuse_req_userdata(req); }
+static inline struct mount_server *server_of(fuse_req_t req) { return fuse_req_userdata(req); }
 
 /* The object a request is about; replies with an error and returns false when the kernel can't mean one. */
 bool request_node(fuse_req_t req, fuse_ino_t id, struct kiln_node *node);
 void stat_to_posix(const struct kiln_stat *st, struct stat *out);
 /* What the kernel is to remember of an object, with one reference on its id. */
-int entry_fill(struct server *s, const struct kiln_stat *st, struct fuse_entry_param *e);
+int entry_fill(struct mount_server *s, const struct kiln_stat *st, struct fuse_entry_param *e);
 /* Answer with an entry of @st, or with @err. */
 void reply_entry(fuse_req_t req, int err, const struct kiln_stat *st);
 void reply_attr(fuse_req_t req, int err, const struct kiln_stat *st);
 /* The kernel forgets references that it had, or never got. */
-void server_forget(struct server *s, uint64_t id, uint64_t count);
+void server_forget(struct mount_server *s, uint64_t id, uint64_t count);
 
 /* Handlers, by file. See fuse_lowlevel.h. */
 

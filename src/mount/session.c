@@ -72,7 +72,7 @@ static int build_args(struct fuse_args *args, const struct mount_options *o)
 /* --- ending --- */
 
 struct ending {
-	struct server *server;
+	struct mount_server *server;
 	struct task *task;
 };
 
@@ -105,7 +105,7 @@ static void write_back_cached(const char *mountpoint)
 	if (fd < 0)
 		return;
 	if (syncfs(fd))
-		fuse_log(FUSE_LOG_ERR, "kiln: what was cached can't be written back: %s\n", strerror(errno));
+		fuse_log(FUSE_LOG_ERR, "what was cached can't be written back: %s", strerror(errno));
 	close(fd);
 }
 
@@ -117,13 +117,12 @@ static void end_mount(void *arg)
 
 	if (err == -EBUSY) {
 		fuse_log(FUSE_LOG_WARNING,
-			 "kiln: %s is in use: it is unmounted all the same, and what is open there gives errors\n",
-			 mountpoint);
+			 "%s is in use: it is unmounted all the same, and what is open there gives errors", mountpoint);
 		write_back_cached(mountpoint);
 		err = unmount(mountpoint, true);
 	}
 	if (err)
-		fuse_log(FUSE_LOG_ERR, "kiln: can't unmount %s: %s\n", mountpoint, strerror(-err));
+		fuse_log(FUSE_LOG_ERR, "can't unmount %s: %s", mountpoint, strerror(-err));
 	/* Unmounted, serving ends by itself; where files are still open it must be told. */
 	fuse_session_exit(e->server->session);
 	kill(getpid(), SIGTERM);
@@ -145,7 +144,7 @@ static int serve_until_end(struct fuse_session *session)
 	return ret;
 }
 
-static int serve(struct server *s)
+static int serve(struct mount_server *s)
 {
 	struct ending ending = { .server = s };
 	int ret = serve_until_end(s->session);
@@ -159,8 +158,8 @@ static int serve(struct server *s)
 	return min(ret, 0);
 }
 
-int session_run(struct server *s, const struct fuse_lowlevel_ops *ops, size_t ops_bytes, void (*mounted)(void *ctx),
-		void *ctx)
+int session_run(struct mount_server *s, const struct fuse_lowlevel_ops *ops, size_t ops_bytes,
+		void (*mounted)(void *ctx), void *ctx)
 {
 	struct fuse_args args = FUSE_ARGS_INIT(0, NULL);
 	int err = build_args(&args, s->options);

@@ -10,14 +10,16 @@
 #include <termios.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/strbuf.h"
+#include "tool/mount_control.h"
 #include "tool/tool.h"
 
 volatile int tool_interrupted;
 static bool is_in_background;
 
 /* One line to stderr, or to the system log. Lines of several threads don't mix. */
-static void message(int priority, const char *fmt, va_list args)
+void tool_message(int priority, const char *fmt, va_list args)
 {
 	if (is_in_background) {
 		vsyslog(priority, fmt, args);
@@ -26,7 +28,9 @@ static void message(int priority, const char *fmt, va_list args)
 	flockfile(stderr);
 	fputs("kiln: ", stderr);
 	vfprintf(stderr, fmt, args);
-	fputc('\n', stderr);
+	/* Some messages of libraries end their line themselves. */
+	if (!*fmt || fmt[strlen(fmt) - 1] != '\n')
+		fputc('\n', stderr);
 	funlockfile(stderr);
 }
 
@@ -36,7 +40,7 @@ static void message_at(int priority, const char *fmt, ...)
 	va_list args;
 
 	va_start(args, fmt);
-	message(priority, fmt, args);
+	tool_message(priority, fmt, args);
 	va_end(args);
 }
 
@@ -45,7 +49,7 @@ void tool_error(const char *fmt, ...)
 	va_list args;
 
 	va_start(args, fmt);
-	message(LOG_ERR, fmt, args);
+	tool_message(LOG_ERR, fmt, args);
 	va_end(args);
 }
 
@@ -245,6 +249,7 @@ void tool_print_log(void *ctx, enum kiln_log_level level, const char *line)
 
 kiln_fs *tool_open_fs(const struct tool_open *open_opts, const char *fs_arg, enum fs_depth depth)
 {
+	enum { ENDING_LOOK_NS = 50000000 };
 	char why[KILN_ERROR_BYTES];
 	kiln_fs *fs;
 	struct kiln_open_options options = {
@@ -260,7 +265,15 @@ kiln_fs *tool_open_fs(const struct tool_open *open_opts, const char *fs_arg, enu
 		.passphrase = ask_passphrase,
 	};
 
-	if (fs_open(&fs_arg, 1, NULL, 0, &options, depth, &fs, why)) {
+	int err = fs_open(&fs_arg, 1, NULL, 0, &options, depth, &fs, why);
+	/* Umount returns before the server has written everything back. */
+	for (unsigned tries = 0; err == -EBUSY && mount_control_is_ending(fs_arg) && !tool_interrupted; tries++) {
+		if (!tries)
+			tool_error("waiting for the last mount of %s to end", fs_arg);
+		sleep_ns(ENDING_LOOK_NS);
+		err = fs_open(&fs_arg, 1, NULL, 0, &options, depth, &fs, why);
+	}
+	if (err) {
 		tool_error("can't open the filesystem: %s", why);
 		return NULL;
 	}

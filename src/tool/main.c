@@ -7,11 +7,11 @@
 #include "tool/tool.h"
 
 static const struct command *const commands[] = {
-	&command_format, &command_show_super, &command_list,  &command_list_journal, &command_ls,
-	&command_stat,	 &command_cat,	      &command_get,   &command_tar,	     &command_usage,
-	&command_mount,	 &command_set_option, &command_check, &command_put,	     &command_mkdir,
-	&command_rm,	 &command_mv,	      &command_ln,    &command_touch,	     &command_chmod,
-	&command_chown,	 &command_setfattr,
+	&command_format, &command_show_super, &command_list,   &command_list_journal, &command_ls,
+	&command_stat,	 &command_cat,	      &command_get,    &command_tar,	      &command_usage,
+	&command_mount,	 &command_set_option, &command_check,  &command_put,	      &command_mkdir,
+	&command_rm,	 &command_mv,	      &command_ln,     &command_touch,	      &command_chmod,
+	&command_chown,	 &command_setfattr,   &command_status, &command_sync,	      &command_debug,
 };
 
 static void print_help(FILE *out)
@@ -29,6 +29,8 @@ static void print_help(FILE *out)
 
 int main(int argc, char **argv)
 {
+	if (argc && tool_is_mount_helper(argv[0]))
+		return tool_mount_helper(argc, argv);
 	if (argc < 2) {
 		print_help(stderr);
 		return TOOL_USAGE;

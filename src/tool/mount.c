@@ -7,15 +7,20 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <fuse_log.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/strbuf.h"
+#include "mount/control.h"
 #include "mount/mount.h"
+#include "tool/mount_facts.h"
 #include "tool/tool.h"
 
 static const char usage[] =
@@ -80,6 +85,8 @@ static void options_split(struct mount_command *m, char *list)
 			m->mount.is_readonly = true;
 		else if (!strcmp(item, "rw"))
 			m->mount.is_readonly = false;
+		else if (!strcmp(item, "read_only") || !strcmp(item, "nochanges") || !strcmp(item, "norecovery"))
+			m->mount.is_readonly = true;
 		else if (!strcmp(item, "allow_other"))
 			m->mount.allow_other = true;
 		else if (!strcmp(item, "noallow_other"))
@@ -101,11 +108,37 @@ static void tell_parent(struct mount_command *m, char outcome)
 	m->ready_fd = -1;
 }
 
+/*
+ * Tell systemd, or whoever set $NOTIFY_SOCKET, how far we are (sd_notify(3)): one datagram. Who didn't set it isn't
+ * waiting, and a failure can't be told to anybody.
+ */
+static void notify_service_manager(const char *state)
+{
+	struct sockaddr_un to = { .sun_family = AF_UNIX };
+	const char *path = getenv("NOTIFY_SOCKET");
+	size_t len = path ? strlen(path) : 0;
+
+	if (!len || len >= sizeof(to.sun_path) || (path[0] != '/' && path[0] != '@'))
+		return;
+	memcpy(to.sun_path, path, len);
+	/* An abstract name begins with NUL, written as @. */
+	if (path[0] == '@')
+		to.sun_path[0] = 0;
+	int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return;
+	if (sendto(fd, state, strlen(state), MSG_NOSIGNAL, (struct sockaddr *)&to,
+		   (socklen_t)(offsetof(struct sockaddr_un, sun_path) + len)) < 0)
+		tool_error("can't notify %s: %s", path, strerror(errno));
+	close(fd);
+}
+
 /* The mount is in place: let the caller go, and leave its terminal. */
 static void mounted(void *ctx)
 {
 	struct mount_command *m = ctx;
 
+	notify_service_manager("READY=1");
 	if (m->ready_fd < 0)
 		return;
 	setsid();
@@ -140,6 +173,46 @@ static char *members_list(kiln_fs *fs)
 	return text;
 }
 
+/* Messages of the FUSE library, and of the server through it: to where ours go. Its levels are those of syslog. */
+static void fuse_message(enum fuse_log_level level, const char *fmt, va_list args)
+{
+	tool_message((int)level, fmt, args);
+}
+
+/* Serve, and close when that ends. The control socket says so until the devices are free. */
+static int serve_with_control(struct mount_command *m, kiln_fs *fs, struct mount_server *server)
+{
+	struct mount_facts_of facts = { .fs = fs,
+					.server = server,
+					.mountpoint = m->mount.mountpoint,
+					.source = m->mount.source,
+					.is_readonly = m->mount.is_readonly };
+	struct control *control;
+
+	mutex_init(&facts.lock);
+	int err = control_start(&control, mount_facts_answer, &facts);
+	if (err && m->open.is_verbose)
+		tool_error("there is no control socket: %s", strerror(-err));
+	fuse_set_log_func(fuse_message);
+	err = mount_serve(server, mounted, m);
+	notify_service_manager("STOPPING=1");
+
+	mutex_lock(&facts.lock);
+	facts.is_ending = true;
+	facts.fs = NULL;
+	facts.server = NULL;
+	mutex_unlock(&facts.lock);
+	int shut_err = kiln_shutdown(fs);
+	if (shut_err)
+		tool_error("%s is not clean: %s. What was synced is safe; the next mount recovers the rest", m->fs_arg,
+			   strerror(-shut_err));
+	mount_server_free(server);
+	kiln_close(fs);
+	control_stop(control);
+	mutex_destroy(&facts.lock);
+	return err ? err : shut_err;
+}
+
 static int open_and_serve(struct mount_command *m)
 {
 	kiln_fs *fs = tool_open_fs(&m->open, m->fs_arg, FS_NAMESPACE);
@@ -153,15 +226,11 @@ static int open_and_serve(struct mount_command *m)
 	CLEANUP_FREE char *members = members_list(fs);
 	m->mount.source = members ? members : m->fs_arg;
 
-	int err = mount_serve(fs, &m->mount, mounted, m);
+	struct mount_server *server = mount_server_new(fs, &m->mount);
+	int err = server ? serve_with_control(m, fs, server) : -ENOMEM;
 	if (err)
 		tool_error("can't serve %s at %s: %s", m->fs_arg, m->mount.mountpoint, strerror(-err));
-	int shut_err = kiln_shutdown(fs);
-	if (shut_err)
-		tool_error("%s is not clean: %s. What was synced is safe; the next mount recovers the rest", m->fs_arg,
-			   strerror(-shut_err));
-	kiln_close(fs);
-	return err || shut_err ? TOOL_FAILED : TOOL_OK;
+	return err ? TOOL_FAILED : TOOL_OK;
 }
 
 static int serve_in_background(struct mount_command *m)

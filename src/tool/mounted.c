@@ -42,8 +42,7 @@ static bool is_same_file(const struct stat *a, const struct stat *b)
 	return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
 }
 
-/* Is any device of the list @a one of the list @b? A name as a whole is tried first: it may hold colons. */
-static bool lists_meet(const char *a, const char *b)
+bool mounted_lists_meet(const char *a, const char *b)
 {
 	CLEANUP_FREE char *a_copy = strdup(a);
 	struct stat a_st, b_st;
@@ -82,7 +81,7 @@ static char *line_match(char *line, const char *devices)
 		return NULL;
 	unescape(source);
 	unescape(fields[4]);
-	return lists_meet(devices, source) ? strdup(fields[4]) : NULL;
+	return mounted_lists_meet(devices, source) ? strdup(fields[4]) : NULL;
 }
 
 char *mounted_at(const char *fs_arg)

@@ -2,7 +2,11 @@
 #ifndef KILN_TOOL_MOUNTED_H
 #define KILN_TOOL_MOUNTED_H
 
+#include <stdbool.h>
+
 /* A mount point of the filesystem that @fs_arg (DEV[:DEV...] or UUID=...) names, to be freed; NULL if there is none. */
 char *mounted_at(const char *fs_arg);
+/* Is any device of the list @a one of the list @b? A name as a whole is tried first: it may hold colons. */
+bool mounted_lists_meet(const char *a, const char *b);
 
 #endif

@@ -9,6 +9,7 @@
 
 #include <getopt.h>
 #include <jansson.h>
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -34,10 +35,15 @@ struct command {
 extern const struct command command_show_super, command_list, command_list_journal, command_ls, command_stat,
 	command_cat, command_get, command_tar, command_usage, command_mount, command_format, command_set_option,
 	command_check, command_put, command_mkdir, command_rm, command_mv, command_ln, command_touch, command_chmod,
-	command_chown, command_setfattr;
+	command_chown, command_setfattr, command_status, command_sync, command_debug;
+
+/* Called by mount(8), under a name that begins with "mount."? Then do what it asks for. */
+bool tool_is_mount_helper(const char *program);
+int tool_mount_helper(int argc, char **argv);
 
 /* Message to stderr with "kiln: " in front and a newline behind. */
 void tool_error(const char *fmt, ...) PRINTF_LIKE(1, 2);
+void tool_message(int syslog_priority, const char *fmt, va_list args);
 /* The same, with the command's name and a pointer to its --help; returns TOOL_USAGE. */
 int tool_usage_error(const struct command *self, const char *fmt, ...) PRINTF_LIKE(2, 3);
 

@@ -10,11 +10,13 @@ import concurrent.futures
 import ctypes
 import errno
 import hashlib
+import json
 import mmap
 import os
 import random
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -645,7 +647,91 @@ def signals_write_back_what_is_cached(to):
             assert read(fs.path(name)) == b"CACHED" + b"cached" * 999
 
 
+# --- the server's surroundings ---
+
+
+def servers_say_what_they_do(to):
+    with Filesystem(to) as fs:
+        write(fs.path("f"), b"x" * 100000)
+        for which in (fs.directory, fs.image):
+            status, out, err = doors.run([KILN, "status", "--json", which])
+            assert status == 0, err
+            (server,) = json.loads(out)
+            assert server["state"] == "serving" and server["pid"] == fs.server.pid, server
+            assert server["mountpoint"] == os.path.realpath(fs.directory) and server["usage"]["used"] > 100000, server
+            assert server["kernel"]["objects"] >= 1, server
+        status, out, err = doors.run([KILN, "debug", fs.directory])
+        assert status == 0 and json.loads(out)[0]["journal"]["seq"] > 0, err
+        status, out, err = doors.run([KILN, "status", fs.path("f")])
+        assert status == 1 and "isn't mounted" in err, err
+    status, out, err = doors.run([KILN, "status", fs.directory])
+    assert status == 1 and "isn't mounted" in err, err
+
+
+def sync_makes_all_durable(to):
+    fs = Filesystem(to)
+    fs.mount()
+    fd = os.open(fs.path("f"), os.O_CREAT | os.O_RDWR)
+    os.write(fd, b"x" * 300000)
+    status, _, err = doors.run([KILN, "sync", fs.directory])
+    assert status == 0, err
+    fs.kill()
+    with fs:
+        assert read(fs.path("f")) == b"x" * 300000
+
+
+def opening_waits_for_the_last_server(to):
+    fs = Filesystem(to)
+    for _ in range(3):
+        fs.mount()
+        for i in range(200):
+            write(fs.path("f%d" % i), b"x" * 10000)
+        subprocess.run(["umount", fs.directory], check=True)
+        status, out, err = doors.run([KILN, "check", fs.image])
+        assert status == 0, err
+        fs.ended()
+
+
+def service_managers_are_told(to):
+    path = os.path.join(to, "notify")
+    fs = Filesystem(to)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+        s.bind(path)
+        s.settimeout(WAIT_S)
+        os.environ["NOTIFY_SOCKET"] = path
+        try:
+            with fs:
+                assert s.recv(100) == b"READY=1"
+                assert os.path.ismount(fs.directory)
+            assert s.recv(100) == b"STOPPING=1"
+        finally:
+            del os.environ["NOTIFY_SOCKET"]
+
+
+def mount_helpers_take_lines_of_fstab(to):
+    fs = Filesystem(to)
+    for name in ("mount.kiln", "mount.fuse.kiln"):
+        helper = os.path.join(to, name)
+        os.symlink(KILN, helper)
+        status, _, err = doors.run([helper, fs.image, fs.directory, "-n", "-o", "rw,noatime,nofail,x-a.b=c,defaults"])
+        assert status == 0, err
+        write(fs.path(name), b"x")
+        subprocess.run(["umount", fs.directory], check=True)
+    status, _, err = doors.run([helper, fs.image, fs.directory, "-o", "ro"])
+    assert status == 0, err
+    raises(errno.EROFS, os.mkdir, fs.path("d"))
+    assert read(fs.path("mount.kiln")) == b"x"
+    subprocess.run(["umount", fs.directory], check=True)
+    status, _, err = doors.run([helper, fs.image, fs.directory, "-o", "nonsense"])
+    assert status == 1 and "nonsense" in err, err
+
+
 CASES = [
+    servers_say_what_they_do,
+    sync_makes_all_durable,
+    opening_waits_for_the_last_server,
+    service_managers_are_told,
+    mount_helpers_take_lines_of_fstab,
     a_tree_is_copied_in_and_comes_out_the_same,
     renames_follow_their_flags,
     names_of_255_bytes_and_no_more,

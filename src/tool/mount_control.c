@@ -1,0 +1,288 @@
+/*
+ * kiln status, sync and debug: what the servers of mounted filesystems say and do.
+ *
+ * Servers are found by their sockets, one per process. A socket that nobody listens at is left from a server that was
+ * killed, and passed over.
+ */
+#include "tool/mount_control.h"
+
+#include <blkid.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <glob.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/strbuf.h"
+#include "mount/control.h"
+#include "tool/mounted.h"
+#include "tool/tool.h"
+
+/* --- asking --- */
+
+static json_t *ask_at(const char *path, const char *command)
+{
+	struct sockaddr_un to = { .sun_family = AF_UNIX };
+	json_t *reply = NULL;
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	if (fd < 0 || strlen(path) >= sizeof(to.sun_path)) {
+		if (fd >= 0)
+			close(fd);
+		return NULL;
+	}
+	strcpy(to.sun_path, path);
+	FILE *f = connect(fd, (struct sockaddr *)&to, sizeof(to)) ? NULL : fdopen(fd, "r+");
+	if (!f) {
+		close(fd);
+		return NULL;
+	}
+	if (fprintf(f, "{\"command\": \"%s\"}\n", command) > 0 && !fflush(f))
+		reply = json_loadf(f, JSON_DISABLE_EOF_CHECK, NULL);
+	fclose(f);
+	return reply;
+}
+
+static bool is_meant(const json_t *reply, const char *which)
+{
+	const char *mountpoint = json_string_value(json_object_get(reply, "mountpoint"));
+	const char *source = json_string_value(json_object_get(reply, "source"));
+	CLEANUP_FREE char *device = strchr(which, '=') ? blkid_evaluate_spec(which, NULL) : NULL;
+	CLEANUP_FREE char *path = realpath(which, NULL);
+
+	if (!mountpoint || !source)
+		return false;
+	return !strcmp(path ? path : which, mountpoint) || mounted_lists_meet(device ? device : which, source);
+}
+
+json_t *mount_control_ask(const char *which, const char *command)
+{
+	char directory[CONTROL_PATH_BYTES];
+	struct strbuf pattern = strbuf_growing();
+	json_t *replies = json_array();
+	glob_t found = { 0 };
+
+	if (!control_directory(directory, sizeof(directory)))
+		return replies;
+	strbuf_printf(&pattern, "%s/*.sock", directory);
+	if (glob(strbuf_text(&pattern), 0, NULL, &found))
+		found.gl_pathc = 0;
+	for (size_t i = 0; i < found.gl_pathc; i++) {
+		/* First who it is: only those meant are told to do something. */
+		json_t *status = ask_at(found.gl_pathv[i], "status");
+		if (status && (!which || is_meant(status, which)))
+			json_array_append_new(replies, strcmp(command, "status") ? ask_at(found.gl_pathv[i], command)
+										 : json_incref(status));
+		json_decref(status);
+	}
+	globfree(&found);
+	strbuf_free(&pattern);
+	return replies;
+}
+
+bool mount_control_is_ending(const char *fs_arg)
+{
+	json_t *replies = mount_control_ask(fs_arg, "status");
+	bool is_ending = false;
+	const json_t *reply;
+	size_t i;
+
+	json_array_foreach(replies, i, reply)
+	{
+		const char *state = json_string_value(json_object_get(reply, "state"));
+
+		is_ending = is_ending || (state && !strcmp(state, "ending"));
+	}
+	json_decref(replies);
+	return is_ending;
+}
+
+/* --- the commands --- */
+
+static uint64_t number(const json_t *object, const char *part, const char *name)
+{
+	return (uint64_t)json_integer_value(json_object_get(json_object_get(object, part), name));
+}
+
+static void print_status(const json_t *r)
+{
+	static const double mib = 1 << 20;
+	const json_t *device;
+	size_t i;
+
+	printf("%s\n", json_string_value(json_object_get(r, "mountpoint")));
+	printf("  state    %s%s, process %d\n", json_string_value(json_object_get(r, "state")),
+	       json_is_true(json_object_get(r, "is_readonly")) ? ", read-only" : "",
+	       (int)json_integer_value(json_object_get(r, "pid")));
+	if (!json_object_get(r, "usage"))
+		return;
+	printf("  space    %.1f MiB used of %.1f MiB, %llu inodes\n", (double)number(r, "usage", "used") / mib,
+	       (double)number(r, "usage", "capacity") / mib, (unsigned long long)number(r, "usage", "inodes"));
+	printf("  cache    %.1f MiB of %.1f MiB in %llu btree nodes\n", (double)number(r, "cache", "bytes") / mib,
+	       (double)number(r, "cache", "bytes_max") / mib, (unsigned long long)number(r, "cache", "nodes"));
+	printf("  kernel   remembers %llu objects (%.1f MiB here), %llu of them deleted but in use\n",
+	       (unsigned long long)number(r, "kernel", "objects"), (double)number(r, "kernel", "bytes") / mib,
+	       (unsigned long long)number(r, "kernel", "deleted_in_use"));
+	printf("  reports  %llu recovered, %llu damage, %llu fatal\n",
+	       (unsigned long long)number(r, "reports", "recovered"),
+	       (unsigned long long)number(r, "reports", "damage"), (unsigned long long)number(r, "reports", "fatal"));
+	json_array_foreach(json_object_get(r, "devices"), i, device)
+		printf("  device   %s%s\n", json_string_value(json_object_get(device, "name")),
+		       json_is_true(json_object_get(device, "is_online")) ? "" : " (missing)");
+}
+
+enum { OPT_JSON = TOOL_OPT_COMMAND, OPT_HELP };
+
+/* Options, and the one argument, which may be left out: *@which is NULL then. -1: go on. */
+static int parse(const struct command *self, int argc, char **argv, bool *is_json, const char **which)
+{
+	static const struct option options[] = { { "json", no_argument, NULL, OPT_JSON },
+						 { "help", no_argument, NULL, OPT_HELP },
+						 { 0 } };
+	int c;
+
+	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
+		if (c == OPT_HELP) {
+			fputs(self->usage, stdout);
+			return TOOL_OK;
+		}
+		if (c != OPT_JSON)
+			return tool_usage_error(self, "unknown option");
+		*is_json = true;
+	}
+	if (argc - optind > 1)
+		return tool_usage_error(self, "takes one mount point or filesystem");
+	*which = optind < argc ? argv[optind] : NULL;
+	return -1;
+}
+
+/* 0, or what is wrong has been told. */
+static int check_replies(const json_t *replies, const char *which)
+{
+	const json_t *reply;
+	int status = TOOL_OK;
+	size_t i;
+
+	if (which && !json_array_size(replies)) {
+		tool_error("%s isn't mounted by a kiln of this user", which);
+		return TOOL_FAILED;
+	}
+	json_array_foreach(replies, i, reply) if (!json_is_true(json_object_get(reply, "ok")))
+	{
+		const char *error = json_string_value(json_object_get(reply, "error"));
+
+		tool_error("the server says: %s", error ? error : "nothing");
+		status = TOOL_FAILED;
+	}
+	return status;
+}
+
+static int status_run(const struct command *self, int argc, char **argv)
+{
+	bool is_json = false;
+	const char *which;
+	int status = parse(self, argc, argv, &is_json, &which);
+
+	if (status >= 0)
+		return status;
+	json_t *replies = mount_control_ask(which, "status");
+	const json_t *reply;
+	size_t i;
+
+	status = check_replies(replies, which);
+	if (!is_json) {
+		json_array_foreach(replies, i, reply) print_status(reply);
+		json_decref(replies);
+		return status;
+	}
+	int print_status_code = tool_print_json(replies);
+	return status ? status : print_status_code;
+}
+
+static int debug_run(const struct command *self, int argc, char **argv)
+{
+	bool is_json = false;
+	const char *which;
+	int status = parse(self, argc, argv, &is_json, &which);
+
+	if (status >= 0)
+		return status;
+	json_t *replies = mount_control_ask(which, "debug");
+	status = check_replies(replies, which);
+	int print_status_code = tool_print_json(replies);
+	return status ? status : print_status_code;
+}
+
+/* What the kernel has cached comes first: it doesn't hand syncfs() on, but it does write back. */
+static int sync_run(const struct command *self, int argc, char **argv)
+{
+	bool is_json = false;
+	const char *which;
+	int status = parse(self, argc, argv, &is_json, &which);
+
+	if (status >= 0)
+		return status;
+	json_t *servers = mount_control_ask(which, "status");
+	const json_t *server;
+	size_t i;
+
+	json_array_foreach(servers, i, server)
+	{
+		const char *mountpoint = json_string_value(json_object_get(server, "mountpoint"));
+		int fd = mountpoint ? open(mountpoint, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+
+		if (fd >= 0 && syncfs(fd)) {
+			tool_error("%s: what is cached can't be written back: %s", mountpoint, strerror(errno));
+			status = TOOL_FAILED;
+		}
+		if (fd >= 0)
+			close(fd);
+	}
+	json_decref(servers);
+	json_t *replies = mount_control_ask(which, "sync");
+	int checked = check_replies(replies, which);
+	json_decref(replies);
+	return status == TOOL_FAILED ? status : checked;
+}
+
+const struct command command_status = {
+	.name = "status",
+	.summary = "what the servers of mounted filesystems are doing",
+	.usage = "usage: kiln status [--json] [DIRECTORY|FS]\n"
+		 "\n"
+		 "What the servers of filesystems that `kiln mount` has mounted say about themselves: one, or all of "
+		 "this user.\n"
+		 "\n"
+		 "  --json                  as a JSON array of objects; sizes are bytes\n"
+		 "  --help                  this text\n",
+	.run = status_run,
+};
+
+const struct command command_sync = {
+	.name = "sync",
+	.summary = "make durable what was written to a mounted filesystem",
+	.usage = "usage: kiln sync [DIRECTORY|FS]\n"
+		 "\n"
+		 "Have everything that was written to a mounted filesystem (or to all of this user) on its devices, "
+		 "durable, on\n"
+		 "return. sync(1) isn't enough: the kernel doesn't hand it on to filesystems in userspace.\n"
+		 "\n"
+		 "  --help                  this text\n",
+	.run = sync_run,
+};
+
+const struct command command_debug = {
+	.name = "debug",
+	.summary = "counters of the engine of a mounted filesystem",
+	.usage = "usage: kiln debug [DIRECTORY|FS]\n"
+		 "\n"
+		 "What `kiln status` tells, and the state of journal, btrees, allocator and data path, as a JSON array "
+		 "of objects.\n"
+		 "The names may change from version to version.\n"
+		 "\n"
+		 "  --help                  this text\n",
+	.run = debug_run,
+};

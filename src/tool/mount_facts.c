@@ -1,0 +1,189 @@
+/*
+ * What a server tells about itself over its control socket: its commands are one table, each makes a JSON object.
+ *
+ * Requests are answered with the lock of struct mount_facts_of held, so that the filesystem stays open meanwhile. One
+ * that is ending tells no more than that.
+ */
+#include "tool/mount_facts.h"
+
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "engine/fs.h"
+
+static json_t *u64_json(uint64_t v) { return json_integer((json_int_t)v); }
+
+/* --- the parts --- */
+
+static json_t *usage_json(kiln_fs *fs)
+{
+	struct kiln_usage u;
+
+	if (kiln_usage(fs, &u))
+		return json_null();
+	return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o}", "capacity", u64_json(u.capacity), "used", u64_json(u.used),
+			 "cached", u64_json(u.cached), "reserved", u64_json(u.reserved), "hidden", u64_json(u.hidden),
+			 "inodes", u64_json(u.inodes));
+}
+
+static json_t *devices_json(kiln_fs *fs)
+{
+	json_t *array = json_array();
+
+	for (unsigned i = 0; i < fs->super->member_nr; i++) {
+		const struct super_member *m = &fs->super->members[i];
+
+		if (m->m.exists)
+			json_array_append_new(array, json_pack("{s:i, s:o, s:b}", "device", (int)i, "name",
+							       tool_json_bytes(m->name, strlen(m->name)), "is_online",
+							       (int)(m->dev != NULL)));
+	}
+	return array;
+}
+
+static json_t *cache_json(kiln_fs *fs)
+{
+	struct btrees_usage u;
+
+	btrees_usage(fs->trees, &u);
+	return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o}", "bytes", u64_json(u.cache_bytes), "bytes_max",
+			 u64_json(u.cache_bytes_max), "nodes", u64_json(u.nodes), "hits", u64_json(u.hits), "misses",
+			 u64_json(u.misses), "evictions", u64_json(u.evictions));
+}
+
+static json_t *kernel_json(const struct mount_facts_of *f)
+{
+	struct mount_kernel_facts k = mount_kernel_facts(f->server);
+
+	return json_pack("{s:o, s:o, s:o}", "objects", u64_json(k.objects), "deleted_in_use", u64_json(k.dead), "bytes",
+			 u64_json(k.bytes));
+}
+
+static json_t *journal_json(kiln_fs *fs)
+{
+	struct journal_usage u;
+
+	if (!fs->is_writable)
+		return json_null();
+	journal_usage(fs->journal_writer, &u);
+	return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:b}", "seq", u64_json(u.seq), "seq_flushed",
+			 u64_json(u.seq_flushed), "last_seq", u64_json(u.last_seq), "entries_written",
+			 u64_json(u.entries_written), "flushes", u64_json(u.flushes), "bytes_written",
+			 u64_json(u.bytes_written), "reservations_waited", u64_json(u.reservations_waited),
+			 "buckets_free", u64_json(u.buckets_free), "buckets", u64_json(u.buckets_total), "is_space_low",
+			 (int)u.is_space_low);
+}
+
+static json_t *btrees_json(kiln_fs *fs)
+{
+	struct btrees_write_stats w;
+
+	if (!fs->is_writable)
+		return json_null();
+	btrees_write_stats(fs->trees, &w);
+	return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "commits", u64_json(w.commits), "restarts",
+			 u64_json(w.restarts), "splits", u64_json(w.splits), "merges", u64_json(w.merges), "rewrites",
+			 u64_json(w.rewrites), "nodes_written", u64_json(w.nodes_written), "sets_appended",
+			 u64_json(w.sets_appended), "bytes_written", u64_json(w.bytes_written), "nodes_dirty",
+			 u64_json(w.nodes_dirty));
+}
+
+static json_t *allocator_json(kiln_fs *fs)
+{
+	struct allocator_stats a;
+
+	if (!fs->is_writable)
+		return json_null();
+	allocator_stats(fs->allocator, &a);
+	return json_pack("{s:o, s:o, s:o, s:o, s:o}", "buckets_opened", u64_json(a.buckets_opened), "buckets_freed",
+			 u64_json(a.buckets_freed), "discards", u64_json(a.discards), "waits_for_journal",
+			 u64_json(a.waits_for_journal), "open_buckets", u64_json(a.open_buckets));
+}
+
+static json_t *data_json(kiln_fs *fs)
+{
+	struct data_stats d;
+
+	data_stats(fs->data, &d);
+	return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o}", "bytes_read", u64_json(d.bytes_read), "reads",
+			 u64_json(d.ios), "retries_after_errors", u64_json(d.retries_io), "retries_after_checksums",
+			 u64_json(d.retries_csum), "reconstructed", u64_json(d.reconstructed), "damaged_bytes",
+			 u64_json(d.damaged_bytes));
+}
+
+static json_t *reports_json(kiln_fs *fs)
+{
+	uint64_t counts[4];
+
+	kiln_report_counts(fs, counts);
+	return json_pack("{s:o, s:o, s:o}", "recovered", u64_json(counts[KILN_REPORT_RECOVERED]), "damage",
+			 u64_json(counts[KILN_REPORT_DAMAGE]), "fatal", u64_json(counts[KILN_REPORT_FATAL]));
+}
+
+/* --- commands --- */
+
+static int add_status(struct mount_facts_of *f, json_t *reply)
+{
+	bool has_failed = __atomic_load_n(&f->fs->shut_down, __ATOMIC_ACQUIRE);
+
+	json_object_set_new(reply, "state", json_string(has_failed ? "failed" : "serving"));
+	json_object_set_new(reply, "is_readonly", json_boolean(f->is_readonly));
+	json_object_set_new(reply, "devices", devices_json(f->fs));
+	json_object_set_new(reply, "usage", usage_json(f->fs));
+	json_object_set_new(reply, "cache", cache_json(f->fs));
+	json_object_set_new(reply, "kernel", kernel_json(f));
+	json_object_set_new(reply, "reports", reports_json(f->fs));
+	return 0;
+}
+
+static int add_debug(struct mount_facts_of *f, json_t *reply)
+{
+	json_object_set_new(reply, "journal", journal_json(f->fs));
+	json_object_set_new(reply, "btrees", btrees_json(f->fs));
+	json_object_set_new(reply, "allocator", allocator_json(f->fs));
+	json_object_set_new(reply, "data", data_json(f->fs));
+	return add_status(f, reply);
+}
+
+static int do_sync(struct mount_facts_of *f, json_t *reply) { return kiln_sync(f->fs); }
+
+static const struct {
+	const char *name;
+	int (*fn)(struct mount_facts_of *f, json_t *reply); /* adds to @reply; 0 or a negative errno */
+} control_commands[] = {
+	{ "status", add_status },
+	{ "debug", add_debug },
+	{ "sync", do_sync },
+};
+
+static json_t *answer(struct mount_facts_of *f, const char *request)
+{
+	json_t *parsed = json_loads(request, 0, NULL);
+	const char *name = parsed ? json_string_value(json_object_get(parsed, "command")) : NULL;
+	json_t *reply = json_pack("{s:i, s:o, s:o, s:s}", "pid", (int)getpid(), "mountpoint",
+				  tool_json_bytes(f->mountpoint, strlen(f->mountpoint)), "source",
+				  tool_json_bytes(f->source, strlen(f->source)), "state", "ending");
+	int err = -EINVAL;
+
+	for (size_t i = 0; name && i < ARRAY_NR(control_commands); i++)
+		if (!strcmp(name, control_commands[i].name))
+			err = f->is_ending ? 0 : control_commands[i].fn(f, reply);
+	json_object_set_new(reply, "ok", json_boolean(!err));
+	if (err)
+		json_object_set_new(reply, "error", json_string(err == -EINVAL ? "unknown command" : strerror(-err)));
+	json_decref(parsed);
+	return reply;
+}
+
+char *mount_facts_answer(void *ctx, const char *request)
+{
+	struct mount_facts_of *f = ctx;
+
+	mutex_lock(&f->lock);
+	json_t *reply = answer(f, request);
+	mutex_unlock(&f->lock);
+	char *text = reply ? json_dumps(reply, JSON_COMPACT) : NULL;
+	json_decref(reply);
+	return text;
+}
