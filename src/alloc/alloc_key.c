@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "alloc/internal.h"
+#include "base/mutant.h"
 #include "base/strbuf.h"
 
 enum { RECLAIM_RUNS_MAX = 100 };
@@ -83,7 +84,8 @@ int alloc_inconsistent(struct allocator *a, struct btree_txn *txn, unsigned erro
 
 bool alloc_seq_is_durable(const struct allocator *a, uint64_t seq)
 {
-	return !a->journal || seq < a->seq_first || seq <= journal_seq_flushed(a->journal);
+	return is_mutant(MUTANT_BUCKET_REUSE) || !a->journal || seq < a->seq_first ||
+	       seq <= journal_seq_flushed(a->journal);
 }
 
 uint64_t alloc_watermark_reserve(const struct alloc_dev *d, enum watermark watermark)

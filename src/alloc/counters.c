@@ -13,6 +13,7 @@
 
 #include "alloc/internal.h"
 #include "base/array.h"
+#include "base/mutant.h"
 #include "format/jset.h"
 
 enum {
@@ -492,7 +493,7 @@ unsigned allocator_journal_tail(struct allocator *a, uint64_t seq, void *at, uns
 	uint8_t *p = at;
 
 	mutex_lock(&c->lock);
-	records_fold(c, seq);
+	records_fold(c, is_mutant(MUTANT_COUNTERS) ? UINT64_MAX : seq);
 	p = usage_put(p, USAGE_INODES, 0, c->base[COUNTER_INODES]);
 	p = usage_put(p, USAGE_KEY_VERSION, 0, (int64_t)atomic_load(&a->key_version));
 	for (unsigned i = 0; i < 4; i++)

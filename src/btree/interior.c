@@ -25,6 +25,7 @@
 
 #include "base/array.h"
 #include "base/clock.h"
+#include "base/mutant.h"
 #include "btree/internal.h"
 #include "device/device.h"
 #include "format/btree_node_write.h"
@@ -1068,9 +1069,13 @@ void interior_update_finish(struct btrees *trees, struct interior_update *u)
 	unsigned btree_id = u->btree_id;
 	int err = write_error(trees);
 
+	if (is_mutant(MUTANT_UPDATE_PIN) && trees->write_opts.journal)
+		journal_pin_drop(trees->write_opts.journal, &u->pin);
+	if (!err && is_mutant(MUTANT_NODE_BEFORE_POINTER) && trees->write_opts.journal)
+		err = update_commit(u);
 	for (size_t i = 0; !err && i < u->new_nr; i++)
 		err = new_node_write(trees, &u->news[i]);
-	if (!err && trees->write_opts.journal)
+	if (!err && trees->write_opts.journal && !is_mutant(MUTANT_NODE_BEFORE_POINTER))
 		err = update_commit(u);
 	if (err) {
 		write_failed(trees, err);

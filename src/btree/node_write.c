@@ -21,6 +21,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/mutant.h"
 #include "btree/internal.h"
 #include "device/device.h"
 #include "format/btree_node_write.h"
@@ -370,16 +371,20 @@ static int batch_write(struct set_batch *b)
 		seq = max(seq, b->sets[i].seq);
 	if (!err && trees->write_opts.journal)
 		err = journal_flush_seq(trees->write_opts.journal, seq);
+	if (!err && is_mutant(MUTANT_SET_BEFORE_END))
+		err = batch_commit(b);
 	for (unsigned i = 0; !err && i < b->nr; i++) {
 		struct set_write *set = &b->sets[i];
 
 		err = backend->write(backend->ctx, &set->ptr, set->buf, set->offset, set->bytes, &set->failed);
 		if (!err && set->failed)
 			ptrs_drop(&set->ptr, set->failed);
+		if (is_mutant(MUTANT_SET_PIN) && trees->write_opts.journal)
+			journal_pin_drop(trees->write_opts.journal, &set->node->write_pin);
 		stat_add(&trees->write->stats.sets_appended, 1);
 		stat_add(&trees->write->stats.bytes_written, set->bytes);
 	}
-	return err ? err : batch_commit(b);
+	return err || is_mutant(MUTANT_SET_BEFORE_END) ? err : batch_commit(b);
 }
 
 static void set_done(struct btrees *trees, struct set_write *set, int err)

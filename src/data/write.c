@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/mutant.h"
 #include "data/write_internal.h"
 #include "device/device.h"
 
@@ -253,12 +254,14 @@ static uint64_t chunk_end(uint64_t begin, uint64_t end) { return min(end, begin 
 static int chunk_complete(struct write_chunk *c, bool is_last, uint64_t *put_to)
 {
 	size_t done = 0;
-	int err = write_chunk_finish(c);
+	int err = is_mutant(MUTANT_DATA_BEFORE_KEY) ? 0 : write_chunk_finish(c);
 
 	if (!err)
 		err = write_put_keys(c->op, c->keys, c->key_nr, is_last, &done);
 	if (done)
 		*put_to = c->keys[done - 1].k.p.offset;
+	if (is_mutant(MUTANT_DATA_BEFORE_KEY))
+		write_chunk_finish(c);
 	write_chunk_release(c);
 	return err;
 }

@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "base/mutant.h"
 #include "device/device.h"
 #include "format/alloc.h"
 #include "journal/journal_internal.h"
@@ -102,8 +103,10 @@ static void ring_find_place(struct journal *j, struct journal_ring *r, const str
 		/* The length of a bad one can't be trusted: leave the rest of its bucket. */
 		r->sectors_free = l->is_csum_good && end < r->bucket_sectors ? r->bucket_sectors - end : 0;
 	}
-	if (!seq)
+	if (!seq || is_mutant(MUTANT_WRITE_BEHIND)) {
 		r->cur_idx = r->nr - 1;
+		r->sectors_free = 0;
+	}
 	r->discard_idx = r->discarded_idx = (r->cur_idx + 1) % r->nr;
 }
 

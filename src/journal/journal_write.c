@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/mutant.h"
 #include "device/device.h"
 #include "format/alloc.h"
 #include "journal/journal_internal.h"
@@ -144,6 +145,8 @@ static int devices_flush(struct journal *j)
 		struct device *dev = j->super->members[i].dev;
 
 		if (!dev || dev->is_readonly)
+			continue;
+		if (is_mutant(MUTANT_PREFLUSH) && nr)
 			continue;
 		devs[nr] = i;
 		ios[nr] = (struct device_io){ .op = DEVICE_FLUSH, .dev = dev };
@@ -280,7 +283,7 @@ static int entry_write(struct journal *j, struct journal_buf *buf, bool is_flush
 	unsigned marked_nr = place_nr;
 	if (!err)
 		err = places_io(j, DEVICE_WRITE, buf, *sectors, places, &place_nr);
-	if (!err && is_flush)
+	if (!err && is_flush && !is_mutant(MUTANT_ENTRY_FLUSH))
 		err = places_io(j, DEVICE_FLUSH, buf, *sectors, places, &place_nr);
 	if (!err && place_nr < marked_nr)
 		err = places_mark(j, places, place_nr);
@@ -313,6 +316,8 @@ static void entry_take(struct journal *j, struct journal_buf *buf)
 	bool is_flush = entry_is_flush(j, buf);
 	uint32_t sectors = 0;
 
+	if (is_mutant(MUTANT_LAST_SEQ_AT_CLOSE))
+		buf->last_seq = journal_last_seq(j, buf->seq);
 	mutex_unlock(&j->lock);
 	int err = entry_write(j, buf, is_flush, &sectors);
 	mutex_lock(&j->lock);

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/mutant.h"
 #include "format/logged_op.h"
 #include "format/version.h"
 #include "recovery/check.h"
@@ -95,6 +96,8 @@ static int resume_logged_ops(struct recovery *r)
 	uint64_t nr = 0;
 	int err;
 
+	if (is_mutant(MUTANT_LOGGED_OPS))
+		return 0;
 	while (!(err = logged_op_next(r->trees, &nr, &op))) {
 		switch (op.k.k.type) {
 		case KEY_LOGGED_OP_TRUNCATE: err = resume_truncate(r, nr, op.k); break;
@@ -108,7 +111,10 @@ static int resume_logged_ops(struct recovery *r)
 	return err == -ENOENT ? 0 : err;
 }
 
-static int delete_dead_inodes(struct recovery *r) { return namespace_delete_dead_inodes(r->ns); }
+static int delete_dead_inodes(struct recovery *r)
+{
+	return is_mutant(MUTANT_DEAD_INODES) ? 0 : namespace_delete_dead_inodes(r->ns);
+}
 
 /*
  * The rest of a pass that an upgrade asks for, in the form of a check. What it finds needs repair, which is not there

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/mutant.h"
 #include "super/super_private.h"
 
 enum {
@@ -63,6 +64,10 @@ int super_mark_dirty(struct super *s)
 
 	if (err)
 		return err;
+	if (is_mutant(MUTANT_DIRTY_MARK)) {
+		super_lock_release(s);
+		return 0;
+	}
 	version_raise(s);
 	sb_flag_set(s->sb, 0, 1, 2, 0);
 	word_change(&s->sb->features[0], FEATURES_DIRTY, 0);
@@ -168,7 +173,7 @@ static int replicas_entry_mark(struct super *s, const struct replicas_entry *ent
 		return err;
 	/* Who waited for the one that added the same entry finds it here, durable. */
 	bool is_new = !sb_replicas_has(s->sb, entry);
-	if (is_new)
+	if (is_new && !is_mutant(MUTANT_REPLICAS_BEFORE_USE))
 		err = super_change_publish(s, sb_replicas_add(&s->write->master, entry));
 	if (!err && !replicas_are_published(s, entry))
 		err = super_replicas_publish(s, entry);
@@ -200,6 +205,8 @@ int super_blacklist_add(struct super *s, uint64_t start, uint64_t end)
 {
 	if (start >= end)
 		return -EINVAL;
+	if (is_mutant(MUTANT_BLACKLIST))
+		return 0;
 	int err = super_change_begin(s);
 	return err ? err : super_change_end(s, sb_blacklist_add(&s->write->master, start, end));
 }

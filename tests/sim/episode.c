@@ -266,6 +266,8 @@ static int episode_errors(struct sim *s, uint64_t ops, enum device_op op, bool i
 	fault_rule(s, &rule, true);
 	workload_run(s, ops);
 	COUNT(s, faults[s->kind], faults_fired(s));
+	/* What was written meanwhile may have fewer copies; nothing makes more of them again yet. */
+	s->is_redundant &= op == DEVICE_READ || !faults_fired(s);
 	if (!is_lasting || one_in(s, 2))
 		faults_clear(s);
 	return end_faulty(s);
@@ -319,23 +321,31 @@ static int episode_no_memory(struct sim *s, uint64_t ops)
 	return err;
 }
 
+/*
+ * Filled up, then emptied. Where not even a node finds space any more the filesystem goes read-only; what was promised
+ * is there all the same.
+ */
 static int episode_full(struct sim *s, uint64_t ops)
 {
 	struct operation_limits usual = s->limits;
 	uint64_t before = s->totals->no_space;
 
-	s->limits.total_bytes_max = s->limits.file_bytes_max = 64 << 20;
+	s->limits.total_bytes_max = s->limits.file_bytes_max = 24 << 20;
 	s->limits.weights[OP_WRITE] *= 8;
+	s->is_faulty = true;
 	workload_run(s, ops * 2);
-	int err = s->has_failed ? -EPROTO : reopen(s);
+	s->is_faulty = false;
+	COUNT(s, faults[s->kind], s->totals->no_space - before);
+	int err = s->has_failed ? -EPROTO : s->fs->shut_down ? end_faulty(s) : reopen(s);
 	s->limits = usual;
 	s->limits.weights[OP_UNLINK] *= 20;
 	s->limits.weights[OP_TRUNCATE] *= 10;
+	s->is_faulty = true;
 	if (!err)
 		workload_run(s, ops);
+	s->is_faulty = false;
 	s->limits = usual;
-	COUNT(s, faults[s->kind], s->totals->no_space - before);
-	return err ? err : s->has_failed ? -EPROTO : reopen(s);
+	return err ? err : s->has_failed ? -EPROTO : s->fs->shut_down ? end_faulty(s) : reopen(s);
 }
 
 /* --- what is on the disks changes --- */
@@ -524,6 +534,7 @@ static int episode_vanish(struct sim *s, uint64_t ops)
 			err = s->has_failed ? -EPROTO : close_cleanly(s);
 		s->disks_missing = 0;
 	}
+	s->is_redundant = false;
 	/* It is back, as it was. */
 	if (!err)
 		err = fs_reopen(s, KILN_OPEN_WRITE);
@@ -643,7 +654,8 @@ static enum episode_kind kind_draw(struct sim *s)
 	do
 		kind = below(s, EPISODE_KIND_NR);
 	while (!(s->args->kinds >> kind & 1));
-	return is_undetectable(s, kind) ? EPISODE_CLEAN : kind;
+	bool is_too_large = kind == EPISODE_FULL && (s->disks_nr > 1 || disk_bytes(s, 0) > 64 << 20);
+	return is_undetectable(s, kind) || is_too_large ? EPISODE_CLEAN : kind;
 }
 
 int episodes_run(struct sim *s)

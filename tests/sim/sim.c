@@ -31,6 +31,7 @@
 #include <xxhash.h>
 
 #include "base/fiber.h"
+#include "base/mutant.h"
 #include "base/util.h"
 #include "sim.h"
 
@@ -240,7 +241,7 @@ static int run_seeds(const struct arguments *args, double hours, struct totals *
 	uint64_t seed = args->seed;
 	int failed_nr = 0;
 
-	for (; hours ? time(NULL) < end : seed <= args->seed_last; seed++)
+	for (; (hours ? time(NULL) < end : seed <= args->seed_last) && !(failed_nr && args->stops_at_failure); seed++)
 		failed_nr += seed_fails(args, seed, totals);
 	print_totals(totals, args, args->seed, seed - 1, failed_nr);
 	return failed_nr != 0;
@@ -291,6 +292,26 @@ static void parse_keep(struct arguments *args, char *text)
 	}
 }
 
+/* One safety less; only in builds with -Dmutants=true. */
+static bool mutant_set(const char *name)
+{
+#ifdef KILN_MUTANTS
+	static const char *const names[MUTANT_NR] = { [MUTANT_NONE] = "none",
+#define MUTANT_NAME(id, text) [MUTANT_##id] = #id,
+						      MUTANTS(MUTANT_NAME)
+#undef MUTANT_NAME
+	};
+
+	for (unsigned i = 0; i < MUTANT_NR; i++)
+		if (!strcasecmp(name, names[i])) {
+			mutant_active = i;
+			return true;
+		}
+#endif
+	fprintf(stderr, "no mutant %s in this build\n", name);
+	return false;
+}
+
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {
@@ -300,7 +321,8 @@ int main(int argc, char **argv)
 		{ "hours", required_argument, NULL, 'H' }, { "every", no_argument, NULL, 'E' },
 		{ "depth", required_argument, NULL, 'd' }, { "cut-at", required_argument, NULL, 'C' },
 		{ "keep", required_argument, NULL, 'k' },  { "export", required_argument, NULL, 'e' },
-		{ "hash", no_argument, NULL, 'x' },	   { "no-shrink", no_argument, NULL, 'S' },
+		{ "hash", no_argument, NULL, 'x' },	   { "mutant", required_argument, NULL, 'm' },
+		{ "stop", no_argument, NULL, 'X' },	   { "no-shrink", no_argument, NULL, 'S' },
 		{ "thread", no_argument, NULL, 't' },	   { "verbose", no_argument, NULL, 'v' },
 		{ "trace", no_argument, NULL, 'T' },	   { NULL, 0, NULL, 0 },
 	};
@@ -331,6 +353,8 @@ int main(int argc, char **argv)
 		case 'k': parse_keep(&args, optarg); break;
 		case 'e': args.export_dir = optarg; break;
 		case 'x': args.is_hashed = true; break;
+		case 'm': is_valid &= mutant_set(optarg); break;
+		case 'X': args.stops_at_failure = true; break;
 		case 'S': args.may_shrink = false; break;
 		case 't': args.is_thread = true; break;
 		case 'v': args.is_verbose = true; break;
