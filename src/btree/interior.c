@@ -261,13 +261,21 @@ struct cut {
 	unsigned pieces_min;
 };
 
+/* How many words a new node has at most, if it can: a third of it, and four blocks, are left for its log. */
+static uint64_t node_u64s_target(const struct btrees *trees)
+{
+	uint64_t u64s_max = node_u64s_max(trees);
+	uint64_t log_u64s = (uint64_t)trees->opts.kctx->block_sectors * SECTOR_BYTES / 8 * 4;
+
+	return min(u64s_max * 2 / 3, u64s_max - min(log_u64s, u64s_max / 2));
+}
+
 /*
- * Number of nodes for @u64s words: one, if it leaves a third of it free. A split gives the left one three fifths, since
- * most btrees grow at the right end.
+ * Number of nodes for @u64s words. A split gives the left one three fifths, since most btrees grow at the right end.
  */
 static unsigned pieces_nr(const struct btrees *trees, uint64_t u64s, unsigned pieces_min)
 {
-	uint64_t target = node_u64s_max(trees) * 2 / 3;
+	uint64_t target = node_u64s_target(trees);
 
 	if (u64s <= target)
 		return pieces_min;
@@ -283,6 +291,11 @@ static size_t piece_end(const struct btrees *trees, const struct key_list *l, si
 {
 	uint64_t u64s_max = node_u64s_max(trees), u64s = 0;
 	uint64_t target = pieces_left == 1 ? u64s_left : pieces_left == 2 ? u64s_left * 3 / 5 : u64s_left / pieces_left;
+
+	/* Where that would leave too little room, both get the same. */
+	if (pieces_left == 2 && target > node_u64s_target(trees))
+		target = u64s_left / 2;
+
 	size_t end_max = l->nr - min((size_t)pieces_left - 1, l->nr - begin - 1), end = begin;
 
 	while (end < end_max && (u64s < target || end == begin)) {

@@ -205,7 +205,8 @@ struct btree_node {
 	/* guarded by the writer's lock */
 	struct btree_node *dirty_next, *dirty_prev;
 	bool is_write_wanted;
-	bool is_deferred; /* can't be written now: wait for node_write_kick() */
+	bool is_room_wanted; /* if its log has no room for what is dirty, it is to be replaced */
+	bool is_deferred;    /* can't be written now: wait for node_write_kick() */
 };
 
 enum { CACHE_SHARD_NR = 16, REPORTED_NR = 4096 };
@@ -485,8 +486,7 @@ struct write_state {
 	size_t dirty_nr, dirty_max, wanted_nr, writing_nr;
 	bool writer_is_busy;
 	bool is_stopping;
-	atomic_int err;		   /* nothing is written any more */
-	atomic_bool is_compacting; /* nodes are written anew rather than appended to */
+	atomic_int err; /* nothing is written any more */
 
 	struct mutex gate_lock; /* guards the members below */
 	struct waitq gate_opened;

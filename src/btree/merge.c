@@ -126,6 +126,15 @@ static void edges_add(struct merger *m, const struct btree_node *node)
 		place_add(m, id->btree_id, id->level - 1, bpos_predecessor(id->ptr.min_key));
 }
 
+/* A merge isn't urgent: what the journal keeps for reclaim isn't for it. Wait until everybody may have room there. */
+static bool journal_has_time(struct btrees *trees)
+{
+	enum { UPDATE_U64S = 256 }; /* what an interior update takes, about */
+	struct journal *j = trees->write_opts.journal;
+
+	return !j || !journal_res_wait(j, UPDATE_U64S, WATERMARK_NORMAL);
+}
+
 /*
  * Errors keep a node from being merged now, which does no harm; where nothing can be written any more, others find out.
  * Returns the end of the node that is there, or of what can't be read.
@@ -142,7 +151,7 @@ static struct bpos place_merge(struct btrees *trees, const struct merge_place *a
 	six_unlock_read(tree_leaf_lock(trees, at->btree_id, place.node));
 	if (!place.node)
 		return SPOS_MAX;
-	if (interior_can_merge(trees, place.node)) {
+	if (interior_can_merge(trees, place.node) && journal_has_time(trees)) {
 		if (interior_replace(trees, place.node, INTERIOR_MERGE, WATERMARK_RECLAIM, true))
 			node_set_untried(place.node);
 		else if (at->level)

@@ -49,8 +49,8 @@ static void dirty_ring_remove(struct write_state *w, struct btree_node *node)
 	if (w->dirty == node)
 		w->dirty = w->dirty_nr > 1 ? node->dirty_next : NULL;
 	w->dirty_nr--;
-	w->wanted_nr -= node->is_write_wanted;
-	node->is_write_wanted = node->is_deferred = false;
+	w->wanted_nr -= (size_t)node->is_write_wanted + node->is_room_wanted;
+	node->is_write_wanted = node->is_room_wanted = node->is_deferred = false;
 }
 
 void node_write_want(struct btree_node *node)
@@ -206,13 +206,18 @@ struct set_write {
 	struct btree_ptr ptr; /* with the new end of the log */
 };
 
-enum { COLLECTED_SET, COLLECTED_NOTHING, COLLECT_LATER, COLLECT_REPLACE };
+enum { COLLECTED_SET, COLLECTED_NOTHING, COLLECT_LATER, COLLECT_REPLACE, COLLECT_KEEP };
+
+/* Bytes of the set that what is dirty makes. */
+static size_t set_bytes(const struct btrees *trees, const struct node_keys *keys)
+{
+	return (size_t)round_up_u64(sizeof(struct btree_node_entry_disk) + (uint64_t)keys->dirty_u64s * 8,
+				    (uint64_t)trees->opts.kctx->block_sectors * SECTOR_BYTES);
+}
 
 static bool must_replace(const struct btrees *trees, const struct btree_node *node, size_t bytes)
 {
 	if (trees->write_opts.must_rewrite_old && !node->is_new)
-		return true;
-	if (atomic_load(&trees->write->is_compacting) && node->keys.set_nr > 1)
 		return true;
 	return (size_t)node->log_sectors * SECTOR_BYTES + bytes > trees->node_bytes - sizeof(uint64_t) ||
 	       node->keys.live_u64s > node_u64s_max(trees);
@@ -225,8 +230,7 @@ static int set_make(struct btrees *trees, struct btree_node *node, struct set_wr
 	size_t block_bytes = (size_t)trees->opts.kctx->block_sectors * SECTOR_BYTES;
 	struct bset_writer w;
 
-	set->bytes = (size_t)round_up_u64(sizeof(struct btree_node_entry_disk) + (uint64_t)keys->dirty_u64s * 8,
-					  block_bytes);
+	set->bytes = set_bytes(trees, keys);
 	if (must_replace(trees, node, set->bytes))
 		return COLLECT_REPLACE;
 	set->buf = io_buffer_alloc(set->bytes);
@@ -254,6 +258,28 @@ static int set_make(struct btrees *trees, struct btree_node *node, struct set_wr
 	return COLLECTED_SET;
 }
 
+/*
+ * Only room is wanted. There must be some for what is dirty, and in an interior node, whose children write theirs
+ * first, for the new ends of their logs: half of the node, or as much as a new one has.
+ */
+static int node_collect_room(struct btrees *trees, struct btree_node *node)
+{
+	size_t bytes = set_bytes(trees, &node->keys);
+
+	if (node->id.level && node->keys.set_nr > 1)
+		bytes += trees->node_bytes / 2;
+	return node->keys.dirty_nr && must_replace(trees, node, bytes) ? COLLECT_REPLACE : COLLECT_KEEP;
+}
+
+/* What is wanted of it; false: only room. */
+static bool node_is_write_wanted(struct write_state *w, struct btree_node *node)
+{
+	mutex_lock(&w->lock);
+	bool is_wanted = node->is_write_wanted || !node->is_room_wanted;
+	mutex_unlock(&w->lock);
+	return is_wanted;
+}
+
 static int node_collect(struct btrees *trees, struct btree_node *node, struct set_write *set)
 {
 	struct journal *j = trees->write_opts.journal;
@@ -269,8 +295,12 @@ static int node_collect(struct btrees *trees, struct btree_node *node, struct se
 		ret = COLLECT_LATER;
 		goto out;
 	}
-	if (node->keys.dirty_nr)
+	if (!node_is_write_wanted(w, node)) {
+		ret = node_collect_room(trees, node);
+		merge_want(trees, node);
+	} else if (node->keys.dirty_nr) {
 		ret = set_make(trees, node, set);
+	}
 	if (ret == COLLECTED_SET) {
 		node->is_writing = true;
 		if (j)
@@ -300,6 +330,19 @@ static void node_defer(struct btrees *trees, struct btree_node *node)
 	if (node->dirty_next)
 		node->is_deferred = true;
 	mutex_unlock(&w->lock);
+}
+
+/* Its log has the room that was wanted. */
+static void node_keep(struct btrees *trees, struct btree_node *node)
+{
+	struct write_state *w = trees->write;
+
+	mutex_lock(&w->lock);
+	w->wanted_nr -= node->is_room_wanted;
+	node->is_room_wanted = false;
+	waitq_wake_all(&w->done);
+	mutex_unlock(&w->lock);
+	node_put(node);
 }
 
 /* --- the new ends of the logs --- */
@@ -416,7 +459,7 @@ static void set_done(struct btrees *trees, struct set_write *set, int err)
 
 static bool node_is_due(const struct write_state *w, const struct btree_node *node)
 {
-	return !node->is_deferred && (node->is_write_wanted || w->dirty_nr > w->dirty_max / 2);
+	return !node->is_deferred && (node->is_write_wanted || node->is_room_wanted || w->dirty_nr > w->dirty_max / 2);
 }
 
 /* Take what is due, with references. The lock is held. */
@@ -456,6 +499,7 @@ static void batch_run(struct btrees *trees, struct btree_node **nodes, unsigned 
 		switch (node_collect(trees, nodes[i], &batch.sets[batch.nr])) {
 		case COLLECTED_SET: batch.nr++; break;
 		case COLLECT_REPLACE: full[full_nr++] = nodes[i]; break;
+		case COLLECT_KEEP: node_keep(trees, nodes[i]); break;
 		case COLLECT_LATER:
 			node_defer(trees, nodes[i]);
 			node_put(nodes[i]);
@@ -646,20 +690,26 @@ void btrees_stop_write(struct btrees *trees)
 }
 
 /*
- * Write every node that is dirty now, and wait for that and for what is being written. What becomes dirty meanwhile
- * waits, so that many changes go into one set. A node that is being replaced is no longer dirty before its update is
- * counted, so the writer must have come to rest too. Returns whether there was any.
+ * Write every node that is dirty now, of one level, or give the dirty ones of all levels room; and wait for that and
+ * for what is being written. What becomes dirty meanwhile waits, so that many changes go into one set. A node that is
+ * being replaced is no longer dirty before its update is counted, so the writer must have come to rest too. Returns
+ * whether there was any.
  */
-static bool nodes_flush(struct btrees *trees)
+static bool nodes_flush(struct btrees *trees, bool is_for_room, unsigned level)
 {
 	struct write_state *w = trees->write;
 
 	mutex_lock(&w->lock);
-	bool any = w->dirty_nr || w->writing_nr || w->writer_is_busy;
+	bool any = w->writing_nr || w->writer_is_busy;
 	struct btree_node *node = w->dirty;
 	for (size_t i = 0; i < w->dirty_nr; i++, node = node->dirty_next) {
-		w->wanted_nr += !node->is_write_wanted;
-		node->is_write_wanted = true;
+		bool *wanted = is_for_room ? &node->is_room_wanted : &node->is_write_wanted;
+
+		if (!is_for_room && node->id.level != level)
+			continue;
+		any = true;
+		w->wanted_nr += !*wanted;
+		*wanted = true;
 	}
 	waitq_wake_all(&w->work);
 	while ((w->wanted_nr || w->writing_nr || w->writer_is_busy) && !atomic_load(&w->err))
@@ -681,36 +731,64 @@ static bool interior_flush(struct btrees *trees)
 	return any;
 }
 
+static uint64_t nodes_replaced_nr(const struct btrees *trees)
+{
+	const struct write_stats *s = &trees->write->stats;
+
+	return atomic_load(&s->splits) + atomic_load(&s->merges) + atomic_load(&s->rewrites);
+}
+
+/*
+ * Replace nodes until none that is dirty must be replaced to be written. That changes alloc keys, backpointers and
+ * their like, so it makes others dirty; but no set is written meanwhile, so a node that has been replaced keeps its
+ * room, and it ends when all that it changes has been. 0 or an error; *@any: there was something to do.
+ */
+static int room_make(struct btrees *trees, bool *any)
+{
+	enum { ROUNDS_MAX = 32 }; /* others may be changing things too */
+	uint64_t replaced_nr;
+	unsigned round = 0;
+	int err = 0;
+
+	do {
+		replaced_nr = nodes_replaced_nr(trees);
+		*any |= trees->write_buffer && write_buffer_key_nr(trees->write_buffer);
+		err = trees->write_buffer ? btree_write_buffer_flush(trees) : 0;
+		if (err)
+			break;
+		*any |= nodes_flush(trees, true, 0);
+		*any |= merger_flush(trees->merger);
+		*any |= interior_flush(trees);
+		err = write_error(trees);
+	} while (!err && nodes_replaced_nr(trees) != replaced_nr && ++round < ROUNDS_MAX);
+	return err;
+}
+
 /*
  * A round is quiet when it found nothing to do, and nothing was committed meanwhile: the commit of an interior update
  * may come between the look at dirty nodes and that at updates.
  *
  * Writing makes nodes dirty: an append changes the parent, and where a log is full, the new node changes alloc keys,
- * backpointers and their like. Nodes of few blocks are full after few appends, so with logs that fill up at different
- * times there would always be one, and it would go on like that until space is gone. Every few rounds all that is dirty
- * is written anew, whatever room there is: then all of it has room for the rounds that follow.
+ * backpointers and their like. Nodes of few blocks are full after few appends, so if these were written as they come,
+ * there would always be a full one among them, and it would go on like that until space is gone. So all nodes get room
+ * first, and are written then: from the leaves up, so that each is appended to once.
  */
 int btrees_flush_all(struct btrees *trees)
 {
-	enum { COMPACT_ROUNDS = 8 };
-	unsigned round = 0;
 	int err = 0;
 
 	for (bool any = true; any && !err;) {
 		uint64_t commits = atomic_load(&trees->write->stats.commits);
 
-		any = trees->write_buffer && write_buffer_key_nr(trees->write_buffer);
-		err = trees->write_buffer ? btree_write_buffer_flush(trees) : 0;
-		if (!err) {
-			atomic_store(&trees->write->is_compacting, ++round % COMPACT_ROUNDS == 0);
-			any |= nodes_flush(trees);
-			any |= merger_flush(trees->merger);
-			any |= interior_flush(trees);
-			any |= atomic_load(&trees->write->stats.commits) != commits;
+		any = false;
+		err = room_make(trees, &any);
+		for (unsigned level = 0; !err && level <= BTREE_LEVEL_MAX; level++)
+			any |= nodes_flush(trees, false, level);
+		any |= interior_flush(trees);
+		any |= atomic_load(&trees->write->stats.commits) != commits;
+		if (!err)
 			err = write_error(trees);
-		}
 	}
-	atomic_store(&trees->write->is_compacting, false);
 	return err;
 }
 
