@@ -17,7 +17,7 @@
 #include "engine/fs_write.h"
 #include "sim.h"
 
-enum { CUT_SECONDS_MAX = 120 };
+enum { CUT_SECONDS_MAX = 60 };
 
 const char *const episode_names[EPISODE_KIND_NR] = {
 	[EPISODE_CLEAN] = "clean",
@@ -173,13 +173,13 @@ static void cut_before_write(void *ctx)
 	fflush(stdout);
 	pid_t pid = fork();
 	if (!pid) {
-		alarm(CUT_SECONDS_MAX);
+		watchdog(CUT_SECONDS_MAX);
 		cut_here(s);
 		return;
 	}
 	if (pid < 0 || waitpid(pid, &status, 0) < 0)
 		abort();
-	alarm(CUT_SECONDS_MAX); /* for this one to go on */
+	watchdog(CUT_SECONDS_MAX); /* for this one to go on */
 	if (WIFSIGNALED(status)) {
 		char text[64];
 
@@ -678,7 +678,7 @@ int episodes_run(struct sim *s)
 			printf("episode %u: %s\n", s->episode, episode_names[s->kind]);
 		COUNT(s, episodes[s->kind], 1);
 		if (!s->args->is_traced)
-			alarm(CUT_SECONDS_MAX);
+			watchdog(CUT_SECONDS_MAX);
 		err = episode_run(s, 1 + rng_below(&s->rng, s->args->ops));
 	}
 	if (s->fs && !err && !s->has_failed)

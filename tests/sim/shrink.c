@@ -62,7 +62,7 @@ static bool fails_alike(const struct arguments *args, uint64_t seed, const struc
 	if (!pid) {
 		if (!freopen("/dev/null", "w", stdout))
 			_exit(0);
-		alarm(TRY_SECONDS_MAX);
+		watchdog(TRY_SECONDS_MAX);
 		_exit(run(&fewer, seed, scratch) ? 1 : 0);
 	}
 	if (pid < 0 || waitpid(pid, &status, 0) < 0 || !status)

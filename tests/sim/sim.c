@@ -25,6 +25,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -73,6 +74,14 @@ int failed(struct sim *s, const char *what, const char *detail)
 	fflush(stdout);
 	snprintf(s->totals->failure, sizeof(s->totals->failure), "%s", what);
 	return -EPROTO;
+}
+
+/* Of processor time: what waits for ever without using any is a deadlock, and that the scheduler sees. */
+void watchdog(unsigned seconds)
+{
+	struct itimerval timer = { .it_value = { .tv_sec = seconds } };
+
+	setitimer(ITIMER_PROF, &timer, NULL);
 }
 
 static void too_slow(int signal)
@@ -194,7 +203,7 @@ static bool seed_fails(const struct arguments *args, uint64_t seed, struct total
 	fflush(stdout);
 	pid_t pid = fork();
 	if (!pid) {
-		alarm(SEED_SECONDS_MAX);
+		watchdog(SEED_SECONDS_MAX);
 		exit(run_seed(args, seed, totals));
 	}
 	if (pid < 0 || waitpid(pid, &status, 0) < 0)
@@ -373,7 +382,7 @@ int main(int argc, char **argv)
 	struct totals *totals = mmap(NULL, sizeof(*totals), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (totals == MAP_FAILED)
 		return 2;
-	signal(SIGALRM, too_slow);
+	signal(SIGPROF, too_slow);
 	/* A traced run stays in this process, for debuggers. */
 	return args.is_traced ? run_seed(&args, args.seed, totals) : run_seeds(&args, hours, totals);
 }

@@ -140,6 +140,9 @@ struct sim {
 /* The run has failed: tell it, once. -EPROTO. */
 int failed(struct sim *s, const char *what, const char *detail);
 
+/* The process ends, saying that it hangs, when it has used so much processor time from now on. */
+void watchdog(unsigned seconds);
+
 /* --- config.c --- */
 
 /* Draw disks and options, and make the filesystem, open for writing. */
