@@ -229,14 +229,38 @@ static int share_run(struct btree_txn *txn, void *ctx)
 	return inode_txn_put(txn, &inode);
 }
 
-/* Share the sectors [at, end) of the source, whole blocks. *@done: how far it got. */
-static int range_share(const struct copy_op *op, uint64_t at, uint64_t end, uint64_t to_at, uint64_t *done)
+/* What is shared takes no space, but counts for who owns the copy: at most what the source has, where there is nothing.
+ */
+static int share_quota_take(const struct copy_op *op, const struct inode *to, uint64_t at, uint64_t end, uint64_t to_at,
+			    struct disk_reservation *reservation)
 {
+	struct allocator *allocator = op->data->writer->allocator;
+	uint64_t holes, added, unused;
+
+	if (!allocator_quotas(allocator))
+		return 0;
+	int err = write_new_sectors(op->data, op->from, at, end, UINT64_MAX, &holes, &unused);
+	if (!err)
+		err = write_new_sectors(op->data, op->to, to_at, to_at + (end - at), UINT64_MAX, &added, &unused);
+	return err ? err
+		   : allocator_quota_reserve(allocator, reservation, to, op->to->snapshot,
+					     min(added, end - at - holes));
+}
+
+/* Share the sectors [at, end) of the source, whole blocks. *@done: how far it got. */
+static int range_share(const struct copy_op *op, const struct inode *to, uint64_t at, uint64_t end, uint64_t to_at,
+		       uint64_t *done)
+{
+	struct disk_reservation reservation = { 0 };
 	struct btree_commit_opts opts = { .name = "share_data",
 					  .watermark = WATERMARK_NORMAL,
-					  .journal_seq = op->journal_seq };
+					  .journal_seq = op->journal_seq,
+					  .reservation = &reservation };
 	struct share_args a = { .op = op, .at = at, .end = end, .to_at = to_at };
 	int err = write_share_prepare(op->data);
+
+	if (!err)
+		err = share_quota_take(op, to, at, end, to_at, &reservation);
 
 	while (!err && a.at < end) {
 		err = btree_txn_run(op->data->trees, &opts, share_run, &a);
@@ -248,6 +272,7 @@ static int range_share(const struct copy_op *op, uint64_t at, uint64_t end, uint
 		a.at = a.next;
 		a.index = (struct share_index){ 0 };
 	}
+	disk_reservation_put(op->data->writer->allocator, &reservation);
 	*done = a.at;
 	return err;
 }
@@ -323,7 +348,7 @@ static int copy_locked(const struct copy_op *op, const struct inode *from, const
 	if (at < first)
 		err = range_copy(op, from->size, at, min(first, end), to_at, done);
 	if (!err && *done == first && first < last) {
-		err = range_share(op, first >> SECTOR_SHIFT, last >> SECTOR_SHIFT,
+		err = range_share(op, to, first >> SECTOR_SHIFT, last >> SECTOR_SHIFT,
 				  (to_at + (first - at)) >> SECTOR_SHIFT, &shared);
 		*done = min(shared << SECTOR_SHIFT, end);
 		/* What the format can't share can be copied. */

@@ -469,6 +469,13 @@ static void space_limits_hold(void **state)
 	assert_int_equal(kiln_punch(v.fs, other.node, 0, BLOCK), 0);
 	assert_int_equal(kiln_setattr(v.fs, other.node, &chown, NULL), 0);
 	assert_int_equal(quota_of(&v, KILN_QUOTA_USER, 1).space.used, 40 * BLOCK);
+	/* What is shared counts for both; where there is something already, it adds nothing. */
+	struct kiln_stat third;
+	assert_int_equal(file_new(&v, "c", S_IFREG, 2, 0, &third), 0);
+	assert_int_equal(kiln_write(v.fs, third.node, 0, data, 10 * BLOCK), 10 * BLOCK);
+	assert_int_equal(kiln_copy_range(v.fs, third.node, 0, other.node, 10 * BLOCK, 10 * BLOCK, 0), -EDQUOT);
+	assert_int_equal(kiln_copy_range(v.fs, third.node, 0, st.node, 0, 10 * BLOCK, 0), 10 * BLOCK);
+	assert_int_equal(quota_of(&v, KILN_QUOTA_USER, 1).space.used, 40 * BLOCK);
 	/* Who is privileged isn't held up, and others still are. */
 	assert_int_equal(kiln_quota_privileged(v.fs, true), 0);
 	assert_int_equal(kiln_write(v.fs, other.node, 20 * BLOCK, data, 4 * BLOCK), 4 * BLOCK);
