@@ -1,0 +1,170 @@
+/*
+ * A process that dies in the midst of inserting a range, or taking one out: whoever opens the filesystem for writing
+ * next finishes it.
+ *
+ * The victim has another task sync all the time, so that most of the steps before its death are durable.
+ */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/sync.h"
+#include "base/util.h"
+#include "engine/fs.h"
+
+enum { BLOCK = 4096, PIECES = 600, SHIFT_BLOCKS = 3, AT_BLOCK = 7, STEPS_BEFORE_DEATH = 300, DEATH_STATUS = 7 };
+
+/* The lock of a process that died goes away when the kernel has cleaned up behind it. */
+static kiln_fs *must_open(const char *path, unsigned flags)
+{
+	enum { ATTEMPTS = 200, PAUSE_US = 20000 };
+	struct kiln_open_options options = { .struct_bytes = sizeof(options), .flags = flags };
+	char why[KILN_ERROR_BYTES];
+	kiln_fs *fs;
+	int err = -EBUSY;
+
+	for (unsigned i = 0; i < ATTEMPTS && err == -EBUSY; i++) {
+		err = kiln_open(&path, 1, &options, &fs, why);
+		if (err == -EBUSY)
+			usleep(PAUSE_US);
+	}
+	if (err)
+		fail_msg("%s", why);
+	assert_null(kiln_write_refused(fs));
+	return fs;
+}
+
+/* A block in every other place: what can't be merged. */
+static void make(const char *path)
+{
+	struct kiln_format_device dev = { .path = path, .file_bytes = 128 << 20 };
+	struct kiln_format_options format = { .struct_bytes = sizeof(format),
+					      .device_struct_bytes = sizeof(dev),
+					      .flags = KILN_FORMAT_FORCE };
+	struct kiln_create attr = { .mode = S_IFREG | 0644 };
+	char why[KILN_ERROR_BYTES], block[BLOCK];
+	struct kiln_stat st;
+	kiln_fs *fs;
+
+	if (kiln_format(&dev, 1, &format, &fs, why))
+		fail_msg("%s", why);
+	assert_int_equal(kiln_create(fs, kiln_root(fs), "file", 4, &attr, &st), 0);
+	for (unsigned i = 0; i < PIECES; i++) {
+		memset(block, (int)(1 + i % 255), BLOCK);
+		assert_int_equal(kiln_write(fs, st.node, (uint64_t)i * 2 * BLOCK, block, BLOCK), BLOCK);
+	}
+	assert_int_equal(kiln_shutdown(fs), 0);
+	kiln_close(fs);
+}
+
+static void die_at_step(void *ctx, uint64_t seq, const struct btree_update *u)
+{
+	unsigned *steps = ctx;
+
+	(void)seq;
+	if (u->btree_id == BTREE_LOGGED_OPS && u->new.k.type == KEY_LOGGED_OP_FINSERT && ++*steps == STEPS_BEFORE_DEATH)
+		_exit(DEATH_STATUS);
+}
+
+static void sync_task(void *arg)
+{
+	while (!kiln_sync(arg))
+		;
+}
+
+static void victim(const char *path, unsigned mode)
+{
+	kiln_fs *fs = must_open(path, KILN_OPEN_WRITE);
+	unsigned steps = 0;
+	struct btree_watch watch = { die_at_step, &steps };
+	struct task *task;
+	struct kiln_stat st;
+
+	btrees_set_watch(fs->trees, &watch);
+	assert_int_equal(kiln_lookup_path(fs, "/file", 0, &st), 0);
+	assert_int_equal(task_start(&task, "sync", sync_task, fs), 0);
+	kiln_fallocate(fs, st.node, mode, AT_BLOCK * BLOCK, SHIFT_BLOCKS * BLOCK);
+	_exit(0);
+}
+
+/* Byte of a block of the file as it was made. */
+static int byte_of(unsigned block) { return block < PIECES * 2 && block % 2 == 0 ? 1 + block / 2 % 255 : 0; }
+
+static void must_be_shifted(kiln_fs *fs, unsigned mode)
+{
+	bool is_insert = mode == KILN_FALLOC_INSERT_RANGE;
+	unsigned blocks = PIECES * 2 - 1 + (is_insert ? SHIFT_BLOCKS : -SHIFT_BLOCKS);
+	char got[BLOCK];
+	struct kiln_stat st;
+
+	assert_int_equal(kiln_lookup_path(fs, "/file", 0, &st), 0);
+	assert_int_equal(st.size, blocks * BLOCK);
+	for (unsigned i = 0; i < blocks; i++) {
+		int want = i < AT_BLOCK			 ? byte_of(i)
+			   : !is_insert			 ? byte_of(i + SHIFT_BLOCKS)
+			   : i < AT_BLOCK + SHIFT_BLOCKS ? 0
+							 : byte_of(i - SHIFT_BLOCKS);
+
+		assert_int_equal(kiln_read(fs, st.node, (uint64_t)i * BLOCK, got, BLOCK), BLOCK);
+		for (unsigned k = 0; k < BLOCK; k += 512)
+			assert_int_equal((uint8_t)got[k], want);
+	}
+}
+
+static void is_finished_after(unsigned mode)
+{
+	struct kiln_check_options options = { .struct_bytes = sizeof(options) };
+	struct kiln_check_result *result = calloc(1, sizeof(*result));
+	char path[] = "/tmp/kiln-shift-XXXXXX";
+	int status, fd = mkstemp(path);
+
+	assert_true(fd >= 0);
+	close(fd);
+	make(path);
+	pid_t pid = fork();
+	if (!pid)
+		victim(path, mode);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_true(WIFEXITED(status) && WEXITSTATUS(status) == DEATH_STATUS);
+	kiln_fs *fs = must_open(path, KILN_OPEN_WRITE);
+	must_be_shifted(fs, mode);
+	assert_int_equal(kiln_shutdown(fs), 0);
+	kiln_close(fs);
+	fs = must_open(path, 0);
+	must_be_shifted(fs, mode);
+	assert_int_equal(kiln_check(fs, &options, result), 0);
+	assert_int_equal(result->errors, 0);
+	kiln_close(fs);
+	unlink(path);
+	free(result);
+}
+
+static void an_insertion_is_finished_after_the_process_died(void **state)
+{
+	(void)state;
+	is_finished_after(KILN_FALLOC_INSERT_RANGE);
+}
+
+static void a_collapse_is_finished_after_the_process_died(void **state)
+{
+	(void)state;
+	is_finished_after(KILN_FALLOC_COLLAPSE_RANGE);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(an_insertion_is_finished_after_the_process_died),
+		cmocka_unit_test(a_collapse_is_finished_after_the_process_died),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
