@@ -1,9 +1,10 @@
 /*
  * The FUSE server: low-level requests to calls of the public API.
  *
- * serve_read.c looks, serve_change.c changes names and attributes, serve_data.c reads and writes files, session.c
- * mounts, listens to signals and unmounts. A request is answered by the thread that took it, with one call of the
- * library, which does its own locking; there is no lock in here but those of nodes.c and of the list of idle buffers.
+ * serve_read.c looks (and atime.c notes that somebody did), serve_change.c changes names and attributes, serve_data.c
+ * reads and writes files, session.c mounts, listens to signals and unmounts. A request is answered by the thread that
+ * took it, with one call of the library, which does its own locking; there is no lock in here but those of nodes.c and
+ * of the list of idle buffers.
  *
  * Caching. Nothing changes the filesystem but through this mount (the devices are locked against other writers), and
  * whatever comes through it the kernel sees. So it may remember everything, and each flag says so once:
@@ -199,6 +200,7 @@ struct mount_server *mount_server_new(kiln_fs *fs, const struct mount_options *o
 	s->nodes = nodes;
 	s->options = options;
 	mutex_init(&s->buffers_lock);
+	mutex_init(&s->looks_lock);
 	return s;
 }
 
@@ -207,6 +209,7 @@ void mount_server_free(struct mount_server *s)
 	while (s->buffers_nr)
 		free(s->buffers[--s->buffers_nr]);
 	mutex_destroy(&s->buffers_lock);
+	mutex_destroy(&s->looks_lock);
 	nodes_free(s->nodes);
 	free(s);
 }

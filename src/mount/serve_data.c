@@ -63,6 +63,7 @@ void serve_read(fuse_req_t req, fuse_ino_t id, size_t size, off_t offset, struct
 	else
 		fuse_reply_buf(req, buf, (size_t)n);
 	buffer_give(s, buf);
+	atime_touch(s, node);
 }
 
 /*

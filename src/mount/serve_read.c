@@ -70,7 +70,9 @@ void serve_readlink(fuse_req_t req, fuse_ino_t id)
 		return;
 	}
 	target[len] = 0;
+	struct mount_server *s = server_of(req);
 	fuse_reply_readlink(req, target);
+	atime_touch(s, node);
 }
 
 /* --- directories --- */
@@ -133,6 +135,8 @@ static void read_directory(fuse_req_t req, fuse_ino_t id, size_t size, off_t coo
 	else
 		fuse_reply_buf(req, r.buf, r.used);
 	free(r.buf);
+	if (!cookie)
+		atime_touch(r.server, node);
 }
 
 void serve_readdir(fuse_req_t req, fuse_ino_t id, size_t size, off_t cookie, struct fuse_file_info *fi)

@@ -20,6 +20,12 @@ enum {
 	BUFFERS_IDLE_MAX = 16,
 };
 
+/* When atime of an object was last looked at. */
+struct atime_look {
+	struct kiln_node node;
+	uint64_t at_ns; /* clock_monotonic_ns() */
+};
+
 struct mount_server {
 	kiln_fs *fs;
 	struct nodes *nodes;
@@ -32,6 +38,8 @@ struct mount_server {
 	struct mutex buffers_lock;
 	void *buffers[BUFFERS_IDLE_MAX];
 	unsigned buffers_nr;
+	struct mutex looks_lock;
+	struct atime_look looks[1024];
 };
 
 static inline struct mount_server *server_of(fuse_req_t req) { return fuse_req_userdata(req); }
@@ -46,6 +54,9 @@ void reply_entry(fuse_req_t req, int err, const struct kiln_stat *st);
 void reply_attr(fuse_req_t req, int err, const struct kiln_stat *st);
 /* The kernel forgets references that it had, or never got. */
 void server_forget(struct mount_server *s, uint64_t id, uint64_t count);
+
+/* Somebody has read it: atime.c. */
+void atime_touch(struct mount_server *s, struct kiln_node node);
 
 /* Handlers, by file. See fuse_lowlevel.h. */
 

@@ -63,6 +63,7 @@ struct setattr {
 	uint64_t size;
 	struct inode_time atime, mtime, ctime, btime;
 	bool atime_now, mtime_now;
+	bool keeps_ctime; /* where it isn't given: not now, but as it is */
 	bool keeps_setid; /* a new size leaves setuid and setgid as they are */
 };
 int namespace_setattr(struct namespace *ns, struct object o, const struct setattr *attr, struct inode *inode,

@@ -76,7 +76,10 @@ static void times_set(const struct setattr_args *a, struct inode *inode)
 		inode->mtime = attr->mtime_now ? a->now : inode_time_encode(kctx, attr->mtime);
 	if (attr->fields & SETATTR_BTIME)
 		inode->otime = inode_time_encode(kctx, attr->btime);
-	inode->ctime = attr->fields & SETATTR_CTIME ? inode_time_encode(kctx, attr->ctime) : a->now;
+	if (attr->fields & SETATTR_CTIME)
+		inode->ctime = inode_time_encode(kctx, attr->ctime);
+	else if (!attr->keeps_ctime)
+		inode->ctime = a->now;
 }
 
 static int setattr_run(struct btree_txn *txn, void *ctx)

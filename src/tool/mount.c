@@ -62,9 +62,8 @@ static bool is_fuse_option(const char *item)
 {
 	static const char *const prefixes[] = { "max_read=",   "user=",	       "context=", "fscontext=",
 						"defcontext=", "rootcontext=", "blksize=" };
-	static const char *const words[] = { "dev",	 "nodev",	 "suid",    "nosuid",	"exec",
-					     "noexec",	 "atime",	 "noatime", "relatime", "nodiratime",
-					     "diratime", "auto_unmount", "blkdev" };
+	static const char *const words[] = { "dev",   "nodev",	 "suid",       "nosuid",       "exec",	"noexec",
+					     "atime", "noatime", "nodiratime", "auto_unmount", "blkdev" };
 
 	for (size_t i = 0; i < ARRAY_NR(prefixes); i++)
 		if (!strncmp(item, prefixes[i], strlen(prefixes[i])))
@@ -81,6 +80,8 @@ static void options_split(struct mount_command *m, char *list)
 	char *save = NULL;
 
 	for (char *item = strtok_r(list, ",", &save); item; item = strtok_r(NULL, ",", &save)) {
+		if (!strcmp(item, "noatime"))
+			m->mount.atime = MOUNT_NOATIME;
 		if (!strcmp(item, "ro"))
 			m->mount.is_readonly = true;
 		else if (!strcmp(item, "rw"))
@@ -91,6 +92,10 @@ static void options_split(struct mount_command *m, char *list)
 			m->mount.allow_other = true;
 		else if (!strcmp(item, "noallow_other"))
 			m->mount.allow_other = false;
+		else if (!strcmp(item, "strictatime"))
+			m->mount.atime = MOUNT_STRICTATIME;
+		else if (!strcmp(item, "relatime"))
+			m->mount.atime = MOUNT_RELATIME;
 		else
 			option_append(is_fuse_option(item) ? &m->fuse_options : &m->fs_options, item);
 	}

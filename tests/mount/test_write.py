@@ -521,6 +521,33 @@ def times_are_kept_to_the_nanosecond(to):
         assert os.stat(fs.path("g")).st_mtime_ns == g.st_mtime_ns
 
 
+def reading_changes_atime_as_asked_for(to):
+    for option, first, second in (("relatime", True, False), ("noatime", False, False), ("strictatime", True, True)):
+        folder = os.path.join(to, option)
+        os.mkdir(folder)
+        fs = Filesystem(folder, options=["-o", option])
+        old = (10 ** 18, 10 ** 18)
+
+        def touched():
+            """By reading what isn't in the page cache: has atime changed, and nothing else?"""
+            fd = os.open(fs.path("f"), os.O_RDONLY)
+            before = os.fstat(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            assert os.read(fd, 10) == b"x" * 10
+            os.close(fd)
+            time.sleep(0.2)  # it is done after the answer
+            after = os.stat(fs.path("f"))
+            assert (after.st_mtime_ns, after.st_ctime_ns) == (before.st_mtime_ns, before.st_ctime_ns)
+            return after.st_atime_ns != before.st_atime_ns
+
+        with fs:
+            write(fs.path("f"), b"x" * 10)
+            os.utime(fs.path("f"), ns=old)
+            assert touched() == first, option
+            time.sleep(1.1)
+            assert touched() == second, option
+
+
 def default_acls_are_inherited_instead_of_the_umask(to):
     def acl(*entries):
         out = (2).to_bytes(4, "little")
@@ -748,6 +775,7 @@ CASES = [
     appends_of_many_processes_are_all_there,
     many_threads_write_and_read_their_files,
     times_are_kept_to_the_nanosecond,
+    reading_changes_atime_as_asked_for,
     default_acls_are_inherited_instead_of_the_umask,
     who_writes_a_setuid_file_takes_its_power,
     options_of_files_are_attributes,
