@@ -6,6 +6,7 @@
 $KILN_TEST_ROUNDS: how often it is filled and emptied, at least 2 (10). $KILN_UPSTREAM: upstream's tool; with it, its fsck sees the
 filesystem when it is full and when it is empty.
 """
+import collections
 import functools
 import json
 import os
@@ -19,7 +20,9 @@ import images  # noqa: E402
 import tap  # noqa: E402
 
 KILN, READ_TREE, CHANGE_FS = (os.path.abspath(p) for p in sys.argv[1:4])
-ROUNDS = int(os.environ.get("KILN_TEST_ROUNDS", "10"))
+ROUNDS = int(os.environ.get("KILN_TEST_ROUNDS", "12"))
+SOAK_ROUNDS = int(os.environ.get("KILN_TEST_SOAK", "50"))
+SOAK_FILES = 300
 FILES_MAX = 1 << 14
 LAYOUTS = (["--block-size=4k"], ["--block-size=512", "--bucket-size=128k", "--btree-node-size=64k"])
 
@@ -43,9 +46,9 @@ def judges_are_silent(device, what):
         assert not lines, "%s: upstream's fsck:\n%s" % (what, "\n".join(lines[:20]))
 
 
-def fill(fs, directory, first, size, names):
+def fill(fs, directory, first, size, names, files_max=FILES_MAX):
     """Small or large files until there is no space."""
-    count = fs.must("fill", directory, first, FILES_MAX, size)
+    count = fs.must("fill", directory, first, files_max, size)
     names.append((directory, first, first + count + 1))
     return count
 
@@ -101,15 +104,47 @@ def rounds_dont_grow(options):
             assert seen[-1]["user"] == 0, "round %d: %s" % (done, seen[-1])
         judges_are_silent(device, "after %d rounds" % ROUNDS)
         btree = [s["btree"] for s in seen]
-        half = len(btree) // 2
-        # How full nodes are is chance, so few samples need some room.
-        room = 1 if len(btree) >= 20 else 1.2
-        assert max(btree[half:]) <= max(btree[:half]) * room, "btree sectors grow: %s" % btree
+        print("# btrees: %s, files: %s" % (btree, counts))
+        # Each sample has seen every kind of file, so nothing is new after the first.
+        half = (len(btree) + 1) // 2
+        assert max(btree[half:], default=0) <= max(btree[:half]) * 1.05, "btree sectors grow: %s" % btree
         assert len({s["inodes"] for s in seen}) == 1, "inodes: %s" % [s["inodes"] for s in seen]
         for kind in range(4):
             made = counts[kind::4]
             # Generations of inode numbers and nodes that aren't full stay, once; then it must not get worse.
-            assert not made[2:] or min(made[2:]) * 3 >= made[1], "fewer and fewer fit: %s" % made
+            assert not made[2:] or min(made[2:]) * 4 >= made[1] * 3, "fewer and fewer fit: %s" % made
+
+
+def the_same_tree_again_and_again(options):
+    """Made and deleted: metadata is after many rounds what it was after few."""
+    with images.temporary() as work:
+        device = os.path.join(work, "dev")
+        format_one(device, options, "32M")
+        with changes.Filesystem(CHANGE_FS, [device]) as fs:
+            fs.must("mknod", "d", changes.S_IFDIR | 0o755, 0, 0)
+        fresh = facts(device)
+        stops = sorted({1, 10, 100, 1000, *range(SOAK_ROUNDS // 10, SOAK_ROUNDS + 1, SOAK_ROUNDS // 10)})
+        seen, done = {}, 0
+        for stop in (n for n in stops if n <= SOAK_ROUNDS):
+            with changes.Filesystem(CHANGE_FS, [device], limit=3600) as fs:
+                for done in range(done + 1, stop + 1):
+                    names = []
+                    assert fill(fs, "d", 0, 3000 + done % 4096, names, SOAK_FILES) == SOAK_FILES
+                    empty(fs, names)
+            seen[stop] = dict(facts(device), nodes=nodes_of(device))
+            print("# round %d: %s" % (stop, seen[stop]))
+            assert seen[stop]["user"] == 0 and seen[stop]["inodes"] == fresh["inodes"], "fresh: %s" % fresh
+        judges_are_silent(device, "after %d rounds" % SOAK_ROUNDS)
+        btree = {n: s["btree"] for n, s in seen.items()}
+        early = max(v for n, v in btree.items() if n <= SOAK_ROUNDS // 2)
+        assert max(btree.values()) <= early, "btrees grow: %s" % btree
+
+
+def nodes_of(device):
+    """How many nodes each btree has."""
+    p = subprocess.run([KILN, "list", "--json", "-b", "all", "-m", "nodes", device], capture_output=True, text=True, timeout=60)
+    assert p.returncode == 0, p.stderr
+    return collections.Counter(json.loads(line)["btree"] for line in p.stdout.splitlines())
 
 
 def facts(device):
@@ -125,7 +160,7 @@ def facts(device):
 def main():
     cases = []
     for options in LAYOUTS:
-        for test in (full_with_small_then_large_files, rounds_dont_grow):
+        for test in (full_with_small_then_large_files, rounds_dont_grow, the_same_tree_again_and_again):
             cases.append(("%s %s" % (test.__name__, " ".join(options)), functools.partial(test, options)))
     return tap.run(cases)
 
