@@ -34,6 +34,7 @@ enum {
 	DATA_ALLOWED_ALL = 1 << DATA_JOURNAL | 1 << DATA_BTREE | 1 << DATA_USER,
 	JOURNAL_BUCKETS_MIN = 8,
 	JOURNAL_BUCKETS_MAX = 8192,
+	JOURNAL_SECTORS_MIN = 1 << 11, /* where the device has room */
 	JOURNAL_SECTORS_MAX = 1 << 24,
 	WIPE_CHUNK_BYTES = 256 << 10,
 };
@@ -539,8 +540,10 @@ int super_format(struct super_format_device *devs, size_t nr, const struct super
 uint64_t super_journal_bucket_nr(uint64_t nbuckets, unsigned bucket_sectors)
 {
 	uint64_t most = min((uint64_t)JOURNAL_BUCKETS_MAX, (uint64_t)JOURNAL_SECTORS_MAX / bucket_sectors);
+	/* Small buckets: what freeing one of the ring takes must fit into the others. */
+	uint64_t least = min((uint64_t)JOURNAL_SECTORS_MIN / bucket_sectors, nbuckets >> 5);
 
-	return max(min(nbuckets >> 7, most), (uint64_t)JOURNAL_BUCKETS_MIN);
+	return max(min(max(nbuckets >> 7, least), most), (uint64_t)JOURNAL_BUCKETS_MIN);
 }
 
 bool super_bucket_has_superblock(const struct sb_layout_disk *layout, unsigned bucket_sectors, uint64_t bucket)

@@ -311,6 +311,8 @@ static void journals_get_the_lowest_buckets(void **state)
 	assert_int_equal(super_journal_bucket_nr(2048, 256), 16);
 	assert_int_equal(super_journal_bucket_nr(1536, 256), 12);
 	assert_int_equal(super_journal_bucket_nr(64, 256), 8);
+	assert_int_equal(super_journal_bucket_nr(1024, 64), 32);
+	assert_int_equal(super_journal_bucket_nr(512, 64), 16);
 	assert_int_equal(super_journal_bucket_nr(1 << 30, 256), 8192);
 	assert_int_equal(super_journal_bucket_nr(1 << 30, 4096), 4096);
 
