@@ -182,6 +182,7 @@ static const struct fuse_lowlevel_ops serve_ops = {
 	.getxattr = serve_getxattr,
 	.listxattr = serve_listxattr,
 	.setxattr = serve_setxattr,
+	.ioctl = serve_ioctl,
 	.removexattr = serve_removexattr,
 	.statfs = serve_statfs,
 };

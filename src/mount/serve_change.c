@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/fs.h>
 #include <string.h>
 #include <sys/sysmacros.h>
 
@@ -178,6 +179,65 @@ void serve_setattr(fuse_req_t req, fuse_ino_t id, struct stat *attr, int to_set,
 		return;
 	int err = kiln_setattr(server_of(req)->fs, node, &set, &st);
 	reply_attr(req, err, &st);
+}
+
+/* The same flags as the kernel asks for them before it sets any. */
+static struct fsxattr fsxattr_of(const struct kiln_stat *st)
+{
+	static const struct {
+		uint32_t flag, xflag;
+	} map[] = {
+		{ FS_SYNC_FL, FS_XFLAG_SYNC },	     { FS_IMMUTABLE_FL, FS_XFLAG_IMMUTABLE },
+		{ FS_APPEND_FL, FS_XFLAG_APPEND },   { FS_NODUMP_FL, FS_XFLAG_NODUMP },
+		{ FS_NOATIME_FL, FS_XFLAG_NOATIME },
+	};
+	struct fsxattr x = { .fsx_projid = st->project };
+
+	for (size_t i = 0; i < ARRAY_NR(map); i++)
+		if (st->flags & map[i].flag)
+			x.fsx_xflags |= map[i].xflag;
+	return x;
+}
+
+/* chattr and lsattr. Flags are one int, whatever the numbers of the requests say. */
+void serve_ioctl(fuse_req_t req, fuse_ino_t id, unsigned cmd, void *arg, struct fuse_file_info *fi, unsigned flags,
+		 const void *in_buf, size_t in_bytes, size_t out_bytes)
+{
+	struct mount_server *s = server_of(req);
+	struct kiln_node node;
+	struct kiln_stat st;
+	uint32_t fs_flags;
+	int err = -ENOTTY;
+
+	(void)arg;
+	(void)fi;
+	(void)flags;
+	if (!request_node(req, id, &node))
+		return;
+	if (cmd == FS_IOC_GETFLAGS && out_bytes >= sizeof(fs_flags)) {
+		err = kiln_stat(s->fs, node, &st);
+		if (!err) {
+			fuse_reply_ioctl(req, 0, &st.flags, sizeof(st.flags));
+			return;
+		}
+	} else if (cmd == FS_IOC_FSGETXATTR && out_bytes >= sizeof(struct fsxattr)) {
+		err = kiln_stat(s->fs, node, &st);
+		if (!err) {
+			struct fsxattr x = fsxattr_of(&st);
+
+			fuse_reply_ioctl(req, 0, &x, sizeof(x));
+			return;
+		}
+	} else if (cmd == FS_IOC_SETFLAGS && in_bytes >= sizeof(fs_flags)) {
+		memcpy(&fs_flags, in_buf, sizeof(fs_flags));
+		err = kiln_setattr(s->fs, node, &(struct kiln_setattr){ .fields = KILN_SET_FLAGS, .flags = fs_flags },
+				   NULL);
+		if (!err) {
+			fuse_reply_ioctl(req, 0, NULL, 0);
+			return;
+		}
+	}
+	fuse_reply_err(req, -err);
 }
 
 static bool is_in_group(fuse_req_t req, gid_t gid)

@@ -83,6 +83,8 @@ void serve_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name);
 void serve_rename(fuse_req_t req, fuse_ino_t from_parent, const char *from, fuse_ino_t to_parent, const char *to,
 		  unsigned flags);
 void serve_setattr(fuse_req_t req, fuse_ino_t id, struct stat *attr, int to_set, struct fuse_file_info *fi);
+void serve_ioctl(fuse_req_t req, fuse_ino_t id, unsigned cmd, void *arg, struct fuse_file_info *fi, unsigned flags,
+		 const void *in_buf, size_t in_bytes, size_t out_bytes);
 void serve_setxattr(fuse_req_t req, fuse_ino_t id, const char *name, const char *value, size_t size, int flags);
 void serve_removexattr(fuse_req_t req, fuse_ino_t id, const char *name);
 

@@ -595,6 +595,22 @@ def who_writes_a_setuid_file_takes_its_power(to):
         assert stat.S_IMODE(os.stat(fs.path("f")).st_mode) == 0o777
 
 
+def flags_are_changed_and_honoured(to):
+    fs = Filesystem(to)
+    with fs:
+        write(fs.path("f"), b"x")
+        subprocess.run(["chattr", "+d", fs.path("f")], check=True)
+        assert b"d" in subprocess.check_output(["lsattr", fs.path("f")]).split()[0]
+        subprocess.run(["chattr", "+i", fs.path("f")], check=True)
+        raises(errno.EPERM, os.unlink, fs.path("f"))
+        raises(errno.EPERM, os.chmod, fs.path("f"), 0o600)
+        subprocess.run(["chattr", "-i", fs.path("f")], check=True)
+        os.chmod(fs.path("f"), 0o600)
+        assert as_user(1234, lambda: os.chmod(fs.path("f"), 0o666)) != 0
+    with fs:
+        assert b"d" in subprocess.check_output(["lsattr", fs.path("f")]).split()[0]
+
+
 def options_of_files_are_attributes(to):
     with Filesystem(to) as fs:
         os.mkdir(fs.path("d"))
@@ -778,6 +794,7 @@ CASES = [
     reading_changes_atime_as_asked_for,
     default_acls_are_inherited_instead_of_the_umask,
     who_writes_a_setuid_file_takes_its_power,
+    flags_are_changed_and_honoured,
     options_of_files_are_attributes,
     a_full_filesystem_is_told_once_and_goes_on,
     what_was_synced_is_there_after_the_server_died,
