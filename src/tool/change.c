@@ -37,6 +37,10 @@ bool change_open(struct change *c, const char *fs_arg)
 		c->fs = NULL;
 		return false;
 	}
+	/* Limits hold once everything is counted, and a command would be done before that. */
+	int err = kiln_quota_wait(c->fs);
+	if (err)
+		tool_error("quotas can't be counted, so limits don't hold: %s", strerror(-err));
 	return true;
 }
 

@@ -12,6 +12,7 @@ static const struct command *const commands[] = {
 	&command_mount,	 &command_set_option, &command_check,  &command_put,	      &command_mkdir,
 	&command_rm,	 &command_mv,	      &command_ln,     &command_touch,	      &command_chmod,
 	&command_chown,	 &command_setfattr,   &command_status, &command_sync,	      &command_debug,
+	&command_quota,
 };
 
 static void print_help(FILE *out)

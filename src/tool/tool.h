@@ -35,7 +35,7 @@ struct command {
 extern const struct command command_show_super, command_list, command_list_journal, command_ls, command_stat,
 	command_cat, command_get, command_tar, command_usage, command_mount, command_format, command_set_option,
 	command_check, command_put, command_mkdir, command_rm, command_mv, command_ln, command_touch, command_chmod,
-	command_chown, command_setfattr, command_status, command_sync, command_debug;
+	command_chown, command_setfattr, command_status, command_sync, command_debug, command_quota;
 
 /* Called by mount(8), under a name that begins with "mount."? Then do what it asks for. */
 bool tool_is_mount_helper(const char *program);
