@@ -86,9 +86,13 @@ static int settle(kiln_fs *fs, struct check_target *target, struct usage *usage)
 
 	if (!err)
 		err = allocator_usage(fs->allocator, usage);
-	if (!err)
-		target->usage = usage;
-	return err;
+	if (err)
+		return err;
+	target->usage = usage;
+	struct quotas *quotas = allocator_quotas(fs->allocator);
+	if (quotas && !quotas_wait(quotas))
+		target->quotas = quotas;
+	return 0;
 }
 
 int kiln_check(kiln_fs *fs, const struct kiln_check_options *given, struct kiln_check_result *out)

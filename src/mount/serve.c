@@ -68,10 +68,27 @@ void stat_to_posix(const struct kiln_stat *st, struct stat *out)
 
 bool request_node(fuse_req_t req, fuse_ino_t id, struct kiln_node *node)
 {
-	if (nodes_find(server_of(req)->nodes, id, node))
-		return true;
-	fuse_reply_err(req, ESTALE);
-	return false;
+	struct mount_server *s = server_of(req);
+
+	if (!nodes_find(s->nodes, id, node)) {
+		fuse_reply_err(req, ESTALE);
+		return false;
+	}
+	/* Without memory to remember it, root is held to limits too. */
+	if (s->has_quotas)
+		kiln_quota_privileged(s->fs, !fuse_req_ctx(req)->uid);
+	return true;
+}
+
+static bool fs_has_quotas(kiln_fs *fs)
+{
+	static const enum kiln_quota_type types[] = { KILN_QUOTA_USER, KILN_QUOTA_GROUP, KILN_QUOTA_PROJECT };
+	struct kiln_quota_info info;
+	bool has_quotas = false;
+
+	for (size_t i = 0; i < ARRAY_NR(types); i++)
+		has_quotas |= !kiln_quota_info(fs, types[i], &info) && info.is_enabled;
+	return has_quotas;
 }
 
 int entry_fill(struct mount_server *s, const struct kiln_stat *st, struct fuse_entry_param *e)
@@ -136,7 +153,8 @@ static void serve_init(void *userdata, struct fuse_conn_info *conn)
 	conn->want = (conn->want | wanted) & ~unwanted;
 	if (s->options->has_acls)
 		conn->want |= FUSE_CAP_POSIX_ACL;
-	if (!s->options->is_readonly)
+	/* With quotas whoever writes must hear at once that he may not. */
+	if (!s->options->is_readonly && !s->has_quotas)
 		conn->want |= FUSE_CAP_WRITEBACK_CACHE;
 	conn->want &= conn->capable;
 	conn->max_write = REQUEST_BYTES_MAX;
@@ -200,6 +218,7 @@ struct mount_server *mount_server_new(kiln_fs *fs, const struct mount_options *o
 	s->fs = fs;
 	s->nodes = nodes;
 	s->options = options;
+	s->has_quotas = fs_has_quotas(fs);
 	mutex_init(&s->buffers_lock);
 	mutex_init(&s->looks_lock);
 	return s;

@@ -92,6 +92,9 @@ void serve_write(fuse_req_t req, fuse_ino_t id, const char *buf, size_t size, of
 	if (!request_node(req, id, &node))
 		return;
 	unsigned flags = fi->fh & PROTOCOL_KILL_SETID ? 0 : KILN_WRITE_KEEP_SETID;
+	/* Pages come from the kernel, whoever wrote to them. */
+	if (fi->writepage && server_of(req)->has_quotas)
+		kiln_quota_privileged(fs, false);
 	ssize_t n = fi->writepage ? write_back(fs, node, buf, size, (uint64_t)offset)
 				  : kiln_write_with(fs, node, (uint64_t)offset, buf, size, flags);
 	if (n < 0)

@@ -34,6 +34,7 @@ struct mount_server {
 	/* protocol.c: of the first request; the kernel sends no other before it is answered. */
 	bool has_killpriv_v2;
 	uint64_t init_unique;
+	bool has_quotas; /* some type is counted, so limits may hold */
 	/* Buffers of REQUEST_BYTES_MAX for reading, kept so that their pages needn't be made again. */
 	struct mutex buffers_lock;
 	void *buffers[BUFFERS_IDLE_MAX];
@@ -44,7 +45,10 @@ struct mount_server {
 
 static inline struct mount_server *server_of(fuse_req_t req) { return fuse_req_userdata(req); }
 
-/* The object a request is about; replies with an error and returns false when the kernel can't mean one. */
+/*
+ * The object a request is about; from here on this thread is held to quotas, or not, as who asks. Replies with an
+ * error and returns false when the kernel can't mean one.
+ */
 bool request_node(fuse_req_t req, fuse_ino_t id, struct kiln_node *node);
 void stat_to_posix(const struct kiln_stat *st, struct stat *out);
 /* What the kernel is to remember of an object, with one reference on its id. */

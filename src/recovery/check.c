@@ -47,6 +47,7 @@ static const struct {
 	{ { PASS_CHECK_XATTRS, "check_xattrs", "attributes", false, false, NULL }, check_xattrs },
 	{ { PASS_CHECK_ROOT, "check_root", "root directory", false, false, NULL }, check_root },
 	{ { PASS_CHECK_DIRECTORY_STRUCTURE, "check_directory_structure", "paths to the root", false, false, NULL }, check_directory_structure },
+	{ { CHECK_PASS_QUOTAS, "check_quotas", "quotas", false, false, NULL }, check_quotas },
 	{ { CHECK_PASS_DATA, "check_data", "data of all replicas", true, true, NULL }, check_data },
 	/* clang-format on */
 };

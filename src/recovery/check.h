@@ -40,6 +40,7 @@ const char *check_error_name(unsigned id);
 enum check_pass_id {
 	CHECK_PASS_SUPER = PASS_ID_NR_MAX,
 	CHECK_PASS_JOURNAL,
+	CHECK_PASS_QUOTAS,
 	CHECK_PASS_DATA,
 };
 
@@ -56,6 +57,7 @@ const struct check_pass *check_pass(unsigned i);
 
 enum { CHECK_PASSES_MAX = 32 };
 
+struct quotas;
 struct check_target {
 	const struct super *super;
 	struct journal_state *journal;
@@ -67,6 +69,7 @@ struct check_target {
 	 * buffer is empty, and no node waits to be written for the first time.
 	 */
 	bool is_writable;
+	struct quotas *quotas; /* what is counted, all of it; NULL: nothing */
 };
 
 struct check_opts {

@@ -183,6 +183,7 @@ int check_dirents(struct check *c);
 int check_xattrs(struct check *c);
 int check_root(struct check *c);
 int check_directory_structure(struct check *c);
+int check_quotas(struct check *c);
 int check_data(struct check *c);
 
 #endif

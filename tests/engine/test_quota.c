@@ -14,9 +14,11 @@
 
 #include <cmocka.h>
 
+#include "alloc/quota_internal.h"
 #include "base/clock.h"
 #include "base/sync.h"
 #include "base/util.h"
+#include "engine/fs.h"
 #include "kiln/kiln.h"
 
 enum { TASKS = 4, IDS = 5, FILES = 20, FILLERS = 1200, BYTES_MAX = 30000, TYPES = 3, BLOCK = 4096 };
@@ -157,6 +159,17 @@ static void counts_must_be_right(struct volume *v)
 			assert_int_equal(q.inodes.used, t.inodes[type][id]);
 		}
 	}
+}
+
+static uint64_t quota_errors(struct volume *v)
+{
+	struct kiln_check_options options = { .struct_bytes = sizeof(options), .passes = "check_quotas" };
+	struct kiln_check_result *result = calloc(1, sizeof(*result));
+
+	assert_int_equal(kiln_check(v->fs, &options, result), 0);
+	uint64_t errors = result->errors;
+	free(result);
+	return errors;
 }
 
 /* --- many at once --- */
@@ -346,6 +359,7 @@ static void counts_are_those_of_a_walk_whatever_happens(void **state)
 		volume_open(&v, KILN_OPEN_WRITE);
 		crew_run(&v, crew, seed + round, has_limits);
 		counts_must_be_right(&v);
+		assert_int_equal(quota_errors(&v), 0);
 		crew_run(&v, crew, seed + round + 100, has_limits);
 		counts_must_be_right(&v);
 		volume_close(&v);
@@ -577,12 +591,41 @@ static void all_together_get_what_the_limit_allows(void **state)
 	volume_remove(&v);
 }
 
+static void the_checker_sees_wrong_counts(void **state)
+{
+	static const struct {
+		unsigned type, counter;
+		uint32_t id;
+	} wrongs[] = { { QUOTA_USER, QUOTA_SPACE, 0 },
+		       { QUOTA_GROUP, QUOTA_INODES, 1 },
+		       { QUOTA_USER, QUOTA_SPACE, 77 } };
+	struct volume v;
+
+	(void)state;
+	volume_make(&v, "usrquota,grpquota");
+	assert_int_equal(file_new(&v, "a", S_IFREG, 0, 1, NULL), 0);
+	assert_int_equal(quota_errors(&v), 0);
+	for (size_t i = 0; i < ARRAY_NR(wrongs); i++) {
+		struct quotas *q = allocator_quotas(v.fs->allocator);
+
+		mutex_lock(&q->lock);
+		int64_t *used = &quota_row_get(q, wrongs[i].type, wrongs[i].id)->used[wrongs[i].counter];
+		mutex_unlock(&q->lock);
+		*used += 1;
+		assert_int_equal(quota_errors(&v), 1);
+		*used -= 1;
+	}
+	assert_int_equal(quota_errors(&v), 0);
+	volume_remove(&v);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(inode_limits_hold),
 		cmocka_unit_test(space_limits_hold),
 		cmocka_unit_test(soft_limits_hold_after_the_grace_period),
+		cmocka_unit_test(the_checker_sees_wrong_counts),
 		cmocka_unit_test(all_together_get_what_the_limit_allows),
 		cmocka_unit_test(counts_are_those_of_a_walk_whatever_happens),
 	};

@@ -626,6 +626,35 @@ def options_of_files_are_attributes(to):
 # --- a full filesystem, and a dying server ---
 
 
+def quotas_hold_for_users_and_not_for_root(to):
+    fs = Filesystem(to, format_options=["--usrquota", "--block-size=4k"])
+    status, _, err = doors.run([KILN, "quota", fs.image, "set", "user:1234", "--space-hard=1M", "--inodes-hard=2"])
+    assert status == 0, err
+
+    def fill():
+        with open(fs.path("file"), "wb", buffering=0) as f:
+            while True:
+                f.write(b"x" * 65536)
+
+    def more_files():
+        for i in range(4):
+            os.mkdir(fs.path("d%d" % i))
+
+    with fs:
+        time.sleep(0.5)  # limits hold once everything is counted
+        os.chmod(to, 0o755)
+        os.chmod(fs.directory, 0o777)
+        assert as_user(1234, fill) == errno.EDQUOT
+        assert os.stat(fs.path("file")).st_size == 1 << 20
+        assert as_user(1234, more_files) == errno.EDQUOT
+        assert sorted(os.listdir(fs.directory)) == ["d0", "file", "lost+found"]
+        assert as_user(1235, lambda: write(fs.path("other"), b"x" * 100000)) == 0
+        write(fs.path("file"), b"x" * (2 << 20))
+        os.chown(fs.path("other"), 1234, 1234)
+        assert os.stat(fs.path("file")).st_uid == 1234
+        assert as_user(1234, lambda: write(fs.path("file"), b"x" * 100000, os.O_WRONLY | os.O_APPEND)) == errno.EDQUOT
+
+
 def a_full_filesystem_is_told_once_and_goes_on(to):
     with Filesystem(to, size="64M") as fs:
         fd = os.open(fs.path("big"), os.O_CREAT | os.O_WRONLY)
@@ -796,6 +825,7 @@ CASES = [
     who_writes_a_setuid_file_takes_its_power,
     flags_are_changed_and_honoured,
     options_of_files_are_attributes,
+    quotas_hold_for_users_and_not_for_root,
     a_full_filesystem_is_told_once_and_goes_on,
     what_was_synced_is_there_after_the_server_died,
     signals_write_back_what_is_cached,

@@ -28,6 +28,7 @@
 #include "format/inode.h"
 #include "format/jset.h"
 #include "format/logged_op.h"
+#include "format/quota.h"
 #include "format/sb_sections.h"
 #include "format/snapshot.h"
 #include "format/str_hash.h"
@@ -930,6 +931,14 @@ static void data_damaged(struct filesystem *f)
 	patch(f, at, &byte, 1);
 	f->is_data = true;
 }
+static void quota_put(struct filesystem *f, struct bpos p)
+{
+	uint8_t value[QUOTA_BYTES];
+
+	quota_encode(&(struct quota){ .limits = { [QUOTA_SPACE] = { .hard = 8 } } }, value);
+	put(f, BTREE_QUOTAS, p, 0, KEY_QUOTA, value, sizeof(value));
+}
+static void quota_id(struct filesystem *f) { quota_put(f, BPOS(QUOTA_USER, 1ull << 32, 0)); }
 static void nothing(struct filesystem *f) { f->is_data = true; }
 
 /* --- the table --- */
