@@ -28,6 +28,7 @@ image_mount() {
 
 # Unmount; the filesystem must be clean and whole, to us and, where $JUDGE names a command, to that.
 image_check() {
+	cd /
 	umount "$mnt"
 	"$kiln" check "$work/image" > "$work/check" || { cat "$work/check"; failed=1; }
 	[ -z "${JUDGE:-}" ] || $JUDGE "$work/image" > "$work/judge" 2>&1 || { cat "$work/judge"; failed=1; }
