@@ -120,6 +120,7 @@ struct open_bucket {
 	uint8_t dev, gen, data_type;
 	bool is_partial;      /* on the partial list */
 	bool is_free_on_disk; /* nothing committed refers to it: it is counted as free still */
+	bool was_emptied;     /* all that was in it has gone while it was open: it waits for being discarded */
 	uint32_t refs;
 	uint16_t hash_next; /* in its chain, or in the list of unused ones */
 };
@@ -139,6 +140,8 @@ void open_buckets_destroy(struct open_buckets *o);
 bool open_bucket_is_open(struct allocator *a, unsigned dev, uint64_t bucket);
 /* A commit has changed whether a bucket counts as free. */
 void open_bucket_set_used(struct allocator *a, unsigned dev, uint64_t bucket, bool is_free);
+/* A commit makes a bucket wait for being discarded. If it is open, that is looked at again when it is closed. */
+void open_bucket_set_emptied(struct allocator *a, unsigned dev, uint64_t bucket);
 void open_bucket_get(struct allocator *a, uint16_t idx);
 /* The last reference closes it. */
 void open_bucket_put(struct allocator *a, uint16_t idx);

@@ -57,6 +57,15 @@ void open_bucket_set_used(struct allocator *a, unsigned dev, uint64_t bucket, bo
 	mutex_unlock(&a->open.lock);
 }
 
+void open_bucket_set_emptied(struct allocator *a, unsigned dev, uint64_t bucket)
+{
+	mutex_lock(&a->open.lock);
+	struct open_bucket *b = bucket_find(&a->open, dev, bucket);
+	if (b)
+		b->was_emptied = true;
+	mutex_unlock(&a->open.lock);
+}
+
 /* --- how many there may be --- */
 
 /* Free buckets of a device that a request may have. open_buckets.lock is held. */
@@ -150,23 +159,22 @@ static bool put_locked(struct open_buckets *o, uint16_t idx)
 	return true;
 }
 
-/* A bucket was closed: it may be free, or have become empty while it was open. */
-static void closed(struct allocator *a, unsigned dev)
+/* A bucket was closed: it may be free, or have become empty while it was open, and be passed over since. */
+static void closed(struct allocator *a, bool was_emptied)
 {
 	discards_freed(a);
-	if (counters_dev_buckets(&a->counters, dev, DATA_NEED_DISCARD))
+	if (was_emptied)
 		discards_kick(a);
 }
 
 void open_bucket_put(struct allocator *a, uint16_t idx)
 {
-	unsigned dev = a->open.buckets[idx].dev;
-
 	mutex_lock(&a->open.lock);
+	bool was_emptied = a->open.buckets[idx].was_emptied;
 	bool is_closed = put_locked(&a->open, idx);
 	mutex_unlock(&a->open.lock);
 	if (is_closed)
-		closed(a, dev);
+		closed(a, was_emptied);
 }
 
 /* --- the partial list --- */
@@ -209,7 +217,7 @@ uint16_t open_bucket_take_partial(struct allocator *a, unsigned data_type, uint6
 void open_buckets_drop_partial(struct allocator *a)
 {
 	struct open_buckets *o = &a->open;
-	uint64_t devs_closed = 0;
+	bool has_closed = false, was_emptied = false;
 
 	mutex_lock(&o->lock);
 	for (uint16_t i = 0; o->partial_nr && i < OPEN_BUCKETS_MAX; i++) {
@@ -219,11 +227,12 @@ void open_buckets_drop_partial(struct allocator *a)
 			continue;
 		b->is_partial = false;
 		o->partial_nr--;
-		if (put_locked(o, i))
-			devs_closed |= 1ull << b->dev;
+		if (!put_locked(o, i))
+			continue;
+		has_closed = true;
+		was_emptied |= b->was_emptied;
 	}
 	mutex_unlock(&o->lock);
-	for (unsigned dev = 0; dev < a->dev_nr; dev++)
-		if (devs_closed >> dev & 1)
-			closed(a, dev);
+	if (has_closed)
+		closed(a, was_emptied);
 }
