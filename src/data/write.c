@@ -284,6 +284,7 @@ static int chunks_write(struct write_op *op, const struct write_source *s, uint6
 		if (next < end && nr < wanted) {
 			struct write_chunk *c = &chunks[(first + nr) % wanted];
 
+			c->is_alone = wanted == 1;
 			c->begin = next;
 			c->end = chunk_end(next, end);
 			source_copy(s, block, c->begin << SECTOR_SHIFT, c->buf, (c->end - c->begin) << SECTOR_SHIFT);

@@ -52,6 +52,7 @@ struct data_batch *data_batch_new(struct data *data)
 		return NULL;
 	}
 	b->chunk.cuts = b->cuts;
+	b->chunk.is_alone = true;
 	return b;
 }
 

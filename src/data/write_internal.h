@@ -87,6 +87,7 @@ struct write_chunk {
 	unsigned cut_nr;
 	struct alloc_extent extents[CHUNK_EXTENTS_MAX];
 	unsigned extent_nr;
+	bool is_alone; /* nothing else is done until it is written */
 	struct device_io *ios;
 	struct iovec *iovs;
 	unsigned io_nr;

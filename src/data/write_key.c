@@ -5,6 +5,7 @@
  * as regions with a checksum of their own fit (encoded_extent_max). Without checksum a piece is one key.
  */
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -187,8 +188,8 @@ static void ios_make(struct write_chunk *c)
 
 static void submit(struct write_chunk *c)
 {
-	io_group_init(&c->group);
 	ios_make(c);
+	io_group_init_for(&c->group, c->is_alone ? c->io_nr : UINT_MAX);
 	for (unsigned i = 0; i < c->io_nr; i++) {
 		if (c->ios[i].dev)
 			io_submit(&c->group, &c->ios[i]);

@@ -105,6 +105,11 @@ struct io_group {
 
 void io_group_init(struct io_group *group);
 /*
+ * For a caller who submits @nr I/Os and then waits for them. A single one is served while it is submitted: that saves
+ * handing it to another thread and back, which costs more than a small I/O itself.
+ */
+void io_group_init_for(struct io_group *group, unsigned nr);
+/*
  * Submit @io as part of @group. Unaligned offsets and lengths (device io_align) and buffers (mem_align) are served
  * through a bounce buffer for reads and are -EINVAL for writes; discards are aligned to logical blocks. Never blocks
  * longer than queueing takes, except on devices without io_uring, which serve the I/O here.

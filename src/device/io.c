@@ -41,6 +41,8 @@ static void group_drop_ring(struct io_group *group);
 
 void io_group_init(struct io_group *group) { *group = (struct io_group){ 0 }; }
 
+void io_group_init_for(struct io_group *group, unsigned nr) { *group = (struct io_group){ .is_sync = nr == 1 }; }
+
 void io_submit(struct io_group *group, struct device_io *io)
 {
 	io->err = 0;

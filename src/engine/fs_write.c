@@ -44,7 +44,7 @@ int fs_node_write(void *ctx, const struct btree_ptr *p, const void *buf, size_t 
 	int first_err = 0;
 
 	*failed = 0;
-	io_group_init(&group);
+	io_group_init_for(&group, p->ptr_nr);
 	for (unsigned i = 0; i < p->ptr_nr; i++) {
 		ios[i] = (struct device_io){ .op = DEVICE_WRITE, .iov = &iov, .iov_nr = 1, .len_bytes = bytes };
 		if (!super_member_online(s, p->ptrs[i].dev)) {

@@ -140,7 +140,7 @@ static int devices_flush(struct journal *j)
 	unsigned nr = 0, devs[256];
 	int err = 0;
 
-	io_group_init(&group);
+	io_group_init_for(&group, j->super->member_nr);
 	for (unsigned i = 0; i < j->super->member_nr && nr < ARRAY_NR(ios); i++) {
 		struct device *dev = j->super->members[i].dev;
 
@@ -193,7 +193,7 @@ static int places_io(struct journal *j, enum device_op op, struct journal_buf *b
 	struct device_io ios[JOURNAL_COPIES_MAX];
 	struct io_group group;
 
-	io_group_init(&group);
+	io_group_init_for(&group, *place_nr);
 	for (unsigned i = 0; i < *place_nr; i++) {
 		ios[i] = (struct device_io){ .op = op, .dev = j->super->members[places[i].ring->dev].dev };
 		if (op == DEVICE_WRITE) {

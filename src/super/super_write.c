@@ -243,7 +243,7 @@ static void members_io(struct super_publish *p, enum device_op op, unsigned copy
 {
 	struct io_group group;
 
-	io_group_init(&group);
+	io_group_init_for(&group, p->s->member_nr);
 	for (unsigned i = 0; i < p->s->member_nr; i++) {
 		struct sb_disk *sb = (struct sb_disk *)p->members[i].buf;
 		struct device *dev = p->s->members[i].dev;
