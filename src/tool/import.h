@@ -5,7 +5,7 @@
  * contents with their holes, type, mode, owner, times, extended attributes and ACLs, hardlinks among what is imported.
  * A directory gets its own times when the last of its entries is done.
  *
- * Memory: a queue of IMPORT_QUEUE_MAX files, a buffer per task, and 48 bytes for each file with several links
+ * Memory: a queue of IMPORT_QUEUE_MAX files, a buffer and a batch per task, and 48 bytes for each file with several links
  * (archives: for each directory, too).
  */
 #ifndef KILN_TOOL_IMPORT_H
@@ -13,7 +13,7 @@
 
 #include "kiln/kiln.h"
 
-enum { IMPORT_QUEUE_MAX = 256, IMPORT_BUFFER_BYTES = 1 << 20 };
+enum { IMPORT_QUEUE_MAX = 256, IMPORT_BUFFER_BYTES = 4 << 20 };
 
 struct import_counts {
 	uint64_t files, directories, symlinks, hardlinks, specials;
