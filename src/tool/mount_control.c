@@ -83,19 +83,13 @@ json_t *mount_control_ask(const char *which, const char *command)
 	return replies;
 }
 
+/* Its mount goes first; the server hears of that a moment later. */
 bool mount_control_is_ending(const char *fs_arg)
 {
+	CLEANUP_FREE char *mount_point = mounted_at(fs_arg);
 	json_t *replies = mount_control_ask(fs_arg, "status");
-	bool is_ending = false;
-	const json_t *reply;
-	size_t i;
+	bool is_ending = !mount_point && json_array_size(replies);
 
-	json_array_foreach(replies, i, reply)
-	{
-		const char *state = json_string_value(json_object_get(reply, "state"));
-
-		is_ending = is_ending || (state && !strcmp(state, "ending"));
-	}
 	json_decref(replies);
 	return is_ending;
 }
