@@ -5,8 +5,8 @@
  * contents with their holes, type, mode, owner, times, extended attributes and ACLs, hardlinks among what is imported.
  * A directory gets its own times when the last of its entries is done.
  *
- * Memory: a queue of IMPORT_QUEUE_MAX files, a buffer and a batch per task, and 48 bytes for each file with several links
- * (archives: for each directory, too).
+ * Memory: a queue of IMPORT_QUEUE_MAX files, a buffer and a batch per task, and 48 bytes for each file with several
+ * links (archives: for each directory, too).
  */
 #ifndef KILN_TOOL_IMPORT_H
 #define KILN_TOOL_IMPORT_H
