@@ -61,7 +61,8 @@ struct kiln_fs {
 	char write_refused[KILN_ERROR_BYTES]; /* why it is read-only although it was to be written; "" */
 	bool (*is_in_use)(void *ctx, struct kiln_node node); /* kiln_in_use_set() */
 	void *is_in_use_ctx;
-	/* Where nothing is written, what was counted once stays true; and counting can mean reading the whole journal. */
+	/* Where nothing is written, what was counted once stays true; and counting can mean reading the whole journal.
+	 */
 	struct mutex usage_lock;
 	bool has_usage;
 	struct kiln_usage usage;
