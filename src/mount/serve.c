@@ -21,7 +21,7 @@
  * - no automatic invalidation when a file's mtime changes: only the kernel changes it;
  * - the kernel needn't ask before each write whether a file has privileges to lose (HANDLE_KILLPRIV_V2, protocol.c);
  * - the umask comes unapplied (DONT_MASK), because a default ACL replaces it;
- * - /dev/fuse is cloned per thread, so that requests don't queue at one descriptor; requests are up to 1 MiB;
+ * - requests are up to 1 MiB;
  * - data is not spliced: it is copied once either way, while it is checksummed.
  *
  * What libfuse 3.14 doesn't know of the protocol is made to fit in protocol.c.
@@ -38,8 +38,7 @@
  * the kernel refers to it, it is marked dead in nodes.c and held, until the kernel forgets it: kiln_release() then has
  * it deleted, in the background. What is still held at the end of the mount is deleted then.
  *
- * Threads wait for devices; so there are as many as are needed at once (up to a bound that is far above what devices
- * can do), and a slow fsync doesn't keep lookups waiting.
+ * Threads: loop.c. A request that waits keeps none of the others waiting.
  */
 #include <errno.h>
 #include <string.h>

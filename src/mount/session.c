@@ -19,12 +19,8 @@
 #include <unistd.h>
 
 #include "base/util.h"
+#include "mount/loop.h"
 #include "mount/protocol.h"
-
-enum {
-	THREADS_IDLE_MAX = 16,
-	THREADS_MAX = 256, /* requests that wait for something at once */
-};
 
 /* --- arguments of libfuse --- */
 
@@ -71,10 +67,66 @@ static int build_args(struct fuse_args *args, const struct mount_options *o)
 
 /* --- ending --- */
 
+/* What the main thread waits for: one byte each, in a pipe that a signal's handler can write to. */
+enum event { EVENT_SIGNAL = 's', EVENT_SERVED = 'e', EVENT_UNMOUNTED = 'u' };
+
+/* The pipe's end for writing. Handlers of signals have no argument: the one piece of state that is the process's. */
+static volatile int events_write_fd = -1;
+static const int end_signals[] = { SIGTERM, SIGINT, SIGHUP };
+
 struct ending {
 	struct mount_server *server;
 	struct task *task;
 };
+
+static void event_tell(enum event event)
+{
+	char byte = (char)event;
+
+	/* A full pipe tells enough. */
+	if (write(events_write_fd, &byte, 1) < 0)
+		return;
+}
+
+static void on_signal(int signal)
+{
+	int saved = errno;
+
+	(void)signal;
+	event_tell(EVENT_SIGNAL);
+	errno = saved;
+}
+
+static int events_begin(int fds[2], struct sigaction old[ARRAY_NR(end_signals)])
+{
+	struct sigaction action = { .sa_handler = on_signal, .sa_flags = SA_RESTART };
+
+	if (pipe2(fds, O_CLOEXEC))
+		return -errno;
+	fcntl(fds[1], F_SETFL, O_NONBLOCK);
+	events_write_fd = fds[1];
+	for (size_t i = 0; i < ARRAY_NR(end_signals); i++)
+		sigaction(end_signals[i], &action, &old[i]);
+	return 0;
+}
+
+static void events_end(int fds[2], const struct sigaction old[ARRAY_NR(end_signals)])
+{
+	for (size_t i = 0; i < ARRAY_NR(end_signals); i++)
+		sigaction(end_signals[i], &old[i], NULL);
+	events_write_fd = -1;
+	close(fds[0]);
+	close(fds[1]);
+}
+
+static enum event event_wait(int fd)
+{
+	char byte;
+
+	while (read(fd, &byte, 1) != 1)
+		;
+	return (enum event)byte;
+}
 
 /* As umount(8) does; whoever isn't root needs fusermount3 for it. 0 or a negative errno. */
 static int unmount(const char *mountpoint, bool is_lazy)
@@ -124,44 +176,42 @@ static void end_mount(void *arg)
 	if (err)
 		fuse_log(FUSE_LOG_ERR, "can't unmount %s: %s", mountpoint, strerror(-err));
 	/* Unmounted, serving ends by itself; where files are still open it must be told. */
-	fuse_session_exit(e->server->session);
-	kill(getpid(), SIGTERM);
+	event_tell(EVENT_UNMOUNTED);
 }
 
 /* --- serving --- */
 
-static int serve_until_end(struct fuse_session *session)
+static void on_served(void *ctx)
 {
-	struct fuse_loop_config *config = fuse_loop_cfg_create();
-
-	if (!config)
-		return -ENOMEM;
-	fuse_loop_cfg_set_clone_fd(config, 1);
-	fuse_loop_cfg_set_idle_threads(config, THREADS_IDLE_MAX);
-	fuse_loop_cfg_set_max_threads(config, THREADS_MAX);
-	int ret = fuse_session_loop_mt(session, config);
-	fuse_loop_cfg_destroy(config);
-	return ret;
+	(void)ctx;
+	event_tell(EVENT_SERVED);
 }
 
-static int serve(struct mount_server *s)
+static int serve(struct mount_server *s, int events_fd)
 {
 	struct ending ending = { .server = s };
-	int ret = serve_until_end(s->session);
+	struct loop *loop;
+	int err = loop_start(s->session, on_served, NULL, &loop);
 
-	/* Positive: the signal that asks for the end. */
-	if (ret > 0 && !task_start(&ending.task, "unmount", end_mount, &ending)) {
-		fuse_session_reset(s->session);
-		ret = serve_until_end(s->session);
+	if (err)
+		return err;
+	/* The first signal asks for the end; the second one doesn't wait for it. */
+	while (event_wait(events_fd) == EVENT_SIGNAL && !ending.task)
+		if (task_start(&ending.task, "unmount", end_mount, &ending))
+			break;
+	fuse_session_exit(s->session);
+	loop_stop(loop);
+	if (ending.task)
 		task_join(ending.task);
-	}
-	return min(ret, 0);
+	return 0;
 }
 
 int session_run(struct mount_server *s, const struct fuse_lowlevel_ops *ops, size_t ops_bytes,
 		void (*mounted)(void *ctx), void *ctx)
 {
 	struct fuse_args args = FUSE_ARGS_INIT(0, NULL);
+	struct sigaction old[ARRAY_NR(end_signals)];
+	int events[2];
 	int err = build_args(&args, s->options);
 
 	s->session = err ? NULL : fuse_session_new(&args, ops, ops_bytes, s);
@@ -169,16 +219,16 @@ int session_run(struct mount_server *s, const struct fuse_lowlevel_ops *ops, siz
 		err = -EINVAL;
 	if (!err)
 		err = protocol_extend(s->session);
-	if (!err && fuse_set_signal_handlers(s->session))
-		err = -EIO;
-	if (!err && fuse_session_mount(s->session, s->options->mountpoint)) {
-		fuse_remove_signal_handlers(s->session);
-		err = -EIO;
-	} else if (!err) {
-		mounted(ctx);
-		err = serve(s);
-		fuse_session_unmount(s->session);
-		fuse_remove_signal_handlers(s->session);
+	if (!err)
+		err = events_begin(events, old);
+	if (!err) {
+		err = fuse_session_mount(s->session, s->options->mountpoint) ? -EIO : 0;
+		if (!err) {
+			mounted(ctx);
+			err = serve(s, events[0]);
+			fuse_session_unmount(s->session);
+		}
+		events_end(events, old);
 	}
 	if (s->session)
 		fuse_session_destroy(s->session);
