@@ -205,7 +205,9 @@ def mount(folder, name):
             assert status == 1 and all(part in err for part in x["refused"][1]), "status %d: %s" % (status, err)
             assert not os.path.ismount(directory)
             return
-        with doors.Mount(KILN, u.devices, directory, *x.get("options", [])) as m:
+        # An access list that can't be read keeps everybody out, so lists are left aside where they are lost.
+        lists = ["-o", "noacl"] if x.get("xattrs_lost") else []
+        with doors.Mount(KILN, u.devices, directory, *x.get("options", []), *lists) as m:
             have = manifest.tree(m.directory)
             whole, lost = split(u, x)
             in_part = {p: damaged_pages(os.path.join(directory, p)) for p in x.get("damage", {})}
