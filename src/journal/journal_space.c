@@ -287,6 +287,9 @@ static uint32_t ring_space_next(struct journal *j, const struct journal_ring *r,
 
 	if (free_nr < 0)
 		return 0;
+	/* Those that wait would need what is in hand, but need not get it: then its rest is nobody's. */
+	if (free_nr < in_hand && (int)ring_free_nr(r) >= in_hand)
+		return 0;
 	if (rest >= min(liked, r->bucket_sectors))
 		return rest;
 	if (free_nr > in_hand)
