@@ -271,6 +271,14 @@ int fs_open_fresh(struct device **devices, size_t device_nr, const struct kiln_o
 	return 0;
 }
 
+static int open_refuse(struct kiln_fs *fs, struct device **devices, size_t device_nr, int err)
+{
+	for (size_t i = 0; devices && i < device_nr; i++)
+		device_close(devices[i]);
+	free(fs);
+	return err;
+}
+
 int fs_open(const char *const *args, size_t arg_nr, struct device **devices, size_t device_nr,
 	    const struct kiln_open_options *given, enum fs_depth depth, struct kiln_fs **out,
 	    char why[KILN_ERROR_BYTES])
@@ -284,20 +292,18 @@ int fs_open(const char *const *args, size_t arg_nr, struct device **devices, siz
 	why[0] = 0;
 	if (given && !given->struct_bytes) {
 		snprintf(why, KILN_ERROR_BYTES, "kiln_open_options.struct_bytes isn't set: no option would count");
-		free(fs);
-		return -EINVAL;
+		return open_refuse(fs, devices, device_nr, -EINVAL);
 	}
 	if (given)
 		memcpy(&options, given, min(given->struct_bytes, sizeof(options)));
 	if (options.memory_bytes && options.memory_bytes < KILN_MEMORY_MIN) {
 		snprintf(why, KILN_ERROR_BYTES, "a memory budget of at least %llu MiB is needed",
 			 KILN_MEMORY_MIN >> 20);
-		free(fs);
-		return -EINVAL;
+		return open_refuse(fs, devices, device_nr, -EINVAL);
 	}
 	if (!fs) {
 		describe_failure(NULL, -ENOMEM, why);
-		return -ENOMEM;
+		return open_refuse(NULL, devices, device_nr, -ENOMEM);
 	}
 
 	reporter_init(&fs->reporter, &options);

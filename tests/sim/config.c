@@ -44,7 +44,7 @@ static struct kiln_open_options open_options(struct sim *s, unsigned flags)
 					   .report = on_report };
 }
 
-/* --- drawing --- */
+/* --- drawing: never twice in one expression, whose order is the compiler's --- */
 
 static unsigned below(struct sim *s, unsigned bound) { return (unsigned)rng_below(&s->rng, bound); }
 static bool one_in(struct sim *s, unsigned n) { return !below(s, n); }
@@ -72,21 +72,31 @@ static void draw_format_options(struct sim *s, uint64_t bucket_kib)
 	unsigned replicas_max = min(s->disks_nr, 3u);
 	s->metadata_replicas = 1 + below(s, replicas_max);
 	s->data_replicas = 1 + below(s, replicas_max);
+	const char *hash = pick(s, hashes, 3), *on_error = pick(s, errors, 2);
 	strbuf_printf(&text,
 		      "block_size=%u,btree_node_size=%uk,encoded_extent_max=%uk,metadata_checksum=%s,data_checksum=%s,"
 		      "str_hash=%s,metadata_replicas=%u,data_replicas=%u,errors=%s",
-		      s->block_bytes, node, max(extent_kib, s->block_bytes / 1024), metadata, data, pick(s, hashes, 3),
-		      s->metadata_replicas, s->data_replicas, pick(s, errors, 2));
-	if (one_in(s, 3))
-		strbuf_printf(&text, ",metadata_replicas_required=%u,data_replicas_required=%u",
-			      1 + below(s, s->metadata_replicas), 1 + below(s, s->data_replicas));
-	if (one_in(s, 3))
-		strbuf_printf(&text, ",inodes_32bit=%u,shard_inode_numbers=%u", below(s, 2), below(s, 2));
-	if (one_in(s, 4))
-		strbuf_printf(&text, ",gc_reserve_percent=%u,root_reserve_percent=%u", 5 + below(s, 16), below(s, 5));
-	if (s->disks_nr > 1 && one_in(s, 4))
-		strbuf_printf(&text, ",metadata_target=%s,foreground_target=%s", one_in(s, 2) ? "fast" : "slow",
-			      one_in(s, 2) ? "fast" : "slow");
+		      s->block_bytes, node, max(extent_kib, s->block_bytes / 1024), metadata, data, hash,
+		      s->metadata_replicas, s->data_replicas, on_error);
+	if (one_in(s, 3)) {
+		unsigned required[2] = { 1 + below(s, s->metadata_replicas) };
+
+		required[1] = 1 + below(s, s->data_replicas);
+		strbuf_printf(&text, ",metadata_replicas_required=%u,data_replicas_required=%u", required[0],
+			      required[1]);
+	}
+	if (one_in(s, 3)) {
+		strbuf_printf(&text, ",inodes_32bit=%u", below(s, 2));
+		strbuf_printf(&text, ",shard_inode_numbers=%u", below(s, 2));
+	}
+	if (one_in(s, 4)) {
+		strbuf_printf(&text, ",gc_reserve_percent=%u", 5 + below(s, 16));
+		strbuf_printf(&text, ",root_reserve_percent=%u", below(s, 5));
+	}
+	if (s->disks_nr > 1 && one_in(s, 4)) {
+		strbuf_printf(&text, ",metadata_target=%s", one_in(s, 2) ? "fast" : "slow");
+		strbuf_printf(&text, ",foreground_target=%s", one_in(s, 2) ? "fast" : "slow");
+	}
 	if (one_in(s, 2))
 		strbuf_add(&text, ",usrquota,grpquota,prjquota");
 }
@@ -97,17 +107,16 @@ static void draw_mount_options(struct sim *s)
 
 	strbuf_printf(&text, "journal_flush_delay=%u", one_in(s, 2) ? 1000 : 1 + below(s, 3000));
 	strbuf_printf(&text, ",journal_reclaim_delay=%u", one_in(s, 2) ? 100 : below(s, 1000));
-	strbuf_printf(&text, ",inline_data=%u,journal_transaction_names=%u", !one_in(s, 4), below(s, 2));
+	strbuf_printf(&text, ",inline_data=%u", !one_in(s, 4));
+	strbuf_printf(&text, ",journal_transaction_names=%u", below(s, 2));
 }
 
 static void draw_device(struct sim *s, unsigned nr, uint64_t bucket_bytes, struct kiln_format_device *device)
 {
-	*device = (struct kiln_format_device){
-		.bucket_bytes = bucket_bytes,
-		.label = nr % 2 ? "slow.disk" : "fast.disk",
-		.flags = one_in(s, 2) ? KILN_FORMAT_DISCARD : 0,
-		.durability = one_in(s, 12) ? 2 : 0,
-	};
+	*device = (struct kiln_format_device){ .bucket_bytes = bucket_bytes,
+					       .label = nr % 2 ? "slow.disk" : "fast.disk" };
+	device->flags = one_in(s, 2) ? KILN_FORMAT_DISCARD : 0;
+	device->durability = one_in(s, 12) ? 2 : 0;
 	s->is_redundant &= device->durability < 2;
 	if (nr && s->metadata_replicas == 1 && s->data_replicas == 1 && one_in(s, 6))
 		device->data_allowed = one_in(s, 2) ? 1 << 2 | 1 << 3 : 1 << 4;
@@ -136,6 +145,7 @@ static int open_disks(struct sim *s, struct device *open[DISKS_MAX], unsigned *n
 	int err = 0;
 
 	*nr = 0;
+	memory_exempt_begin();
 	for (unsigned i = 0; i < s->disks_nr && !err; i++) {
 		struct device *dev;
 
@@ -148,6 +158,7 @@ static int open_disks(struct sim *s, struct device *open[DISKS_MAX], unsigned *n
 		if (!err)
 			err = disk_wrap(s->faulty[i], s->args->is_traced, &open[(*nr)++]);
 	}
+	memory_exempt_end();
 	return err;
 }
 

@@ -255,12 +255,10 @@ static void faults_clear(struct sim *s)
 
 static int episode_errors(struct sim *s, uint64_t ops, enum device_op op, bool is_lasting)
 {
-	struct device_fault rule = { .kind = FAULT_ERROR,
-				     .op = op,
-				     .err = -EIO,
-				     .per_million = is_lasting ? 1000000 : 1000 << below(s, 9),
-				     .remaining = is_lasting ? UINT64_MAX : 1 + below(s, 6) };
+	struct device_fault rule = { .kind = FAULT_ERROR, .op = op, .err = -EIO };
 
+	rule.per_million = is_lasting ? 1000000 : 1000 << below(s, 9);
+	rule.remaining = is_lasting ? UINT64_MAX : 1 + below(s, 6);
 	workload_run(s, below(s, (unsigned)ops));
 	s->is_faulty = true;
 	fault_rule(s, &rule, true);
@@ -276,12 +274,10 @@ static int episode_errors(struct sim *s, uint64_t ops, enum device_op op, bool i
 static int episode_slow(struct sim *s, uint64_t ops)
 {
 	for (unsigned op = DEVICE_READ; op <= DEVICE_DISCARD; op++) {
-		struct device_fault rule = { .kind = FAULT_LATENCY,
-					     .op = op,
-					     .per_million = 1000 << below(s, 9),
-					     .latency_ns = 1000000ull << below(s, 14),
-					     .remaining = UINT64_MAX };
+		struct device_fault rule = { .kind = FAULT_LATENCY, .op = op, .remaining = UINT64_MAX };
 
+		rule.per_million = 1000 << below(s, 9);
+		rule.latency_ns = 1000000ull << below(s, 14);
 		fault_rule(s, &rule, true);
 	}
 	workload_run(s, ops);
@@ -386,8 +382,11 @@ static void rot_make(struct sim *s, struct rot *r, unsigned disk)
 	memcpy(r->before, bytes + r->at, ROT_BYTES);
 	if (one_in(s, 3))
 		memset(bytes + r->at, (int)below(s, 256), ROT_BYTES);
-	else
-		bytes[r->at + below(s, ROT_BYTES)] ^= (uint8_t)(1u << below(s, 8));
+	else {
+		unsigned at = below(s, ROT_BYTES);
+
+		bytes[r->at + at] ^= (uint8_t)(1u << below(s, 8));
+	}
 	memcpy(r->after, bytes + r->at, ROT_BYTES);
 }
 
@@ -436,7 +435,8 @@ static int close_cleanly(struct sim *s)
 
 static int episode_rot(struct sim *s, uint64_t ops)
 {
-	unsigned nr = 1u << below(s, 6), disk = below(s, s->disks_nr);
+	unsigned nr = 1u << below(s, 6); /* in the order of the declarations */
+	unsigned disk = below(s, s->disks_nr);
 	struct rot rots[ROT_MAX];
 
 	workload_run(s, ops);
@@ -471,10 +471,10 @@ static int episode_rot(struct sim *s, uint64_t ops)
 /* What was written wrongly stays there: nothing can follow. */
 static int episode_bad_writes(struct sim *s, uint64_t ops, enum device_fault_kind kind)
 {
-	struct device_fault rule = {
-		.kind = kind, .op = DEVICE_WRITE, .per_million = 2000 << below(s, 8), .remaining = 1 + below(s, 4)
-	};
+	struct device_fault rule = { .kind = kind, .op = DEVICE_WRITE };
 
+	rule.per_million = 2000 << below(s, 8);
+	rule.remaining = 1 + below(s, 4);
 	s->is_faulty = true;
 	fault_rule(s, &rule, false);
 	workload_run(s, ops);

@@ -67,7 +67,8 @@ static void draw_name(struct rng *rng, const struct operation_limits *limits, un
 	char mate[2] = { dir == MODEL_ROOT ? (char)(OPERATION_MATE_LETTER + limits->mate) : 0, 0 };
 
 	/* Few different ones, so that they meet. */
-	snprintf(name, 256, "%s%c%llu", mate, 'a' + (char)rng_below(rng, 26), (unsigned long long)rng_below(rng, 30));
+	char letter = (char)('a' + rng_below(rng, 26));
+	snprintf(name, 256, "%s%c%llu", mate, letter, (unsigned long long)rng_below(rng, 30));
 	if (len > 1) {
 		size_t at = strlen(name);
 
@@ -135,7 +136,8 @@ static void draw_creation(struct operation *op, struct rng *rng, const struct mo
 
 	op->dir = draw_object(rng, m, is_dir);
 	draw_name(rng, limits, op->dir, op->name);
-	op->mode = types[rng_below(rng, ARRAY_NR(types))] | (uint32_t)rng_below(rng, 01000);
+	op->mode = types[rng_below(rng, ARRAY_NR(types))];
+	op->mode |= (uint32_t)rng_below(rng, 01000);
 	op->uid = (uint32_t)rng_below(rng, 3) * 1000;
 	op->gid = (uint32_t)rng_below(rng, 3) * 1000;
 	if (op->kind == OP_CREATE && (S_ISBLK(op->mode) || S_ISCHR(op->mode))) {
@@ -257,8 +259,8 @@ static bool draw_attributes(struct operation *op, struct rng *rng, const struct 
 	op->uid = (uint32_t)rng_below(rng, 3) * 1000;
 	op->gid = (uint32_t)rng_below(rng, 3) * 1000;
 	op->fields = (unsigned)rng_u64(rng) & (KILN_SET_MODE | KILN_SET_UID | KILN_SET_GID | KILN_SET_MTIME);
-	op->mtime =
-		(struct kiln_timespec){ (int64_t)rng_below(rng, 4000000000u), (uint32_t)rng_below(rng, 1000000000) };
+	op->mtime.sec = (int64_t)rng_below(rng, 4000000000u);
+	op->mtime.nsec = (uint32_t)rng_below(rng, 1000000000);
 	if (op->id == MODEL_ROOT && limits->mates_nr > 1) /* the others change it, too */
 		op->fields &= ~(unsigned)KILN_SET_MTIME;
 	if (S_ISLNK(m->objects[op->id].mode))
@@ -626,7 +628,7 @@ static ssize_t run_read(const struct operation *op, const struct model_object *o
 
 	if (n < 0)
 		return n;
-	if (n > want || memcmp(bytes, o->data + op->offset, (size_t)n))
+	if (n > want || (n && memcmp(bytes, o->data + op->offset, (size_t)n)))
 		return 1;
 	return n < want ? -EIO : 0; /* short where something can't be read */
 }

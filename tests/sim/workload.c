@@ -53,6 +53,8 @@ static void promise(struct workload *w, uint64_t op_nr)
 
 	for (; nr < w->log_nr && w->promised_op < op_nr; nr++)
 		operation_apply(&w->log[nr].op, &w->promised, ++w->promised_op);
+	if (!nr)
+		return;
 	memmove(w->log, w->log + nr, (w->log_nr - nr) * sizeof(*w->log));
 	w->log_nr -= nr;
 }
