@@ -293,8 +293,10 @@ static int piece_copy(const struct copy_op *op, uint64_t size, uint64_t at, uint
 	else if (err)
 		return err;
 	if (data_at > at) {
-		*done = min(data_at, end);
-		return write_punch(op->data, op->to, to_at, to_at + (*done - at), NULL, op->journal_seq);
+		data_at = min(data_at, end);
+		err = write_punch(op->data, op->to, to_at, to_at + (data_at - at), NULL, op->journal_seq);
+		*done = err ? at : data_at;
+		return err;
 	}
 	ssize_t n = data_read(op->data, &from, at, buf, (size_t)min(end - at, (uint64_t)len_max), data_damage_note,
 			      &is_damaged);

@@ -615,6 +615,23 @@ static void promised_space_is_kept_for_who_has_it(void **state)
 	world_close(&w, true);
 }
 
+/* Zeroing part of a block that is shared takes a new one: where there is none, that a hole was copied isn't claimed. */
+static void a_hole_is_not_copied_where_there_is_no_space(void **state)
+{
+	struct world w;
+	uint64_t seq = 0;
+
+	world_open(&w, 9, 1, "block_size=4k", 4096);
+	struct file *promised = &w.files[0], *shared = &w.files[1];
+	op_write(&w, shared, 0, 8192);
+	op_copy(&w, shared, 0, shared, 1 << 20, 8192);
+	assert_true(promise_all(&w, promised) > 128 << 20);
+	struct data_write_target from = target_of(promised), to = target_of(shared);
+	assert_int_equal(data_copy_range(w.fs->data, &from, 0, &to, 0, 150, 0, NULL, &seq), -ENOSPC);
+	file_check(&w, shared);
+	world_close(&w, true);
+}
+
 /* --- what is shared --- */
 
 static void whole_blocks_are_shared_until_they_are_written(void **state)
@@ -763,6 +780,7 @@ int main(void)
 		cmocka_unit_test(promised_space_reads_as_zeroes_and_is_a_hole),
 		cmocka_unit_test(zeroing_keeps_the_space),
 		cmocka_unit_test(promised_space_is_kept_for_who_has_it),
+		cmocka_unit_test(a_hole_is_not_copied_where_there_is_no_space),
 		cmocka_unit_test(whole_blocks_are_shared_until_they_are_written),
 		cmocka_unit_test(sharing_alone_is_refused_where_it_cannot_be),
 		cmocka_unit_test(files_have_the_bytes_written_blocks_of_4096),
