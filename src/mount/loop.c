@@ -141,7 +141,6 @@ static bool may_wait(const struct fuse_buf *buf)
 	case FUSE_WRITE:
 	case FUSE_FSYNC:
 	case FUSE_FSYNCDIR:
-	case FUSE_FLUSH:
 	case FUSE_FALLOCATE:
 	case FUSE_LSEEK:
 	case FUSE_COPY_FILE_RANGE:

@@ -13,8 +13,8 @@
  * - writeback cache: a write is copied to the page cache and done; files are written in large requests, at the latest
  *   when they are closed. Size, mtime and ctime of regular files are then the kernel's, which sends the times by
  *   setattr; so a write from the page cache must leave them, and setuid, alone;
- * - no open, no opendir, no create, no flush, no release (they answer ENOSYS once, then the kernel stops asking): a new
- *   file costs a lookup, a mknod, its data and its times;
+ * - no open, no opendir, no create, no release (they answer ENOSYS once, then the kernel stops asking): a new
+ *   file costs a lookup, a mknod, its data, its times, and a flush, by which close() hears what went wrong;
  * - readdirplus: names and attributes of a directory come together;
  * - directories are read, and looked up in, in parallel; symlinks, directories and ACLs are cached by the kernel;
  * - no atomic O_TRUNC: it would come with an open, and there is none;
@@ -30,8 +30,8 @@
  *
  * What a reply promises: the change is seen by everybody, and after a crash it is there with all before it, or it is
  * gone with all behind it. Durable is what fsync was answered for; the rest follows within the journal's flush delay.
- * Data in the page cache is not even written: an error of writing it back (ENOSPC, EDQUOT, EIO) is told by the kernel,
- * once, at the next fsync or close.
+ * Data in the page cache is not even written: an error of writing it back (ENOSPC, EDQUOT, EIO) is told at the
+ * next fsync or close (serve_data.c, "Errors of writing back").
  *
  * Files in use. Opening and closing aren't seen. What is seen is the kernel's lookup count: as long as an object is
  * open, the kernel refers to it. The library asks (kiln_in_use_set()) about each object that loses its last name; if
@@ -189,6 +189,7 @@ static const struct fuse_lowlevel_ops serve_ops = {
 	.opendir = serve_no_open,
 	.read = serve_read,
 	.write = serve_write,
+	.flush = serve_flush,
 	.fsync = serve_fsync,
 	.fsyncdir = serve_fsync,
 	.lseek = serve_lseek,
@@ -220,6 +221,7 @@ struct mount_server *mount_server_new(kiln_fs *fs, const struct mount_options *o
 	s->has_quotas = fs_has_quotas(fs);
 	mutex_init(&s->buffers_lock);
 	mutex_init(&s->looks_lock);
+	mutex_init(&s->failed_lock);
 	return s;
 }
 
@@ -229,6 +231,8 @@ void mount_server_free(struct mount_server *s)
 		free(s->buffers[--s->buffers_nr]);
 	mutex_destroy(&s->buffers_lock);
 	mutex_destroy(&s->looks_lock);
+	mutex_destroy(&s->failed_lock);
+	free(s->failed);
 	nodes_free(s->nodes);
 	free(s);
 }

@@ -84,6 +84,50 @@ static ssize_t write_back(kiln_fs *fs, struct kiln_node node, const char *buf, s
 	return (ssize_t)done;
 }
 
+/*
+ * Errors of writing back. The kernel tells them at fsync, and at close unless somebody else asked first: setting a
+ * file's times takes the error away, and `mv` and `cp -p` do that before they close, without minding the answer. So it
+ * is kept here as well, for the close; an fsync that gets as far as here has told it before.
+ */
+static bool is_of(const struct failed_file *failed, struct kiln_node node)
+{
+	return failed->node.ino == node.ino && failed->node.subvol == node.subvol;
+}
+
+static void failure_note(struct mount_server *s, struct kiln_node node, int error)
+{
+	mutex_lock(&s->failed_lock);
+	size_t i = 0;
+	while (i < s->failed_nr && !is_of(&s->failed[i], node))
+		i++;
+	struct failed_file *failed = i < s->failed_nr ? s->failed : reallocarray(s->failed, i + 1, sizeof(*failed));
+	if (failed) {
+		s->failed = failed;
+		s->failed[i] = (struct failed_file){ node, error };
+		__atomic_store_n(&s->failed_nr, max(s->failed_nr, i + 1), __ATOMIC_RELEASE);
+	}
+	mutex_unlock(&s->failed_lock);
+}
+
+/* The error that is to be told of @node, which it then has been; or 0. */
+static int failure_take(struct mount_server *s, struct kiln_node node)
+{
+	int error = 0;
+
+	if (!__atomic_load_n(&s->failed_nr, __ATOMIC_ACQUIRE))
+		return 0;
+	mutex_lock(&s->failed_lock);
+	for (size_t i = 0; i < s->failed_nr && !error; i++) {
+		if (!is_of(&s->failed[i], node))
+			continue;
+		error = s->failed[i].error;
+		s->failed[i] = s->failed[s->failed_nr - 1];
+		__atomic_store_n(&s->failed_nr, s->failed_nr - 1, __ATOMIC_RELEASE);
+	}
+	mutex_unlock(&s->failed_lock);
+	return error;
+}
+
 void serve_write(fuse_req_t req, fuse_ino_t id, const char *buf, size_t size, off_t offset, struct fuse_file_info *fi)
 {
 	kiln_fs *fs = server_of(req)->fs;
@@ -97,10 +141,25 @@ void serve_write(fuse_req_t req, fuse_ino_t id, const char *buf, size_t size, of
 		kiln_quota_privileged(fs, false);
 	ssize_t n = fi->writepage ? write_back(fs, node, buf, size, (uint64_t)offset)
 				  : kiln_write_with(fs, node, (uint64_t)offset, buf, size, flags);
+	if (n < 0 && fi->writepage)
+		failure_note(server_of(req), node, (int)-n);
 	if (n < 0)
 		fuse_reply_err(req, (int)-n);
 	else
 		fuse_reply_write(req, (size_t)n);
+}
+
+/* A close. What was written has been written back before. */
+void serve_flush(fuse_req_t req, fuse_ino_t id, struct fuse_file_info *fi)
+{
+	struct kiln_node node;
+
+	(void)fi;
+	/* The kernel then doesn't ask again. */
+	if (server_of(req)->options->is_readonly)
+		fuse_reply_err(req, ENOSYS);
+	else if (request_node(req, id, &node))
+		fuse_reply_err(req, failure_take(server_of(req), node));
 }
 
 void serve_fsync(fuse_req_t req, fuse_ino_t id, int is_datasync, struct fuse_file_info *fi)
@@ -109,8 +168,10 @@ void serve_fsync(fuse_req_t req, fuse_ino_t id, int is_datasync, struct fuse_fil
 
 	(void)is_datasync; /* the size is all that datasync could leave out, and it is in the same journal entry */
 	(void)fi;
-	if (request_node(req, id, &node))
-		fuse_reply_err(req, -kiln_fsync(server_of(req)->fs, node));
+	if (!request_node(req, id, &node))
+		return;
+	failure_take(server_of(req), node);
+	fuse_reply_err(req, -kiln_fsync(server_of(req)->fs, node));
 }
 
 /*

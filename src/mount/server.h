@@ -26,6 +26,12 @@ struct atime_look {
 	uint64_t at_ns; /* clock_monotonic_ns() */
 };
 
+/* A file of which not all that was written could be written back, and nobody has been told yet. */
+struct failed_file {
+	struct kiln_node node;
+	int error;
+};
+
 struct mount_server {
 	kiln_fs *fs;
 	struct nodes *nodes;
@@ -39,6 +45,9 @@ struct mount_server {
 	struct mutex buffers_lock;
 	void *buffers[BUFFERS_IDLE_MAX];
 	unsigned buffers_nr;
+	struct mutex failed_lock;
+	struct failed_file *failed;
+	size_t failed_nr; /* looked at without the lock, too */
 	struct mutex looks_lock;
 	struct atime_look looks[1024];
 };
@@ -95,6 +104,7 @@ void serve_removexattr(fuse_req_t req, fuse_ino_t id, const char *name);
 /* --- serve_data.c: contents of files --- */
 void serve_read(fuse_req_t req, fuse_ino_t id, size_t size, off_t offset, struct fuse_file_info *fi);
 void serve_write(fuse_req_t req, fuse_ino_t id, const char *buf, size_t size, off_t offset, struct fuse_file_info *fi);
+void serve_flush(fuse_req_t req, fuse_ino_t id, struct fuse_file_info *fi);
 void serve_fsync(fuse_req_t req, fuse_ino_t id, int is_datasync, struct fuse_file_info *fi);
 void serve_lseek(fuse_req_t req, fuse_ino_t id, off_t offset, int whence, struct fuse_file_info *fi);
 void serve_fallocate(fuse_req_t req, fuse_ino_t id, int mode, off_t offset, off_t len, struct fuse_file_info *fi);

@@ -678,6 +678,29 @@ def a_full_filesystem_is_told_once_and_goes_on(to):
         assert read(fs.path("small")) == b"x" * 100000
 
 
+def close_tells_what_setting_times_has_swallowed(to):
+    """As mv and cp -p do it, which don't mind that the times can't be set."""
+    with Filesystem(to, size="64M") as fs:
+        told = []
+        for i in range(60):
+            fd = os.open(fs.path("f%d" % i), os.O_CREAT | os.O_WRONLY)
+            os.write(fd, bytes(3 << 19))
+            try:
+                os.utime(fd, ns=(1, 2))
+            except OSError as e:
+                assert e.errno == errno.ENOSPC, e
+            try:
+                os.close(fd)
+            except OSError as e:
+                assert e.errno == errno.ENOSPC, e
+                told.append(i)
+        assert told and told[-1] == 59, told
+        fs.unmount()
+        fs.mount()
+        for i in range(60):
+            assert i in told or read(fs.path("f%d" % i)) == bytes(3 << 19), "f%d is not what close() promised" % i
+
+
 def what_was_synced_is_there_after_the_server_died(to):
     fs = Filesystem(to)
     rng = random.Random(SEED)
@@ -827,6 +850,7 @@ CASES = [
     options_of_files_are_attributes,
     quotas_hold_for_users_and_not_for_root,
     a_full_filesystem_is_told_once_and_goes_on,
+    close_tells_what_setting_times_has_swallowed,
     what_was_synced_is_there_after_the_server_died,
     signals_write_back_what_is_cached,
 ]
