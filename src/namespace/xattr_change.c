@@ -212,7 +212,7 @@ static int project_parse(const char *text, uint64_t *value)
 static int option_set(struct xattr_args *a, const char *name, const void *value, size_t size, uint64_t *journal_seq)
 {
 	enum { TEXT_BYTES_MAX = 256 };
-	char text[TEXT_BYTES_MAX];
+	char text[TEXT_BYTES_MAX], why_unused[256];
 	uint64_t v;
 	int option = inode_option_find(name);
 
@@ -231,6 +231,10 @@ static int option_set(struct xattr_args *a, const char *name, const void *value,
 		super_lock_release(a->ns->super);
 		if (err)
 			return err;
+		/* Files that ask for what isn't there couldn't be written. */
+		if (option != INODE_OPT_PROJECT &&
+		    super_option_unsupported(inode_option_id((unsigned)option), v, why_unused))
+			return -EOPNOTSUPP;
 		a->option_stored = (uint32_t)v + 1;
 	}
 	return change_run(a->ns, "xattr_option", journal_seq, option_change, a);

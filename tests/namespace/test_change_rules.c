@@ -382,22 +382,26 @@ static void options_are_inherited_and_guard_links(void **state)
 	struct object dir = make(world_root, "dir", S_IFDIR | 0755), plain = make(world_root, "plain", S_IFREG | 0644);
 	char text[32] = { 0 };
 
-	assert_int_equal(namespace_xattr_set(w.ns, dir, "bcachefs.compression", "zstd", 4, 0, NULL), 0);
+	assert_int_equal(namespace_xattr_set(w.ns, dir, "bcachefs.data_checksum", "xxhash", 6, 0, NULL), 0);
 	assert_int_equal(namespace_xattr_set(w.ns, dir, "bcachefs.project", "77", 2, 0, NULL), 0);
-	assert_int_equal(namespace_xattr_set(w.ns, dir, "bcachefs.compression", "tar", 3, 0, NULL), -EINVAL);
+	assert_int_equal(namespace_xattr_set(w.ns, dir, "bcachefs.data_checksum", "tar", 3, 0, NULL), -EINVAL);
 	assert_int_equal(namespace_xattr_set(w.ns, dir, "bcachefs.nonsense", "1", 1, 0, NULL), -EINVAL);
+	/* What files would then need to be written isn't there. */
+	assert_int_equal(namespace_xattr_set(w.ns, dir, "bcachefs.compression", "zstd", 4, 0, NULL), -EOPNOTSUPP);
+	assert_int_equal(namespace_xattr_set(w.ns, dir, "bcachefs.compression", "none", 4, 0, NULL), 0);
+	assert_int_equal(namespace_xattr_remove(w.ns, dir, "bcachefs.compression", NULL), 0);
 	struct object file = make(dir, "file", S_IFREG | 0644), sub = make(dir, "sub", S_IFDIR | 0755);
-	assert_int_equal(namespace_xattr_get(w.ns, file, "bcachefs_effective.compression", text, sizeof(text)), 4);
-	assert_string_equal(text, "zstd");
-	assert_int_equal(namespace_xattr_get(w.ns, file, "bcachefs.compression", text, sizeof(text)), -ENODATA);
+	assert_int_equal(namespace_xattr_get(w.ns, file, "bcachefs_effective.data_checksum", text, sizeof(text)), 6);
+	assert_string_equal(text, "xxhash");
+	assert_int_equal(namespace_xattr_get(w.ns, file, "bcachefs.data_checksum", text, sizeof(text)), -ENODATA);
 	assert_int_equal(inode_of(file).opts[INODE_OPT_PROJECT], 78);
 
 	/* Directories with other options are a border for links and for directories that move. */
 	assert_int_equal(namespace_link(w.ns, plain, dir, "in", 2, NULL), -EXDEV);
 	assert_int_equal(move(dir, "sub", world_root, "out", 0), -EXDEV);
 	assert_int_equal(move(dir, "file", world_root, "out", 0), 0);
-	assert_int_equal(inode_of(file).opts[INODE_OPT_COMPRESSION], 0);
-	assert_int_equal(namespace_xattr_set(w.ns, sub, "bcachefs.compression", "none", 4, 0, NULL), 0);
+	assert_int_equal(inode_of(file).opts[INODE_OPT_DATA_CHECKSUM], 0);
+	assert_int_equal(namespace_xattr_set(w.ns, sub, "bcachefs.data_checksum", "none", 4, 0, NULL), 0);
 	assert_int_equal(namespace_xattr_set(w.ns, sub, "bcachefs.project", "0", 1, 0, NULL), 0);
 	assert_int_equal(move(dir, "sub", world_root, "sub", 0), 0);
 	assert_int_equal(move(world_root, "sub", dir, "sub", 0), 0);
