@@ -266,10 +266,13 @@ kiln_fs *tool_open_fs(const struct tool_open *open_opts, const char *fs_arg, enu
 	};
 
 	int err = fs_open(&fs_arg, 1, NULL, 0, &options, depth, &fs, why);
-	/* Umount returns before the server has written everything back. */
-	for (unsigned tries = 0; err == -EBUSY && mount_control_is_ending(fs_arg) && !tool_interrupted; tries++) {
-		if (!tries)
+	/* Umount returns before the server has written everything back. One that doesn't answer may just have ended. */
+	bool has_ended = false, is_told = false;
+	while (err == -EBUSY && !tool_interrupted && !has_ended) {
+		has_ended = !mount_control_is_ending(fs_arg);
+		if (!has_ended && !is_told)
 			tool_error("waiting for the last mount of %s to end", fs_arg);
+		is_told |= !has_ended;
 		sleep_ns(ENDING_LOOK_NS);
 		err = fs_open(&fs_arg, 1, NULL, 0, &options, depth, &fs, why);
 	}
