@@ -165,6 +165,8 @@ static uint64_t shard_evict(struct cache *c, struct cache_shard *shard, uint64_t
 	for (size_t left = shard->node_nr; left && freed < bytes; left--) {
 		struct btree_node *node = shard->hand;
 
+		if (!node)
+			break;
 		shard->hand = node->clock_next;
 		if (node->state == NODE_LOADING || atomic_load_explicit(&node->refs, memory_order_acquire))
 			continue;

@@ -267,6 +267,7 @@ static int allocate_locked(struct allocate_op *op, uint64_t begin, uint64_t end,
 	/* Zeroing has been done, wherever space could not be promised. */
 	if ((err == -ENOSPC || err == -EDQUOT) && flags & DATA_ALLOCATE_ZERO)
 		err = 0;
+	op->inode = NULL;
 	if (err)
 		return err;
 	uint64_t size = flags & DATA_ALLOCATE_KEEP_SIZE ? 0 : end;
