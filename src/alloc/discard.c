@@ -230,9 +230,14 @@ static void discards_task(void *arg)
 
 int discards_start(struct allocator *a)
 {
-	a->discards.is_stopping = false;
-	a->discards.is_wanted = true;
-	return task_start(&a->discards.task, "discard", discards_task, a);
+	struct discards *d = &a->discards;
+
+	/* Tasks that were started before may already kick. */
+	mutex_lock(&d->lock);
+	d->is_stopping = false;
+	d->is_wanted = true;
+	mutex_unlock(&d->lock);
+	return task_start(&d->task, "discard", discards_task, a);
 }
 
 void discards_stop(struct allocator *a)

@@ -339,10 +339,16 @@ static void gc_gens_task(void *arg)
 
 int gc_gens_start(struct allocator *a)
 {
+	bool is_wanted = false;
+
+	for (unsigned dev = 0; dev < a->dev_nr; dev++)
+		is_wanted |= counters_dev_buckets(&a->counters, dev, DATA_NEED_GC_GENS) > 0;
+	/* Tasks that were started before may already kick. */
+	mutex_lock(&a->gc.lock);
 	a->gc.is_stopping = false;
 	a->gc.clock_last = atomic_load(&a->clock[1]);
-	for (unsigned dev = 0; dev < a->dev_nr; dev++)
-		a->gc.is_wanted |= counters_dev_buckets(&a->counters, dev, DATA_NEED_GC_GENS) > 0;
+	a->gc.is_wanted |= is_wanted;
+	mutex_unlock(&a->gc.lock);
 	return task_start(&a->gc.task, "gc-gens", gc_gens_task, a);
 }
 
