@@ -158,11 +158,15 @@ enum device_open_flags {
 
 /*
  * Open a file or block device. Locks: advisory whole-file lock on the inode, shared for readers and exclusive for
- * writers, plus O_EXCL for writers of block devices. A reader meeting a writer, or a writer meeting anybody, gets
- * -EBUSY. On every error @why (may be NULL) becomes a sentence that names the device and, for -EBUSY, the other process
- * if it can be found, and what to do. -ENOTBLK: neither a file nor a block device.
+ * writers, plus O_EXCL for writers of block devices. A loop device and the file behind it are one. A reader meeting a
+ * writer, or a writer meeting anybody, gets -EBUSY. On every error @why (may be NULL) becomes a sentence that names the
+ * device and, for -EBUSY, the other process if it can be found, and what to do. -ENOTBLK: neither a file nor a block
+ * device.
  */
 int device_open_file(const char *path, unsigned flags, const struct log_sink *log, struct device **dev, char why[256]);
+
+/* Do two paths lead to the same file or block device, or to loop devices of the same bytes? */
+bool device_is_same(const char *a, const char *b);
 
 /*
  * Image files for formatting (prepare.c). device_file_make() makes the file or lets it grow to @bytes, sparse; one that

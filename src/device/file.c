@@ -33,13 +33,14 @@
 #include "base/strbuf.h"
 #include "base/util.h"
 #include "device/device.h"
-#include "device/file_lock.h"
+#include "device/loop.h"
 #include "device/ring.h"
 
 struct file_device {
 	struct device dev;
 	int fd;
 	int cached_fd; /* -1: none */
+	int behind_fd; /* of a loop device's file, with the lock on it; -1: none */
 	bool is_block;
 	bool has_uring;
 };
@@ -53,6 +54,7 @@ enum {
 };
 
 static int file_fd_open(const char *path, unsigned flags, bool *is_block, struct strbuf *why);
+static int file_lock_all(struct file_device *f, const char *path, bool is_writer, struct strbuf *why);
 static void file_claim_explain(const char *path, struct strbuf *why);
 static int file_geometry_read(struct file_device *f);
 static void file_direct_try(struct file_device *f);
@@ -96,13 +98,14 @@ int device_open_file(const char *path, unsigned flags, const struct log_sink *lo
 		return -ENOMEM;
 	}
 	f->cached_fd = -1;
+	f->behind_fd = -1;
 	f->fd = file_fd_open(path, flags, &f->is_block, &reason);
 	if (f->fd < 0) {
 		err = f->fd;
 		free(f);
 		return err;
 	}
-	err = file_lock(f->fd, path, flags & DEVICE_OPEN_WRITE, &reason);
+	err = file_lock_all(f, path, flags & DEVICE_OPEN_WRITE, &reason);
 	if (err == -EBUSY && (flags & DEVICE_OPEN_FORCE) && !(flags & DEVICE_OPEN_WRITE)) {
 		log_printf(log, LOG_LEVEL_WARNING, "%s", strbuf_text(&reason));
 		strbuf_reset(&reason);
@@ -169,7 +172,40 @@ static int file_fd_open(const char *path, unsigned flags, bool *is_block, struct
 	return err;
 }
 
+/*
+ * The lock on what was opened, and on the file behind a loop device; and a look at who has claimed the same bytes under
+ * the name of a (another) loop device. Where the file behind can't be opened from here, its lock is left out.
+ */
+static int file_lock_all(struct file_device *f, const char *path, bool is_writer, struct strbuf *why)
+{
+	char behind[PATH_MAX], claimed[32];
+	struct loop_backing backing = { .range = { 0, 0 } };
+	struct stat st;
+
+	int err = file_lock(f->fd, path, backing.range, is_writer, why);
+	if (!err && fstat(f->fd, &st))
+		err = -errno;
+	if (err)
+		return err;
+	dev_t own = f->is_block ? st.st_rdev : 0;
+	if (f->is_block && loop_backing_read(f->fd, &backing)) {
+		f->behind_fd = loop_backing_open(f->fd, &backing, is_writer, behind);
+		if (f->behind_fd >= 0)
+			err = file_lock(f->behind_fd, behind, backing.range, is_writer, why);
+	} else {
+		backing.file = st;
+	}
+	if (err || !loop_is_claimed(&backing.file, backing.range, own, claimed))
+		return err;
+	strbuf_printf(
+		why,
+		"%s is being used as %s, which is mounted, or part of another device. Unmount or stop that first%s",
+		path, claimed, is_writer ? "." : ", or read it anyway with --force: it may change meanwhile.");
+	return -EBUSY;
+}
+
 /* Who has the block device for itself: somebody like us, or the kernel. */
+static int file_lock_all(struct file_device *f, const char *path, bool is_writer, struct strbuf *why);
 static void file_claim_explain(const char *path, struct strbuf *why)
 {
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -432,6 +468,8 @@ static void file_close(struct device *dev)
 
 	if (f->cached_fd >= 0)
 		close(f->cached_fd);
+	if (f->behind_fd >= 0)
+		close(f->behind_fd);
 	close(f->fd);
 	free(f);
 }

@@ -1,5 +1,6 @@
 /*
- * Locks between processes: open-file-description locks (fcntl F_OFD_SETLK), advisory, whole file.
+ * Locks between processes: open-file-description locks (fcntl F_OFD_SETLK), advisory, on a whole file or on what a loop
+ * device is of one (loop.c).
  *
  * They belong to the open file and not to the process, so they hold between two openers in one process too, and vanish
  * with the process however it ends. Their price: the kernel doesn't tell who holds one. But /proc/PID/fdinfo/FD of the
@@ -34,9 +35,12 @@ static bool fdinfo_shows_lock(int fdinfo_dir, const char *fd_name, const struct 
 static void process_command(int proc, const char *process, char command[32]);
 static bool is_number(const char *text);
 
-int file_lock(int fd, const char *path, bool is_writer, struct strbuf *why)
+int file_lock(int fd, const char *path, struct file_range range, bool is_writer, struct strbuf *why)
 {
-	struct flock lock = { .l_type = is_writer ? F_WRLCK : F_RDLCK, .l_whence = SEEK_SET };
+	struct flock lock = { .l_type = is_writer ? F_WRLCK : F_RDLCK,
+			      .l_whence = SEEK_SET,
+			      .l_start = (off_t)range.begin_bytes,
+			      .l_len = (off_t)range.len_bytes };
 
 	if (!fcntl(fd, F_OFD_SETLK, &lock))
 		return 0;

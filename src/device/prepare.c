@@ -4,11 +4,13 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/strbuf.h"
+#include "base/util.h"
 #include "device/device.h"
 #include "device/file_lock.h"
 #include "format/superblock.h"
@@ -29,7 +31,7 @@ static int file_grow(int fd, const char *path, uint64_t bytes, struct device_fil
 		strbuf_printf(why, "%s is no file: only files can be made larger", path);
 		return -EINVAL;
 	}
-	int err = file_lock(fd, path, true, why);
+	int err = file_lock(fd, path, (struct file_range){ 0 }, true, why);
 	if (err)
 		return err;
 	change->bytes_before = (uint64_t)st.st_size;
@@ -43,6 +45,21 @@ static int file_grow(int fd, const char *path, uint64_t bytes, struct device_fil
 		return make_failed(why, path, -errno);
 	change->has_grown = true;
 	return 0;
+}
+
+/* In /dev a name that doesn't exist is a mistyped device; what mounts below it hold (/dev/shm) is not meant. */
+static bool is_among_devices(const char *path)
+{
+	CLEANUP_FREE char *copy = strdup(path);
+	char *slash = copy ? strrchr(copy, '/') : NULL;
+	struct stat dev, folder;
+
+	if (!slash)
+		return false;
+	slash[slash == copy] = 0;
+	CLEANUP_FREE char *real = realpath(copy, NULL);
+	return real && (!strcmp(real, "/dev") || !strncmp(real, "/dev/", 5)) && !stat("/dev", &dev) &&
+	       !stat(real, &folder) && dev.st_dev == folder.st_dev;
 }
 
 int device_file_make(const char *path, uint64_t bytes, struct device_file_change *change, char why[256])
@@ -59,6 +76,10 @@ int device_file_make(const char *path, uint64_t bytes, struct device_file_change
 	if (exists && !S_ISREG(st.st_mode)) {
 		strbuf_printf(&text, "%s is no file: only files can be made larger", path);
 		return -EINVAL;
+	}
+	if (!exists && is_among_devices(path)) {
+		strbuf_printf(&text, "there is no device %s, and files aren't made among the devices", path);
+		return -ENOENT;
 	}
 	int fd = open(path, O_RDWR | O_CLOEXEC | (exists ? 0 : O_CREAT | O_EXCL), 0666);
 	if (fd < 0) {

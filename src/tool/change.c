@@ -17,15 +17,13 @@ bool change_open(struct change *c, const char *fs_arg)
 		tool_error("what another process is using can't be changed, not even by force");
 		return false;
 	}
-	CLEANUP_FREE char *mount_point = mounted_at(fs_arg);
-	if (mount_point) {
-		struct strbuf at = strbuf_growing();
-
-		tool_add_printable(&at, mount_point, strlen(mount_point));
-		tool_error("%s is mounted at %s: change it there", fs_arg, strbuf_text(&at));
-		strbuf_free(&at);
+	struct strbuf why = strbuf_growing();
+	bool is_mounted = mounted_explain(fs_arg, &why);
+	if (is_mounted)
+		tool_error("%s", strbuf_text(&why));
+	strbuf_free(&why);
+	if (is_mounted)
 		return false;
-	}
 	tool_catch_signals();
 	c->open.flags |= KILN_OPEN_WRITE;
 	c->fs = tool_open_fs(&c->open, fs_arg, FS_NAMESPACE);
@@ -85,7 +83,9 @@ void change_failed(struct change *c, const char *path, int err, const char *what
 
 	tool_add_printable(&text, path, strlen(path));
 	tool_error("%s: %s%s%s", strbuf_text(&text), what ? what : "", what && err ? ": " : "",
-		   err ? strerror(-err) : "");
+		   !err		   ? ""
+		   : err == -EBUSY ? "has no name that could be changed: it is the root or ends in . or .."
+				   : strerror(-err));
 	strbuf_free(&text);
 	c->has_failed = true;
 }

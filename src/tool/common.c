@@ -13,6 +13,7 @@
 #include "base/clock.h"
 #include "base/strbuf.h"
 #include "tool/mount_control.h"
+#include "tool/mounted.h"
 #include "tool/tool.h"
 
 volatile int tool_interrupted;
@@ -277,7 +278,12 @@ kiln_fs *tool_open_fs(const struct tool_open *open_opts, const char *fs_arg, enu
 		err = fs_open(&fs_arg, 1, NULL, 0, &options, depth, &fs, why);
 	}
 	if (err) {
+		struct strbuf where = strbuf_growing();
+
 		tool_error("can't open the filesystem: %s", why);
+		if (err == -EBUSY && mounted_explain(fs_arg, &where))
+			tool_error("%s", strbuf_text(&where));
+		strbuf_free(&where);
 		return NULL;
 	}
 	if (depth == FS_NAMESPACE && kiln_fallback(fs))

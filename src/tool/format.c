@@ -14,6 +14,7 @@
 #include "format/alloc.h"
 #include "super/super.h"
 #include "tool/format_show.h"
+#include "tool/mounted.h"
 #include "tool/put.h"
 #include "tool/tool.h"
 
@@ -418,12 +419,24 @@ static int run_with(struct args *a)
 	a->opts.report = tool_print_report;
 	int err = kiln_format(a->devices, a->nr, &a->opts, a->source ? &fs : NULL, why);
 	if (err) {
-		tool_error("%s%s", why, err == -EEXIST ? " (--force)" : "");
+		struct strbuf where = strbuf_growing();
+
+		tool_error("%s%s", why,
+			   err == -EEXIST   ? " (--force)"
+			   : err == -ENOSPC ? " With the usual options a device of 10 MiB is enough."
+					    : "");
+		for (size_t i = 0; err == -EBUSY && i < a->nr; i++)
+			if (mounted_explain(a->devices[i].path, &where)) {
+				tool_error("%s", strbuf_text(&where));
+				strbuf_reset(&where);
+			}
+		strbuf_free(&where);
 		return TOOL_FAILED;
 	}
 	int status = a->source ? fill(a, fs) : TOOL_OK;
-	int show_status = a->is_quiet ? TOOL_OK : show(a);
-	return status ? status : show_status;
+	if (status)
+		tool_error("the filesystem was made, but doesn't hold all of %s", a->source);
+	return status || a->is_quiet ? status : show(a);
 }
 
 static int run(const struct command *self, int argc, char **argv)

@@ -21,6 +21,7 @@
 #include "mount/control.h"
 #include "mount/mount.h"
 #include "tool/mount_facts.h"
+#include "tool/mounted.h"
 #include "tool/tool.h"
 
 static const char usage[] =
@@ -273,6 +274,10 @@ static int check_mountpoint(const char *path)
 {
 	struct stat st;
 
+	if (mounted_is_dead(path)) {
+		tool_error("%s is what is left of a mount whose server is gone: `umount %s` first", path, path);
+		return TOOL_FAILED;
+	}
 	if (stat(path, &st)) {
 		tool_error("can't mount at %s: %s", path, strerror(errno));
 		return TOOL_FAILED;
@@ -310,6 +315,9 @@ static int mount_run(const struct command *self, int argc, char **argv)
 		.fuse_options = strbuf_growing(),
 		.ready_fd = -1,
 	};
+	uint64_t values[OPT_NR] = { 0 };
+	bool is_set[OPT_NR] = { false };
+	char why[KILN_ERROR_BYTES];
 	int c, status;
 
 	while ((c = getopt_long(argc, argv, "o:fd", options, NULL)) != -1) {
@@ -322,6 +330,8 @@ static int mount_run(const struct command *self, int argc, char **argv)
 	}
 	if (argc - optind != 2)
 		return tool_usage_error(self, "needs a filesystem and a directory");
+	if (mount_options_parse(m.fs_options.len ? strbuf_text(&m.fs_options) : NULL, values, is_set, why))
+		return tool_usage_error(self, "%s", why);
 	m.fs_arg = argv[optind];
 	m.mount.mountpoint = argv[optind + 1];
 

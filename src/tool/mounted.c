@@ -5,12 +5,15 @@
 #include "tool/mounted.h"
 
 #include <blkid.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
+#include <sys/vfs.h>
 
 #include "base/util.h"
+#include "device/device.h"
+#include "tool/tool.h"
 
 /* Undo mountinfo's \ooo in place. */
 static void unescape(char *text)
@@ -35,29 +38,19 @@ static bool is_ours(const char *type)
 	       !strcmp(type, "fuseblk.kiln");
 }
 
-static bool is_same_file(const struct stat *a, const struct stat *b)
-{
-	if (S_ISBLK(a->st_mode) && S_ISBLK(b->st_mode))
-		return a->st_rdev == b->st_rdev;
-	return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
-}
-
 bool mounted_lists_meet(const char *a, const char *b)
 {
 	CLEANUP_FREE char *a_copy = strdup(a);
-	struct stat a_st, b_st;
 	char *a_rest = a_copy, *a_name;
 
-	if (!strcmp(a, b) || (!stat(a, &a_st) && !stat(b, &b_st) && is_same_file(&a_st, &b_st)))
+	if (!strcmp(a, b) || device_is_same(a, b))
 		return true;
 	while (a_rest && (a_name = strsep(&a_rest, ":"))) {
 		CLEANUP_FREE char *b_copy = strdup(b);
 		char *b_rest = b_copy, *b_name;
 
-		if (stat(a_name, &a_st))
-			continue;
 		while (b_rest && (b_name = strsep(&b_rest, ":")))
-			if (!stat(b_name, &b_st) && is_same_file(&a_st, &b_st))
+			if (device_is_same(a_name, b_name))
 				return true;
 	}
 	return false;
@@ -98,4 +91,29 @@ char *mounted_at(const char *fs_arg)
 	free(line);
 	fclose(f);
 	return found;
+}
+
+bool mounted_is_dead(const char *path)
+{
+	struct statfs st;
+
+	/* What stat() tells the kernel remembers. */
+	return statfs(path, &st) && errno == ENOTCONN;
+}
+
+bool mounted_explain(const char *fs_arg, struct strbuf *out)
+{
+	CLEANUP_FREE char *mount_point = mounted_at(fs_arg);
+	struct strbuf at = strbuf_growing();
+
+	if (!mount_point)
+		return false;
+	tool_add_printable(&at, mount_point, strlen(mount_point));
+	strbuf_printf(out, "%s is mounted at %s", fs_arg, strbuf_text(&at));
+	if (mounted_is_dead(mount_point))
+		strbuf_printf(out, ", by a server that is gone: `umount %s` first", strbuf_text(&at));
+	else
+		strbuf_printf(out, ": use it there, or `umount %s` first", strbuf_text(&at));
+	strbuf_free(&at);
+	return true;
 }

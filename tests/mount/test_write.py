@@ -819,6 +819,65 @@ def mount_helpers_take_lines_of_fstab(to):
     subprocess.run(["umount", fs.directory], check=True)
     status, _, err = doors.run([helper, fs.image, fs.directory, "-o", "nonsense"])
     assert status == 1 and "nonsense" in err, err
+    status, _, err = doors.run([helper, fs.image, fs.path("nowhere")])
+    assert status == 32 and "nowhere" in err, err
+    status, _, err = doors.run([KILN, "mount", "-o", "nonsense", fs.image, fs.directory])
+    assert status == 2 and "nonsense" in err, err
+
+
+def who_finds_it_in_use_is_told_where(to):
+    with Filesystem(to) as fs:
+        for command in (["set-option", fs.image, "compression=none"], ["mount", fs.image, to], ["ls", fs.image, "/"],
+                        ["format", "-f", fs.image], ["mkdir", fs.image, "/a"]):
+            status, _, err = doors.run([KILN, *command])
+            assert status == 1 and "mounted at %s: use it there" % fs.directory in err, err
+    fs.mount()
+    fs.server.kill()
+    fs.server.communicate()
+    for command in (["mount", fs.image, fs.directory], ["mkdir", fs.image, "/a"]):
+        status, _, err = doors.run([KILN, *command])
+        assert status == 1 and "`umount %s` first" % fs.directory in err, err
+    subprocess.run(["umount", fs.directory], check=True)
+    with fs:
+        pass
+
+
+def loop_attach(path):
+    p = subprocess.run(["losetup", "-f", "--show", path], capture_output=True, text=True)
+    if p.returncode:
+        raise tap.Skip("no loop devices here: " + p.stderr.strip())
+    return p.stdout.strip()
+
+
+def a_loop_device_is_the_file_behind_it(to):
+    """What is mounted under one name can't be written, nor mounted, under another; nor what the kernel has claimed."""
+    fs = Filesystem(to, size="64M")
+    loops = [loop_attach(fs.image)]
+    try:
+        loops.append(loop_attach(fs.image))
+        for image in (loops[0], fs.image):
+            fs.server = subprocess.Popen([KILN, "mount", "-f", image, fs.directory], stdin=subprocess.DEVNULL,
+                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            wait_until("mounted", lambda: os.path.ismount(fs.directory))
+            for other in (fs.image, *loops):
+                for command in (["mkdir", other, "/a"], ["format", "-f", other], ["set-option", other, "acl=1"],
+                                ["check", other]):
+                    status, _, err = doors.run([KILN, *command])
+                    assert status in (1, 8) and "mounted at %s" % fs.directory in err, (command, err)
+            fs.unmount()
+        claim = os.open(loops[0], os.O_RDONLY | os.O_EXCL)
+        for other in (fs.image, *loops):
+            status, _, err = doors.run([KILN, "mkdir", other, "/a"])
+            assert status == 1 and "in use" in err or "being used as %s" % loops[0] in err, (other, err)
+        status, _, err = doors.run([KILN, "ls", "--force", fs.image, "/"])
+        assert status == 0, err
+        os.close(claim)
+        for other in (fs.image, *loops):
+            status, _, err = doors.run([KILN, "mkdir", "-p", other, "/a"])
+            assert status == 0, err
+    finally:
+        for loop in loops:
+            subprocess.run(["losetup", "-d", loop], check=True)
 
 
 CASES = [
@@ -827,6 +886,8 @@ CASES = [
     opening_waits_for_the_last_server,
     service_managers_are_told,
     mount_helpers_take_lines_of_fstab,
+    who_finds_it_in_use_is_told_where,
+    a_loop_device_is_the_file_behind_it,
     a_tree_is_copied_in_and_comes_out_the_same,
     renames_follow_their_flags,
     names_of_255_bytes_and_no_more,
