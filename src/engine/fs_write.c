@@ -334,7 +334,8 @@ int fs_write_start_fresh(struct kiln_fs *fs, uint64_t memory_bytes, char why[KIL
 		err = namespace_start_write(fs->ns, fs->allocator);
 	if (!err)
 		err = allocator_quota_start(fs->allocator);
-	return start_end(fs, err, err == -ENOSPC ? "the devices are too small for a filesystem" : error_name(err), why);
+	return start_end(fs, err, err == -ENOSPC ? "The devices are too small for a filesystem." : error_name(err),
+			 why);
 }
 
 /* --- stopping --- */

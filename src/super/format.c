@@ -165,10 +165,12 @@ static uint64_t bucket_size_choose(const struct plan *p, uint64_t size_bytes)
 static int buckets_plan(struct plan *p)
 {
 	uint64_t smallest = UINT64_MAX;
+	bool are_buckets_given = false;
 
 	for (size_t i = 0; i < p->nr; i++) {
 		struct super_format_device *d = &p->devs[i];
 
+		are_buckets_given |= d->bucket_bytes != 0;
 		smallest = min(smallest, d->bucket_bytes ? d->bucket_bytes : bucket_size_choose(p, d->size_bytes));
 	}
 	for (size_t i = 0; i < p->nr; i++)
@@ -178,7 +180,10 @@ static int buckets_plan(struct plan *p)
 	p->node_bytes = p->options[OPT_BTREE_NODE_SIZE];
 	if (!option_is_given(p, OPT_BTREE_NODE_SIZE))
 		p->node_bytes = min((uint64_t)NODE_BYTES_USUAL, 1ull << (bit_length_u64(smallest) - 1));
-	if (p->node_bytes < (uint64_t)p->block_bytes * NODE_BLOCKS_MIN)
+	bool is_too_small = p->node_bytes < (uint64_t)p->block_bytes * NODE_BLOCKS_MIN;
+	if (is_too_small && !option_is_given(p, OPT_BTREE_NODE_SIZE) && p->node_bytes == smallest && !are_buckets_given)
+		return refuse(p, -ENOSPC, "The devices are too small for a filesystem.");
+	if (is_too_small)
 		return refuse(p, -EINVAL, "Btree nodes have at least %u blocks: %s is too small for blocks of %s.",
 			      NODE_BLOCKS_MIN, size_text(p->node_bytes).text, size_text(p->block_bytes).text);
 	return 0;

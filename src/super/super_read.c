@@ -259,9 +259,15 @@ static void search_report(const struct sb_search *s, const struct report_sink *r
 
 static void report_none_left(const struct sb_search *s, int err, const struct report_sink *reports)
 {
-	char found[64];
+	char found[256], what[128] = "";
 
-	snprintf(found, sizeof(found), "none at %u places looked at", s->place_nr);
+	if (!s->dev->size_bytes)
+		snprintf(found, sizeof(found), "an empty file");
+	else if (device_signature_find(s->dev->name, what) == 1)
+		snprintf(found, sizeof(found), "none at %u places looked at; the device holds %s", s->place_nr, what);
+	else
+		snprintf(found, sizeof(found), "none at %u places looked at, nor anything else that is known",
+			 s->place_nr);
 	report_emit(reports,
 		    &(struct report){ .level = REPORT_FATAL,
 				      .err = err,

@@ -15,19 +15,25 @@ typedef int (*apply_fn)(struct change *c, const void *args, const struct kiln_st
 struct apply {
 	bool is_recursive, follows;
 	apply_fn fn;
+	const char *(*explain)(const void *args, int err); /* better than strerror(), or NULL; may be NULL itself */
 	const void *args;
 };
+
+static int apply_failed(struct change *c, const struct apply *a, const char *path, int err)
+{
+	const char *text = err && a->explain ? a->explain(a->args, err) : NULL;
+
+	if (!err || err == -EROFS || err == -ENOSPC)
+		return err;
+	change_failed(c, path, text ? 0 : err, text);
+	return 0;
+}
 
 static int apply_entry(struct change *c, void *ctx, const struct change_entry *e)
 {
 	const struct apply *a = ctx;
 
-	int err = a->fn(c, a->args, e->st);
-	if (err && err != -EROFS && err != -ENOSPC) {
-		change_failed(c, e->path, err, NULL);
-		err = 0;
-	}
-	return err;
+	return apply_failed(c, a, e->path, a->fn(c, a->args, e->st));
 }
 
 static int apply_path(struct change *c, void *ctx, const char *path)
@@ -37,7 +43,7 @@ static int apply_path(struct change *c, void *ctx, const char *path)
 
 	int err = kiln_lookup_path(c->fs, path, a->follows ? KILN_FOLLOW : 0, &st);
 	if (!err)
-		err = a->fn(c, a->args, &st);
+		err = apply_failed(c, a, path, a->fn(c, a->args, &st));
 	if (!err && a->is_recursive && S_ISDIR(st.mode))
 		err = change_tree(c, path, st.node, false, apply_entry, ctx);
 	return err;
@@ -50,7 +56,7 @@ static const char chmod_usage[] = "usage: kiln chmod [OPTIONS] MODE FS PATH...\n
 				  "Change permissions: MODE is octal (644) or symbolic (u+x,go-w,a=rX).\n"
 				  "\n"
 				  "  -R                      directories and everything below them; symlinks there are "
-				  "left out\n" TOOL_OPEN_USAGE;
+				  "left out\n" TOOL_CHANGE_USAGE;
 
 static int chmod_file(struct change *c, const void *args, const struct kiln_stat *st)
 {
@@ -113,7 +119,7 @@ static const char chown_usage[] =
 	"Setuid and setgid bits of files are cleared.\n"
 	"\n"
 	"  -R                      directories and everything below them\n"
-	"  -h                      change PATHs that are symlinks themselves\n" TOOL_OPEN_USAGE;
+	"  -h                      change PATHs that are symlinks themselves\n" TOOL_CHANGE_USAGE;
 
 static int chown_file(struct change *c, const void *args, const struct kiln_stat *st)
 {
@@ -170,7 +176,7 @@ static const char setfattr_usage[] =
 	"  -n NAME                 set this attribute\n"
 	"  -v VALUE                to this\n"
 	"  -x NAME                 remove this attribute\n"
-	"  -h                      change PATHs that are symlinks themselves\n" TOOL_OPEN_USAGE;
+	"  -h                      change PATHs that are symlinks themselves\n" TOOL_CHANGE_USAGE;
 
 struct xattr_args {
 	const char *set, *remove;
@@ -184,6 +190,32 @@ static int setfattr_file(struct change *c, const void *args, const struct kiln_s
 
 	return x->set ? kiln_setxattr(c->fs, st->node, x->set, x->value, x->size, 0)
 		      : kiln_removexattr(c->fs, st->node, x->remove);
+}
+
+/* Attributes that the library has no namespace for, or no such option. */
+static const char *setfattr_explain(const void *args, int err)
+{
+	static const char *const known[] = { "user.", "trusted.", "security.", "bcachefs.", "system.posix_acl_" };
+	const struct xattr_args *x = args;
+	const char *name = x->set ? x->set : x->remove;
+	bool is_known = false, is_option = !strncmp(name, "bcachefs.", 9);
+
+	for (size_t i = 0; i < ARRAY_NR(known); i++)
+		is_known |= !strncmp(name, known[i], strlen(known[i])) && name[strlen(known[i])];
+	switch (err) {
+	case -EOPNOTSUPP:
+	case -EINVAL:
+		if (!is_known)
+			return "names of attributes begin with user., trusted., security. or bcachefs.";
+		if (is_option)
+			return err == -EINVAL ? "files have no such option, or it can't have that value"
+					      : "that option can't be set yet";
+		return !strncmp(name, "system.", 7) ? "that is no access list" : NULL;
+	case -ENODATA: return "has no such attribute";
+	case -ERANGE:
+	case -E2BIG: return "the name or the value is too long";
+	default: return NULL;
+	}
 }
 
 static int hex_digit(char c)
@@ -217,7 +249,7 @@ static int setfattr_run(const struct command *self, int argc, char **argv)
 	static const struct option options[] = { TOOL_OPEN_OPTIONS, { 0 } };
 	struct change change = { .self = self, .open = tool_open_defaults() };
 	struct xattr_args args = { 0 };
-	struct apply apply = { .follows = true, .fn = setfattr_file, .args = &args };
+	struct apply apply = { .follows = true, .fn = setfattr_file, .explain = setfattr_explain, .args = &args };
 	const char *text = "";
 	int c, status;
 

@@ -18,7 +18,7 @@ static const char mkdir_usage[] =
 	"Make directories, which belong to the caller.\n"
 	"\n"
 	"  -p                      make missing ones on the way too; fine if PATH exists\n"
-	"  -m MODE                 permissions, octal or as for chmod (default 777 less umask)\n" TOOL_OPEN_USAGE;
+	"  -m MODE                 permissions, octal or as for chmod (default 777 less umask)\n" TOOL_CHANGE_USAGE;
 
 struct mkdir_args {
 	bool makes_parents;
@@ -111,7 +111,7 @@ static const char rm_usage[] = "usage: kiln rm [OPTIONS] FS PATH...\n"
 			       "Remove files and, with -r, directories with all that is in them. Subvolumes are left.\n"
 			       "\n"
 			       "  -r                      directories too\n"
-			       "  -f                      fine if PATH doesn't exist\n" TOOL_OPEN_USAGE;
+			       "  -f                      fine if PATH doesn't exist\n" TOOL_CHANGE_USAGE;
 
 struct rm_args {
 	bool is_recursive, is_forced;
@@ -180,7 +180,7 @@ static const char mv_usage[] = "usage: kiln mv [OPTIONS] FS SOURCE... DEST\n"
 			       "\n"
 			       "  -n                      don't replace what exists\n"
 			       "  -T                      DEST is the new name, even if it is a directory\n"
-			       "  --exchange              swap two names\n" TOOL_OPEN_USAGE;
+			       "  --exchange              swap two names\n" TOOL_CHANGE_USAGE;
 
 struct mv_args {
 	unsigned flags;
@@ -243,7 +243,7 @@ static const char ln_usage[] =
 	"or a directory to make the last names of the TARGETs in.\n"
 	"\n"
 	"  -s                      symlinks\n"
-	"  -f                      replace a file that has the name already\n" TOOL_OPEN_USAGE;
+	"  -f                      replace a file that has the name already\n" TOOL_CHANGE_USAGE;
 
 struct ln_args {
 	bool is_symbolic, is_forced;
@@ -262,6 +262,10 @@ static int link_make(struct change *c, const struct ln_args *args, const char *t
 	int err = change_place(c->fs, target, &from);
 	if (!err)
 		err = kiln_lookup(c->fs, from.dir, from.name, from.len, &st);
+	if (!err && S_ISDIR(st.mode)) {
+		change_failed(c, target, 0, "is a directory, which can have one name only; -s makes a symlink");
+		return 0;
+	}
 	return err ? err : kiln_link(c->fs, st.node, to->dir, to->name, to->len);
 }
 

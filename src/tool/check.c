@@ -151,6 +151,23 @@ static int list_passes(void)
 	return TOOL_OK;
 }
 
+/* Are all names of the list @text those of passes? */
+static bool are_passes(const char *text)
+{
+	while (*text) {
+		size_t len = strcspn(text, ",");
+		const struct check_pass *pass = NULL;
+
+		for (unsigned i = 0; (pass = check_pass(i)); i++)
+			if (strlen(pass->name) == len && !memcmp(pass->name, text, len))
+				break;
+		if (!pass)
+			return false;
+		text += len + (text[len] == ',');
+	}
+	return true;
+}
+
 static int check(struct show *s, struct kiln_check_options *options, const char *fs_arg)
 {
 	struct kiln_check_result *result = calloc(1, sizeof(*result));
@@ -169,8 +186,7 @@ static int check(struct show *s, struct kiln_check_options *options, const char 
 	int err = kiln_check(fs, options, result);
 	erase(s);
 	if (err == -EINVAL)
-		tool_error("no such pass in '%s' (--passes=list shows them), or too little memory for tables",
-			   options->passes ? options->passes : "");
+		tool_error("too little memory for tables");
 	else if (err)
 		tool_error("the check was not finished: %s", err == -EINTR ? "interrupted" : error_name(err));
 	if (err != -EINVAL) {
@@ -223,6 +239,8 @@ static int check_main(const struct command *self, int argc, char **argv)
 	}
 	if (o.passes && !strcmp(o.passes, "list"))
 		return list_passes();
+	if (o.passes && !are_passes(o.passes))
+		return tool_usage_error(self, "no such pass in '%s'; --passes=list shows them", o.passes);
 	if (argc - optind != 1)
 		return raw_usage_fs(self);
 	return check(&s, &o, argv[optind]);

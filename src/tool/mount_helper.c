@@ -17,6 +17,14 @@ bool tool_is_mount_helper(const char *program)
 	return !strncmp(base ? base + 1 : program, "mount.", 6);
 }
 
+/* Exit statuses of mount(8). */
+static int helper_status(int status)
+{
+	enum { MOUNT_USAGE = 1, MOUNT_FAILED = 32 };
+
+	return status == TOOL_OK ? 0 : status == TOOL_USAGE ? MOUNT_USAGE : MOUNT_FAILED;
+}
+
 int tool_mount_helper(int argc, char **argv)
 {
 	char title[] = "kiln mount", flag[] = "-o", none[] = "rw", separator[] = "--";
@@ -28,18 +36,18 @@ int tool_mount_helper(int argc, char **argv)
 	 */
 	while ((c = getopt(argc, argv, "sfnvN:o:t:")) != -1) {
 		if (c == '?')
-			return TOOL_USAGE;
+			return helper_status(TOOL_USAGE);
 		if (c == 'o')
 			options = optarg;
 		is_fake |= c == 'f';
 	}
 	if (argc - optind != 2) {
 		tool_error("as a helper of mount(8) it needs a filesystem and a directory");
-		return TOOL_USAGE;
+		return helper_status(TOOL_USAGE);
 	}
 	if (is_fake)
 		return TOOL_OK;
 	char *mount_argv[] = { title, flag, options, separator, argv[optind], argv[optind + 1], NULL };
 	optind = 0;
-	return command_mount.run(&command_mount, ARRAY_NR(mount_argv) - 1, mount_argv);
+	return helper_status(command_mount.run(&command_mount, ARRAY_NR(mount_argv) - 1, mount_argv));
 }

@@ -33,7 +33,7 @@ static const char usage[] =
 	"  --owner USER:GROUP      everything belongs to these, names or numbers\n"
 	"  --progress              show progress even if standard error is no terminal\n"
 	"  --no-progress           don't show progress\n"
-	"  --json                  summary as JSON on standard output\n" TOOL_OPEN_USAGE;
+	"  --json                  summary as JSON on standard output\n" TOOL_CHANGE_USAGE;
 
 /* How many failures the JSON summary lists. */
 enum { LISTED_MAX = 10000 };

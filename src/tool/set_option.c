@@ -16,7 +16,7 @@ static const char usage[] = "usage: kiln set-option [OPTIONS] FS NAME=VALUE...\n
 			    "Targets are a member's device\n"
 			    "as it is named in FS, or a label. `kiln show-super FS` shows what is stored, and\n"
 			    "`kiln format --help` all options.\n"
-			    "\n" TOOL_OPEN_USAGE;
+			    "\n" TOOL_CHANGE_USAGE;
 
 enum { SETTINGS_MAX = OPT_NR };
 

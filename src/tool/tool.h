@@ -87,17 +87,22 @@ enum {
 	{                                                                                                           \
 		"help", no_argument, NULL, TOOL_OPT_HELP                                                            \
 	}
-#define TOOL_OPEN_USAGE                                                                                        \
+#define TOOL_OPEN_USAGE_DEVICES                                                                                \
 	"  --passphrase-file FILE  passphrase of an encrypted filesystem (first line; - for standard input)\n" \
 	"  --passphrase-fd N       the same from an open file descriptor\n"                                    \
 	"  --degraded              go on with devices missing, as long as all data is there\n"                 \
-	"  --very-degraded         go on even if data is missing\n"                                            \
-	"  --force                 read although another process is writing it\n"                              \
-	"  --memory SIZE           budget for caches and buffers (default 256M, at least 32M)\n"               \
-	"  --buffered              don't use direct I/O\n"                                                     \
-	"  --sb SECTOR             take the superblock from there (default 8, or wherever a good copy is)\n"   \
-	"  --verbose               say more on standard error\n"                                               \
+	"  --very-degraded         go on even if data is missing\n"
+#define TOOL_OPEN_USAGE_GENERAL                                                                              \
+	"  --memory SIZE           budget for caches and buffers (default 256M, at least 32M)\n"             \
+	"  --buffered              don't use direct I/O\n"                                                   \
+	"  --sb SECTOR             take the superblock from there (default 8, or wherever a good copy is)\n" \
+	"  --verbose               say more on standard error\n"                                             \
 	"  --help                  this text\n"
+#define TOOL_OPEN_USAGE         \
+	TOOL_OPEN_USAGE_DEVICES \
+	"  --force                 read although another process is writing it\n" TOOL_OPEN_USAGE_GENERAL
+/* Of commands that change something, which can't be forced. */
+#define TOOL_CHANGE_USAGE TOOL_OPEN_USAGE_DEVICES TOOL_OPEN_USAGE_GENERAL
 
 static inline struct tool_open tool_open_defaults(void) { return (struct tool_open){ .passphrase_fd = -1 }; }
 /*

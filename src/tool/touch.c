@@ -22,7 +22,7 @@ static const char usage[] =
 	"  -t [[CC]YY]MMDDhhmm[.ss]\n"
 	"                          this time\n"
 	"  -r PATH                 the times of that file in the filesystem\n"
-	"  -h                      change PATHs that are symlinks themselves\n" TOOL_OPEN_USAGE;
+	"  -h                      change PATHs that are symlinks themselves\n" TOOL_CHANGE_USAGE;
 
 struct touch {
 	bool sets_atime, sets_mtime, makes_none, is_now, follows;

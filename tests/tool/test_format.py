@@ -171,13 +171,23 @@ def mistakes_are_told(work):
         ([image], "doesn't exist"),
         (["--size=64M", image, image], "twice"),
         (["--size=64M", "--foreground-target=ssd", image], "'ssd'"),
-        (["--size=1M", image], "too small"),
+        (["--size=1M", image], "10 MiB is enough"),
+        (["--size=10M", "/dev/no-such-device"], "no device"),
         (["/dev/null"], "neither a file"),
         (["--size=64M", "--version=1.5", image], "1.4"),
     ):
         message = fmt(*args, status=FAILED)
         assert says in message, (args, message)
         assert not os.path.exists(image)
+
+
+def a_source_that_does_not_fit_is_no_success(work):
+    image, source = os.path.join(work, "a.img"), os.path.join(work, "source")
+    os.mkdir(source)
+    with open(os.path.join(source, "f"), "wb") as f:
+        f.write(os.urandom(12 * MIB))
+    p = kiln("format", "--size=10M", "--source", source, image, status=FAILED)
+    assert "doesn't hold all" in p.stderr and not p.stdout, p.stdout + p.stderr
 
 
 def table_for_people(work):
@@ -227,7 +237,7 @@ def in_directory(test):
 TESTS = [image_files_are_made_and_grow, what_is_there_is_overwritten_by_force_only, a_failure_leaves_nothing_behind,
          nothing_of_a_filesystem_that_was_not_finished_is_left,
          options_of_the_table_are_stored, device_options_hold_for_devices_behind_them,
-         what_is_not_built_is_refused_by_name, mistakes_are_told, table_for_people,
+         what_is_not_built_is_refused_by_name, mistakes_are_told, a_source_that_does_not_fit_is_no_success, table_for_people,
          upstream_initialises_superblocks_in_silence]
 
 if __name__ == "__main__":
