@@ -28,7 +28,7 @@
 	X(JOURNAL_CHECKSUM, "checksums of journal entries aren't looked at")                  \
 	X(LOGGED_OPS, "what was under way isn't finished")                                    \
 	X(DEAD_INODES, "inodes without names stay after a crash")                             \
-	X(WRITE_BEHIND, "the journal is begun anew instead of behind its newest entry")       \
+	X(WRITE_BEHIND, "the journal goes on in the place of its newest entry")               \
 	X(FSYNC, "fsync doesn't wait")                                                        \
 	X(COUNTERS, "counters of an entry are those of now")
 

@@ -97,13 +97,15 @@ static void ring_find_place(struct journal *j, struct journal_ring *r, const str
 		if (l->seq < seq)
 			continue;
 		seq = l->seq;
-		uint32_t end = l->offset_sectors + (l->bytes + SECTOR_BYTES - 1) / SECTOR_BYTES;
+		uint32_t end = l->offset_sectors;
+		if (!is_mutant(MUTANT_WRITE_BEHIND))
+			end += (l->bytes + SECTOR_BYTES - 1) / SECTOR_BYTES;
 		end = (uint32_t)round_up_u64(end, block);
 		r->cur_idx = l->ring_idx;
 		/* The length of a bad one can't be trusted: leave the rest of its bucket. */
 		r->sectors_free = l->is_csum_good && end < r->bucket_sectors ? r->bucket_sectors - end : 0;
 	}
-	if (!seq || is_mutant(MUTANT_WRITE_BEHIND)) {
+	if (!seq) {
 		r->cur_idx = r->nr - 1;
 		r->sectors_free = 0;
 	}

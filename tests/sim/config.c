@@ -191,6 +191,8 @@ int config_make(struct sim *s)
 	struct kiln_open_options options = open_options(s, KILN_OPEN_WRITE);
 	if (!err)
 		err = fs_initialize(open, s->disks_nr, &options, &s->fs, why);
+	if (!err)
+		s->node_magic = btree_node_magic(s->fs->super->sb->uuid);
 	count_options(s, s->options);
 	count_options(s, s->mount_options);
 	return err ? failed(s, "format", why) : 0;

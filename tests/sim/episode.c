@@ -194,8 +194,32 @@ static void cut_before_write(void *ctx)
 	}
 }
 
+/* The rule holds on one disk, or on all. */
+static void fault_rule(struct sim *s, const struct device_fault *rule, bool may_be_all)
+{
+	unsigned one = may_be_all && one_in(s, 4) ? UINT32_MAX : below(s, s->disks_nr);
+
+	for (unsigned i = 0; i < s->disks_nr; i++)
+		if (s->faulty[i] && (one == UINT32_MAX || one == i))
+			device_fault_add(s->faulty[i], rule);
+}
+
+/* Requests that take their time leave more of them under way when the power goes. */
+static void make_slow(struct sim *s, unsigned op_first)
+{
+	for (unsigned op = op_first; op <= DEVICE_DISCARD; op++) {
+		struct device_fault rule = { .kind = FAULT_LATENCY, .op = op, .remaining = UINT64_MAX };
+
+		rule.per_million = 1000 << below(s, 9);
+		rule.latency_ns = 1000000ull << below(s, 14);
+		fault_rule(s, &rule, true);
+	}
+}
+
 static int episode_cut(struct sim *s, uint64_t ops)
 {
+	if (!s->args->is_exhaustive && one_in(s, 2))
+		make_slow(s, DEVICE_WRITE);
 	if (s->args->is_exhaustive && s->depth == 0)
 		watch_cuts(s);
 	else
@@ -236,16 +260,6 @@ static uint64_t faults_fired(struct sim *s)
 	return sum;
 }
 
-/* The rule holds on one disk, or on all. */
-static void fault_rule(struct sim *s, const struct device_fault *rule, bool may_be_all)
-{
-	unsigned one = may_be_all && one_in(s, 4) ? UINT32_MAX : below(s, s->disks_nr);
-
-	for (unsigned i = 0; i < s->disks_nr; i++)
-		if (s->faulty[i] && (one == UINT32_MAX || one == i))
-			device_fault_add(s->faulty[i], rule);
-}
-
 static void faults_clear(struct sim *s)
 {
 	for (unsigned i = 0; i < s->disks_nr; i++)
@@ -273,13 +287,7 @@ static int episode_errors(struct sim *s, uint64_t ops, enum device_op op, bool i
 
 static int episode_slow(struct sim *s, uint64_t ops)
 {
-	for (unsigned op = DEVICE_READ; op <= DEVICE_DISCARD; op++) {
-		struct device_fault rule = { .kind = FAULT_LATENCY, .op = op, .remaining = UINT64_MAX };
-
-		rule.per_million = 1000 << below(s, 9);
-		rule.latency_ns = 1000000ull << below(s, 14);
-		fault_rule(s, &rule, true);
-	}
+	make_slow(s, DEVICE_READ);
 	workload_run(s, ops);
 	COUNT(s, faults[s->kind], faults_fired(s));
 	faults_clear(s);
@@ -366,16 +374,33 @@ static uint64_t disk_bytes(struct sim *s, unsigned nr)
 	return bytes;
 }
 
-/* Damage a block that something is in. */
+/* A block in the first set of some btree node, or one that something is in if no node is found. */
+static uint64_t block_of_a_node(struct sim *s, const uint8_t *bytes, uint64_t blocks)
+{
+	enum { SET_BLOCKS = 8 };
+	uint64_t first = rng_below(&s->rng, blocks), inside = rng_below(&s->rng, SET_BLOCKS);
+
+	for (uint64_t i = 0; i + SET_BLOCKS <= blocks; i++) {
+		uint64_t at = (first + i) % (blocks - SET_BLOCKS) * ROT_BYTES;
+		const struct btree_node_disk *node = (const void *)(bytes + at);
+
+		if (le64_get(node->magic) == s->node_magic)
+			return at + inside * ROT_BYTES;
+	}
+	return first * ROT_BYTES;
+}
+
+/* Damage a block that something is in. Most of what is on a disk is data or free: half of the time, a node. */
 static void rot_make(struct sim *s, struct rot *r, unsigned disk)
 {
 	static const uint8_t nothing[ROT_BYTES];
 	uint8_t *bytes = power_disk_bytes(s->power, disk);
 	uint64_t blocks = disk_bytes(s, disk) / ROT_BYTES;
+	bool is_node = one_in(s, 2);
 
 	r->disk = disk;
 	for (unsigned i = 0; i < 20000; i++) {
-		r->at = rng_below(&s->rng, blocks) * ROT_BYTES;
+		r->at = is_node ? block_of_a_node(s, bytes, blocks) : rng_below(&s->rng, blocks) * ROT_BYTES;
 		if (memcmp(bytes + r->at, nothing, ROT_BYTES))
 			break;
 	}

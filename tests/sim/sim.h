@@ -110,6 +110,7 @@ struct sim {
 	struct rng rng;
 	/* The filesystem. */
 	struct power *power;
+	uint64_t node_magic;		  /* of the filesystem's btree nodes */
 	struct device *faulty[DISKS_MAX]; /* where faults are told to happen, while it is open */
 	unsigned disks_nr;
 	unsigned disks_missing; /* a bit each: not given when it is opened */
