@@ -57,6 +57,7 @@ struct kiln_fs {
 	bool is_writable;
 	struct journal *journal_writer;
 	struct allocator *allocator;
+	const char *stop_step;		      /* what fs_write_stop() is at; atomic, NULL before it begins */
 	int shut_down;			      /* 0, or the error that changes get since writing became unsafe; atomic */
 	char write_refused[KILN_ERROR_BYTES]; /* why it is read-only although it was to be written; "" */
 	bool (*is_in_use)(void *ctx, struct kiln_node node); /* kiln_in_use_set() */

@@ -340,21 +340,30 @@ int fs_write_start_fresh(struct kiln_fs *fs, uint64_t memory_bytes, char why[KIL
 
 /* --- stopping --- */
 
+static void stop_step_set(struct kiln_fs *fs, const char *step)
+{
+	__atomic_store_n(&fs->stop_step, step, __ATOMIC_RELEASE);
+}
+
 /* After this everything that was committed is in btree nodes on disk, and the journal isn't needed any more. */
 static int write_back_all(struct kiln_fs *fs)
 {
 	/* Whoever holds objects still can't use them any more; a clean filesystem has no unlinked inode (04 §6). */
+	stop_step_set(fs, "deleting files that were in use");
 	int err = namespace_delete_dead_inodes(fs->ns);
 
 	namespace_stop_write(fs->ns);
 	if (!err)
 		err = data_unfinished(fs->data);
+	stop_step_set(fs, "finishing what was being written");
 	data_stop_write(fs->data);
 	/* What became empty can be discarded only behind a flush, and discarding changes keys again: settle that first.
 	 */
 	if (!err)
 		err = journal_flush(fs->journal_writer);
+	stop_step_set(fs, "letting the allocator come to rest");
 	allocator_quiesce(fs->allocator);
+	stop_step_set(fs, "writing btree nodes");
 	if (!err)
 		err = btrees_flush_all(fs->trees);
 	return err ? err : __atomic_load_n(&fs->shut_down, __ATOMIC_ACQUIRE);
@@ -391,6 +400,7 @@ int fs_write_stop(struct kiln_fs *fs)
 {
 	int err = write_back_all(fs);
 
+	stop_step_set(fs, "marking it clean");
 	allocator_stop(fs->allocator);
 	if (!err)
 		err = mark_clean(fs);

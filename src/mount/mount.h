@@ -35,6 +35,12 @@ void mount_server_free(struct mount_server *server);
  */
 int mount_serve(struct mount_server *server, void (*mounted)(void *ctx), void *ctx);
 
+/*
+ * Nothing can be changed any more: have the mount table say so, as soon as the kernel lets it, that is when no file is
+ * open for writing. From any thread, while mount_serve() runs or not. Only root can; for others the table stays.
+ */
+void mount_server_failed(struct mount_server *server);
+
 /* What the kernel makes the server remember, at any time between new and free. */
 struct mount_kernel_facts {
 	uint64_t objects; /* that the kernel refers to */

@@ -245,6 +245,12 @@ int mount_serve(struct mount_server *s, void (*mounted)(void *ctx), void *ctx)
 	return err;
 }
 
+void mount_server_failed(struct mount_server *s)
+{
+	(void)s; /* a process has one */
+	session_failed();
+}
+
 struct mount_kernel_facts mount_kernel_facts(struct mount_server *s)
 {
 	struct nodes_usage u = nodes_usage(s->nodes);

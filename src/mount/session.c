@@ -5,16 +5,22 @@
  * signal (SIGTERM, SIGINT, SIGHUP) asks for the same: serving goes on, while a task unmounts as umount(8) would. If
  * that fails because files are in use, what the kernel has cached is written back, the mount is taken out of the
  * namespace, and whoever still has files open gets errors. A second signal ends without waiting for any of that.
+ *
+ * After an error that makes writing unsafe, the mount table is made to say "read-only", so that who writes hears it at
+ * once and not when the page cache is written back. The kernel refuses as long as a file is open for writing, so that
+ * is tried again and again; by a child, as the system call waits for requests of its own.
  */
 #include "mount/session.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mount.h>
+#include <sys/statvfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -68,7 +74,7 @@ static int build_args(struct fuse_args *args, const struct mount_options *o)
 /* --- ending --- */
 
 /* What the main thread waits for: one byte each, in a pipe that a signal's handler can write to. */
-enum event { EVENT_SIGNAL = 's', EVENT_SERVED = 'e', EVENT_UNMOUNTED = 'u' };
+enum event { EVENT_SIGNAL = 's', EVENT_SERVED = 'e', EVENT_UNMOUNTED = 'u', EVENT_FAILED = 'f', EVENT_NONE = 0 };
 
 /* The pipe's end for writing. Handlers of signals have no argument: the one piece of state that is the process's. */
 static volatile int events_write_fd = -1;
@@ -119,12 +125,22 @@ static void events_end(int fds[2], const struct sigaction old[ARRAY_NR(end_signa
 	close(fds[1]);
 }
 
-static enum event event_wait(int fd)
+void session_failed(void)
 {
+	if (events_write_fd >= 0)
+		event_tell(EVENT_FAILED);
+}
+
+/* EVENT_NONE: none came for @timeout_ms (-1: there is no end to waiting). */
+static enum event event_wait(int fd, int timeout_ms)
+{
+	struct pollfd poll_fd = { .fd = fd, .events = POLLIN };
 	char byte;
 
-	while (read(fd, &byte, 1) != 1)
-		;
+	do
+		if (!poll(&poll_fd, 1, timeout_ms))
+			return EVENT_NONE;
+	while (read(fd, &byte, 1) != 1);
 	return (enum event)byte;
 }
 
@@ -179,6 +195,52 @@ static void end_mount(void *arg)
 	event_tell(EVENT_UNMOUNTED);
 }
 
+/* --- read-only after an error --- */
+
+enum { REMOUNT_AGAIN_MS = 1000 };
+
+struct remount {
+	bool is_due;
+	pid_t child; /* 0: none */
+};
+
+/* What the mount table says of @mountpoint besides, as mount(2) wants it. */
+static unsigned long mount_flags(const char *mountpoint)
+{
+	static const struct {
+		unsigned long told, flag;
+	} map[] = { { ST_NOSUID, MS_NOSUID },	{ ST_NODEV, MS_NODEV },		  { ST_NOEXEC, MS_NOEXEC },
+		    { ST_NOATIME, MS_NOATIME }, { ST_NODIRATIME, MS_NODIRATIME }, { ST_RELATIME, MS_RELATIME } };
+	unsigned long flags = 0;
+	struct statvfs st;
+
+	if (statvfs(mountpoint, &st))
+		return 0;
+	for (size_t i = 0; i < ARRAY_NR(map); i++)
+		flags |= st.f_flag & map[i].told ? map[i].flag : 0;
+	return flags;
+}
+
+static void remount_try(struct remount *r, const char *mountpoint)
+{
+	int status = 0;
+
+	if (r->child) {
+		if (!waitpid(r->child, &status, WNOHANG))
+			return;
+		r->child = 0;
+		r->is_due = WIFEXITED(status) && WEXITSTATUS(status) == EBUSY;
+		if (!r->is_due)
+			return;
+	}
+	unsigned long flags = mount_flags(mountpoint) | MS_REMOUNT | MS_RDONLY;
+	r->child = fork();
+	if (!r->child)
+		_exit(mount(NULL, mountpoint, NULL, flags, NULL) ? errno : 0);
+	if (r->child < 0)
+		r->child = 0;
+}
+
 /* --- serving --- */
 
 static void on_served(void *ctx)
@@ -190,19 +252,31 @@ static void on_served(void *ctx)
 static int serve(struct mount_server *s, int events_fd)
 {
 	struct ending ending = { .server = s };
+	struct remount remount = { 0 };
+	bool is_over = false;
 	struct loop *loop;
 	int err = loop_start(s->session, on_served, NULL, &loop);
 
 	if (err)
 		return err;
-	/* The first signal asks for the end; the second one doesn't wait for it. */
-	while (event_wait(events_fd) == EVENT_SIGNAL && !ending.task)
-		if (task_start(&ending.task, "unmount", end_mount, &ending))
+	while (!is_over) {
+		switch (event_wait(events_fd, remount.is_due ? REMOUNT_AGAIN_MS : -1)) {
+		case EVENT_SIGNAL:
+			/* The first signal asks for the end; the second one doesn't wait for it. */
+			is_over = ending.task || task_start(&ending.task, "unmount", end_mount, &ending);
 			break;
+		case EVENT_FAILED: remount.is_due = !s->options->is_readonly && !geteuid(); break;
+		case EVENT_NONE: remount_try(&remount, s->options->mountpoint); break;
+		default: is_over = true; break;
+		}
+	}
 	fuse_session_exit(s->session);
 	loop_stop(loop);
 	if (ending.task)
 		task_join(ending.task);
+	/* What it waits for won't come any more once the session is gone. */
+	if (remount.child)
+		kill(remount.child, SIGKILL);
 	return 0;
 }
 

@@ -236,10 +236,15 @@ void tool_print_report(void *ctx, const struct kiln_report *r)
 	static const char *const words[] = { "note", "recovered", "damaged", "failed" };
 	const struct tool_open *open_opts = ctx;
 
-	/* Fatal reports come back as the reason of the failure. */
-	if (r->level == KILN_REPORT_FATAL || (r->level == KILN_REPORT_INFO && !open_opts->is_verbose))
+	void (*fatal)(void *ctx) = __atomic_load_n(&open_opts->fatal, __ATOMIC_ACQUIRE);
+	if ((r->level == KILN_REPORT_FATAL && !fatal) || (r->level == KILN_REPORT_INFO && !open_opts->is_verbose))
 		return;
-	message_at(r->level == KILN_REPORT_INFO ? LOG_NOTICE : LOG_WARNING, "%s: %s", words[r->level], r->text);
+	message_at(r->level == KILN_REPORT_INFO	   ? LOG_NOTICE
+		   : r->level == KILN_REPORT_FATAL ? LOG_CRIT
+						   : LOG_WARNING,
+		   "%s: %s", words[r->level], r->text);
+	if (r->level == KILN_REPORT_FATAL)
+		fatal(open_opts->fatal_ctx);
 }
 
 void tool_print_log(void *ctx, enum kiln_log_level level, const char *line)

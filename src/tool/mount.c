@@ -17,7 +17,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/strbuf.h"
+#include "base/sync.h"
 #include "mount/control.h"
 #include "mount/mount.h"
 #include "tool/mount_facts.h"
@@ -161,19 +163,35 @@ static void mounted(void *ctx)
 		close(null);
 }
 
-/* All members by their full paths: whoever names one of them later, by whatever path, finds the mount. */
-static char *members_list(kiln_fs *fs)
+/* Full paths of all members, while relative ones still lead to them. NULL when memory is short. */
+static char **member_paths(const kiln_fs *fs)
+{
+	char **paths = calloc(fs->super->member_nr, sizeof(*paths));
+
+	for (unsigned i = 0; paths && i < fs->super->member_nr; i++) {
+		const struct super_member *m = &fs->super->members[i];
+
+		paths[i] = m->dev ? realpath(m->dev->name, NULL) : NULL;
+	}
+	return paths;
+}
+
+static void member_paths_free(char **paths, unsigned nr)
+{
+	for (unsigned i = 0; paths && i < nr; i++)
+		free(paths[i]);
+	free(paths);
+}
+
+/* All members: whoever names one of them later, by whatever path, finds the mount. */
+static char *members_list(char **paths, unsigned nr)
 {
 	enum { SOURCE_BYTES_MAX = 3000 }; /* the kernel takes a page, with commas and backslashes escaped */
 	struct strbuf list = strbuf_growing();
 
-	for (unsigned i = 0; i < fs->super->member_nr; i++) {
-		const struct super_member *m = &fs->super->members[i];
-		CLEANUP_FREE char *path = m->dev ? realpath(m->dev->name, NULL) : NULL;
-
-		if (path)
-			strbuf_printf(&list, "%s%s", list.len ? ":" : "", path);
-	}
+	for (unsigned i = 0; paths && i < nr; i++)
+		if (paths[i])
+			strbuf_printf(&list, "%s%s", list.len ? ":" : "", paths[i]);
 	char *text = list.len && list.len < SOURCE_BYTES_MAX ? strdup(strbuf_text(&list)) : NULL;
 	strbuf_free(&list);
 	return text;
@@ -185,13 +203,69 @@ static void fuse_message(enum fuse_log_level level, const char *fmt, va_list arg
 	tool_message((int)level, fmt, args);
 }
 
+/* --- the end --- */
+
+enum { PATIENCE_S = 10, NS_PER_S = 1000000000 };
+
+/* Says what a shutdown is at that takes long, until it is over. */
+struct watchdog {
+	const struct mount_command *m;
+	kiln_fs *fs;
+	struct mutex lock;
+	struct waitq over;
+	bool is_over;
+	struct task *task;
+};
+
+static void watchdog_run(void *arg)
+{
+	struct watchdog *w = arg;
+	uint64_t waited_s = 0;
+
+	mutex_lock(&w->lock);
+	while (!w->is_over) {
+		waitq_wait_until(&w->over, &w->lock, clock_monotonic_ns() + (uint64_t)PATIENCE_S * NS_PER_S);
+		if (w->is_over)
+			break;
+		waited_s += PATIENCE_S;
+		const char *step = __atomic_load_n(&w->fs->stop_step, __ATOMIC_ACQUIRE);
+		tool_error("%s: still writing back after %llu s: %s", w->m->fs_arg, (unsigned long long)waited_s,
+			   step ? step : "waiting for changes that are under way");
+	}
+	mutex_unlock(&w->lock);
+}
+
+static int shut_down_watched(const struct mount_command *m, kiln_fs *fs)
+{
+	struct watchdog w = { .m = m, .fs = fs };
+
+	mutex_init(&w.lock);
+	waitq_init(&w.over);
+	/* Without it there is only nobody who tells. */
+	bool is_watched = !task_start(&w.task, "watchdog", watchdog_run, &w);
+	int err = kiln_shutdown(fs);
+
+	mutex_lock(&w.lock);
+	w.is_over = true;
+	waitq_wake_all(&w.over);
+	mutex_unlock(&w.lock);
+	if (is_watched)
+		task_join(w.task);
+	waitq_destroy(&w.over);
+	mutex_destroy(&w.lock);
+	return err;
+}
+
+static void on_fatal(void *ctx) { mount_server_failed(ctx); }
+
 /* Serve, and close when that ends. The control socket says so until the devices are free. */
-static int serve_with_control(struct mount_command *m, kiln_fs *fs, struct mount_server *server)
+static int serve_with_control(struct mount_command *m, kiln_fs *fs, struct mount_server *server, char **device_names)
 {
 	struct mount_facts_of facts = { .fs = fs,
 					.server = server,
 					.mountpoint = m->mount.mountpoint,
 					.source = m->mount.source,
+					.device_names = device_names,
 					.is_readonly = m->mount.is_readonly };
 	struct control *control;
 
@@ -200,6 +274,8 @@ static int serve_with_control(struct mount_command *m, kiln_fs *fs, struct mount
 	if (err && m->open.is_verbose)
 		tool_error("there is no control socket: %s", strerror(-err));
 	fuse_set_log_func(fuse_message);
+	m->open.fatal_ctx = server;
+	__atomic_store_n(&m->open.fatal, on_fatal, __ATOMIC_RELEASE);
 	err = mount_serve(server, mounted, m);
 	notify_service_manager("STOPPING=1");
 
@@ -208,7 +284,7 @@ static int serve_with_control(struct mount_command *m, kiln_fs *fs, struct mount
 	facts.fs = NULL;
 	facts.server = NULL;
 	mutex_unlock(&facts.lock);
-	int shut_err = kiln_shutdown(fs);
+	int shut_err = shut_down_watched(m, fs);
 	if (shut_err)
 		tool_error("%s is not clean: %s. What was synced is safe; the next mount recovers the rest", m->fs_arg,
 			   strerror(-shut_err));
@@ -229,11 +305,14 @@ static int open_and_serve(struct mount_command *m)
 		m->mount.is_readonly = true;
 	}
 	m->mount.has_acls = fs->super->options[OPT_ACL];
-	CLEANUP_FREE char *members = members_list(fs);
+	unsigned member_nr = fs->super->member_nr;
+	char **paths = member_paths(fs);
+	CLEANUP_FREE char *members = members_list(paths, member_nr);
 	m->mount.source = members ? members : m->fs_arg;
 
 	struct mount_server *server = mount_server_new(fs, &m->mount);
-	int err = server ? serve_with_control(m, fs, server) : -ENOMEM;
+	int err = server ? serve_with_control(m, fs, server, paths) : -ENOMEM;
+	member_paths_free(paths, member_nr);
 	if (err)
 		tool_error("can't serve %s at %s: %s", m->fs_arg, m->mount.mountpoint, strerror(-err));
 	return err ? TOOL_FAILED : TOOL_OK;

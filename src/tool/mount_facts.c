@@ -27,16 +27,18 @@ static json_t *usage_json(kiln_fs *fs)
 			 "inodes", u64_json(u.inodes));
 }
 
-static json_t *devices_json(kiln_fs *fs)
+static json_t *devices_json(const struct mount_facts_of *f)
 {
+	const kiln_fs *fs = f->fs;
 	json_t *array = json_array();
 
 	for (unsigned i = 0; i < fs->super->member_nr; i++) {
 		const struct super_member *m = &fs->super->members[i];
+		const char *name = f->device_names && f->device_names[i] ? f->device_names[i] : m->name;
 
 		if (m->m.exists)
 			json_array_append_new(array, json_pack("{s:i, s:o, s:b}", "device", (int)i, "name",
-							       tool_json_bytes(m->name, strlen(m->name)), "is_online",
+							       tool_json_bytes(name, strlen(name)), "is_online",
 							       (int)(m->dev != NULL)));
 	}
 	return array;
@@ -129,7 +131,7 @@ static int add_status(struct mount_facts_of *f, json_t *reply)
 
 	json_object_set_new(reply, "state", json_string(has_failed ? "failed" : "serving"));
 	json_object_set_new(reply, "is_readonly", json_boolean(f->is_readonly));
-	json_object_set_new(reply, "devices", devices_json(f->fs));
+	json_object_set_new(reply, "devices", devices_json(f));
 	json_object_set_new(reply, "usage", usage_json(f->fs));
 	json_object_set_new(reply, "cache", cache_json(f->fs));
 	json_object_set_new(reply, "kernel", kernel_json(f));

@@ -12,6 +12,7 @@ struct mount_facts_of {
 	kiln_fs *fs;	   /* NULL: closed, or being closed */
 	struct mount_server *server;
 	const char *mountpoint, *source;
+	char **device_names; /* full paths of the members, by number; NULL: it isn't here */
 	bool is_readonly, is_ending;
 };
 

@@ -52,6 +52,12 @@ int tool_usage_error(const struct command *self, const char *fmt, ...) PRINTF_LI
  * and TOOL_OPEN_USAGE into its usage text; hand each option getopt_long() returns to tool_open_option() first.
  */
 struct tool_open {
+	/*
+	 * Fatal reports come back as the reason of a failure, so they aren't told. Of a server they are: set once the
+	 * filesystem is open, from the main thread. @fatal may be called by any thread, and doesn't block.
+	 */
+	void (*fatal)(void *ctx);
+	void *fatal_ctx;
 	unsigned flags; /* enum kiln_open_flags */
 	const char *mount_options;
 	const char *passphrase_file; /* NULL: ask on the terminal */

@@ -684,7 +684,7 @@ def close_tells_what_setting_times_has_swallowed(to):
         told = []
         for i in range(60):
             fd = os.open(fs.path("f%d" % i), os.O_CREAT | os.O_WRONLY)
-            os.write(fd, bytes(3 << 19))
+            assert os.write(fd, bytes(3 << 19)) == 3 << 19
             try:
                 os.utime(fd, ns=(1, 2))
             except OSError as e:
@@ -723,6 +723,67 @@ def what_was_synced_is_there_after_the_server_died(to):
     with fs:
         for name, data in synced.items():
             assert read(fs.path(name)) == data, "%s; KILN_TEST_SEED=%d" % (name, SEED)
+
+
+def table_says_readonly(directory):
+    with open("/proc/self/mountinfo") as f:
+        return any(line.split()[4] == directory and line.split()[5].startswith("ro") for line in f)
+
+
+def devices_that_fail_make_it_readonly_and_nothing_hangs(to):
+    """The image outgrows the filesystem that it is on: each write to a new place is an error."""
+    small = os.path.join(to, "small")
+    os.mkdir(small)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40M", "tmpfs", small]).returncode:
+        raise tap.Skip("no tmpfs here")
+    try:
+        fs = Filesystem(small, size="200M")
+        fs.mount()
+        write(fs.path("before"), b"b" * 100000)
+        fd = os.open(fs.path("before"), os.O_RDONLY)
+        os.fsync(fd)
+        failed = []
+
+        def fill(i):
+            try:
+                with open(fs.path("f%d" % i), "wb", buffering=0) as f:
+                    for _ in range(30):
+                        f.write(os.urandom(1 << 20))
+                        os.fsync(f.fileno())
+            except OSError as e:
+                failed.append(e.errno)
+
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            list(pool.map(fill, range(8)))
+        assert failed and set(failed) <= {errno.EIO, errno.ENOSPC, errno.EROFS}, failed
+        wait_until("read-only", lambda: changes_fail(fs))
+        assert os.pread(fd, 200000, 0) == b"b" * 100000
+        os.close(fd)
+        wait_until("read-only in the mount table", lambda: table_says_readonly(os.path.realpath(fs.directory)))
+        status, out, err = doors.run([KILN, "status", "--json", fs.directory])
+        assert status == 0 and json.loads(out)[0]["state"] == "failed", out
+        subprocess.run(["umount", fs.directory], check=True)
+        _, err = fs.server.communicate(timeout=WAIT_S)
+        assert fs.server.returncode == 1 and b"failed" in err and b"not clean" in err, err
+        subprocess.run(["mount", "-o", "remount,size=400M", small], check=True)
+        with fs:
+            assert read(fs.path("before")) == b"b" * 100000
+    finally:
+        subprocess.run(["umount", "-l", small], check=True)
+
+
+def changes_fail(fs):
+    """New directories until one meets what is broken: what fits into buckets that are there already still works."""
+    try:
+        os.mkdir(fs.path("d%d" % time.monotonic_ns()))
+        fd = os.open(fs.directory, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as e:
+        return e.errno == errno.EROFS
+    return False
 
 
 def signals_write_back_what_is_cached(to):
@@ -915,6 +976,7 @@ CASES = [
     a_full_filesystem_is_told_once_and_goes_on,
     close_tells_what_setting_times_has_swallowed,
     what_was_synced_is_there_after_the_server_died,
+    devices_that_fail_make_it_readonly_and_nothing_hangs,
     signals_write_back_what_is_cached,
 ]
 
