@@ -45,6 +45,10 @@ struct shard {
 
 struct nodes {
 	struct kiln_node root;
+	uint64_t nr; /* atomic */
+	/* Where nodes_next() goes on. */
+	unsigned next_shard;
+	uint32_t next_place;
 	struct shard shards[SHARD_NR];
 };
 
@@ -240,7 +244,10 @@ uint64_t nodes_get(struct nodes *n, struct kiln_node node)
 		if (s->used > s->chain_nr)
 			chains_grow(s);
 	}
+	bool is_new = place != none && entry_at(s, place)->references == 1;
 	mutex_unlock(&s->lock);
+	if (is_new)
+		__atomic_add_fetch(&n->nr, 1, __ATOMIC_RELAXED);
 	return place == none ? 0 : id_of(node, shard, place);
 }
 
@@ -276,6 +283,7 @@ bool nodes_forget(struct nodes *n, uint64_t id, uint64_t count, struct kiln_node
 		is_dead = e->ino & dead_bit;
 		*node = entry_node(e);
 		entry_free(s, place);
+		__atomic_sub_fetch(&n->nr, 1, __ATOMIC_RELAXED);
 	}
 	mutex_unlock(&s->lock);
 	return is_dead;
@@ -313,6 +321,32 @@ uint64_t nodes_id(struct nodes *n, struct kiln_node node)
 	uint32_t place = entry_find(s, node);
 	mutex_unlock(&s->lock);
 	return place == none ? 0 : id_of(node, shard, place);
+}
+
+uint64_t nodes_nr(const struct nodes *n) { return __atomic_load_n(&n->nr, __ATOMIC_RELAXED); }
+
+uint32_t nodes_next(struct nodes *n, uint64_t *ids, uint32_t max)
+{
+	uint32_t nr = 0;
+
+	for (unsigned looked = 0; looked <= SHARD_NR && nr < max; looked++) {
+		struct shard *s = &n->shards[n->next_shard];
+
+		mutex_lock(&s->lock);
+		for (; n->next_place < s->nr && nr < max; n->next_place++) {
+			const struct entry *e = entry_at(s, n->next_place);
+
+			if (e->references && !(e->ino & dead_bit))
+				ids[nr++] = id_of(entry_node(e), n->next_shard, n->next_place);
+		}
+		bool is_end = n->next_place >= s->nr;
+		mutex_unlock(&s->lock);
+		if (is_end) {
+			n->next_shard = (n->next_shard + 1) % SHARD_NR;
+			n->next_place = 0;
+		}
+	}
+	return nr;
 }
 
 bool nodes_mark_dead(struct nodes *n, struct kiln_node node)

@@ -30,6 +30,11 @@ bool nodes_forget(struct nodes *n, uint64_t id, uint64_t count, struct kiln_node
 bool nodes_find(struct nodes *n, uint64_t id, struct kiln_node *node);
 /* Id of @node if the kernel refers to it, else 0. */
 uint64_t nodes_id(struct nodes *n, struct kiln_node node);
+/* How many objects there are, at a glance. */
+uint64_t nodes_nr(const struct nodes *n);
+/* Ids of up to @max objects, each call those behind the last one's, around and around; not of dead ones. For one task.
+ */
+uint32_t nodes_next(struct nodes *n, uint64_t *ids, uint32_t max);
 /*
  * @node has lost its last name. True when the kernel refers to it: nodes_forget() will say when it doesn't any more.
  * False also when it is marked already, as one that was given a name again and lost that.

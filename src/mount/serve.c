@@ -38,6 +38,8 @@
  * the kernel refers to it, it is marked dead in nodes.c and held, until the kernel forgets it: kiln_release() then has
  * it deleted, in the background. What is still held at the end of the mount is deleted then.
  *
+ * What the kernel remembers the server must, too: prune.c sees to that it isn't more than was asked for.
+ *
  * Threads: loop.c. A request that waits keeps none of the others waiting.
  */
 #include <errno.h>
@@ -45,6 +47,7 @@
 #include <sys/sysmacros.h>
 
 #include "base/util.h"
+#include "mount/prune.h"
 #include "mount/session.h"
 
 void stat_to_posix(const struct kiln_stat *st, struct stat *out)
@@ -97,6 +100,7 @@ int entry_fill(struct mount_server *s, const struct kiln_stat *st, struct fuse_e
 					.generation = st->generation };
 	stat_to_posix(st, &e->attr);
 	e->ino = nodes_get(s->nodes, st->node);
+	prune_look(s);
 	return e->ino ? 0 : -ENOMEM;
 }
 

@@ -37,6 +37,7 @@ struct mount_server {
 	struct nodes *nodes;
 	const struct mount_options *options;
 	struct fuse_session *session;
+	struct pruner *pruner; /* prune.c; NULL: none */
 	/* protocol.c: of the first request; the kernel sends no other before it is answered. */
 	bool has_killpriv_v2;
 	uint64_t init_unique;

@@ -27,6 +27,7 @@
 #include "base/util.h"
 #include "mount/loop.h"
 #include "mount/protocol.h"
+#include "mount/prune.h"
 
 /* --- arguments of libfuse --- */
 
@@ -259,6 +260,7 @@ static int serve(struct mount_server *s, int events_fd)
 
 	if (err)
 		return err;
+	prune_start(s);
 	while (!is_over) {
 		switch (event_wait(events_fd, remount.is_due ? REMOUNT_AGAIN_MS : -1)) {
 		case EVENT_SIGNAL:
@@ -270,6 +272,8 @@ static int serve(struct mount_server *s, int events_fd)
 		default: is_over = true; break;
 		}
 	}
+	/* What it asks of the kernel may wait for requests to be served. */
+	prune_stop(s);
 	fuse_session_exit(s->session);
 	loop_stop(loop);
 	if (ending.task)

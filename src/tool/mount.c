@@ -53,6 +53,10 @@ struct mount_command {
 	int ready_fd; /* where the background child reports; -1 in the foreground */
 };
 
+/* What the kernel makes the server remember may be an eighth of the budget, above it: 32 bytes for an object. */
+#define REMEMBERED_DEFAULT UINT64_MAX
+enum { MEMORY_BYTES_USUAL = 256 << 20, MEMORY_PER_REMEMBERED = 8 * 32 };
+
 static void option_append(struct strbuf *list, const char *item)
 {
 	if (list->len)
@@ -95,6 +99,8 @@ static void options_split(struct mount_command *m, char *list)
 			m->mount.allow_other = true;
 		else if (!strcmp(item, "noallow_other"))
 			m->mount.allow_other = false;
+		else if (!strncmp(item, "remember=", 9) && item[9] >= '0' && item[9] <= '9')
+			m->mount.remembered_max = strtoull(item + 9, NULL, 10);
 		else if (!strcmp(item, "strictatime"))
 			m->mount.atime = MOUNT_STRICTATIME;
 		else if (!strcmp(item, "relatime"))
@@ -379,6 +385,9 @@ static int run_parsed(struct mount_command *m)
 
 	if (!m->mount.is_readonly)
 		m->open.flags |= KILN_OPEN_WRITE;
+	if (m->mount.remembered_max == REMEMBERED_DEFAULT)
+		m->mount.remembered_max = (m->open.memory_bytes ? m->open.memory_bytes : (uint64_t)MEMORY_BYTES_USUAL) /
+					  MEMORY_PER_REMEMBERED;
 	m->open.mount_options = m->fs_options.len ? strbuf_text(&m->fs_options) : NULL;
 	m->mount.fuse_options = strbuf_text(&m->fuse_options);
 	return m->is_foreground ? open_and_serve(m) : serve_in_background(m);
@@ -389,7 +398,7 @@ static int mount_run(const struct command *self, int argc, char **argv)
 	static const struct option options[] = { TOOL_OPEN_OPTIONS, { 0 } };
 	struct mount_command m = {
 		.open = tool_open_defaults(),
-		.mount = { .allow_other = geteuid() == 0 },
+		.mount = { .allow_other = geteuid() == 0, .remembered_max = REMEMBERED_DEFAULT },
 		.fs_options = strbuf_growing(),
 		.fuse_options = strbuf_growing(),
 		.ready_fd = -1,

@@ -826,6 +826,34 @@ def servers_say_what_they_do(to):
     assert status == 1 and "isn't mounted" in err, err
 
 
+def the_kernel_is_made_to_forget(to):
+    """It would remember all that was ever looked at, and have the server do so too."""
+    if tuple(map(int, os.uname().release.split("-")[0].split(".")[:2])) < (6, 18):
+        raise tap.Skip("kernels know it from Linux 6.18 on")
+    tree = os.path.join(to, "tree")
+    for i in range(40):
+        os.makedirs(os.path.join(tree, "d%d" % i))
+        for k in range(100):
+            write(os.path.join(tree, "d%d" % i, "f%d" % k), b"")
+
+    def remembered(fs):
+        return json.loads(doors.run([KILN, "status", "--json", fs.directory])[1])[0]["kernel"]["objects"]
+
+    with Filesystem(to, options=["-o", "remember=1000"], format_options=["--source", tree]) as fs:
+        fd = os.open(fs.path("d0", "f0"), os.O_RDWR)
+        assert sum(len(names) for _, _, names in os.walk(fs.directory)) == 4000
+        for i in range(40):
+            for entry in os.scandir(fs.path("d%d" % i)):
+                entry.stat()
+        wait_until("forgotten", lambda: remembered(fs) <= 1000)
+        os.write(fd, b"still here")
+        os.unlink(fs.path("d0", "f0"))
+        assert os.pread(fd, 100, 0) == b"still here"
+        os.close(fd)
+        shutil.rmtree(fs.path("d1"))
+        assert sorted(os.listdir(fs.path("d0"))) == sorted("f%d" % k for k in range(1, 100))
+
+
 def sync_makes_all_durable(to):
     fs = Filesystem(to)
     fs.mount()
@@ -945,6 +973,7 @@ def a_loop_device_is_the_file_behind_it(to):
 
 CASES = [
     servers_say_what_they_do,
+    the_kernel_is_made_to_forget,
     sync_makes_all_durable,
     opening_waits_for_the_last_server,
     service_managers_are_told,

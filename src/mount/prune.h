@@ -1,0 +1,14 @@
+/* Bounds on what the kernel makes the server remember. See prune.c. */
+#ifndef KILN_MOUNT_PRUNE_H
+#define KILN_MOUNT_PRUNE_H
+
+#include "mount/server.h"
+
+/* Between mounting and the first request. */
+void prune_start(struct mount_server *s);
+/* While requests are still served. */
+void prune_stop(struct mount_server *s);
+/* There may be more than there should be: have that seen to. Cheap, and doesn't wait. */
+void prune_look(struct mount_server *s);
+
+#endif
