@@ -93,7 +93,11 @@ uint64_t alloc_watermark_reserve(const struct alloc_dev *d, enum watermark water
 	switch (watermark) {
 	case WATERMARK_STRIPE: return 2 * (d->bucket_nr >> 6) + 2 * d->btree_reserve;
 	case WATERMARK_NORMAL: return (d->bucket_nr >> 6) + 2 * d->btree_reserve;
-	case WATERMARK_COPYGC: return 2 * d->btree_reserve;
+	/*
+	 * Less than what 07 §13 has, and than what nodes for ordinary updates get: who makes these waits for copygc
+	 * when there are no more buckets, so copygc must still have some.
+	 */
+	case WATERMARK_COPYGC: return d->btree_reserve / 2;
 	case WATERMARK_BTREE: return d->btree_reserve;
 	default: return 0;
 	}

@@ -101,6 +101,7 @@ int allocator_open(const struct allocator_opts *opts, struct allocator **allocat
 	write_points_init(a);
 	node_pool_init(&a->nodes);
 	discards_init(&a->discards);
+	evacuation_init(&a->evacuation);
 	readers_init(&a->readers);
 	gc_gens_init(&a->gc);
 	devs_read(a);
@@ -148,7 +149,7 @@ void allocator_quiesce(struct allocator *a)
 	node_pool_stop(a);
 	discards_stop(a);
 	write_points_drop(a, false);
-	open_buckets_drop_partial(a);
+	open_buckets_drop_partial(a, 0);
 	while (discards_run(a, &waiting_seq) > 0)
 		;
 }
@@ -162,7 +163,7 @@ void allocator_stop(struct allocator *a)
 	node_pool_stop(a);
 	discards_stop(a);
 	write_points_drop(a, false);
-	open_buckets_drop_partial(a);
+	open_buckets_drop_partial(a, 0);
 }
 
 void allocator_close(struct allocator *a)
@@ -173,6 +174,7 @@ void allocator_close(struct allocator *a)
 	}
 	quotas_close(a->quotas);
 	gc_gens_destroy(&a->gc);
+	evacuation_destroy(&a->evacuation);
 	discards_destroy(&a->discards);
 	readers_destroy(&a->readers);
 	node_pool_destroy(&a->nodes);

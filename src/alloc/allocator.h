@@ -121,6 +121,7 @@ struct alloc_request {
 	uint16_t target;	    /* 0: any device (10 §5.1) */
 	unsigned replicas;	    /* durability wanted */
 	unsigned replicas_required; /* at least; fewer: -EROFS or -ENOSPC */
+	uint32_t sectors_min;	    /* of data that can't be divided, whole blocks; 0: a block */
 	uint64_t writer;	    /* who writes: one stream stays together (write points are hashed by it) */
 	uint64_t dev_exclude;	    /* bit per device that must not be used */
 	bool can_wait;		    /* for buckets to be discarded or flushed; else -EAGAIN */
@@ -134,9 +135,9 @@ struct alloc_extent {
 	uint16_t open_bucket[ALLOC_PTRS_MAX]; /* references: allocator_extent_put() */
 };
 /*
- * Up to @sectors_max sectors (a multiple of blocks; at least one block), behind what this writer got before as far as
- * possible. The caller writes the data, commits keys that point there, and then puts the extent. 0, -ENOSPC, -EROFS,
- * -EAGAIN.
+ * Up to @sectors_max sectors (a multiple of blocks; at least one block, or req->sectors_min), behind what this writer
+ * got before as far as possible. The caller writes the data, commits keys that point there, and then puts the extent.
+ * 0, -ENOSPC, -EROFS, -EAGAIN.
  */
 int allocator_extent_get(struct allocator *a, const struct alloc_request *req, uint32_t sectors_max,
 			 struct alloc_extent *e);
@@ -151,6 +152,41 @@ void allocator_clock_add(struct allocator *a, bool is_write, uint64_t sectors);
  */
 unsigned allocator_read_begin(struct allocator *a);
 void allocator_read_end(struct allocator *a, unsigned section);
+
+/* --- moving data so that buckets become empty: for data/copygc.h --- */
+
+/* A bucket that is used in part. */
+struct allocator_fragment {
+	unsigned dev;
+	uint64_t bucket;
+	uint8_t gen, data_type;
+	uint32_t sectors, bucket_sectors; /* in use, and all */
+};
+/*
+ * The next ones at or behind *@pos, emptiest first (POS_MIN: from the beginning), of devices in @devs, a bit each. Open
+ * buckets are left out. Flush the write buffer first. Their number, at most @max (0: no more), or an error.
+ */
+int allocator_fragments_next(struct allocator *a, uint64_t devs, struct bpos *pos, struct allocator_fragment *out,
+			     unsigned max);
+/* What is in use of it now. 0 or an error. */
+int allocator_fragment_update(struct allocator *a, struct allocator_fragment *f);
+/*
+ * Sectors that users may write before there is too much that is fragmented (07 §16); 0: there is, on the devices of
+ * *@devs.
+ */
+uint64_t allocator_evacuation_due(struct allocator *a, uint64_t *devs);
+
+/*
+ * One task moves. From start to stop, who lacks space waits for it. Its loop: wait, until so many @sectors have been
+ * written (0: go on) or somebody lacks space on *@wanted_devs, false: it is to end; make a pass, and say now and then
+ * that it goes on; done. A pass has gained nothing only if it went over all buckets of all devices that were wanted.
+ */
+void allocator_evacuator_start(struct allocator *a);
+bool allocator_evacuator_wait(struct allocator *a, uint64_t sectors, uint64_t *wanted_devs);
+void allocator_evacuator_progress(struct allocator *a);
+void allocator_evacuator_done(struct allocator *a, bool has_gained);
+void allocator_evacuator_stop(struct allocator *a);
+bool allocator_evacuator_is_stopping(struct allocator *a);
 
 /* --- counters --- */
 

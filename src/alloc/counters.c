@@ -612,6 +612,15 @@ int64_t counters_dev_buckets(struct counters *c, unsigned dev, unsigned type)
 	return max(nr, (int64_t)0);
 }
 
+uint64_t counters_dev_fragmented(struct counters *c, unsigned dev)
+{
+	mutex_lock(&c->lock);
+	int64_t sectors = c->now[counter_dev(dev, DATA_BTREE, COUNTER_DEV_FRAGMENTED)] +
+			  c->now[counter_dev(dev, DATA_USER, COUNTER_DEV_FRAGMENTED)];
+	mutex_unlock(&c->lock);
+	return (uint64_t)max(sectors, (int64_t)0);
+}
+
 static uint64_t not_negative(int64_t v) { return v > 0 ? (uint64_t)v : 0; }
 
 static void usage_fill(struct allocator *a, struct usage *u)
@@ -668,4 +677,6 @@ void allocator_clock_add(struct allocator *a, bool is_write, uint64_t sectors)
 
 	if (is_write && before >> LOOK_SHIFT != (before + sectors) >> LOOK_SHIFT)
 		gc_gens_kick(a, false);
+	if (is_write)
+		evacuation_clock(a, before + sectors);
 }

@@ -287,19 +287,34 @@ static bool something_is_coming(struct allocator *a)
 	return false;
 }
 
-bool discards_wait(struct allocator *a, uint64_t seen)
+bool discards_wait(struct allocator *a, uint64_t seen, uint64_t move_devs)
 {
 	struct discards *d = &a->discards;
-	uint64_t deadline_ns = clock_monotonic_ns() + wait_max_ns;
-	bool is_coming = something_is_coming(a), is_in_time = true;
+	struct evacuation *e = &a->evacuation;
+	uint64_t deadline_ns = clock_monotonic_ns() + wait_max_ns, progress = UINT64_MAX;
+	bool is_in_time = true;
 
 	mutex_lock(&d->lock);
-	if (d->freed_nr == seen && is_coming) {
-		d->is_wanted = d->is_flush_wanted = true;
-		waitq_wake_one(&d->work);
-	}
-	while (d->freed_nr == seen && is_coming && is_in_time && !d->is_stopping)
+	/* A pass that is under way may have been past what could be gained. */
+	uint64_t pass = e->passes_begun + 1;
+	while (is_in_time && d->freed_nr == seen && !d->is_stopping) {
+		bool can_move = move_devs && e->has_mover && e->pass_gainless < pass;
+
+		mutex_unlock(&d->lock);
+		bool is_coming = something_is_coming(a);
+		mutex_lock(&d->lock);
+		if (d->freed_nr != seen || (!is_coming && !can_move))
+			break;
+		if (e->progress_nr != progress) {
+			progress = e->progress_nr;
+			deadline_ns = clock_monotonic_ns() + wait_max_ns;
+			d->is_wanted = d->is_flush_wanted = true;
+			waitq_wake_one(&d->work);
+		}
+		if (can_move)
+			evacuation_want(a, move_devs);
 		is_in_time = waitq_wait_until(&d->freed, &d->lock, deadline_ns);
+	}
 	bool has_freed = d->freed_nr != seen;
 	mutex_unlock(&d->lock);
 	return has_freed;

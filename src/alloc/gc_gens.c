@@ -170,7 +170,7 @@ static int drop_txn(struct btree_txn *txn, void *ctx)
 
 static int stale_drop(struct allocator *a, unsigned btree_id, struct bpos pos)
 {
-	static const struct btree_commit_opts opts = { .name = "gc_gens", .watermark = WATERMARK_BTREE };
+	static const struct btree_commit_opts opts = { .name = "gc_gens", .watermark = WATERMARK_BTREE_COPYGC };
 	struct drop_args args = { .a = a, .btree_id = btree_id, .pos = pos };
 
 	return btree_txn_run(a->trees, &opts, drop_txn, &args);
@@ -274,7 +274,7 @@ static int behind_find(struct allocator *a, struct bpos *pos)
 
 static int oldest_write(struct allocator *a)
 {
-	static const struct btree_commit_opts opts = { .name = "gc_gens", .watermark = WATERMARK_BTREE };
+	static const struct btree_commit_opts opts = { .name = "gc_gens", .watermark = WATERMARK_BTREE_COPYGC };
 	struct raise_args args = { .a = a, .pos = POS_MIN };
 	int found;
 

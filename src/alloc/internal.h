@@ -107,6 +107,8 @@ void counters_destroy(struct counters *c);
 /* Read them from what recovery found. */
 int counters_read(struct allocator *a);
 int64_t counters_dev_buckets(struct counters *c, unsigned dev, unsigned type);
+/* Sectors lost in buckets of data and nodes that are used in part. */
+uint64_t counters_dev_fragmented(struct counters *c, unsigned dev);
 /* Free space, as disk reservations see it; may be negative. */
 int64_t counters_sectors_free(struct allocator *a);
 
@@ -149,8 +151,8 @@ void open_bucket_put(struct allocator *a, uint16_t idx);
 void open_bucket_put_partial(struct allocator *a, uint16_t idx);
 /* Take one from the partial list: of this type, on a device of @devs, with at least @sectors_min left. */
 uint16_t open_bucket_take_partial(struct allocator *a, unsigned data_type, uint64_t devs, uint32_t sectors_min);
-/* Close all that are on the partial list. */
-void open_buckets_drop_partial(struct allocator *a);
+/* Close those on the partial list: all, or (not 0) those that have another type than @data_type_kept. */
+void open_buckets_drop_partial(struct allocator *a, unsigned data_type_kept);
 /* Buckets that a request may still take. */
 uint64_t open_buckets_available(struct allocator *a, unsigned dev, enum watermark watermark);
 /*
@@ -171,7 +173,13 @@ int bucket_ranges_read(struct allocator *a);
 
 /* --- write_point.c --- */
 
-enum { WRITE_POINTS_USER = 32, WRITE_POINT_BTREE = WRITE_POINTS_USER, WRITE_POINT_MOVE, WRITE_POINTS_NR };
+enum {
+	WRITE_POINTS_USER = 32,
+	WRITE_POINT_BTREE = WRITE_POINTS_USER,
+	WRITE_POINT_COPYGC,
+	WRITE_POINT_MOVE,
+	WRITE_POINTS_NR
+};
 
 struct write_point {
 	struct mutex lock;
@@ -191,7 +199,7 @@ uint64_t target_devs(const struct allocator *a, unsigned target);
 
 /* --- node_reserve.c --- */
 
-enum { NODE_POOL_TARGET = 12, NODE_POOL_RECLAIM = 8, NODE_POOL_MAX = 16 };
+enum { NODE_POOL_TARGET = 12, NODE_POOL_RECLAIM = 8, NODE_POOL_MAX = 64 };
 
 struct node_pool {
 	struct mutex lock;
@@ -209,6 +217,27 @@ int node_pool_start(struct allocator *a);
 void node_pool_stop(struct allocator *a);
 
 /* --- discard.c --- */
+
+/* --- evacuation.c --- */
+
+/* Guarded by discards.lock, but due_clock, which only changes under it. */
+struct evacuation {
+	struct waitq work;    /* for who moves */
+	uint64_t wanted_devs; /* a bit per device on which somebody waits for a bucket */
+	uint64_t passes_begun;
+	uint64_t pass_gainless;		/* number of the last one that gained nothing */
+	uint64_t progress_nr;		/* grows as long as something is moved */
+	uint64_t freed_nr;		/* discards.freed_nr when the last pass ended */
+	atomic_uint_fast64_t due_clock; /* write clock at which the next pass is due */
+	bool is_due, has_mover, has_gained, is_stopping;
+};
+
+void evacuation_init(struct evacuation *e);
+void evacuation_destroy(struct evacuation *e);
+/* The write clock has come to @now. */
+void evacuation_clock(struct allocator *a, uint64_t now);
+/* Buckets are wanted on these devices. discards.lock is held. */
+void evacuation_want(struct allocator *a, uint64_t devs);
 
 /* --- readers.c --- */
 
@@ -247,9 +276,9 @@ void discards_freed(struct allocator *a);
 int discards_run(struct allocator *a, uint64_t *waiting_seq);
 /*
  * Wait until some bucket may have become available, after a look at discards.freed_nr that gave @seen. Starts what it
- * takes. False: nothing is on its way, or it took too long.
+ * takes, moving data on @move_devs included (0: not that). False: nothing is on its way, or it took too long.
  */
-bool discards_wait(struct allocator *a, uint64_t seen);
+bool discards_wait(struct allocator *a, uint64_t seen, uint64_t move_devs);
 
 /* --- invalidate.c: part of the discard task --- */
 
@@ -329,6 +358,7 @@ struct allocator {
 	struct write_point points[WRITE_POINTS_NR];
 	struct node_pool nodes;
 	struct discards discards;
+	struct evacuation evacuation;
 	struct readers readers;
 	struct gc_gens gc;
 	struct quotas *quotas; /* NULL: none are counted */

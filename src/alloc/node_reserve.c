@@ -54,6 +54,22 @@ static int slot_get(struct allocator *a, enum watermark watermark, bool can_wait
 
 /* --- the pool --- */
 
+/*
+ * What isn't kept is lost in its bucket until that is empty. So where a bucket holds many nodes many are kept; where it
+ * holds one nothing is lost.
+ */
+static unsigned pool_max(const struct allocator *a)
+{
+	uint32_t nodes_per_bucket = UINT32_MAX;
+
+	for (unsigned dev = 0; dev < a->dev_nr; dev++)
+		if (a->devs[dev].is_member)
+			nodes_per_bucket =
+				min(nodes_per_bucket, a->devs[dev].bucket_sectors / a->super->kctx.node_sectors);
+	return (unsigned)min(max((uint64_t)nodes_per_bucket, (uint64_t)1) * NODE_POOL_TARGET * 4 / 3,
+			     (uint64_t)NODE_POOL_MAX);
+}
+
 static bool pool_take(struct node_pool *p, enum watermark watermark, struct alloc_extent *slot)
 {
 	unsigned keep = watermark >= WATERMARK_RECLAIM ? 0 : NODE_POOL_RECLAIM;
@@ -73,7 +89,7 @@ static void pool_put(struct allocator *a, struct alloc_extent *slot)
 	struct node_pool *p = &a->nodes;
 
 	mutex_lock(&p->lock);
-	bool is_kept = !p->is_stopping && p->nr < NODE_POOL_MAX;
+	bool is_kept = !p->is_stopping && p->nr < pool_max(a);
 	if (is_kept)
 		p->slots[p->nr++] = *slot;
 	mutex_unlock(&p->lock);

@@ -214,7 +214,7 @@ uint16_t open_bucket_take_partial(struct allocator *a, unsigned data_type, uint6
 	return taken;
 }
 
-void open_buckets_drop_partial(struct allocator *a)
+void open_buckets_drop_partial(struct allocator *a, unsigned data_type_kept)
 {
 	struct open_buckets *o = &a->open;
 	bool has_closed = false, was_emptied = false;
@@ -223,7 +223,7 @@ void open_buckets_drop_partial(struct allocator *a)
 	for (uint16_t i = 0; o->partial_nr && i < OPEN_BUCKETS_MAX; i++) {
 		struct open_bucket *b = &o->buckets[i];
 
-		if (!b->refs || !b->is_partial)
+		if (!b->refs || !b->is_partial || b->data_type == data_type_kept)
 			continue;
 		b->is_partial = false;
 		o->partial_nr--;

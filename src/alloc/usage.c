@@ -25,6 +25,8 @@
 enum {
 	REPLICAS_ROWS_MAX = 1 << 13, /* all pairs of 64 devices, for each type of data */
 	COUNTERS_MAX = 1 << 17,
+	AVAIL_NUM = 64, /* of what is free, that part can be written; the rest is for keys that describe it */
+	AVAIL_DEN = 65,
 };
 
 static int journal_usage_read(const struct super *s, struct journal_state *journal, struct usage *u);
@@ -83,6 +85,14 @@ void usage_totals_compute(const struct super *s, struct usage *u)
 	for (unsigned i = 0; i < u->dev_nr; i++)
 		u->hidden_sectors += (u->devs[i].types[DATA_SB].buckets + u->devs[i].types[DATA_JOURNAL].buckets) *
 				     s->geometry[i].bucket_sectors;
+}
+
+uint64_t usage_available_sectors(const struct usage *u)
+{
+	uint64_t taken = u->used_sectors + u->hidden_sectors;
+	uint64_t free_sectors = u->capacity_sectors - min(u->capacity_sectors, taken);
+
+	return free_sectors / AVAIL_DEN * AVAIL_NUM + free_sectors % AVAIL_DEN * AVAIL_NUM / AVAIL_DEN;
 }
 
 /* 07 §13, over all writable members, here or not: the counters are those of all, too. */

@@ -51,6 +51,8 @@ int usage_read(const struct super *super, struct journal_state *journal, struct 
 void usage_free(struct usage *usage);
 /* What data can fill, as 07 §13 has it. */
 uint64_t usage_capacity_sectors(const struct super *super);
+/* What can still be written, as reservations see it (07 §12.6); the totals are filled in. */
+uint64_t usage_available_sectors(const struct usage *u);
 /* Fill in hidden, used and cached sectors from the rows and the reserved sectors; the totals are 0. */
 void usage_totals_compute(const struct super *super, struct usage *usage);
 

@@ -242,7 +242,8 @@ static void extent_fill(struct choice *c, uint32_t sectors_max, struct alloc_ext
 
 	for (unsigned i = 0; i < c->nr; i++)
 		sectors = min(sectors, a->open.buckets[c->open[i]].sectors_free);
-	sectors = c->sectors_min > block ? c->sectors_min : (uint32_t)round_down_u64(sectors, block);
+	if (c->req->data_type != DATA_BTREE)
+		sectors = (uint32_t)round_down_u64(sectors, block);
 	*e = (struct alloc_extent){ .ptr_nr = c->nr, .sectors = sectors };
 	for (unsigned i = 0; i < c->nr; i++) {
 		struct open_bucket *b = &a->open.buckets[c->open[i]];
@@ -274,7 +275,9 @@ static struct write_point *point_of(struct allocator *a, const struct alloc_requ
 {
 	if (req->data_type == DATA_BTREE)
 		return &a->points[WRITE_POINT_BTREE];
-	if (req->watermark == WATERMARK_COPYGC || req->watermark == WATERMARK_STRIPE)
+	if (req->watermark == WATERMARK_COPYGC)
+		return &a->points[WRITE_POINT_COPYGC];
+	if (req->watermark == WATERMARK_STRIPE)
 		return &a->points[WRITE_POINT_MOVE];
 	return &a->points[(req->writer * 0x9e3779b97f4a7c15ull >> 32) % WRITE_POINTS_USER];
 }
@@ -293,11 +296,23 @@ static int extent_try(struct allocator *a, const struct alloc_request *req, uint
 	return err;
 }
 
+/*
+ * Where data must be moved away for a request. Not for one that moving, or what it waits for, makes: those live on what
+ * others leave them.
+ */
+static uint64_t devs_to_evacuate(const struct allocator *a, const struct alloc_request *req)
+{
+	bool can_wait = req->watermark < WATERMARK_COPYGC || req->watermark == WATERMARK_BTREE;
+
+	return can_wait ? devs_writable(a, req->data_type) & ~req->dev_exclude : 0;
+}
+
 int allocator_extent_get(struct allocator *a, const struct alloc_request *req, uint32_t sectors_max,
 			 struct alloc_extent *e)
 {
 	/* A node is one piece; data is in blocks. */
-	uint32_t sectors_min = req->data_type == DATA_BTREE ? sectors_max : a->super->kctx.block_sectors;
+	uint32_t sectors_min =
+		req->data_type == DATA_BTREE ? sectors_max : max(req->sectors_min, a->super->kctx.block_sectors);
 	bool has_dropped = false;
 
 	*e = (struct alloc_extent){ 0 };
@@ -306,7 +321,10 @@ int allocator_extent_get(struct allocator *a, const struct alloc_request *req, u
 			return -EROFS;
 		mutex_lock(&a->discards.lock);
 		uint64_t seen = a->discards.freed_nr;
+		bool is_stopping = req->watermark == WATERMARK_COPYGC && a->evacuation.is_stopping;
 		mutex_unlock(&a->discards.lock);
+		if (is_stopping)
+			return -ENOSPC;
 
 		int err = extent_try(a, req, sectors_min, sectors_max, e);
 		if (err != -ENOSPC)
@@ -317,11 +335,13 @@ int allocator_extent_get(struct allocator *a, const struct alloc_request *req, u
 			has_dropped = true;
 			continue;
 		}
+		/* Nor is what is left in buckets of another type of use. */
+		open_buckets_drop_partial(a, req->data_type);
 		if (!req->can_wait) {
 			discards_kick(a);
 			return -EAGAIN;
 		}
-		if (!discards_wait(a, seen))
+		if (!discards_wait(a, seen, devs_to_evacuate(a, req)))
 			return -ENOSPC;
 		has_dropped = false;
 	}

@@ -29,6 +29,7 @@
 	X(LOGGED_OPS, "what was under way isn't finished")                                    \
 	X(DEAD_INODES, "inodes without names stay after a crash")                             \
 	X(WRITE_BEHIND, "the journal goes on in the place of its newest entry")               \
+	X(MOVE_BEFORE_COPY, "moved data is pointed at before it has been written")            \
 	X(FSYNC, "fsync doesn't wait")                                                        \
 	X(COUNTERS, "counters of an entry are those of now")
 

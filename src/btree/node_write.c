@@ -792,18 +792,30 @@ int btrees_flush_all(struct btrees *trees)
 	return err;
 }
 
-int btree_node_rewrite(struct btrees *trees, unsigned btree_id, unsigned level, struct bpos pos)
+static bool node_is_at(const struct btree_node *node, const struct extent_ptr *at)
+{
+	const struct btree_ptr *p = &node->id.ptr;
+
+	for (unsigned i = 0; at && i < p->ptr_nr; i++)
+		if (p->ptrs[i].dev == at->dev && p->ptrs[i].sector == at->sector)
+			return true;
+	return !at;
+}
+
+int btree_node_rewrite(struct btrees *trees, unsigned btree_id, unsigned level, struct bpos pos,
+		       const struct extent_ptr *at)
 {
 	struct tree_place place;
 	int ret = tree_descend(trees, btree_id, level, pos, &place);
 
 	if (ret <= 0)
 		return ret ? ret : -ENOENT;
+	bool is_there = place.node && node_is_at(place.node, at);
 	six_unlock_read(tree_leaf_lock(trees, btree_id, place.node));
-	if (!place.node)
-		return -ENOENT;
-	ret = trees->write ? interior_replace(trees, place.node, INTERIOR_REWRITE, WATERMARK_BTREE_COPYGC, true)
-			   : -EROFS;
+	ret = -ENOENT;
+	if (is_there)
+		ret = trees->write ? interior_replace(trees, place.node, INTERIOR_REWRITE, WATERMARK_BTREE_COPYGC, true)
+				   : -EROFS;
 	node_put(place.node);
 	return ret;
 }

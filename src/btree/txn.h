@@ -232,8 +232,13 @@ int btrees_flush_all(struct btrees *trees);
 void btrees_stop_write(struct btrees *trees);
 /* Apply pending write-buffer updates. Waits; not inside transactions. 0 or an error. */
 int btree_write_buffer_flush(struct btrees *trees);
-/* Rewrite the node at @pos to a new place (moving it off a bucket, or an old one to a new form). */
-int btree_node_rewrite(struct btrees *trees, unsigned btree_id, unsigned level, struct bpos pos);
+/*
+ * Rewrite the node at @pos to a new place (moving it off a bucket, or an old one to a new form), if it is at the device
+ * and sector of @at (NULL: wherever it is). It has left its old place when the interior update is finished, a little
+ * later. -ENOENT: there is no such node.
+ */
+int btree_node_rewrite(struct btrees *trees, unsigned btree_id, unsigned level, struct bpos pos,
+		       const struct extent_ptr *at);
 
 struct btrees_write_stats {
 	uint64_t commits, restarts, splits, merges, rewrites, roots_raised;

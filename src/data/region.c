@@ -287,6 +287,28 @@ static void failure_add(struct region *r, int err, struct checksum found)
 }
 
 /*
+ * Is the pointer, whose bucket has become newer, still in the btree? If it isn't, somebody moved or overwrote the data
+ * while it is being read; then the bucket stays as it was until the read is over (allocator_read_begin()).
+ */
+static bool ptr_is_still_there(const struct region *r, const struct extent_ptr *p)
+{
+	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
+	const struct data *data = r->reader->data;
+	struct bkey_copy copy;
+
+	if (!data->writer || btree_lookup(data->trees, r->btree_id, r->k.p, &copy) <= 0)
+		return !data->writer;
+	int nr = copy.k.k.type == KEY_EXTENT || copy.k.k.type == KEY_REFLINK_V
+			 ? extent_decode(copy.k, &data->super->kctx, ptrs, NULL, NULL)
+			 : 0;
+	for (int i = 0; i < nr; i++)
+		if (!ptrs[i].ptr.is_cached && ptrs[i].ptr.dev == p->dev && ptrs[i].ptr.gen == p->gen &&
+		    ptrs[i].ptr.sector == p->sector)
+			return true;
+	return false;
+}
+
+/*
  * A pointer counts only while its bucket still has the generation it was written in. Buckets that others than cached
  * pointers refer to aren't reused, unless something is broken (06 §4.2); a checksum would show it, so what has one
  * needs no look at the generation. Of those without, only what is known to be stale isn't read.
@@ -303,7 +325,7 @@ static bool ptr_is_current(struct region *r, unsigned i)
 	int n = bucket_sectors ? bucket_gen_lookup(data->trees, p->dev, p->sector / bucket_sectors, &gen) : -EIO;
 	if (!n || (n > 0 && gen == p->gen))
 		return true;
-	if (!p->is_cached && (n < 0 || gen_cmp(gen, p->gen) < 0))
+	if (!p->is_cached && (n < 0 || gen_cmp(gen, p->gen) < 0 || !ptr_is_still_there(r, p)))
 		return true;
 	if (n < 0 || !p->is_cached)
 		failure_add(r, n < 0 ? n : -KILN_E_STALE, (struct checksum){ 0 });

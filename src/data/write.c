@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base/mutant.h"
+#include "data/copygc.h"
 #include "data/write_internal.h"
 #include "device/device.h"
 
@@ -63,6 +64,7 @@ void data_stop_write(struct data *data)
 
 	if (!w)
 		return;
+	copygc_stop(data);
 	data->writer = NULL;
 	for (unsigned i = 0; i < INODE_LOCK_NR; i++)
 		mutex_destroy(&w->inode_locks[i]);

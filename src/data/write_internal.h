@@ -33,8 +33,11 @@ enum {
 	PUTS_PER_TXN_MAX = 8,			 /* extents that one transaction puts */
 };
 
+struct copygc;
+
 struct data_writer {
 	struct allocator *allocator;
+	struct copygc *copygc; /* NULL: not running */
 	struct mutex inode_locks[INODE_LOCK_NR];
 	struct mutex buffers_lock; /* of what follows: chunk buffers that nobody uses */
 	void *buffers[BUFFERS_IDLE_MAX];

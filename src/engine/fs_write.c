@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "data/copygc.h"
 #include "format/version.h"
 #include "namespace/change.h"
 #include "recovery/passes.h"
@@ -255,6 +256,8 @@ static int start_steps(struct kiln_fs *fs)
 	if (!err)
 		err = run_passes(fs);
 	if (!err)
+		err = data_start_copygc(fs->data);
+	if (!err)
 		err = allocator_quota_start(fs->allocator);
 	return err;
 }
@@ -332,6 +335,8 @@ int fs_write_start_fresh(struct kiln_fs *fs, uint64_t memory_bytes, char why[KIL
 		err = data_start_write(fs->data, fs->allocator);
 	if (!err)
 		err = namespace_start_write(fs->ns, fs->allocator);
+	if (!err)
+		err = data_start_copygc(fs->data);
 	if (!err)
 		err = allocator_quota_start(fs->allocator);
 	return start_end(fs, err, err == -ENOSPC ? "The devices are too small for a filesystem." : error_name(err),

@@ -198,14 +198,16 @@ void serve_statfs(fuse_req_t req, fuse_ino_t id)
 	/*
 	 * Inodes are made as they are needed, of the space that is free: as many as could be if each took a block.
 	 */
-	uint64_t used = u.is_known ? min(u.used, u.capacity) : 0, free = (u.capacity - used) / u.block_bytes;
+	uint64_t capacity = u.capacity - min(u.hidden, u.capacity), used = u.is_known ? min(u.used, capacity) : 0;
+	uint64_t free = (capacity - used) / u.block_bytes;
+	uint64_t available = u.is_known ? u.available / u.block_bytes : free;
 	bool is_readonly = server_of(req)->options->is_readonly;
 	struct statvfs st = {
 		.f_bsize = u.block_bytes,
 		.f_frsize = u.block_bytes,
-		.f_blocks = u.capacity / u.block_bytes,
+		.f_blocks = capacity / u.block_bytes,
 		.f_bfree = free,
-		.f_bavail = free,
+		.f_bavail = available,
 		.f_files = u.inodes + (is_readonly ? 0 : free),
 		.f_ffree = is_readonly ? 0 : free,
 		.f_favail = is_readonly ? 0 : free,

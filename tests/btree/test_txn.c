@@ -159,7 +159,7 @@ static int rewrite_all(void *ctx, const struct btree_node_info *info, int err)
 {
 	struct volume *v = ctx;
 
-	return err ? err : btree_node_rewrite(v->trees, info->btree_id, info->level, info->max_key);
+	return err ? err : btree_node_rewrite(v->trees, info->btree_id, info->level, info->max_key, NULL);
 }
 
 static void rewritten_nodes_hold_what_they_held(void **state)

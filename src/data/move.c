@@ -1,0 +1,853 @@
+/* Moving data in batches: taking keys, reading, writing, putting. See move.h. */
+#include "data/move.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "alloc/bucket.h"
+#include "alloc/gens.h"
+#include "base/array.h"
+#include "base/mutant.h"
+#include "base/strbuf.h"
+#include "data/compress.h"
+#include "data/move_internal.h"
+#include "data/write_internal.h"
+#include "device/device.h"
+#include "format/error_ids.h"
+
+enum {
+	MOVE_ITEMS_MAX = 128,
+	MOVE_BYTES = 1 << 20, /* read together; a larger item has a buffer of its own, and is alone */
+	MOVE_VALUES_BYTES = 64 << 10,
+	MOVE_PUTS_PER_TXN_MAX = 8,
+};
+
+/* Space for parts that lie behind one another. */
+struct move_space {
+	struct alloc_extent e;
+	uint32_t used;	  /* sectors */
+	size_t first, nr; /* of its parts */
+	int err;
+};
+
+struct data_mover {
+	struct data *data;
+	bool has_section; /* readers are counted: buckets stay */
+	unsigned section;
+	struct move_item items[MOVE_ITEMS_MAX];
+	unsigned item_nr;
+	uint8_t *in; /* MOVE_BYTES */
+	size_t in_used;
+	struct device_io ios[MOVE_ITEMS_MAX];
+	struct iovec iovs[MOVE_ITEMS_MAX];
+	unsigned io_nr;
+	uint8_t io_of[MOVE_ITEMS_MAX];
+	struct move_part *parts;
+	size_t part_nr, part_max;
+	struct move_space *spaces;
+	size_t space_nr, space_max;
+	struct disk_reservation reservation;
+	size_t values_used;
+	uint8_t values[MOVE_VALUES_BYTES] __attribute__((aligned(8)));
+};
+
+struct data_mover *data_mover_new(struct data *data)
+{
+	struct data_mover *m = calloc(1, sizeof(*m));
+
+	if (!m)
+		return NULL;
+	m->data = data;
+	m->in = io_buffer_alloc(MOVE_BYTES);
+	if (!m->in) {
+		free(m);
+		return NULL;
+	}
+	return m;
+}
+
+static void section_end(struct data_mover *m)
+{
+	if (m->has_section)
+		allocator_read_end(m->data->writer->allocator, m->section);
+	m->has_section = false;
+}
+
+static void items_forget(struct data_mover *m)
+{
+	for (unsigned i = 0; i < m->item_nr; i++) {
+		io_buffer_free(m->items[i].own);
+		io_buffer_free(m->items[i].decoded);
+	}
+	m->item_nr = m->io_nr = 0;
+	m->part_nr = m->space_nr = 0;
+	m->in_used = m->values_used = 0;
+}
+
+void data_mover_free(struct data_mover *m)
+{
+	if (!m)
+		return;
+	section_end(m);
+	items_forget(m);
+	io_buffer_free(m->in);
+	free(m->parts);
+	free(m->spaces);
+	free(m);
+}
+
+void data_mover_begin(struct data_mover *m)
+{
+	section_end(m);
+	items_forget(m);
+	m->section = allocator_read_begin(m->data->writer->allocator);
+	m->has_section = true;
+}
+
+/* --- taking keys --- */
+
+static const struct member *member_of(const struct data_mover *m, unsigned dev)
+{
+	return dev < m->data->super->member_nr ? &m->data->super->members[dev].m : NULL;
+}
+
+static unsigned ptr_durability(const struct data_mover *m, const struct extent_ptr *p)
+{
+	const struct member *member = member_of(m, p->dev);
+
+	return p->is_cached || !member ? 0 : member->durability;
+}
+
+static bool crc_is_encoded(const struct extent_crc *crc)
+{
+	return crc->csum_type || compression_is_compressed(crc->compression);
+}
+
+/* What is read through pointer @i. */
+static uint32_t sectors_to_read(const struct move_item *item, unsigned i)
+{
+	const struct extent_crc *crc = &item->v.ptrs[i].crc;
+
+	return crc_is_encoded(crc) ? crc->compressed_sectors : item->k.size;
+}
+
+static bool crc_is_sane(const struct move_item *item, const struct extent_crc *crc)
+{
+	bool is_compressed = compression_is_compressed(crc->compression);
+	uint32_t sectors = is_compressed ? crc->uncompressed_sectors : crc->compressed_sectors;
+
+	if (crc->csum_type >= CHECKSUM_TYPE_NR || crc->compression >= COMPRESSION_TYPE_NR || !crc->compressed_sectors)
+		return false;
+	if (crc_is_encoded(crc) &&
+	    (crc->compressed_sectors > DATA_REGION_SECTORS_MAX || crc->uncompressed_sectors > DATA_REGION_SECTORS_MAX))
+		return false;
+	return (uint64_t)crc->offset_sectors + item->k.size <= sectors;
+}
+
+static bool ptr_is_readable(const struct data_mover *m, const struct move_item *item, unsigned i)
+{
+	const struct super *s = m->data->super;
+	const struct extent_ptr *p = &item->v.ptrs[i].ptr;
+	uint8_t gen;
+
+	if (!super_member_online(s, p->dev) || !crc_is_sane(item, &item->v.ptrs[i].crc))
+		return false;
+	if (!p->is_cached)
+		return true;
+	return bucket_gen_lookup(m->data->trees, p->dev, p->sector / s->members[p->dev].m.bucket_sectors, &gen) > 0 &&
+	       gen == p->gen;
+}
+
+/*
+ * The next pointer to read, of those that are not in @tried: what is to be replaced first, because that is what lies
+ * together. EXTENT_PTRS_MAX: none.
+ */
+static unsigned source_next(const struct data_mover *m, const struct move_item *item, uint32_t tried)
+{
+	for (unsigned pass = 0; pass < 2; pass++)
+		for (unsigned i = 0; i < item->v.ptr_nr; i++) {
+			bool is_first = (item->move.rewrite >> i & 1) && !item->v.ptrs[i].ptr.is_cached;
+
+			if (is_first == !pass && !(tried >> i & 1) && ptr_is_readable(m, item, i))
+				return i;
+		}
+	return EXTENT_PTRS_MAX;
+}
+
+/* 06 §11 step 1: what is wanted, from what is there. */
+static void item_plan(const struct data_mover *m, struct move_item *item)
+{
+	struct data_move *move = &item->move;
+	unsigned removed = 0, kept = 0;
+
+	for (unsigned i = 0; i < item->v.ptr_nr; i++) {
+		const struct extent_ptr *p = &item->v.ptrs[i].ptr;
+
+		if (p->is_cached && move->rewrite >> i & 1) {
+			move->rewrite &= ~(1u << i);
+			move->kill |= 1u << i;
+		}
+		if (p->is_cached)
+			continue;
+		if (move->rewrite >> i & 1)
+			removed += ptr_durability(m, p);
+		else if (!(move->kill >> i & 1)) {
+			kept += ptr_durability(m, p);
+			if (p->dev < 64)
+				item->kept_devs |= 1ull << p->dev;
+		}
+		item->is_unwritten |= p->is_unwritten;
+	}
+	item->wanted = removed;
+	if (move->replicas)
+		item->wanted = min(removed, move->replicas - min(kept, move->replicas));
+	item->wanted += move->extra_replicas;
+}
+
+int data_mover_add(struct data_mover *m, unsigned btree_id, struct bkey_ref k, const struct data_move *move)
+{
+	size_t bytes = bkey_value_bytes(&k.k);
+
+	if (m->item_nr == MOVE_ITEMS_MAX || bytes > sizeof(m->values) - m->values_used)
+		return -ENOBUFS;
+	struct move_item *item = &m->items[m->item_nr];
+	*item = (struct move_item){
+		.btree_id = btree_id, .k = k.k, .value = m->values + m->values_used, .move = *move
+	};
+	int err = extent_value_load(&item->v, k, &m->data->super->kctx);
+	if (err)
+		return err == -KILN_E_UNSUPPORTED ? -EOPNOTSUPP : err;
+	for (unsigned i = 0; i < item->v.ptr_nr; i++)
+		if (item->v.ptrs[i].has_stripe)
+			return -EOPNOTSUPP;
+	item_plan(m, item);
+	if (!item->wanted && !item->move.rewrite && !item->move.kill)
+		return -EINVAL;
+	if (item->wanted && !item->is_unwritten) {
+		item->source = source_next(m, item, move->avoid);
+		item->in_sectors = item->source < EXTENT_PTRS_MAX ? sectors_to_read(item, item->source) : 0;
+	}
+	size_t in_bytes = (size_t)item->in_sectors << SECTOR_SHIFT;
+	if (in_bytes > MOVE_BYTES - m->in_used) {
+		if (in_bytes <= MOVE_BYTES || m->item_nr)
+			return -ENOBUFS;
+		item->own = io_buffer_alloc(in_bytes);
+		if (!item->own)
+			return -ENOMEM;
+		item->in = item->own;
+		m->in_used = MOVE_BYTES;
+	} else {
+		item->in = m->in + m->in_used;
+		m->in_used += in_bytes;
+	}
+	memcpy(m->values + m->values_used, k.value, bytes);
+	m->values_used += round_up_u64(bytes, 8);
+	m->item_nr++;
+	return 0;
+}
+
+/* --- reading --- */
+
+static uint64_t source_offset_bytes(const struct move_item *item)
+{
+	return item->v.ptrs[item->source].ptr.sector << SECTOR_SHIFT;
+}
+
+/* Is the I/O that [the item] goes on with there: the one before, in the same place on the device and in memory? */
+static struct device_io *read_before(struct data_mover *m, const struct device *dev, const struct move_item *item)
+{
+	struct device_io *io = m->io_nr ? &m->ios[m->io_nr - 1] : NULL;
+
+	if (!io || io->dev != dev || io->offset_bytes + io->len_bytes != source_offset_bytes(item) ||
+	    (uint8_t *)io->iov->iov_base + io->len_bytes != item->in)
+		return NULL;
+	return io;
+}
+
+static void read_all(struct data_mover *m)
+{
+	struct io_group group;
+
+	m->io_nr = 0;
+	for (unsigned i = 0; i < m->item_nr; i++) {
+		struct move_item *item = &m->items[i];
+		size_t bytes = (size_t)item->in_sectors << SECTOR_SHIFT;
+
+		if (!bytes)
+			continue;
+		struct device *dev = m->data->super->members[item->v.ptrs[item->source].ptr.dev].dev;
+		struct device_io *io = read_before(m, dev, item);
+
+		if (!io) {
+			struct iovec *iov = &m->iovs[m->io_nr];
+
+			io = &m->ios[m->io_nr++];
+			*iov = (struct iovec){ item->in, 0 };
+			*io = (struct device_io){ .op = DEVICE_READ,
+						  .dev = dev,
+						  .offset_bytes = source_offset_bytes(item),
+						  .iov = iov,
+						  .iov_nr = 1 };
+		}
+		io->iov->iov_len += bytes;
+		io->len_bytes += bytes;
+		m->io_of[i] = (uint8_t)(io - m->ios);
+	}
+	io_group_init_for(&group, m->io_nr);
+	for (unsigned i = 0; i < m->io_nr; i++)
+		io_submit(&group, &m->ios[i]);
+	io_group_wait(&group);
+}
+
+static bool region_is_good(const struct data_mover *m, const struct move_item *item)
+{
+	const struct extent_crc *crc = &item->v.ptrs[item->source].crc;
+
+	return data_region_verify(m->data->super, crc, item->k.version, item->in,
+				  (size_t)item->in_sectors << SECTOR_SHIFT);
+}
+
+static void item_report(const struct data_mover *m, const struct move_item *item, enum report_level level, unsigned id,
+			int err, const char *expected)
+{
+	const struct super *s = m->data->super;
+	unsigned dev = item->source < EXTENT_PTRS_MAX ? item->v.ptrs[item->source].ptr.dev : UINT32_MAX;
+	char position[120], key[80];
+	struct strbuf text = strbuf_fixed(key, sizeof(key));
+
+	bpos_to_text(&text, item->k.p);
+	snprintf(position, sizeof(position), "%s %s", btree_name(item->btree_id), key);
+	report_emit(m->data->reports, &(struct report){
+					      .level = level,
+					      .id = id,
+					      .err = err,
+					      .device = dev < s->member_nr ? s->members[dev].name : NULL,
+					      .structure = "extent to be moved",
+					      .position = position,
+					      .expected = expected,
+					      .found = error_name(err),
+				      });
+}
+
+/* Another replica, until one is good. 0, or -EIO: none is. */
+static int read_again(struct data_mover *m, struct move_item *item, int err)
+{
+	uint32_t tried = item->move.avoid;
+	bool is_good = false;
+
+	while (!is_good) {
+		data_count(m->data, err == -KILN_E_CHECKSUM ? COUNTER_RETRIES_CSUM : COUNTER_RETRIES_IO, 1);
+		tried |= 1u << item->source;
+		unsigned next = source_next(m, item, tried);
+		item_report(m, item, next < EXTENT_PTRS_MAX ? REPORT_RECOVERED : REPORT_DAMAGE,
+			    err == -KILN_E_CHECKSUM ? ERROR_data_read_csum_err : ERROR_data_read_io_err, err, NULL);
+		if (next == EXTENT_PTRS_MAX)
+			return -EIO;
+		item->source = next;
+		item->in_sectors = sectors_to_read(item, next);
+		size_t bytes = (size_t)item->in_sectors << SECTOR_SHIFT;
+		io_buffer_free(item->own);
+		item->own = item->in = io_buffer_alloc(bytes);
+		if (!item->own)
+			return -ENOMEM;
+		err = device_read(m->data->super->members[item->v.ptrs[next].ptr.dev].dev, source_offset_bytes(item),
+				  item->in, bytes);
+		if (!err && !region_is_good(m, item))
+			err = -KILN_E_CHECKSUM;
+		is_good = !err;
+	}
+	return 0;
+}
+
+static void items_read(struct data_mover *m, struct data_move_stats *stats)
+{
+	read_all(m);
+	for (unsigned i = 0; i < m->item_nr; i++) {
+		struct move_item *item = &m->items[i];
+
+		if (!item->wanted || item->is_unwritten)
+			continue;
+		if (!item->in_sectors) {
+			item->err = -EIO;
+			item_report(m, item, REPORT_DAMAGE, ERROR_data_read_io_err, -EIO, "a replica that can be read");
+			continue;
+		}
+		int err = m->ios[m->io_of[i]].err;
+		if (!err && !region_is_good(m, item))
+			err = -KILN_E_CHECKSUM;
+		item->err = err ? read_again(m, item, err) : 0;
+		stats->sectors_read += item->in_sectors;
+	}
+}
+
+/* --- what is to be written --- */
+
+/* How an item's new copies are stored. */
+struct item_form {
+	const uint8_t *bytes;
+	struct extent_crc crc;	/* of the whole; of a part, what part_crc() makes of it */
+	bool has_crc, is_whole; /* whole: can't be divided, and the descriptor stays */
+	uint32_t sectors_max;	/* in one part */
+};
+
+static const struct crypt_key *key_of(const struct data_mover *m) { return m->data->super->key; }
+
+static int item_decompress(struct data_mover *m, struct move_item *item)
+{
+	const struct extent_crc *crc = &item->v.ptrs[item->source].crc;
+	size_t bytes = (size_t)crc->uncompressed_sectors << SECTOR_SHIFT;
+
+	if (checksum_is_mac(crc->csum_type))
+		crypt_xor(key_of(m),
+			  nonce_extent(crc->uncompressed_sectors, crc->nonce_sectors, crc->compression,
+				       item->k.version.lo, item->k.version.hi),
+			  item->in, (size_t)crc->compressed_sectors << SECTOR_SHIFT);
+	item->decoded = io_buffer_alloc(bytes);
+	if (!item->decoded)
+		return -ENOMEM;
+	int err = decompress_region(crc->compression, item->in, (size_t)crc->compressed_sectors << SECTOR_SHIFT,
+				    item->decoded, bytes);
+	if (err && err != -ENOMEM)
+		item_report(m, item, REPORT_DAMAGE, ERROR_data_decompress_err_unknown, err, NULL);
+	if (err)
+		return err;
+	/* As it would have been stored without compression. */
+	if (checksum_is_mac(crc->csum_type))
+		crypt_xor(key_of(m),
+			  nonce_extent(0, crc->nonce_sectors, COMPRESSION_NONE, item->k.version.lo, item->k.version.hi),
+			  item->decoded, bytes);
+	return 0;
+}
+
+static int item_form(struct data_mover *m, struct move_item *item, struct item_form *f)
+{
+	const struct super *s = m->data->super;
+	uint32_t region_max = s->kctx.encoded_extent_max_sectors;
+	const struct extent_ptr_decoded *source = &item->v.ptrs[item->source];
+	bool is_compressed;
+
+	*f = (struct item_form){ .sectors_max = UINT32_MAX };
+	if (item->is_unwritten)
+		return 0;
+	f->crc = source->crc;
+	f->has_crc = source->has_crc;
+	f->bytes = item->in;
+	is_compressed = compression_is_compressed(f->crc.compression);
+	if (crc_is_encoded(&f->crc))
+		f->sectors_max = region_max;
+	if (is_compressed && f->crc.compressed_sectors <= item->k.size && f->crc.uncompressed_sectors <= region_max) {
+		f->is_whole = true;
+		return 0;
+	}
+	if (is_compressed) {
+		int err = item_decompress(m, item);
+
+		if (err)
+			return err;
+		f->bytes = item->decoded;
+		f->crc.compression = COMPRESSION_NONE;
+		f->has_crc = f->crc.csum_type != 0;
+	}
+	if (crc_is_encoded(&source->crc))
+		f->bytes += (size_t)f->crc.offset_sectors << SECTOR_SHIFT;
+	return 0;
+}
+
+/* The descriptor of sectors [@at, @at + @sectors) of an item, which can be divided. */
+static struct extent_crc part_crc(const struct data_mover *m, const struct move_item *item, const struct item_form *f,
+				  uint32_t at, uint32_t sectors)
+{
+	const uint8_t *bytes = f->bytes + ((size_t)at << SECTOR_SHIFT);
+	struct extent_crc crc = f->crc;
+
+	if (!at && sectors == item->k.size && !item->decoded && !crc.offset_sectors &&
+	    crc.uncompressed_sectors == sectors)
+		return crc;
+	if (checksum_is_mac(crc.csum_type))
+		crc.nonce_sectors += crc.offset_sectors + at;
+	crc.offset_sectors = 0;
+	crc.compressed_sectors = crc.uncompressed_sectors = sectors;
+	if (crc.csum_type)
+		crc.csum = checksum_compute(crc.csum_type, key_of(m),
+					    nonce_extent(sectors, crc.nonce_sectors, crc.compression,
+							 item->k.version.lo, item->k.version.hi),
+					    bytes, (size_t)sectors << SECTOR_SHIFT);
+	return crc;
+}
+
+/* --- space --- */
+
+static struct move_part *part_new(struct data_mover *m, struct move_item *item)
+{
+	if (array_grow(&m->parts, &m->part_max, m->part_nr + 1, sizeof(*m->parts)))
+		return NULL;
+	struct move_part *part = &m->parts[m->part_nr++];
+	*part = (struct move_part){ .item = item, .begin = bkey_start_offset(&item->k), .end = item->k.p.offset };
+	return part;
+}
+
+static bool wants_same_space(const struct move_item *a, const struct move_item *b)
+{
+	return a->is_unwritten == b->is_unwritten && a->wanted == b->wanted && a->kept_devs == b->kept_devs &&
+	       a->move.dev_exclude == b->move.dev_exclude && a->move.target == b->move.target &&
+	       a->move.watermark == b->move.watermark && a->move.flags == b->move.flags;
+}
+
+/* Sectors that the items from @i on can share a space for, at most. */
+static uint32_t space_sectors_wanted(const struct data_mover *m, unsigned i, uint32_t first)
+{
+	const struct move_item *item = &m->items[i];
+	uint64_t sectors = first;
+
+	for (i++; i < m->item_nr; i++) {
+		const struct move_item *next = &m->items[i];
+
+		if (next->err || !next->wanted)
+			continue;
+		if (!wants_same_space(item, next))
+			break;
+		const struct extent_crc *crc = &next->v.ptrs[next->source].crc;
+		sectors += next->is_unwritten || !compression_is_compressed(crc->compression)
+				   ? next->k.size
+				   : min(crc->compressed_sectors, next->k.size);
+	}
+	return (uint32_t)min(sectors, (uint64_t)UINT32_MAX / 2);
+}
+
+static int space_new(struct data_mover *m, unsigned i, uint32_t sectors_min, uint32_t sectors)
+{
+	const struct move_item *item = &m->items[i];
+	struct alloc_request req = {
+		.data_type = DATA_USER,
+		.watermark = item->move.watermark,
+		.target = item->move.target,
+		.replicas = item->wanted,
+		.replicas_required = item->wanted,
+		.sectors_min = sectors_min,
+		.dev_exclude = item->kept_devs | item->move.dev_exclude,
+		.can_wait = !(item->move.flags & DATA_MOVE_NO_WAIT),
+	};
+
+	if (array_grow(&m->spaces, &m->space_max, m->space_nr + 1, sizeof(*m->spaces)))
+		return -ENOMEM;
+	struct move_space *space = &m->spaces[m->space_nr];
+	*space = (struct move_space){ .first = m->part_nr };
+	int err =
+		allocator_extent_get(m->data->writer->allocator, &req, space_sectors_wanted(m, i, sectors), &space->e);
+	if (!err)
+		m->space_nr++;
+	return err;
+}
+
+/* Put a part into the last space, which has room for it. */
+static int part_place(struct data_mover *m, struct move_item *item, const struct item_form *f, uint32_t at,
+		      uint32_t sectors, uint32_t stored)
+{
+	struct move_space *space = &m->spaces[m->space_nr - 1];
+	struct move_part *part = part_new(m, item);
+
+	if (!part)
+		return -ENOMEM;
+	part->begin += at;
+	part->end = part->begin + sectors;
+	part->space = (unsigned)m->space_nr - 1;
+	part->space_offset = space->used;
+	part->stored_sectors = stored;
+	if (!item->is_unwritten) {
+		part->bytes = f->bytes + ((size_t)at << SECTOR_SHIFT);
+		part->has_crc = f->has_crc;
+		part->crc = f->is_whole ? f->crc : part_crc(m, item, f, at, sectors);
+	}
+	part->ptr_nr = space->e.ptr_nr;
+	for (unsigned k = 0; k < part->ptr_nr; k++) {
+		part->ptrs[k] = space->e.ptrs[k];
+		part->ptrs[k].sector += space->used;
+		part->ptrs[k].is_unwritten = item->is_unwritten;
+		part->ptrs[k].is_cached |= (item->move.flags & DATA_MOVE_CACHED) != 0;
+	}
+	space->used += stored;
+	space->nr++;
+	return 0;
+}
+
+static bool space_fits(const struct data_mover *m, unsigned i, uint32_t sectors_min)
+{
+	const struct move_space *space = m->space_nr ? &m->spaces[m->space_nr - 1] : NULL;
+
+	/* Its parts must be the last ones. */
+	if (!space || space->e.sectors - space->used < sectors_min || space->first + space->nr != m->part_nr ||
+	    !space->nr)
+		return false;
+	return wants_same_space(&m->items[i], m->parts[space->first].item);
+}
+
+/* Space and parts for item @i. */
+static int item_place(struct data_mover *m, unsigned i)
+{
+	struct move_item *item = &m->items[i];
+	uint32_t block = m->data->super->kctx.block_sectors, at = 0;
+	struct item_form f;
+
+	if (!item->wanted)
+		return part_new(m, item) ? 0 : -ENOMEM;
+	int err = item_form(m, item, &f);
+	while (!err && at < item->k.size) {
+		uint32_t left = f.is_whole ? f.crc.compressed_sectors : item->k.size - at;
+		uint32_t sectors_min = f.is_whole ? left : min(block, left);
+
+		if (!space_fits(m, i, sectors_min))
+			err = space_new(m, i, sectors_min, left);
+		if (err)
+			break;
+		struct move_space *space = &m->spaces[m->space_nr - 1];
+		uint32_t stored = min(min(left, f.sectors_max), space->e.sectors - space->used);
+		if (f.is_whole)
+			stored = left;
+		uint32_t sectors = f.is_whole ? item->k.size : stored;
+
+		err = part_place(m, item, &f, at, sectors, stored);
+		at += sectors;
+	}
+	return err;
+}
+
+/* Parts that lie behind one another, here and there, may become one key again. */
+static void parts_note_merges(struct data_mover *m)
+{
+	for (size_t i = 1; i < m->part_nr; i++) {
+		struct move_part *l = &m->parts[i - 1], *r = &m->parts[i];
+		const struct bkey *lk = &l->item->k, *rk = &r->item->k;
+
+		if (!l->ptr_nr || !r->ptr_nr || l->space != r->space || l->end != r->begin ||
+		    l->item->btree_id != r->item->btree_id || lk->p.inode != rk->p.inode ||
+		    lk->p.snapshot != rk->p.snapshot || l->crc.csum_type != r->crc.csum_type ||
+		    compression_is_compressed(l->crc.compression))
+			continue;
+		/* The right one, put later, takes in the left. */
+		r->may_merge = true;
+	}
+}
+
+/* What the moves will take beyond what they give back. */
+static uint64_t space_extra(const struct data_mover *m)
+{
+	uint64_t taken = 0, given = 0;
+
+	for (unsigned i = 0; i < m->item_nr; i++) {
+		const struct move_item *item = &m->items[i];
+		unsigned nr = 0;
+
+		if (item->err || item->move.watermark == WATERMARK_COPYGC)
+			continue;
+		for (unsigned k = 0; k < item->v.ptr_nr; k++) {
+			const struct extent_ptr_decoded *p = &item->v.ptrs[k];
+
+			if (!p->ptr.is_cached && (item->move.rewrite | item->move.kill) >> k & 1)
+				given += bucket_sectors_of_extent(&p->crc, item->k.size);
+			nr += item->move.rewrite >> k & 1;
+		}
+		taken += (uint64_t)item->k.size *
+			 (item->move.flags & DATA_MOVE_CACHED ? 0 : nr + item->move.extra_replicas);
+	}
+	return taken > given ? taken - given : 0;
+}
+
+/* --- writing --- */
+
+/* The memory of a space's parts, as few pieces as possible. Their number. */
+static unsigned space_iovs(const struct data_mover *m, const struct move_space *space, struct iovec *iovs)
+{
+	unsigned nr = 0;
+
+	for (size_t i = space->first; i < space->first + space->nr; i++) {
+		const struct move_part *part = &m->parts[i];
+		size_t bytes = (size_t)part->stored_sectors << SECTOR_SHIFT;
+
+		if (nr && (uint8_t *)iovs[nr - 1].iov_base + iovs[nr - 1].iov_len == part->bytes)
+			iovs[nr - 1].iov_len += bytes;
+		else
+			iovs[nr++] = (struct iovec){ (void *)(uintptr_t)part->bytes, bytes };
+	}
+	return nr;
+}
+
+/* All replicas of all spaces at once. What couldn't be written fails as a whole. */
+static int spaces_write(struct data_mover *m, struct data_move_stats *stats)
+{
+	size_t io_max = m->space_nr * ALLOC_PTRS_MAX;
+	struct device_io *ios = calloc(io_max + 1, sizeof(*ios));
+	struct iovec *iovs = calloc(m->part_nr + 1, sizeof(*iovs));
+	struct io_group group;
+	size_t iov_nr = 0;
+
+	if (!ios || !iovs) {
+		free(ios);
+		free(iovs);
+		return -ENOMEM;
+	}
+	io_group_init(&group);
+	for (size_t s = 0; s < m->space_nr; s++) {
+		struct move_space *space = &m->spaces[s];
+
+		if (!space->nr || m->parts[space->first].item->is_unwritten)
+			continue;
+		unsigned nr = space_iovs(m, space, &iovs[iov_nr]);
+		for (unsigned k = 0; k < space->e.ptr_nr; k++) {
+			struct device_io *io = &ios[s * ALLOC_PTRS_MAX + k];
+
+			*io = (struct device_io){ .op = DEVICE_WRITE,
+						  .dev = m->data->super->members[space->e.ptrs[k].dev].dev,
+						  .offset_bytes = space->e.ptrs[k].sector << SECTOR_SHIFT,
+						  .iov = &iovs[iov_nr],
+						  .iov_nr = nr,
+						  .len_bytes = (uint64_t)space->used << SECTOR_SHIFT };
+			if (io->dev)
+				io_submit(&group, io);
+			else
+				io->err = -ENODEV;
+			stats->sectors_written += space->used;
+		}
+		iov_nr += nr;
+	}
+	io_group_wait(&group);
+	for (size_t s = 0; s < m->space_nr; s++)
+		for (unsigned k = 0; k < m->spaces[s].e.ptr_nr; k++) {
+			int err = ios[s * ALLOC_PTRS_MAX + k].err;
+
+			if (!err)
+				continue;
+			m->spaces[s].err = err;
+			report_emit(
+				m->data->reports,
+				&(struct report){ .level = REPORT_RECOVERED,
+						  .err = err,
+						  .device = m->data->super->members[m->spaces[s].e.ptrs[k].dev].name,
+						  .structure = "a copy of file data",
+						  .expected = "to be written",
+						  .found = error_name(err) });
+		}
+	free(ios);
+	free(iovs);
+	for (size_t i = 0; i < m->part_nr; i++)
+		if (m->parts[i].ptr_nr && m->spaces[m->parts[i].space].err)
+			m->parts[i].item->err = -EIO;
+	return 0;
+}
+
+/* --- putting --- */
+
+struct put_args {
+	struct data_mover *m;
+	size_t at; /* first part that isn't put */
+	uint64_t from;
+	unsigned puts_max;
+	/* of the last run */
+	size_t next_at;
+	uint64_t next_from, keys_moved, keys_changed;
+};
+
+static int put_run(struct btree_txn *txn, void *ctx)
+{
+	struct put_args *a = ctx;
+	struct data_mover *m = a->m;
+
+	a->next_at = a->at;
+	a->next_from = a->from;
+	a->keys_moved = a->keys_changed = 0;
+	for (unsigned puts = 0; puts < a->puts_max && a->next_at < m->part_nr; puts++) {
+		const struct move_part *part = &m->parts[a->next_at];
+		uint64_t from = max(a->next_from, part->begin), done_to = part->end, sectors = 0;
+
+		if (!part->item->err) {
+			int err = move_part_put(m->data, txn, part, from, &done_to, &sectors);
+
+			if (err)
+				return err;
+			if (sectors == part->end - part->begin)
+				a->keys_moved++;
+			else
+				a->keys_changed++;
+		}
+		a->next_from = done_to;
+		if (done_to >= part->end) {
+			a->next_at++;
+			a->next_from = 0;
+		}
+	}
+	return 0;
+}
+
+static void parts_put(struct data_mover *m, struct data_move_stats *stats)
+{
+	struct btree_commit_opts opts = { .name = "data_move", .reservation = &m->reservation };
+	struct put_args a = { .m = m, .puts_max = MOVE_PUTS_PER_TXN_MAX };
+
+	while (a.at < m->part_nr) {
+		struct move_item *item = m->parts[a.at].item;
+
+		opts.watermark = item->move.watermark;
+		opts.reservation = item->move.watermark == WATERMARK_COPYGC ? NULL : &m->reservation;
+		int err = btree_txn_run(m->data->trees, &opts, put_run, &a);
+		if (!err) {
+			stats->keys_moved += a.keys_moved;
+			stats->keys_changed += a.keys_changed;
+			a.at = a.next_at;
+			a.from = a.next_from;
+		} else if (a.puts_max > 1) {
+			a.puts_max = 1; /* find out which one it is */
+		} else {
+			item->err = err;
+			a.at++;
+			a.from = 0;
+			a.puts_max = MOVE_PUTS_PER_TXN_MAX;
+		}
+	}
+}
+
+/* --- the whole --- */
+
+static void items_place(struct data_mover *m)
+{
+	uint64_t extra = space_extra(m);
+	int err = 0;
+
+	m->reservation = (struct disk_reservation){ 0 };
+	if (extra)
+		err = disk_reservation_get(m->data->writer->allocator, &m->reservation, extra, 1, 0);
+	for (unsigned i = 0; i < m->item_nr; i++) {
+		struct move_item *item = &m->items[i];
+
+		if (!item->err && err && item->wanted)
+			item->err = err;
+		if (!item->err)
+			item->err = item_place(m, i);
+	}
+}
+
+int data_mover_run(struct data_mover *m, struct data_move_stats *stats)
+{
+	struct allocator *allocator = m->data->writer->allocator;
+	int err = 0;
+
+	items_read(m, stats);
+	section_end(m);
+	items_place(m);
+	parts_note_merges(m);
+	if (is_mutant(MUTANT_MOVE_BEFORE_COPY))
+		parts_put(m, stats);
+	err = m->space_nr ? spaces_write(m, stats) : 0;
+	if (!err && !is_mutant(MUTANT_MOVE_BEFORE_COPY))
+		parts_put(m, stats);
+	for (size_t s = 0; s < m->space_nr; s++)
+		allocator_extent_put(allocator, &m->spaces[s].e);
+	if (m->reservation.sectors)
+		disk_reservation_put(allocator, &m->reservation);
+	for (unsigned i = 0; i < m->item_nr; i++) {
+		stats->keys_failed += m->items[i].err != 0;
+		err = err ? err : m->items[i].err;
+	}
+	items_forget(m);
+	return err;
+}

@@ -1,0 +1,75 @@
+/*
+ * Moving data: new copies of what extents point at, and then the pointers changed (06 §11).
+ *
+ * A *move* is a key with pointers (an extent or reflink_v) and what is to become of each of them: replaced by a copy
+ * somewhere else, dropped, or left. Everything that relocates data is a move: copygc, rebalance, promotion, repair of
+ * a bad replica, emptying a device.
+ *
+ * Moves are made in batches, by one task each:
+ *
+ * 1. *Take.* data_mover_begin(); look keys up; data_mover_add() those to be moved. From begin to run, what the keys
+ *    point at isn't used again, whatever happens to the keys.
+ * 2. *Read.* Stored regions are read as they are, those that lie behind one another in one I/O, and verified; where
+ *    one is bad another replica serves, and if none does the key stays as it is.
+ * 3. *Write.* The stored bytes go to new space as they are, compressed and encrypted. Of a region that isn't
+ *    compressed only what the key still needs, with a checksum of its own (narrowing, 06 §6.4); of one that is, and
+ *    has shrunk below its size on disk, the decompressed part.
+ * 4. *Put.* Transactions change the pointers, each key only where it still is what it was when it was read: what was
+ *    overwritten, trimmed or moved meanwhile is passed over, or taken for the part that is left.
+ *
+ * Nothing is locked from 1 to 4, so a move that loses a race costs work and nothing else. Nothing is ever written in
+ * place.
+ */
+#ifndef KILN_DATA_MOVE_H
+#define KILN_DATA_MOVE_H
+
+#include "data/write.h"
+
+enum data_move_flags {
+	DATA_MOVE_DROP_OLD = 1, /* replaced pointers go at once; else they become cached ones where they can */
+	DATA_MOVE_CACHED = 2,	/* new copies are cached ones: promotion */
+	DATA_MOVE_NO_WAIT = 4,	/* -EAGAIN rather than wait for space */
+};
+
+/* Masks have a bit for each pointer, in the order of the value (extent_decode()). */
+struct data_move {
+	uint32_t rewrite; /* get new copies in their place; cached ones are dropped instead */
+	uint32_t kill;	  /* go without */
+	uint32_t avoid;	  /* known to be bad: not read from */
+	/*
+	 * Durability that the key is to have in the end: what is above goes, copies are made for what is missing of
+	 * what `rewrite` takes away. 0: as much as it has.
+	 */
+	unsigned replicas;
+	unsigned extra_replicas;  /* durability on top */
+	uint16_t target;	  /* where new copies go; 0: anywhere */
+	uint64_t dev_exclude;	  /* a bit per device that gets none */
+	enum watermark watermark; /* WATERMARK_COPYGC, or WATERMARK_STRIPE for other background work */
+	unsigned flags;
+};
+
+struct data_move_stats {
+	uint64_t keys_moved, keys_changed; /* changed: were others when they were to be put, wholly or in part */
+	uint64_t keys_failed;		   /* couldn't be read, or found no space */
+	uint64_t sectors_read, sectors_written;
+};
+
+struct data_mover;
+
+/* NULL: no memory. */
+struct data_mover *data_mover_new(struct data *data);
+void data_mover_free(struct data_mover *m); /* NULL is allowed */
+void data_mover_begin(struct data_mover *m);
+/*
+ * Move @k, as it is in @btree_id (extents, reflink). It is copied. 0; -ENOBUFS: the batch is full, run it first;
+ * -EINVAL: there is nothing to be done; -EOPNOTSUPP: it can't be moved (stripes); -KILN_E_INVALID: it can't be
+ * understood.
+ */
+int data_mover_add(struct data_mover *m, unsigned btree_id, struct bkey_ref k, const struct data_move *move);
+/*
+ * Do what was added since begin, which may be nothing, and forget it. 0 when all keys were moved or needn't be; else
+ * the first error, after having tried all: -ENOSPC, -EAGAIN, -EIO (reported), -EROFS, -ENOMEM. @stats is added to.
+ */
+int data_mover_run(struct data_mover *m, struct data_move_stats *stats);
+
+#endif
