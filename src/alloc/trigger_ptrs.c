@@ -254,20 +254,17 @@ static bool key_needs_rebalance(struct allocator *a, struct bkey_ref k)
 	if (!rebalance || k.k.type == KEY_EXTENT)
 		return rebalance;
 
-	static const uint8_t compression_types[] = { COMPRESSION_NONE, COMPRESSION_LZ4, COMPRESSION_GZIP,
-						     COMPRESSION_ZSTD };
 	struct extent_rebalance r = extent_rebalance_load(rebalance);
 	uint64_t devs = target_devs(a, r.target);
-	unsigned algorithm = r.compression & 15;
+	unsigned compression = compression_option_type(r.compression);
 	int nr = extent_decode(k, alloc_kctx(a), ptrs, NULL, NULL);
 	for (int i = 0; i < nr; i++) {
 		const struct extent_ptr_decoded *q = &ptrs[i];
 
 		if (q->ptr.is_cached || q->ptr.is_unwritten)
 			continue;
-		if (algorithm && algorithm < ARRAY_NR(compression_types) &&
-		    q->crc.compression != COMPRESSION_INCOMPRESSIBLE &&
-		    q->crc.compression != compression_types[algorithm])
+		if (compression && q->crc.compression != COMPRESSION_INCOMPRESSIBLE &&
+		    q->crc.compression != compression)
 			return true;
 		if (r.target && q->ptr.dev < ALLOC_DEVS_MAX && !(devs >> q->ptr.dev & 1))
 			return true;

@@ -49,6 +49,7 @@ int data_start_write(struct data *data, struct allocator *allocator)
 	if (!w)
 		return -ENOMEM;
 	w->allocator = allocator;
+	crew_init(&w->crew);
 	for (unsigned i = 0; i < INODE_LOCK_NR; i++)
 		mutex_init(&w->inode_locks[i]);
 	mutex_init(&w->buffers_lock);
@@ -66,6 +67,7 @@ void data_stop_write(struct data *data)
 		return;
 	copygc_stop(data);
 	data->writer = NULL;
+	crew_destroy(&w->crew);
 	for (unsigned i = 0; i < INODE_LOCK_NR; i++)
 		mutex_destroy(&w->inode_locks[i]);
 	while (w->buffers_nr)

@@ -2,7 +2,9 @@
  * What the files of the write side share.
  *
  *   write.c       data_write(): blocks from bytes, chunks in flight
- *   write_key.c   a chunk: space, checksums, I/O, keys
+ *   write_key.c   a chunk: space, I/O, keys
+ *   write_encode.c what its bytes are stored as: compressed, encrypted, checksummed
+ *   crew.c        all cores compute at once
  *   write_put.c   transactions that put keys and bring the inode along
  *   write_batch.c contents of many new files in one chunk
  *   truncate.c    sizes and holes
@@ -16,6 +18,7 @@
 #ifndef KILN_DATA_WRITE_INTERNAL_H
 #define KILN_DATA_WRITE_INTERNAL_H
 
+#include "data/crew.h"
 #include "data/internal.h"
 #include "data/write.h"
 #include "format/key_edit.h"
@@ -29,7 +32,7 @@ enum {
 	CHUNK_BYTES = 1 << 20,	/* allocated, written and put together */
 	CHUNK_EXTENTS_MAX = 16, /* pieces it may lie in */
 	CHUNKS_IN_FLIGHT = 3,
-	BUFFERS_IDLE_MAX = 4 * CHUNKS_IN_FLIGHT, /* kept: fresh memory costs a fault a page */
+	BUFFERS_IDLE_MAX = 8 * CHUNKS_IN_FLIGHT, /* kept: fresh memory costs a fault a page */
 	PUTS_PER_TXN_MAX = 8,			 /* extents that one transaction puts */
 };
 
@@ -38,6 +41,7 @@ struct copygc;
 struct data_writer {
 	struct allocator *allocator;
 	struct copygc *copygc; /* NULL: not running */
+	struct crew crew;
 	struct mutex inode_locks[INODE_LOCK_NR];
 	struct mutex buffers_lock; /* of what follows: chunk buffers that nobody uses */
 	void *buffers[BUFFERS_IDLE_MAX];
@@ -64,6 +68,7 @@ struct write_op {
 	uint64_t end_bytes;		      /* where the bytes that were given end: the new size, if that is larger */
 	bool is_size_kept;		      /* rewriting what is there: the size doesn't change */
 	unsigned csum_type;
+	unsigned compression; /* option encoding (06 §7.1) */
 	unsigned replicas;
 	uint16_t target;
 	struct disk_reservation reservation;
@@ -80,35 +85,59 @@ int write_put_keys(struct write_op *op, struct key_buf *keys, size_t nr, bool is
 
 /* --- write_key.c --- */
 
+/* A part of a chunk that is stored, and read, as a whole: what a key says where it is. */
+struct write_region {
+	uint32_t at;	       /* first sector in the chunk */
+	struct extent_crc crc; /* as the key has it */
+	const uint8_t *bytes;  /* the stored form: crc.compressed_sectors, in c->buf or c->stored */
+	unsigned extent;       /* the piece of space it is in */
+	uint32_t extent_offset;
+	int err;
+};
+
 /* A run of blocks on its way: [begin, end) sectors of the file. */
 struct write_chunk {
 	struct write_op *op;
 	uint64_t begin, end;
-	void *buf; /* aligned; the stored bytes */
+	void *buf;    /* aligned; the file's bytes */
+	void *stored; /* what of it is stored in another form; NULL while nothing is */
 	/* Ascending sectors where keys end, besides the ends of regions: of one file behind another (write_batch.c). */
 	const uint32_t *cuts;
 	unsigned cut_nr;
+	struct write_region *regions; /* ascending */
+	size_t region_nr, region_max;
 	struct alloc_extent extents[CHUNK_EXTENTS_MAX];
 	unsigned extent_nr;
 	bool is_alone; /* nothing else is done until it is written */
 	struct device_io *ios;
-	struct iovec *iovs;
 	unsigned io_nr;
+	struct iovec *iovs; /* of the stored forms, in the order of regions */
+	size_t iov_max;
 	uint8_t io_of[CHUNK_EXTENTS_MAX][ALLOC_PTRS_MAX]; /* which of ios[] writes each replica of each piece */
 	struct io_group group;
-	struct key_buf *keys;
+	struct key_buf *keys; /* of the regions */
 	size_t key_nr, key_max;
-	uint32_t *key_extent; /* which of extents[] each key lies in */
 };
 int write_chunk_init(struct write_chunk *c, struct write_op *op);
 void write_chunk_destroy(struct write_chunk *c);
-/* Allocate, checksum and submit what is in c->buf. Fewer sectors than asked for may be taken: c->end says. 0 or error.
- */
+/* Encode, allocate and submit what is in c->buf. Fewer sectors than asked for may be taken: c->end says. 0 or error. */
 int write_chunk_start(struct write_chunk *c);
 /* Wait for it; keys of what was written remain. 0 or -EIO. */
 int write_chunk_finish(struct write_chunk *c);
 /* Its keys are there, or never will be. */
 void write_chunk_release(struct write_chunk *c);
+
+/* --- write_encode.c --- */
+
+/* Divide what is in c->buf into regions, and compress them if that is asked for. */
+int write_regions_make(struct write_chunk *c);
+/*
+ * Region @i, whose stored form is larger than @room sectors (whole blocks, at least one), becomes one that isn't, and
+ * what is left another one behind it.
+ */
+int write_region_divide(struct write_chunk *c, size_t i, uint32_t room);
+/* When all have their place: encrypt (not yet) and checksum what is stored. */
+int write_regions_seal(struct write_chunk *c);
 
 /* --- write.c --- */
 

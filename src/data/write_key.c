@@ -1,49 +1,50 @@
 /*
- * One chunk of a write: space, checksums, I/O, and the keys that will say where it is (06 §9.3 - §9.5).
+ * One chunk of a write: regions, space, I/O, and the keys that will say where it is (06 §9.3 - §9.5).
  *
- * The chunk's bytes lie in one buffer; each piece that the allocator gives is one write per replica, and as many keys
- * as regions with a checksum of their own fit (encoded_extent_max). Without checksum a piece is one key.
+ * The chunk's bytes lie in one buffer, what they are stored as (write_encode.c) there or in another one. Regions are
+ * laid behind one another in the pieces of space that the allocator gives; each piece is one write per replica, each
+ * region one key.
  */
 #include <errno.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/array.h"
 #include "data/write_internal.h"
 #include "device/device.h"
 
 int write_chunk_init(struct write_chunk *c, struct write_op *op)
 {
-	unsigned ios_max = ARRAY_NR(c->extents) * ALLOC_PTRS_MAX;
-
 	*c = (struct write_chunk){ .op = op };
 	c->buf = write_buffer_take(op->data->writer);
-	c->ios = calloc(ios_max, sizeof(*c->ios));
-	c->iovs = calloc(ios_max, sizeof(*c->iovs));
-	return c->buf && c->ios && c->iovs ? 0 : -ENOMEM;
+	c->ios = calloc(ARRAY_NR(c->extents) * ALLOC_PTRS_MAX, sizeof(*c->ios));
+	return c->buf && c->ios ? 0 : -ENOMEM;
 }
 
 void write_chunk_destroy(struct write_chunk *c)
 {
 	write_buffer_give(c->op->data->writer, c->buf);
+	write_buffer_give(c->op->data->writer, c->stored);
+	free(c->regions);
 	free(c->ios);
 	free(c->iovs);
 	free(c->keys);
-	free(c->key_extent);
 }
 
-static uint32_t region_sectors_max(const struct write_op *op)
+/* --- space --- */
+
+static uint64_t stored_sectors(const struct write_chunk *c, size_t from)
 {
-	uint64_t bytes = op->data->super->options[OPT_ENCODED_EXTENT_MAX];
-	uint64_t block = block_bytes_of(op->data);
+	uint64_t sectors = 0;
 
-	if (op->csum_type == CHECKSUM_NONE)
-		return UINT32_MAX;
-	return (uint32_t)(max(bytes / block * block, block) >> SECTOR_SHIFT);
+	for (size_t i = from; i < c->region_nr; i++)
+		sectors += c->regions[i].crc.compressed_sectors;
+	return sectors;
 }
 
-/* Space for [c->begin, c->end): pieces, until the chunk is full or the array is. */
-static int extents_get(struct write_chunk *c)
+/* A piece of space for the regions from @i on. */
+static int extent_get(struct write_chunk *c, size_t i)
 {
 	const struct write_op *op = c->op;
 	struct alloc_request req = {
@@ -55,140 +56,156 @@ static int extents_get(struct write_chunk *c)
 		.writer = op->file->inum,
 		.can_wait = true,
 	};
-	uint64_t at = c->begin;
+
+	if (c->extent_nr == ARRAY_NR(c->extents))
+		return -ENOBUFS;
+	int err = allocator_extent_get(op->data->writer->allocator, &req, (uint32_t)stored_sectors(c, i),
+				       &c->extents[c->extent_nr]);
+	c->extent_nr += !err;
+	return err;
+}
+
+/*
+ * A place for each region. Where a piece ends, a region is divided; so are compressed ones, which may leave a little of
+ * it. When there is no more space the chunk ends earlier.
+ */
+static int regions_place(struct write_chunk *c)
+{
+	uint32_t room = 0;
+	size_t i = 0;
 	int err = 0;
 
 	c->extent_nr = 0;
-	while (at < c->end && c->extent_nr < ARRAY_NR(c->extents)) {
-		struct alloc_extent *e = &c->extents[c->extent_nr];
+	while (i < c->region_nr) {
+		bool is_last_in_piece = false;
 
-		err = allocator_extent_get(op->data->writer->allocator, &req, (uint32_t)(c->end - at), e);
-		if (err)
-			break;
-		at += e->sectors;
-		c->extent_nr++;
+		if (!room) {
+			err = extent_get(c, i);
+			if (err)
+				break;
+			room = c->extents[c->extent_nr - 1].sectors;
+		}
+		if (c->regions[i].crc.compressed_sectors > room) {
+			err = write_region_divide(c, i, room);
+			if (err)
+				break;
+			is_last_in_piece = true;
+		}
+		struct write_region *r = &c->regions[i++];
+		r->extent = c->extent_nr - 1;
+		r->extent_offset = c->extents[r->extent].sectors - room;
+		room = is_last_in_piece ? 0 : room - r->crc.compressed_sectors;
 	}
-	if (at == c->begin)
+	if (!i || err == -ENOMEM)
 		return err;
-	c->end = at;
+	c->region_nr = i;
+	c->end = c->begin + c->regions[i - 1].at + c->regions[i - 1].crc.uncompressed_sectors;
 	return 0;
 }
 
-/* A key for the region [begin, begin + sectors) of the file, at @offset sectors of piece @e. */
-static int key_make(struct write_chunk *c, const struct alloc_extent *e, uint64_t begin, uint32_t sectors,
-		    uint32_t offset)
-{
-	const struct write_op *op = c->op;
-	struct extent_value v = { .ptr_nr = e->ptr_nr };
-	struct key_buf *key = &c->keys[c->key_nr];
-	struct extent_crc crc = { .compressed_sectors = sectors,
-				  .uncompressed_sectors = sectors,
-				  .csum_type = (uint8_t)op->csum_type };
+/* --- keys --- */
 
-	if (op->csum_type)
-		crc.csum = checksum_compute(op->csum_type, NULL, (struct nonce){ 0 },
-					    (uint8_t *)c->buf + ((begin - c->begin) << SECTOR_SHIFT),
-					    (size_t)sectors << SECTOR_SHIFT);
+static int key_make(struct write_chunk *c, const struct write_region *r, struct key_buf *key)
+{
+	const struct alloc_extent *e = &c->extents[r->extent];
+	struct extent_value v = { .ptr_nr = e->ptr_nr };
+
 	for (unsigned i = 0; i < e->ptr_nr; i++) {
-		v.ptrs[i] = (struct extent_ptr_decoded){ .ptr = e->ptrs[i], .crc = crc, .has_crc = op->csum_type != 0 };
-		v.ptrs[i].ptr.sector += offset;
+		v.ptrs[i] = (struct extent_ptr_decoded){ .ptr = e->ptrs[i],
+							 .crc = r->crc,
+							 .has_crc = r->crc.csum_type || r->crc.compression };
+		v.ptrs[i].ptr.sector += r->extent_offset;
 	}
 	key->k = (struct bkey){
-		.p = BPOS(op->file->inum, begin + sectors, op->file->snapshot),
-		.size = sectors,
+		.p = BPOS(c->op->file->inum, c->begin + r->at + r->crc.uncompressed_sectors, c->op->file->snapshot),
+		.size = r->crc.uncompressed_sectors,
 		.type = KEY_EXTENT,
 	};
-	c->key_extent[c->key_nr++] = (uint32_t)(e - c->extents);
 	return extent_value_store(&v, key);
 }
 
 static int keys_make(struct write_chunk *c)
 {
-	uint32_t region_max = region_sectors_max(c->op);
-	uint64_t at = c->begin;
-	size_t nr = c->cut_nr;
-	unsigned cut = 0;
 	int err = 0;
 
-	for (unsigned i = 0; i < c->extent_nr; i++)
-		nr += (c->extents[i].sectors - 1) / region_max + 1;
 	c->key_nr = 0;
-	if (nr > c->key_max) {
-		free(c->keys);
-		free(c->key_extent);
-		c->keys = malloc(nr * sizeof(*c->keys));
-		c->key_extent = malloc(nr * sizeof(*c->key_extent));
-		c->key_max = c->keys && c->key_extent ? nr : 0;
-		if (!c->key_max)
-			return -ENOMEM;
-	}
-	for (unsigned i = 0; i < c->extent_nr && !err; i++) {
-		const struct alloc_extent *e = &c->extents[i];
-
-		for (uint32_t offset = 0; offset < e->sectors && !err;) {
-			uint32_t sectors = min(region_max, e->sectors - offset);
-
-			while (cut < c->cut_nr && c->cuts[cut] <= at)
-				cut++;
-			if (cut < c->cut_nr)
-				sectors = (uint32_t)min((uint64_t)sectors, c->cuts[cut] - at);
-			err = key_make(c, e, at, sectors, offset);
-			at += sectors;
-			offset += sectors;
-		}
+	if (array_grow(&c->keys, &c->key_max, c->region_nr, sizeof(*c->keys)))
+		return -ENOMEM;
+	for (size_t i = 0; i < c->region_nr && !err; i++) {
+		err = key_make(c, &c->regions[i], &c->keys[i]);
+		c->key_nr++;
 	}
 	return err;
 }
 
-/* The I/O that [offset, ...) of @dev, from @bytes on, goes on with; NULL: none. */
+/* --- I/O --- */
+
+/* The memory of piece @e, whose first region is *@i: @iovs, as few as possible. Their number; *@i and *@len move on. */
+static unsigned iovs_make(const struct write_chunk *c, unsigned e, size_t *i, struct iovec *iovs, size_t *len)
+{
+	unsigned nr = 0;
+
+	for (*len = 0; *i < c->region_nr && c->regions[*i].extent == e; ++*i) {
+		const struct write_region *r = &c->regions[*i];
+		size_t bytes = (size_t)r->crc.compressed_sectors << SECTOR_SHIFT;
+
+		if (nr && (uint8_t *)iovs[nr - 1].iov_base + iovs[nr - 1].iov_len == r->bytes)
+			iovs[nr - 1].iov_len += bytes;
+		else
+			iovs[nr++] = (struct iovec){ (void *)(uintptr_t)r->bytes, bytes };
+		*len += bytes;
+	}
+	return nr;
+}
+
+/* The I/O that [offset, ...) of @dev, from the memory at @iovs on, goes on with; NULL: none. */
 static struct device_io *io_before(struct write_chunk *c, const struct device *dev, uint64_t offset,
-				   const uint8_t *bytes)
+				   const struct iovec *iovs)
 {
 	for (unsigned i = 0; i < c->io_nr; i++) {
 		struct device_io *io = &c->ios[i];
 
-		if (io->dev == dev && io->offset_bytes + io->len_bytes == offset &&
-		    (uint8_t *)io->iov->iov_base + io->len_bytes == bytes)
+		if (io->dev == dev && io->offset_bytes + io->len_bytes == offset && io->iov + io->iov_nr == iovs)
 			return io;
 	}
 	return NULL;
 }
 
 /* Pieces that lie behind one another on a device are one I/O: the write point's buckets often do. */
-static void ios_make(struct write_chunk *c)
+static int ios_make(struct write_chunk *c)
 {
-	uint8_t *bytes = c->buf;
+	size_t region = 0, len;
 
 	c->io_nr = 0;
+	if (array_grow(&c->iovs, &c->iov_max, c->region_nr, sizeof(*c->iovs)))
+		return -ENOMEM;
+	struct iovec *iovs = c->iovs;
 	for (unsigned i = 0; i < c->extent_nr; i++) {
 		const struct alloc_extent *e = &c->extents[i];
-		size_t len = (size_t)e->sectors << SECTOR_SHIFT;
+		unsigned iov_nr = iovs_make(c, i, &region, iovs, &len);
 
 		for (unsigned k = 0; k < e->ptr_nr; k++) {
 			struct device *dev = c->op->data->super->members[e->ptrs[k].dev].dev;
 			uint64_t offset = e->ptrs[k].sector << SECTOR_SHIFT;
-			struct device_io *io = io_before(c, dev, offset, bytes);
+			struct device_io *io = io_before(c, dev, offset, iovs);
 
 			if (!io) {
-				struct iovec *iov = &c->iovs[c->io_nr];
-
 				io = &c->ios[c->io_nr++];
-				*iov = (struct iovec){ bytes, 0 };
 				*io = (struct device_io){
-					.op = DEVICE_WRITE, .dev = dev, .offset_bytes = offset, .iov = iov, .iov_nr = 1
+					.op = DEVICE_WRITE, .dev = dev, .offset_bytes = offset, .iov = iovs
 				};
 			}
-			io->iov->iov_len += len;
+			io->iov_nr += iov_nr;
 			io->len_bytes += len;
 			c->io_of[i][k] = (uint8_t)(io - c->ios);
 		}
-		bytes += len;
+		iovs += iov_nr;
 	}
+	return 0;
 }
 
 static void submit(struct write_chunk *c)
 {
-	ios_make(c);
 	io_group_init_for(&c->group, c->is_alone ? c->io_nr : UINT_MAX);
 	for (unsigned i = 0; i < c->io_nr; i++) {
 		if (c->ios[i].dev)
@@ -201,11 +218,17 @@ static void submit(struct write_chunk *c)
 
 int write_chunk_start(struct write_chunk *c)
 {
-	int err = extents_get(c);
+	int err = write_regions_make(c);
 
 	if (err)
 		return err;
-	err = keys_make(c);
+	err = regions_place(c);
+	if (!err)
+		err = write_regions_seal(c);
+	if (!err)
+		err = keys_make(c);
+	if (!err)
+		err = ios_make(c);
 	if (err)
 		write_chunk_release(c);
 	else
@@ -221,7 +244,7 @@ static int failed_drop(struct write_chunk *c, unsigned i, uint32_t failed)
 	if (!(~failed & ((1u << c->extents[i].ptr_nr) - 1)))
 		return -EIO;
 	for (size_t k = 0; k < c->key_nr; k++)
-		if (c->key_extent[k] == i) {
+		if (c->regions[k].extent == i) {
 			int err = key_ptrs_drop(&c->keys[k], failed, kctx);
 			if (err)
 				return err;

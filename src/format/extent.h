@@ -129,6 +129,13 @@ static inline bool compression_option_is_valid(unsigned option)
 
 	return level < 16 && (algorithm ? algorithm < 4 : !level);
 }
+/* What data is compressed to as a (valid) option asks for it. */
+static inline uint8_t compression_option_type(unsigned option)
+{
+	static const uint8_t types[] = { COMPRESSION_NONE, COMPRESSION_LZ4, COMPRESSION_GZIP, COMPRESSION_ZSTD };
+
+	return types[option & 3];
+}
 
 /* Bucket generations compare with wrap (06 §4.2): > 0 when a is newer. */
 static inline int gen_cmp(uint8_t a, uint8_t b) { return (int8_t)(a - b); }

@@ -113,7 +113,7 @@ void volume_reopen(struct volume *v)
 void volume_free(struct volume *v)
 {
 	data_close(v->data);
-	decompress_contexts_free();
+	compress_contexts_free();
 	for (unsigned i = 0; i < VOLUME_DEVS; i++)
 		device_close(v->members[i].dev);
 	for (unsigned id = 0; id < BTREE_NR_KNOWN; id++) {
