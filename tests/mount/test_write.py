@@ -725,6 +725,62 @@ def what_was_synced_is_there_after_the_server_died(to):
             assert read(fs.path(name)) == data, "%s; KILN_TEST_SEED=%d" % (name, SEED)
 
 
+def a_server_may_die_under_load(to):
+    """Again and again ($KILN_KILL_ROUNDS): what fsync was answered for is there, in files and in directories."""
+    fs = Filesystem(to)
+    rng = random.Random(SEED)
+    synced, begun = {}, set()  # bytes by name; names that are being made anew
+
+    def content(name, size):
+        return (name.encode() + b"," * 7) * (size // (len(name) + 7) + 1)
+
+    def work(i):
+        try:
+            for nr in range(10**6):
+                name = "f%d-%d" % (i, nr % 20)
+                begun.add(name)
+                fd = os.open(fs.path(name), os.O_CREAT | os.O_WRONLY)
+                size = synced.get(name, 0)
+                grown = size + rng.randrange(1, 100000)
+                os.pwrite(fd, content(name, grown)[size:grown], size)
+                os.fsync(fd)
+                os.close(fd)
+                synced[name] = grown
+                if nr % 5 == 4:
+                    synced.pop(name)
+                    os.unlink(fs.path(name))
+                    directory = os.open(fs.directory, os.O_RDONLY)
+                    os.fsync(directory)
+                    os.close(directory)
+                    begun.discard(name)
+                    synced[name] = 0
+        except OSError as e:
+            assert e.errno in (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ENOENT), e
+
+    for round_nr in range(int(os.environ.get("KILN_KILL_ROUNDS", "2"))):
+        fs.mount()
+        with concurrent.futures.ThreadPoolExecutor(6) as pool:
+            done = [pool.submit(work, i) for i in range(6)]
+            time.sleep(rng.uniform(0.3, 1.5))
+            fs.kill()
+            for d in done:
+                d.result()
+        with fs:
+            for name, size in synced.items():
+                if size:
+                    data = read(fs.path(name))
+                    assert data[:size] == content(name, size)[:size], "round %d: %s has lost something; KILN_TEST_SEED=%d" \
+                        % (round_nr, name, SEED)
+                else:
+                    # It may have been made again.
+                    assert not os.path.exists(fs.path(name)) or name in begun, "%s is back" % name
+            for name in os.listdir(fs.directory):
+                if name.startswith("f"):
+                    os.unlink(fs.path(name))
+            synced.clear()
+            begun.clear()
+
+
 def table_says_readonly(directory):
     with open("/proc/self/mountinfo") as f:
         return any(line.split()[4] == directory and line.split()[5].startswith("ro") for line in f)
@@ -1005,6 +1061,7 @@ CASES = [
     a_full_filesystem_is_told_once_and_goes_on,
     close_tells_what_setting_times_has_swallowed,
     what_was_synced_is_there_after_the_server_died,
+    a_server_may_die_under_load,
     devices_that_fail_make_it_readonly_and_nothing_hangs,
     signals_write_back_what_is_cached,
 ]
