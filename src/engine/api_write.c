@@ -196,6 +196,7 @@ int kiln_setattr(kiln_fs *fs, struct kiln_node node, const struct kiln_setattr *
 		.atime_now = attr->fields & KILN_SET_ATIME_NOW,
 		.mtime_now = attr->fields & KILN_SET_MTIME_NOW,
 		.keeps_setid = attr->fields & KILN_SET_KEEP_SETID,
+		.has_times_of_write = attr->fields & KILN_SET_TIMES_OF_WRITE,
 		.keeps_ctime = attr->fields & KILN_SET_KEEP_CTIME,
 	};
 	struct inode inode = { 0 };

@@ -158,6 +158,15 @@ static struct kiln_timespec timespec_of(struct timespec t)
 	return (struct kiln_timespec){ .sec = t.tv_sec, .nsec = (uint32_t)t.tv_nsec };
 }
 
+/*
+ * With writeback caching the kernel keeps mtime: it sends what writing has made it, which comes without atime, and
+ * its own idea of now, which comes with the atime of now.
+ */
+static bool has_times_of_write(int to_set)
+{
+	return to_set & FUSE_SET_ATTR_MTIME && (!(to_set & FUSE_SET_ATTR_ATIME) || to_set & FUSE_SET_ATTR_ATIME_NOW);
+}
+
 void serve_setattr(fuse_req_t req, fuse_ino_t id, struct stat *attr, int to_set, struct fuse_file_info *fi)
 {
 	struct kiln_setattr set = {
@@ -175,6 +184,8 @@ void serve_setattr(fuse_req_t req, fuse_ino_t id, struct stat *attr, int to_set,
 
 	if (!(fi && fi->fh & PROTOCOL_KILL_SETID))
 		set.fields |= KILN_SET_KEEP_SETID;
+	if (has_times_of_write(to_set))
+		set.fields |= KILN_SET_TIMES_OF_WRITE;
 	if (!request_node(req, id, &node))
 		return;
 	int err = kiln_setattr(server_of(req)->fs, node, &set, &st);

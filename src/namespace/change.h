@@ -63,8 +63,9 @@ struct setattr {
 	uint64_t size;
 	struct inode_time atime, mtime, ctime, btime;
 	bool atime_now, mtime_now;
-	bool keeps_ctime; /* where it isn't given: not now, but as it is */
-	bool keeps_setid; /* a new size leaves setuid and setgid as they are */
+	bool keeps_ctime;	 /* where it isn't given: not now, but as it is */
+	bool has_times_of_write; /* mtime and ctime may be set where writing is all that may be done */
+	bool keeps_setid;	 /* a new size leaves setuid and setgid as they are */
 };
 int namespace_setattr(struct namespace *ns, struct object o, const struct setattr *attr, struct inode *inode,
 		      uint64_t *journal_seq);
@@ -107,6 +108,8 @@ void namespace_release(struct namespace *ns, struct object o);
 void namespace_in_use_set(struct namespace *ns, bool (*is_in_use)(void *ctx, struct object o), void *ctx);
 /* Wait until the deletions queued so far are done. */
 int namespace_deletions_wait(struct namespace *ns);
+/* How many deletions were ever queued, and are done. */
+void namespace_deletions_count(struct namespace *ns, uint64_t *queued, uint64_t *done);
 /* After an unclean mount, and before a clean one ends: delete every inode on the deleted list (04 §6). */
 int namespace_delete_dead_inodes(struct namespace *ns);
 

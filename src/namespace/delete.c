@@ -423,6 +423,19 @@ int namespace_deletions_wait(struct namespace *ns)
 	return err;
 }
 
+void namespace_deletions_count(struct namespace *ns, uint64_t *queued, uint64_t *done)
+{
+	*queued = *done = 0;
+	if (!ns->write)
+		return;
+	struct deletions *d = &ns->write->deletions;
+
+	mutex_lock(&d->lock);
+	*queued = d->queued_nr;
+	*done = d->done_nr;
+	mutex_unlock(&d->lock);
+}
+
 /* --- the deleted list --- */
 
 enum list_error { LIST_OK, LIST_FOREIGN, LIST_MISSING, LIST_IS_DIR, LIST_NOT_UNLINKED, LIST_HAS_CHILDREN };

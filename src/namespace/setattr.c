@@ -22,8 +22,9 @@ struct setattr_args {
 /* What the flags immutable and append forbid. */
 static int setattr_check(const struct inode *inode, const struct setattr *attr)
 {
-	unsigned times_set = (attr->fields & SETATTR_ATIME && !attr->atime_now ? SETATTR_ATIME : 0u) |
-			     (attr->fields & SETATTR_MTIME && !attr->mtime_now ? SETATTR_MTIME : 0u);
+	unsigned times_set =
+		(attr->fields & SETATTR_ATIME && !attr->atime_now ? SETATTR_ATIME : 0u) |
+		(attr->fields & SETATTR_MTIME && !attr->mtime_now && !attr->has_times_of_write ? SETATTR_MTIME : 0u);
 
 	if (inode->flags & INODE_IMMUTABLE && attr->fields & ~(unsigned)SETATTR_FLAGS)
 		return -EPERM;

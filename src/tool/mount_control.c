@@ -101,10 +101,27 @@ static uint64_t number(const json_t *object, const char *part, const char *name)
 	return (uint64_t)json_integer_value(json_object_get(json_object_get(object, part), name));
 }
 
+/* "  job      delete: 5 waiting, 3 done" */
+static void print_job(const json_t *job)
+{
+	const char *key, *separator = ":";
+	const json_t *value;
+
+	printf("  job      %s", json_string_value(json_object_get(job, "job")));
+	json_object_foreach((json_t *)job, key, value)
+	{
+		if (!json_is_integer(value))
+			continue;
+		printf("%s %s %llu", separator, key, (unsigned long long)json_integer_value(value));
+		separator = ",";
+	}
+	printf("\n");
+}
+
 static void print_status(const json_t *r)
 {
 	static const double mib = 1 << 20;
-	const json_t *device;
+	const json_t *device, *job;
 	size_t i;
 
 	printf("%s\n", json_string_value(json_object_get(r, "mountpoint")));
@@ -123,6 +140,7 @@ static void print_status(const json_t *r)
 	printf("  reports  %llu recovered, %llu damage, %llu fatal\n",
 	       (unsigned long long)number(r, "reports", "recovered"),
 	       (unsigned long long)number(r, "reports", "damage"), (unsigned long long)number(r, "reports", "fatal"));
+	json_array_foreach(json_object_get(r, "jobs"), i, job) print_job(job);
 	json_array_foreach(json_object_get(r, "devices"), i, device)
 		printf("  device   %s%s\n", json_string_value(json_object_get(device, "name")),
 		       json_is_true(json_object_get(device, "is_online")) ? "" : " (missing)");

@@ -10,7 +10,9 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "data/copygc.h"
 #include "engine/fs.h"
+#include "namespace/change.h"
 
 static json_t *u64_json(uint64_t v) { return json_integer((json_int_t)v); }
 
@@ -123,6 +125,34 @@ static json_t *reports_json(kiln_fs *fs)
 			 u64_json(counts[KILN_REPORT_DAMAGE]), "fatal", u64_json(counts[KILN_REPORT_FATAL]));
 }
 
+/* What goes on in the background, each with how far it is. */
+static json_t *jobs_json(kiln_fs *fs)
+{
+	json_t *jobs = json_array();
+	struct kiln_quota_info quota;
+	struct copygc_stats moved;
+	uint64_t queued, done;
+	bool is_counting = false;
+
+	if (!fs->is_writable)
+		return jobs;
+	namespace_deletions_count(fs->ns, &queued, &done);
+	if (queued != done)
+		json_array_append_new(jobs, json_pack("{s:s, s:o, s:o}", "job", "delete", "waiting",
+						      u64_json(queued - done), "done", u64_json(done)));
+	for (unsigned type = KILN_QUOTA_USER; type <= KILN_QUOTA_PROJECT; type++)
+		is_counting |= !kiln_quota_info(fs, (enum kiln_quota_type)type, &quota) && quota.is_enabled &&
+			       !quota.is_counted;
+	if (is_counting)
+		json_array_append_new(jobs, json_pack("{s:s}", "job", "count quotas"));
+	copygc_stats(fs->data, &moved);
+	if (moved.state == COPYGC_MOVING)
+		json_array_append_new(jobs, json_pack("{s:s, s:o, s:o}", "job", "copygc", "buckets_emptied",
+						      u64_json(moved.buckets_emptied), "bytes_moved",
+						      u64_json(moved.bytes_moved)));
+	return jobs;
+}
+
 /* --- commands --- */
 
 static int add_status(struct mount_facts_of *f, json_t *reply)
@@ -135,6 +165,7 @@ static int add_status(struct mount_facts_of *f, json_t *reply)
 	json_object_set_new(reply, "usage", usage_json(f->fs));
 	json_object_set_new(reply, "cache", cache_json(f->fs));
 	json_object_set_new(reply, "kernel", kernel_json(f));
+	json_object_set_new(reply, "jobs", jobs_json(f->fs));
 	json_object_set_new(reply, "reports", reports_json(f->fs));
 	return 0;
 }

@@ -607,7 +607,20 @@ def flags_are_changed_and_honoured(to):
         subprocess.run(["chattr", "-i", fs.path("f")], check=True)
         os.chmod(fs.path("f"), 0o600)
         assert as_user(1234, lambda: os.chmod(fs.path("f"), 0o666)) != 0
+        # What appends may, and so may its times; touch(1) as well.
+        write(fs.path("log"), b"x")
+        subprocess.run(["chattr", "+a", fs.path("log")], check=True)
+        fd = os.open(fs.path("log"), os.O_WRONLY | os.O_APPEND)
+        os.write(fd, b"y")
+        os.fsync(fd)
+        os.close(fd)
+        mtime = os.stat(fs.path("log")).st_mtime_ns
+        subprocess.run(["touch", fs.path("log")], check=True)
+        raises(errno.EPERM, os.utime, fs.path("log"), ns=(1, 1))
+        assert os.stat(fs.path("log")).st_mtime_ns > mtime
+        mtime = os.stat(fs.path("log")).st_mtime_ns
     with fs:
+        assert os.stat(fs.path("log")).st_mtime_ns == mtime and read(fs.path("log")) == b"xy"
         assert b"d" in subprocess.check_output(["lsattr", fs.path("f")]).split()[0]
 
 
