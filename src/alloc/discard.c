@@ -222,7 +222,9 @@ static void discards_task(void *arg)
 		bool is_flush_wanted = d->is_flush_wanted;
 		d->is_wanted = d->is_flush_wanted = false;
 		mutex_unlock(&d->lock);
+		background_enter(btrees_background(a->trees));
 		task_round(a, is_flush_wanted);
+		background_leave(btrees_background(a->trees));
 		mutex_lock(&d->lock);
 	}
 	mutex_unlock(&d->lock);

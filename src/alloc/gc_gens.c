@@ -331,7 +331,9 @@ static void gc_gens_task(void *arg)
 		g->is_wanted = false;
 		g->clock_last = atomic_load(&a->clock[1]);
 		mutex_unlock(&g->lock);
+		background_enter(btrees_background(a->trees));
 		gc_gens_run(a);
+		background_leave(btrees_background(a->trees));
 		mutex_lock(&g->lock);
 	}
 	mutex_unlock(&g->lock);

@@ -11,6 +11,7 @@
 #ifndef KILN_BTREE_BTREE_H
 #define KILN_BTREE_BTREE_H
 
+#include "base/background.h"
 #include "base/report.h"
 #include "base/watermark.h"
 #include "format/btree_node.h"
@@ -150,6 +151,8 @@ void btrees_close(struct btrees *trees);
  * -EINVAL when there can't be such a btree id.
  */
 int btrees_set_root(struct btrees *trees, unsigned id, unsigned level, const struct bkey_ref *key, bool is_damaged);
+/* What tasks change that nobody waits for: they do it inside of this, so that it can be paused. */
+struct background *btrees_background(struct btrees *trees);
 /*
  * Lay journal keys over the trees. Takes @builder over, on error too. Call once, before the first read. 0 or -ENOMEM.
  */

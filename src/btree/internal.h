@@ -292,6 +292,7 @@ struct btrees {
 	struct btree_snapshots snapshots;
 	struct cache cache;
 	struct reported reported;
+	struct background background;
 
 	/* Set by btrees_start_write(). */
 	struct btrees_write_opts write_opts;

@@ -43,6 +43,7 @@ int btrees_open(const struct btrees_opts *opts, struct btrees **out)
 		return err;
 	}
 	mutex_init(&trees->reported.lock);
+	background_init(&trees->background);
 	for (unsigned i = 0; i < BTREE_NR_MAX; i++)
 		six_lock_init(&trees->roots[i].lock);
 	*out = trees;
@@ -53,6 +54,7 @@ void btrees_close(struct btrees *trees)
 {
 	if (!trees)
 		return;
+	background_destroy(&trees->background);
 	mutex_destroy(&trees->reported.lock);
 	for (unsigned i = 0; i < BTREE_NR_MAX; i++)
 		six_lock_destroy(&trees->roots[i].lock);
@@ -60,6 +62,8 @@ void btrees_close(struct btrees *trees)
 	overlay_free(&trees->overlay);
 	free(trees);
 }
+
+struct background *btrees_background(struct btrees *trees) { return &trees->background; }
 
 int btrees_set_overlay(struct btrees *trees, struct overlay_builder *builder)
 {

@@ -315,7 +315,9 @@ static void copygc_task(void *arg)
 		allocator_evacuation_due(c->allocator, &due_devs);
 		*p = (struct pass){ .c = c, .devs = needed_devs | due_devs, .is_needed = needed_devs };
 		stats_state(c, COPYGC_MOVING, 0, p->is_needed);
+		background_enter(btrees_background(c->data->trees));
 		bool has_gained = p->devs && pass_run(p);
+		background_leave(btrees_background(c->data->trees));
 		wait = next_wait(c, has_gained);
 		mutex_lock(&c->lock);
 		c->stats.passes += p->devs != 0;

@@ -79,11 +79,18 @@ static void result_fill(struct kiln_check_result *out, const struct check_result
 			result_add_kind(out, id, r->counts[id]);
 }
 
-/* What is in memory only goes to the nodes, and the counters come from where they are kept. */
+/*
+ * What is in memory only goes to the nodes, and the counters come from where they are kept. The background is paused
+ * before they are read, so that they are still those of the keys when these have been counted. Only after a first flush:
+ * that may need space, and so somebody in the background. (Merges of nodes are waited for by a flush.)
+ */
 static int settle(kiln_fs *fs, struct check_target *target, struct usage *usage)
 {
 	int err = btrees_flush_all(fs->trees);
 
+	background_pause(btrees_background(fs->trees));
+	if (!err)
+		err = btrees_flush_all(fs->trees);
 	if (!err)
 		err = allocator_usage(fs->allocator, usage);
 	if (err)
@@ -124,10 +131,13 @@ int kiln_check(kiln_fs *fs, const struct kiln_check_options *given, struct kiln_
 		opts.progress_ctx = call;
 	}
 	err = passes_parse(&call->options, &opts.passes);
-	if (!err && fs->is_writable)
+	bool is_paused = !err && fs->is_writable;
+	if (is_paused)
 		err = settle(fs, &target, &usage);
 	if (!err)
 		err = check_run(&target, &opts, result);
+	if (is_paused)
+		background_resume(btrees_background(fs->trees));
 	result_fill(out, result);
 	if (target.usage)
 		usage_free(&usage);

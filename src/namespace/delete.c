@@ -352,7 +352,9 @@ static void deletion_task(void *arg)
 		struct object o = queue_pop(d);
 
 		mutex_unlock(&d->lock);
+		background_enter(btrees_background(ns->trees));
 		int err = object_delete(ns, o);
+		background_leave(btrees_background(ns->trees));
 		mutex_lock(&d->lock);
 		if (err && !d->err)
 			d->err = err;

@@ -1,0 +1,54 @@
+/* Pausing the background. See background.h. */
+#include <assert.h>
+
+#include "base/background.h"
+
+void background_init(struct background *b)
+{
+	mutex_init(&b->lock);
+	waitq_init(&b->changed);
+	b->inside = b->paused = 0;
+}
+
+void background_destroy(struct background *b)
+{
+	assert(!b->inside && !b->paused);
+	waitq_destroy(&b->changed);
+	mutex_destroy(&b->lock);
+}
+
+void background_enter(struct background *b)
+{
+	mutex_lock(&b->lock);
+	while (b->paused)
+		waitq_wait(&b->changed, &b->lock);
+	b->inside++;
+	mutex_unlock(&b->lock);
+}
+
+void background_leave(struct background *b)
+{
+	mutex_lock(&b->lock);
+	assert(b->inside);
+	if (!--b->inside)
+		waitq_wake_all(&b->changed);
+	mutex_unlock(&b->lock);
+}
+
+void background_pause(struct background *b)
+{
+	mutex_lock(&b->lock);
+	while (b->inside)
+		waitq_wait(&b->changed, &b->lock);
+	b->paused++;
+	mutex_unlock(&b->lock);
+}
+
+void background_resume(struct background *b)
+{
+	mutex_lock(&b->lock);
+	assert(b->paused);
+	if (!--b->paused)
+		waitq_wake_all(&b->changed);
+	mutex_unlock(&b->lock);
+}
