@@ -81,8 +81,8 @@ static void result_fill(struct kiln_check_result *out, const struct check_result
 
 /*
  * What is in memory only goes to the nodes, and the counters come from where they are kept. The background is paused
- * before they are read, so that they are still those of the keys when these have been counted. Only after a first flush:
- * that may need space, and so somebody in the background. (Merges of nodes are waited for by a flush.)
+ * before they are read, so that they are still those of the keys when these have been counted. Only after a first
+ * flush: that may need space, and so somebody in the background. (Merges of nodes are waited for by a flush.)
  */
 static int settle(kiln_fs *fs, struct check_target *target, struct usage *usage)
 {
