@@ -56,6 +56,11 @@ int allocator_start(struct allocator *a, struct journal *journal);
  * can without waiting for more journal writes. Before a clean shutdown's last flush of the btrees.
  */
 void allocator_quiesce(struct allocator *a);
+/*
+ * Nothing is to be written on this device any more. -EROFS, and nothing has changed, when the others can't hold
+ * metadata as often as is required.
+ */
+int allocator_device_leave(struct allocator *a, unsigned dev);
 void allocator_stop(struct allocator *a);
 void allocator_close(struct allocator *a);
 

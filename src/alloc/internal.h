@@ -213,6 +213,8 @@ struct node_pool {
 void node_pool_init(struct node_pool *p);
 void node_pool_destroy(struct node_pool *p);
 int node_pool_start(struct allocator *a);
+/* Give up slots on devices that aren't written any more. */
+void node_pool_sift(struct allocator *a);
 /* End the task and give up what is there; what comes back later isn't kept. */
 void node_pool_stop(struct allocator *a);
 
@@ -316,7 +318,7 @@ int gc_gens_run(struct allocator *a);
  */
 struct alloc_dev {
 	bool is_member;
-	bool is_writable; /* online, in state rw */
+	atomic_bool is_writable; /* online, in state rw; ends with allocator_device_leave() */
 	bool has_discard;
 	uint8_t data_allowed; /* bit = data type */
 	uint8_t durability;

@@ -84,12 +84,20 @@ static bool pool_take(struct node_pool *p, enum watermark watermark, struct allo
 	return has;
 }
 
+static bool slot_is_writable(struct allocator *a, const struct alloc_extent *slot)
+{
+	for (unsigned i = 0; i < slot->ptr_nr; i++)
+		if (!atomic_load(&a->devs[slot->ptrs[i].dev].is_writable))
+			return false;
+	return true;
+}
+
 static void pool_put(struct allocator *a, struct alloc_extent *slot)
 {
 	struct node_pool *p = &a->nodes;
 
 	mutex_lock(&p->lock);
-	bool is_kept = !p->is_stopping && p->nr < pool_max(a);
+	bool is_kept = !p->is_stopping && p->nr < pool_max(a) && slot_is_writable(a, slot);
 	if (is_kept)
 		p->slots[p->nr++] = *slot;
 	mutex_unlock(&p->lock);
@@ -124,6 +132,21 @@ static void pool_refill(void *arg)
 		mutex_lock(&p->lock);
 	}
 	mutex_unlock(&p->lock);
+}
+
+void node_pool_sift(struct allocator *a)
+{
+	struct node_pool *p = &a->nodes;
+	struct alloc_extent slots[NODE_POOL_MAX];
+
+	mutex_lock(&p->lock);
+	unsigned nr = p->nr;
+	memcpy(slots, p->slots, nr * sizeof(slots[0]));
+	p->nr = 0;
+	waitq_wake_one(&p->low);
+	mutex_unlock(&p->lock);
+	while (nr)
+		pool_put(a, &slots[--nr]);
 }
 
 int node_pool_start(struct allocator *a)

@@ -95,7 +95,10 @@ uint64_t usage_available_sectors(const struct usage *u)
 	return free_sectors / AVAIL_DEN * AVAIL_NUM + free_sectors % AVAIL_DEN * AVAIL_NUM / AVAIL_DEN;
 }
 
-/* 07 §13, over all writable members, here or not: the counters are those of all, too. */
+/*
+ * 07 §13, over all writable members, here or not: the counters are those of all, too. So are failed ones, on which
+ * nothing is written any more, until they are taken out.
+ */
 uint64_t usage_capacity_sectors(const struct super *s)
 {
 	uint64_t raw = 0, device_reserves = 0, gc_reserve;
@@ -103,7 +106,9 @@ uint64_t usage_capacity_sectors(const struct super *s)
 	for (unsigned i = 0; i < s->member_nr; i++) {
 		const struct member *m = &s->members[i].m;
 
-		if (!m->exists || m->state != MEMBER_RW || !m->bucket_sectors || m->nbuckets < m->first_bucket)
+		bool is_counted = m->exists && (m->state == MEMBER_RW || m->state == MEMBER_FAILED);
+
+		if (!is_counted || !m->bucket_sectors || m->nbuckets < m->first_bucket)
 			continue;
 		uint64_t btree_reserve = bucket_btree_reserve(m->bucket_sectors, s->kctx.node_sectors);
 

@@ -73,10 +73,24 @@ static uint64_t devs_writable(const struct allocator *a, unsigned data_type)
 	uint64_t devs = 0;
 
 	for (unsigned dev = 0; dev < a->dev_nr; dev++) {
-		if (a->devs[dev].is_writable && a->devs[dev].data_allowed >> data_type & 1)
+		if (atomic_load(&a->devs[dev].is_writable) && a->devs[dev].data_allowed >> data_type & 1)
 			devs |= 1ull << dev;
 	}
 	return devs;
+}
+
+int allocator_device_leave(struct allocator *a, unsigned dev)
+{
+	uint64_t devs = devs_writable(a, DATA_BTREE) & ~(1ull << dev);
+	unsigned durability = 0;
+
+	for (unsigned i = 0; i < a->dev_nr; i++)
+		durability += devs >> i & 1 ? a->devs[i].durability : 0u;
+	if (durability < max(a->super->options[OPT_METADATA_REPLICAS_REQUIRED], (uint64_t)1))
+		return -EROFS;
+	atomic_store(&a->devs[dev].is_writable, false);
+	node_pool_sift(a);
+	return 0;
 }
 
 /* What striping compares: buckets that are free, or will be for the asking. */

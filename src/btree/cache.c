@@ -86,12 +86,21 @@ void cache_free(struct cache *c)
 
 /* --- one shard; its lock is held --- */
 
+/* The same node is at one place at least: replicas may have been given up in between. */
+static bool ptrs_overlap(const struct btree_ptr *a, const struct btree_ptr *b)
+{
+	for (unsigned i = 0; i < a->ptr_nr; i++)
+		for (unsigned k = 0; k < b->ptr_nr; k++)
+			if (a->ptrs[i].dev == b->ptrs[k].dev && a->ptrs[i].sector == b->ptrs[k].sector)
+				return true;
+	return false;
+}
+
 static bool node_ptr_eq(const struct node_ptr *a, const struct node_ptr *b)
 {
 	return a->btree_id == b->btree_id && a->level == b->level && a->ptr.seq == b->ptr.seq &&
-	       a->ptr.is_range_updated == b->ptr.is_range_updated && a->ptr.ptrs[0].dev == b->ptr.ptrs[0].dev &&
-	       a->ptr.ptrs[0].sector == b->ptr.ptrs[0].sector && bpos_eq(a->ptr.min_key, b->ptr.min_key) &&
-	       bpos_eq(a->max_key, b->max_key);
+	       a->ptr.is_range_updated == b->ptr.is_range_updated && bpos_eq(a->ptr.min_key, b->ptr.min_key) &&
+	       bpos_eq(a->max_key, b->max_key) && ptrs_overlap(&a->ptr, &b->ptr);
 }
 
 uint64_t node_ptr_hash(const struct node_ptr *p)

@@ -46,6 +46,7 @@ struct interior_new {
 	struct btree_node *node; /* referenced */
 	void *image;		 /* its set 0, to be sealed and written; io_buffer_free() */
 	size_t bytes;
+	unsigned failed; /* replicas that could not be written */
 };
 
 struct interior_old {
@@ -959,7 +960,6 @@ static int new_node_write(struct btrees *trees, struct interior_new *n)
 		.room_u64s = (n->bytes - sizeof(struct btree_node_disk)) / 8,
 		.format = node->keys.format,
 	};
-	unsigned failed = 0;
 
 	bset_writer_finish(&w, &(struct bset_seal_opts){
 				       .seq = node->id.ptr.seq,
@@ -968,12 +968,12 @@ static int new_node_write(struct btrees *trees, struct interior_new *n)
 				       .key = trees->opts.key,
 				       .block_bytes = trees->opts.kctx->block_sectors * SECTOR_BYTES,
 			       });
-	int err = backend->write(backend->ctx, &node->id.ptr, n->image, 0, n->bytes, &failed);
+	int err = backend->write(backend->ctx, &node->id.ptr, n->image, 0, n->bytes, &n->failed);
 	io_buffer_free(n->image);
 	n->image = NULL;
 	stat_add(&trees->write->stats.nodes_written, 1);
 	stat_add(&trees->write->stats.bytes_written, n->bytes);
-	return err ? err : failed ? -EIO : 0;
+	return err;
 }
 
 static bool new_is_root(const struct interior_update *u, const struct interior_new *n)
@@ -1053,6 +1053,21 @@ static int update_commit(struct interior_update *u)
 	return btree_txn_run(u->trees, &opts, update_txn, u);
 }
 
+/*
+ * A replica that could not be written may be named by an image of the parent that is on disk already, so the update is
+ * committed with all of them; then those are given up. Who reads before that finds another node in that place, or none,
+ * and takes the next replica. As the nodes aren't published, nobody else changes their pointers meanwhile.
+ */
+static int update_drop_failed(struct interior_update *u)
+{
+	int err = 0;
+
+	for (size_t i = 0; i < u->new_nr && !err; i++)
+		if (u->news[i].failed)
+			err = node_replicas_drop(u->trees, u->news[i].node, u->news[i].failed);
+	return err;
+}
+
 /* Everything is on disk, and in the journal: the new nodes are like any others. */
 static void update_publish(struct interior_update *u)
 {
@@ -1090,6 +1105,8 @@ void interior_update_finish(struct btrees *trees, struct interior_update *u)
 		err = new_node_write(trees, &u->news[i]);
 	if (!err && trees->write_opts.journal && !is_mutant(MUTANT_NODE_BEFORE_POINTER))
 		err = update_commit(u);
+	if (!err && trees->write_opts.journal)
+		err = update_drop_failed(u);
 	if (err) {
 		write_failed(trees, err);
 	} else {

@@ -524,6 +524,11 @@ void node_write_kick(struct btrees *trees);
 void node_write_throttle(struct btrees *trees);
 /* Nothing may be written any more. */
 void write_failed(struct btrees *trees, int err);
+/*
+ * Take the replicas in the mask @failed out of the pointer to a node that nobody else writes or replaces; one must be
+ * left. Commits. 0 or an error.
+ */
+int node_replicas_drop(struct btrees *trees, struct btree_node *node, unsigned failed);
 int write_error(struct btrees *trees);
 
 /* --- merge.c --- */

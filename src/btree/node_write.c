@@ -430,6 +430,23 @@ static int batch_write(struct set_batch *b)
 	return err || is_mutant(MUTANT_SET_BEFORE_END) ? err : batch_commit(b);
 }
 
+int node_replicas_drop(struct btrees *trees, struct btree_node *node, unsigned failed)
+{
+	struct set_batch batch = { .trees = trees, .nr = 1 };
+
+	batch.sets[0] = (struct set_write){ .node = node, .failed = failed, .ptr = node->id.ptr };
+	ptrs_drop(&batch.sets[0].ptr, failed);
+	int err = batch_commit(&batch);
+	if (err)
+		return err;
+	six_lock_intent(&node->lock);
+	six_lock_write(&node->lock);
+	cache_set_ptr(trees, node, &batch.sets[0].ptr);
+	six_unlock_write(&node->lock);
+	six_unlock_intent(&node->lock);
+	return 0;
+}
+
 static void set_done(struct btrees *trees, struct set_write *set, int err)
 {
 	struct btree_node *node = set->node;

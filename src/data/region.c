@@ -501,6 +501,8 @@ static bool attempt_end(struct region *r, int err)
 		return false;
 	}
 	data_count(data, err == -KILN_E_CHECKSUM ? COUNTER_RETRIES_CSUM : COUNTER_RETRIES_IO, 1);
+	if (err == -KILN_E_CHECKSUM && !r->is_rebuild)
+		super_checksum_error_count((struct super *)data->super, r->ptrs[r->ptr_idx].ptr.dev);
 	failure_add(r, err, found);
 	return false;
 }

@@ -38,6 +38,13 @@ static const char *backend_device_name(void *ctx, unsigned dev)
 	return dev < s->member_nr ? s->members[dev].name : "a device that is no member";
 }
 
+/* What can't be read the device has counted. */
+static void backend_replica_bad(void *ctx, unsigned dev, int err)
+{
+	if (err == -KILN_E_CHECKSUM)
+		super_checksum_error_count(((struct kiln_fs *)ctx)->super, dev);
+}
+
 static int backend_reserve(void *ctx, unsigned nr, enum watermark watermark, struct btree_node_reserve **reserve)
 {
 	return allocator_node_reserve(((struct kiln_fs *)ctx)->allocator, nr, watermark, reserve);
@@ -174,6 +181,7 @@ static int open_btrees(struct kiln_fs *fs, uint64_t memory_bytes)
 		.backend = {
 			.read = backend_read,
 			.device_name = backend_device_name,
+			.replica_bad = backend_replica_bad,
 			.reserve = backend_reserve,
 			.node_alloc = backend_node_alloc,
 			.reserve_put = backend_reserve_put,

@@ -38,7 +38,8 @@ static void btrees_failed(void *ctx, int err) { fs_shut_down(ctx, err, "btree no
 
 int fs_node_write(void *ctx, const struct btree_ptr *p, const void *buf, size_t offset, size_t bytes, unsigned *failed)
 {
-	struct super *s = ((struct kiln_fs *)ctx)->super;
+	struct kiln_fs *fs = ctx;
+	struct super *s = fs->super;
 	struct device_io ios[EXTENT_PTRS_MAX];
 	struct iovec iov = { (void *)buf, bytes };
 	struct io_group group;
@@ -62,6 +63,14 @@ int fs_node_write(void *ctx, const struct btree_ptr *p, const void *buf, size_t 
 			continue;
 		*failed |= 1u << i;
 		first_err = first_err ? first_err : ios[i].err;
+		report_emit(&fs->reporter.sink,
+			    &(struct report){ .level = REPORT_RECOVERED,
+					      .err = ios[i].err,
+					      .device = s->members[p->ptrs[i].dev].name,
+					      .structure = "btree node",
+					      .expected = "a copy written",
+					      .found = error_name(ios[i].err),
+					      .advice = "There are fewer copies than there should be." });
 	}
 	return *failed == (1u << p->ptr_nr) - 1 ? first_err : 0;
 }
@@ -91,6 +100,13 @@ static int journal_replicas_mark(void *ctx, const uint8_t *devs, unsigned dev_nr
 	struct kiln_fs *fs = ctx;
 
 	return super_replicas_mark(fs->super, DATA_JOURNAL, 1, devs, dev_nr);
+}
+static int journal_device_lost(void *ctx, unsigned dev)
+{
+	struct kiln_fs *fs = ctx;
+	int err = allocator_device_leave(fs->allocator, dev);
+
+	return err ? err : super_member_fail(fs->super, dev);
 }
 static unsigned journal_tail(void *ctx, uint64_t seq, void *at, unsigned max_u64s)
 {
@@ -166,6 +182,7 @@ static int start_journal(struct kiln_fs *fs)
 			.tail = journal_tail,
 			.tail_u64s_max = journal_tail_u64s_max,
 			.replicas_mark = journal_replicas_mark,
+			.device_lost = journal_device_lost,
 			.flushed = journal_flushed,
 			.failed = journal_failed,
 			.ctx = fs,

@@ -18,10 +18,11 @@
  * updates from the btree_root sub-entries of each entry as it writes it; counters come from the tail callback, which
  * folds what was given for that seq. Both happen in seq order.
  *
- * When a device fails to write or flush its copy of an entry, it gets no entries any more, and the journal goes on with
- * the others as long as metadata_replicas_required allows. Any other failure is final, that of the flush of a device
- * before an entry included, since nobody knows what is lost then: journal_error() is set, waiters and later
- * reservations get it (-EROFS for new ones), and no entry is written any more.
+ * When a device fails to write its copy of an entry, it gets no entries any more, and the journal goes on with the
+ * others as long as metadata_replicas_required allows. When the cache of one can't be flushed, nobody knows what of it
+ * is lost: it is left for good (device_lost()) if everything is on others too. Any other failure is final:
+ * journal_error() is set, waiters and later reservations get it (-EROFS for new ones), and no entry is written any
+ * more.
  */
 #ifndef KILN_JOURNAL_JOURNAL_H
 #define KILN_JOURNAL_JOURNAL_H
@@ -48,6 +49,11 @@ struct journal_ops {
 	/* An entry that went to exactly these devices is about to be written: see that the superblock says so, durably.
 	 */
 	int (*replicas_mark)(void *ctx, const uint8_t *devs, unsigned dev_nr);
+	/*
+	 * The cache of this device could not be flushed, so what it was given since the last flush may be lost. 0: it
+	 * has been seen to, durably, that nothing depends on it any more; else an error. NULL: everything does.
+	 */
+	int (*device_lost)(void *ctx, unsigned dev);
 	/* A flush entry with this seq is durable. Must not block; for waiting buckets. */
 	void (*flushed)(void *ctx, uint64_t seq);
 	/* Journal died: the filesystem goes read-only. Called once. */

@@ -77,6 +77,7 @@ struct journal_ring {
 	uint32_t bucket_sectors;
 	unsigned durability;
 	bool is_usable; /* may get new entries */
+	bool is_left;	/* the device's cache couldn't be flushed: it isn't used for anything any more */
 	bool has_discard;
 	uint64_t *bucket;	/* numbers, in ring order */
 	uint64_t *bucket_seq;	/* highest seq in it */

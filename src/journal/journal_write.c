@@ -130,8 +130,41 @@ static void report_device(const struct journal *j, unsigned dev, enum report_lev
 }
 
 /*
- * Flush the caches of all members that may be written: what the entry refers to may be on any of them. When that fails
- * on one, nobody knows what of it is lost, and there is no telling what can do without: nothing is acknowledged then.
+ * A device's cache could not be flushed: which of what it was given since the last time is there, nobody knows, and
+ * asking it again would only seem to tell. So it is left, if everything is on others too. 0 or an error.
+ */
+static int device_leave(struct journal *j, unsigned dev, int flush_err)
+{
+	mutex_lock(&j->lock);
+	bool was_left = j->rings[dev].is_left;
+	mutex_unlock(&j->lock);
+	if (was_left)
+		return 0;
+	int err = j->ops.device_lost ? j->ops.device_lost(j->ops.ctx, dev) : -EROFS;
+	if (err) {
+		report_device(j, dev, REPORT_FATAL, flush_err, "a flush of its cache",
+			      "What it was given since the last one may be lost: check it.");
+		return flush_err;
+	}
+	report_device(j, dev, REPORT_RECOVERED, flush_err, "a flush of its cache",
+		      "It is marked as failed, and the others go on without it. Replace it.");
+	mutex_lock(&j->lock);
+	j->rings[dev].is_left = true;
+	j->rings[dev].is_usable = false;
+	mutex_unlock(&j->lock);
+	return 0;
+}
+
+static bool device_is_flushed(struct journal *j, unsigned i)
+{
+	const struct super_member *m = &j->super->members[i];
+
+	return m->dev && !m->dev->is_readonly && m->m.state != MEMBER_FAILED && !j->rings[i].is_left;
+}
+
+/*
+ * Flush the caches of all members that may be written: what the entry refers to may be on any of them. 0, also when
+ * those where it failed can be left; else nothing is acknowledged any more.
  */
 static int devices_flush(struct journal *j)
 {
@@ -142,47 +175,54 @@ static int devices_flush(struct journal *j)
 
 	io_group_init_for(&group, j->super->member_nr);
 	for (unsigned i = 0; i < j->super->member_nr && nr < ARRAY_NR(ios); i++) {
-		struct device *dev = j->super->members[i].dev;
-
-		if (!dev || dev->is_readonly)
-			continue;
-		if (is_mutant(MUTANT_PREFLUSH) && nr)
+		if (!device_is_flushed(j, i) || (is_mutant(MUTANT_PREFLUSH) && nr))
 			continue;
 		devs[nr] = i;
-		ios[nr] = (struct device_io){ .op = DEVICE_FLUSH, .dev = dev };
+		ios[nr] = (struct device_io){ .op = DEVICE_FLUSH, .dev = j->super->members[i].dev };
 		io_submit(&group, &ios[nr++]);
 	}
 	io_group_wait(&group);
-	for (unsigned i = 0; i < nr; i++) {
-		if (!ios[i].err)
-			continue;
-		err = err ? err : ios[i].err;
-		report_device(j, devs[i], REPORT_FATAL, ios[i].err, "a flush of its cache",
-			      "What it was given since the last one may be lost: check it.");
-	}
+	for (unsigned i = 0; i < nr && !err; i++)
+		if (ios[i].err)
+			err = device_leave(j, devs[i], ios[i].err);
 	return err;
 }
 
-/* Drop the places whose I/O failed. 0 if enough copies are left. */
-static int places_keep_good(struct journal *j, const struct device_io *ios, struct journal_place *places,
-			    unsigned *place_nr)
+/* Leave out the places on rings that got unusable. 0 if enough copies are left. */
+static int places_keep_usable(struct journal *j, struct journal_place *places, unsigned *place_nr)
 {
 	unsigned kept = 0, durability = 0;
-	int err = 0;
 
 	mutex_lock(&j->lock);
-	for (unsigned i = 0; i < *place_nr; i++) {
-		if (ios[i].err) {
-			err = ios[i].err;
-			places[i].ring->is_usable = false;
-			continue;
+	for (unsigned i = 0; i < *place_nr; i++)
+		if (places[i].ring->is_usable) {
+			durability += places[i].ring->durability;
+			places[kept++] = places[i];
 		}
-		durability += places[i].ring->durability;
-		places[kept++] = places[i];
-	}
 	mutex_unlock(&j->lock);
 	*place_nr = kept;
-	return durability >= replicas_required(j) ? 0 : err;
+	return durability >= replicas_required(j) ? 0 : -EIO;
+}
+
+/* Drop the places whose I/O failed. 0 if enough copies are left. */
+static int places_keep_good(struct journal *j, enum device_op op, const struct device_io *ios,
+			    struct journal_place *places, unsigned *place_nr)
+{
+	int err = 0, io_err = 0;
+
+	for (unsigned i = 0; i < *place_nr; i++) {
+		if (!ios[i].err)
+			continue;
+		io_err = ios[i].err;
+		if (op == DEVICE_FLUSH && !err)
+			err = device_leave(j, places[i].ring->dev, io_err);
+		mutex_lock(&j->lock);
+		places[i].ring->is_usable = false;
+		mutex_unlock(&j->lock);
+	}
+	if (!err && io_err && places_keep_usable(j, places, place_nr))
+		err = io_err;
+	return err;
 }
 
 /* Write the entry to its places, or flush those; the ones that fail are dropped. 0 if enough are left. */
@@ -206,10 +246,10 @@ static int places_io(struct journal *j, enum device_op op, struct journal_buf *b
 	}
 	io_group_wait(&group);
 	for (unsigned i = 0; i < *place_nr; i++)
-		if (ios[i].err)
+		if (ios[i].err && op == DEVICE_WRITE)
 			report_device(j, places[i].ring->dev, REPORT_RECOVERED, ios[i].err, "a journal entry written",
 				      "The device gets no journal entries any more.");
-	return places_keep_good(j, ios, places, place_nr);
+	return places_keep_good(j, op, ios, places, place_nr);
 }
 
 static int places_mark(struct journal *j, const struct journal_place *places, unsigned place_nr)
@@ -278,9 +318,11 @@ static int entry_write(struct journal *j, struct journal_buf *buf, bool is_flush
 	mutex_unlock(&j->lock);
 	if (!err)
 		err = places_mark(j, places, place_nr);
+	unsigned marked_nr = place_nr;
 	if (!err && is_flush)
 		err = devices_flush(j);
-	unsigned marked_nr = place_nr;
+	if (!err && is_flush)
+		err = places_keep_usable(j, places, &place_nr);
 	if (!err)
 		err = places_io(j, DEVICE_WRITE, buf, *sectors, places, &place_nr);
 	if (!err && is_flush && !is_mutant(MUTANT_ENTRY_FLUSH))

@@ -135,6 +135,11 @@ int super_blacklist_add(struct super *s, uint64_t start, uint64_t end);
 int super_feature_set(struct super *s, enum sb_feature feature);
 /* Bits [lo, hi) of a member's flags (MEMBER_FLAG_*, format/sb_sections.h). */
 int super_member_flags_set(struct super *s, unsigned dev, unsigned lo, unsigned hi, uint64_t value);
+/*
+ * An online member can't be relied on any more: its state becomes "failed" in the superblocks of the others, and its
+ * own isn't written again. -EROFS, and nothing has changed: without it data would be lost.
+ */
+int super_member_fail(struct super *s, unsigned dev);
 /* Journal buckets of one online member, in ring order. */
 int super_journal_set(struct super *s, unsigned dev, const struct sb_journal_range *ranges, size_t nr);
 /* Store an option for good, and let it be in effect. -EINVAL for those that aren't stored or out of range. */
@@ -149,6 +154,8 @@ int super_quota_timelimit_set(struct super *s, unsigned type, unsigned counter, 
 
 /* Count an error for the errors section; written with the next update. Any context; no switch point. */
 void super_error_count(struct super *s, unsigned error_id);
+/* What a member had stored had a wrong checksum: counted for it, written with the next update. The same. */
+void super_checksum_error_count(struct super *s, unsigned dev);
 /* An inconsistency was found and not repaired: noted with the next update. Any context; no switch point. */
 void super_error_note(struct super *s, bool is_topology);
 

@@ -248,6 +248,29 @@ int super_member_flags_set(struct super *s, unsigned dev, unsigned lo, unsigned 
 	return super_change_end(s, 0);
 }
 
+int super_member_fail(struct super *s, unsigned dev)
+{
+	bool is_there[SB_MEMBERS_MAX] = { 0 };
+	int err = super_change_begin(s);
+
+	if (err)
+		return err;
+	for (unsigned i = 0; i < s->member_nr; i++)
+		is_there[i] = i != dev && s->members[i].dev && s->members[i].m.state != MEMBER_FAILED;
+	if (super_replicas_are_lost(s, is_there))
+		return super_change_end(s, -EROFS);
+	struct sb_member_disk *m = sb_member_record(&s->write->master, dev);
+	m->flags = le64_of(bits_set(le64_get(m->flags), 0, 4, MEMBER_FAILED));
+	s->write->members[dev].is_given_up = true;
+	return super_change_end(s, 0);
+}
+
+void super_checksum_error_count(struct super *s, unsigned dev)
+{
+	if (s->write && dev < s->member_nr)
+		__atomic_fetch_add(&s->write->members[dev].checksum_errors, 1, __ATOMIC_RELAXED);
+}
+
 int super_journal_set(struct super *s, unsigned dev, const struct sb_journal_range *ranges, size_t nr)
 {
 	if (!super_member_online(s, dev))

@@ -9,8 +9,8 @@
  * Before, each primary's seq is read back. If it isn't what was last written there, a write got lost or somebody else
  * wrote: nothing may be written then.
  *
- * A member on which a write fails drops out of the update. The update has failed, for good, if no member is left, or if
- * the filesystem could not be opened from those that are.
+ * A member that was given up (super_member_fail()) isn't written. One on which a write fails drops out of the update.
+ * The update has failed, for good, if no member is left, or if the filesystem could not be opened from those that are.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -56,9 +56,14 @@ static int report_failed(const struct super *s, enum report_level level, int err
 	return err;
 }
 
+static bool member_is_updated(const struct super *s, unsigned i)
+{
+	return s->members[i].dev && !s->write->members[i].is_given_up;
+}
+
 /* --- steps 1 to 3: the master --- */
 
-/* I/O errors that the devices have counted since the last update. */
+/* Errors that were counted of the member since the last update. */
 static void member_errors_add(struct super *s, unsigned i)
 {
 	struct super_write_member *w = &s->write->members[i];
@@ -71,6 +76,8 @@ static void member_errors_add(struct super *s, unsigned i)
 		m->errors[k] = le64_of(le64_get(m->errors[k]) + now[k] - w->errors_counted[k]);
 		w->errors_counted[k] = now[k];
 	}
+	uint64_t checksum_errors = __atomic_exchange_n(&w->checksum_errors, 0, __ATOMIC_RELAXED);
+	m->errors[2] = le64_of(le64_get(m->errors[2]) + checksum_errors);
 }
 
 static int errors_section_update(struct super *s, uint64_t now)
@@ -108,7 +115,8 @@ static int master_prepare(struct super *s)
 	for (unsigned i = 0; i < s->member_nr; i++) {
 		if (!s->members[i].dev)
 			continue;
-		sb_member_record(&w->master, i)->seq = le64_of(seq);
+		if (!w->members[i].is_given_up)
+			sb_member_record(&w->master, i)->seq = le64_of(seq);
 		member_errors_add(s, i);
 	}
 	if (!sb_section_ensure(&w->master, SB_COUNTERS, 1 + COUNTER_NR_1_4) ||
@@ -190,7 +198,7 @@ static int member_copy_make(struct super_publish *p, unsigned i)
 static int copies_make(struct super_publish *p)
 {
 	for (unsigned i = 0; i < p->s->member_nr; i++) {
-		int err = p->s->members[i].dev ? member_copy_make(p, i) : 0;
+		int err = member_is_updated(p->s, i) ? member_copy_make(p, i) : 0;
 		if (err)
 			return err;
 	}
@@ -355,7 +363,7 @@ static int publish(struct super *s, bool *is_final)
 
 	*is_final = true;
 	for (unsigned i = 0; i < s->member_nr && !err; i++)
-		err = s->members[i].dev ? primary_check(s, i) : 0;
+		err = member_is_updated(s, i) ? primary_check(s, i) : 0;
 	if (err)
 		goto out;
 	copies_write(p);

@@ -149,7 +149,7 @@ static void world_open(struct world *w)
 		.state = state ? state : &nothing,
 		.seq_next = state ? state->seq_next : 1,
 		.seq_pinned = state ? state->seq_last : 1,
-		.ops = { tail, tail_max, mark, flushed, failed, w },
+		.ops = { tail, tail_max, mark, NULL, flushed, failed, w },
 	};
 	assert_int_equal(super_mark_dirty(w->super), 0);
 	assert_int_equal(journal_start(&jopts, &w->j), 0);

@@ -726,6 +726,91 @@ static void what_one_replica_keeps_is_written(void **state)
 	world_close(&w, false);
 }
 
+static void requests_fail(struct world *w, unsigned dev, enum device_op op)
+{
+	struct device_fault fault = {
+		.kind = FAULT_ERROR, .op = op, .per_million = 1000000, .err = -EIO, .remaining = UINT64_MAX
+	};
+
+	assert_int_equal(device_fault_add(w->devices[dev], &fault), 0);
+}
+
+/* Enough for btrees to grow, with nodes that are new, and others that are appended to. */
+static void write_pieces(struct world *w, struct file *f)
+{
+	for (unsigned i = 0; i < 400; i++)
+		op_write(w, f, (uint64_t)i * 4096, 2048);
+	assert_int_equal(journal_flush(w->fs->journal_writer), 0);
+}
+
+static void a_device_that_takes_no_writes_is_survived(void **state)
+{
+	struct world w;
+
+	world_open(&w, 5, 2, "block_size=512,btree_node_size=4k,metadata_replicas=2,data_replicas=2", 512);
+	write_pieces(&w, &w.files[0]);
+	requests_fail(&w, 1, DEVICE_WRITE);
+	write_pieces(&w, &w.files[1]);
+	write_pieces(&w, &w.files[0]);
+	assert_int_equal(btrees_flush_all(w.fs->trees), 0);
+	assert_int_equal(w.fs->shut_down, 0);
+	device_fault_clear(w.devices[1]);
+	write_pieces(&w, &w.files[2]);
+	for (unsigned i = 0; i < FILES; i++)
+		file_check(&w, &w.files[i]);
+	/* Its superblocks missed updates. */
+	assert_int_equal(super_update(w.fs->super), 0);
+	fs_check(&w);
+	struct member member;
+	sb_member(w.fs->super->sb, 1, &member);
+	assert_true(member.errors[1] > 0);
+	world_close(&w, true);
+}
+
+static void a_device_whose_cache_fails_is_left(void **state)
+{
+	static const enum device_op also[] = { DEVICE_FLUSH, DEVICE_WRITE, DEVICE_READ };
+
+	for (unsigned i = 0; i < ARRAY_NR(also); i++) {
+		struct world w;
+
+		world_open(&w, 6, 2, "block_size=512,btree_node_size=4k,metadata_replicas=2,data_replicas=2", 512);
+		write_pieces(&w, &w.files[0]);
+		requests_fail(&w, 1, DEVICE_FLUSH);
+		requests_fail(&w, 1, also[i]);
+		write_pieces(&w, &w.files[0]);
+		write_pieces(&w, &w.files[1]);
+		assert_int_equal(w.fs->super->members[1].m.state, MEMBER_FAILED);
+		assert_true(degraded_keys(&w, &w.files[1]) > 0);
+		for (unsigned k = 0; k < FILES; k++)
+			file_check(&w, &w.files[k]);
+		if (also[i] != DEVICE_READ)
+			fs_check(&w);
+		world_close(&w, true);
+	}
+}
+
+/* One copy, or more metadata copies required than devices are left: nothing is promised any more. */
+static void a_device_that_is_needed_is_not_left(void **state)
+{
+	static const char *const options[] = {
+		"block_size=4k,metadata_replicas=2",
+		"block_size=4k,metadata_replicas=2,data_replicas=2,metadata_replicas_required=2"
+	};
+
+	for (unsigned i = 0; i < ARRAY_NR(options); i++) {
+		struct world w;
+
+		world_open(&w, 7, 2, options[i], 4096);
+		write_pieces(&w, &w.files[0]);
+		requests_fail(&w, 1, DEVICE_FLUSH);
+		op_write(&w, &w.files[0], 0, 4096);
+		assert_int_equal(journal_flush(w.fs->journal_writer), -EIO);
+		assert_int_equal(w.fs->super->members[1].m.state, MEMBER_RW);
+		world_close(&w, false);
+	}
+}
+
 static void a_failed_write_leaves_what_was_there(void **state)
 {
 	struct world w;
@@ -778,6 +863,9 @@ int main(void)
 		cmocka_unit_test(files_have_the_bytes_written_two_replicas),
 		cmocka_unit_test(files_have_the_bytes_written_without_checksums),
 		cmocka_unit_test(what_one_replica_keeps_is_written),
+		cmocka_unit_test(a_device_that_takes_no_writes_is_survived),
+		cmocka_unit_test(a_device_whose_cache_fails_is_left),
+		cmocka_unit_test(a_device_that_is_needed_is_not_left),
 		cmocka_unit_test(a_failed_write_leaves_what_was_there),
 	};
 

@@ -41,6 +41,7 @@ struct fs {
 	enum device_op bad_op;
 	unsigned bad_skip; /* that many of them are well */
 	bool is_bad;
+	bool is_lost_allowed; /* a device whose cache can't be flushed may be left */
 	uint64_t bytes_read;
 };
 
@@ -187,6 +188,13 @@ static void fs_make(struct fs *fs, const struct fs_opts *opts)
 	}
 }
 
+static int lost(void *ctx, unsigned dev)
+{
+	struct fs *fs = ctx;
+
+	return fs->is_lost_allowed ? super_member_fail(fs->super, dev) : -EROFS;
+}
+
 static int fs_start(struct fs *fs)
 {
 	const struct journal_state *state = fs->state ? fs->state : &fs->fake;
@@ -197,7 +205,7 @@ static int fs_start(struct fs *fs)
 		.seq_pinned = !fs->state	 ? fs->seq_next
 			      : state->was_clean ? state->seq_next
 						 : state->seq_last,
-		.ops = { tail, tail_max, mark, NULL, failed, fs },
+		.ops = { tail, tail_max, mark, lost, NULL, failed, fs },
 		.reports = &fs->sink,
 	};
 
@@ -481,24 +489,33 @@ static void copies_go_where_they_should(void)
 
 static void a_device_that_fails_a_copy_drops_out(void)
 {
-	for (unsigned kind = 0; kind < 2; kind++) {
+	/* A write; the flush behind it, the one before it being well; the one before it. */
+	static const struct {
+		enum device_op op;
+		unsigned skip;
+	} kinds[] = { { DEVICE_WRITE, 0 }, { DEVICE_FLUSH, 1 }, { DEVICE_FLUSH, 0 } };
+
+	for (unsigned kind = 0; kind < ARRAY_NR(kinds); kind++) {
 		struct fs *fs = malloc(sizeof(*fs));
 		uint64_t seq;
 
 		fs_make(fs, &(struct fs_opts){ .dev_nr = 2, .replicas = 2 });
 		assert_int_equal(fs_start(fs), 0);
 		commits_flushed(fs, 3, 10);
-		/* A write, or the flush behind it; the one before it is well. */
-		bad_after(fs, 1, kind ? DEVICE_FLUSH : DEVICE_WRITE, kind);
+		fs->is_lost_allowed = true;
+		bad_after(fs, 1, kinds[kind].op, kinds[kind].skip);
 		assert_int_equal(commit(fs, 10, WATERMARK_NORMAL, 0, &seq), 0);
 		assert_int_equal(journal_flush_seq(fs->j, seq), 0);
-		assert_non_null(strstr(fs->reports, "a journal entry written"));
+		assert_non_null(strstr(fs->reports, kind ? "a flush of its cache" : "a journal entry written"));
 		assert_int_equal(fs->failed, 0);
+		assert_int_equal(fs->super->members[1].m.state, kind ? MEMBER_FAILED : MEMBER_RW);
 		fs->is_bad = false;
 		commits_flushed(fs, 3, 10);
 		fs_read_again(fs, true);
 		assert_int_equal(fs->state->seq_flushed, seq + 3);
-		assert_int_equal(entries_on(fs, 1), kind ? 3 : 4);
+		/* What a failed device has isn't looked at. */
+		assert_int_equal(fs->super->members[1].m.state, kind ? MEMBER_FAILED : MEMBER_RW);
+		assert_int_equal(entries_on(fs, 1), kind ? fs->state->entry_nr : 4);
 		assert_true(has_journal_replicas(fs, 1));
 		fs_free(fs);
 	}

@@ -390,7 +390,7 @@ static void journal_open(struct world *w)
 		.seq_pinned = !state		 ? 1
 			      : state->was_clean ? state->seq_next
 						 : state->seq_last,
-		.ops = { tail, tail_max, mark, flushed, failed, w },
+		.ops = { tail, tail_max, mark, NULL, flushed, failed, w },
 	};
 
 	if (state && state->seq_next > state->seq_flushed + 1)

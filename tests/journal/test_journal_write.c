@@ -64,7 +64,7 @@ static void journal_open(struct world *w)
 		.seq_pinned = w->state && !w->state->was_clean ? w->state->seq_last
 			      : w->state		       ? w->state->seq_next
 							       : 1,
-		.ops = { tail, tail_max, mark, flushed, failed, w },
+		.ops = { tail, tail_max, mark, NULL, flushed, failed, w },
 	};
 	static const struct journal_state nothing;
 
