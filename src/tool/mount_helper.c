@@ -4,10 +4,17 @@
  *
  *	mount.kiln SOURCE DIRECTORY [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]
  *
- * and does what `kiln mount -o OPTIONS SOURCE DIRECTORY` does.
+ * and does what `kiln mount -o OPTIONS SOURCE DIRECTORY` does; or, with the option remount, has the kernel change what
+ *is its own affair: read-only or not, and what may be done with devices, programs and setuid there.
  */
+#include <errno.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
+#include <sys/statvfs.h>
 
+#include "base/util.h"
+#include "tool/mount_control.h"
 #include "tool/tool.h"
 
 bool tool_is_mount_helper(const char *program)
@@ -16,6 +23,81 @@ bool tool_is_mount_helper(const char *program)
 
 	return !strncmp(base ? base + 1 : program, "mount.", 6);
 }
+
+/* --- remounting --- */
+
+static bool has_word(const char *list, const char *word)
+{
+	size_t len = strlen(word);
+
+	for (const char *at = list; at; at = strchr(at, ',')) {
+		at += *at == ',';
+		if (!strncmp(at, word, len) && (!at[len] || at[len] == ','))
+			return true;
+	}
+	return false;
+}
+
+static const struct {
+	const char *set, *clear;
+	unsigned long told, flag; /* in statvfs(), and for mount() */
+} remount_words[] = {
+	{ "ro", "rw", ST_RDONLY, MS_RDONLY },	      { "nosuid", "suid", ST_NOSUID, MS_NOSUID },
+	{ "nodev", "dev", ST_NODEV, MS_NODEV },	      { "noexec", "exec", ST_NOEXEC, MS_NOEXEC },
+	{ "noatime", "", ST_NOATIME, MS_NOATIME },    { "nodiratime", "", ST_NODIRATIME, MS_NODIRATIME },
+	{ "relatime", "", ST_RELATIME, MS_RELATIME },
+};
+
+/* The flags as they are, and what @options, whose last word counts, changes about them. */
+static int remount_flags(const char *directory, char *options, unsigned long *flags)
+{
+	struct statvfs st;
+	char *save = NULL;
+
+	if (statvfs(directory, &st))
+		return -errno;
+	*flags = MS_REMOUNT;
+	for (size_t i = 0; i < ARRAY_NR(remount_words); i++)
+		*flags |= st.f_flag & remount_words[i].told ? remount_words[i].flag : 0;
+	for (char *word = strtok_r(options, ",", &save); word; word = strtok_r(NULL, ",", &save))
+		for (size_t i = 0; i < ARRAY_NR(remount_words); i++) {
+			if (!strcmp(word, remount_words[i].set))
+				*flags |= remount_words[i].flag;
+			else if (!strcmp(word, remount_words[i].clear))
+				*flags &= ~remount_words[i].flag;
+		}
+	return 0;
+}
+
+/* One that serves read-only has opened the devices so. */
+static bool can_server_write(const char *directory)
+{
+	json_t *replies = mount_control_ask(directory, "status");
+	const json_t *server = json_array_get(replies, 0);
+	bool can = server && !json_is_true(json_object_get(server, "is_readonly")) &&
+		   !strcmp(json_string_value(json_object_get(server, "state")), "serving");
+
+	json_decref(replies);
+	return can;
+}
+
+static int remount(const char *directory, char *options)
+{
+	unsigned long flags = 0;
+	int err = remount_flags(directory, options, &flags);
+
+	if (!err && !(flags & MS_RDONLY) && !can_server_write(directory)) {
+		tool_error("%s is served read-only: unmount it, then mount it for writing", directory);
+		return TOOL_FAILED;
+	}
+	if (!err && mount(NULL, directory, NULL, flags, NULL))
+		err = -errno;
+	if (err)
+		tool_error("can't remount %s: %s", directory, strerror(-err));
+	return err ? TOOL_FAILED : TOOL_OK;
+}
+
+/* --- the command line --- */
 
 /* Exit statuses of mount(8). */
 static int helper_status(int status)
@@ -47,6 +129,8 @@ int tool_mount_helper(int argc, char **argv)
 	}
 	if (is_fake)
 		return TOOL_OK;
+	if (has_word(options, "remount"))
+		return helper_status(remount(argv[optind + 1], options));
 	char *mount_argv[] = { title, flag, options, separator, argv[optind], argv[optind + 1], NULL };
 	optind = 0;
 	return helper_status(command_mount.run(&command_mount, ARRAY_NR(mount_argv) - 1, mount_argv));

@@ -972,8 +972,19 @@ def mount_helpers_take_lines_of_fstab(to):
         assert status == 0, err
         write(fs.path(name), b"x")
         subprocess.run(["umount", fs.directory], check=True)
+    status, _, err = doors.run([helper, fs.image, fs.directory, "-o", "rw"])
+    assert status == 0, err
+    for how, refused in (("rw,nosuid,relatime,user_id=0,remount,ro", errno.EROFS), ("remount,rw", None)):
+        status, _, err = doors.run([helper, fs.image, fs.directory, "-o", how])
+        assert status == 0, err
+        if refused:
+            raises(refused, os.mkdir, fs.path("remounted"))
+    os.mkdir(fs.path("remounted"))
+    subprocess.run(["umount", fs.directory], check=True)
     status, _, err = doors.run([helper, fs.image, fs.directory, "-o", "ro"])
     assert status == 0, err
+    status, _, err = doors.run([helper, fs.image, fs.directory, "-o", "remount,rw"])
+    assert status == 32 and "read-only" in err, err
     raises(errno.EROFS, os.mkdir, fs.path("d"))
     assert read(fs.path("mount.kiln")) == b"x"
     subprocess.run(["umount", fs.directory], check=True)
