@@ -48,25 +48,36 @@ static struct nonce bset_nonce(const struct bset_disk *b, size_t offset)
 	return nonce_btree((uint32_t)offset, le64_get(b->seq), le64_get(b->journal_seq));
 }
 
+static void in_place(const struct crypt_key *key, struct nonce nonce, void *data, size_t len, bool is_sealing)
+{
+	if (is_sealing)
+		crypt_encrypt(key, nonce, data, data, len);
+	else
+		crypt_xor(key, nonce, data, len);
+}
+
 /* Encrypt or decrypt a set whose keys lie within the node. */
-static void bset_crypt(void *set, size_t offset, const struct crypt_key *key)
+static void bset_crypt(void *set, size_t offset, const struct crypt_key *key, bool is_sealing)
 {
 	struct bset_disk *b = bset_of(set, offset);
 	struct nonce nonce = bset_nonce(b, offset);
 
 	if (!offset) {
-		crypt_xor(key, nonce, (uint8_t *)set + HEADER_CRYPT_START, HEADER_CRYPT_END - HEADER_CRYPT_START);
+		in_place(key, nonce, (uint8_t *)set + HEADER_CRYPT_START, HEADER_CRYPT_END - HEADER_CRYPT_START,
+			 is_sealing);
 		nonce = nonce_add(nonce, HEADER_CRYPT_NONCE_BYTES);
 	}
-	crypt_xor(key, nonce, b + 1, (size_t)le16_get(b->u64s) * 8);
+	in_place(key, nonce, b + 1, (size_t)le16_get(b->u64s) * 8, is_sealing);
 }
 
-static struct checksum bset_checksum(void *set, size_t offset, const struct crypt_key *key)
+static struct checksum bset_checksum(void *set, size_t offset, const struct crypt_key *key, bool is_sealing)
 {
 	const struct bset_disk *b = bset_of(set, offset);
 	const uint8_t *start = (uint8_t *)set + sizeof(struct checksum);
 	const uint8_t *end = (const uint8_t *)(b + 1) + (size_t)le16_get(b->u64s) * 8;
 
+	if (is_sealing && checksum_is_mac(bset_csum_type(b)))
+		return crypt_mac(bset_csum_type(b), key, bset_nonce(b, offset), start, (size_t)(end - start));
 	return checksum_compute(bset_csum_type(b), key, bset_nonce(b, offset), start, (size_t)(end - start));
 }
 
@@ -76,8 +87,8 @@ void bset_seal_at(void *set, size_t offset, unsigned csum_type, const struct cry
 
 	b->flags = le32_of((uint32_t)bits_set(le32_get(b->flags), 0, 4, csum_type));
 	if (checksum_is_mac(csum_type))
-		bset_crypt(set, offset, key);
-	checksum_store(set, bset_checksum(set, offset, key));
+		bset_crypt(set, offset, key, true);
+	checksum_store(set, bset_checksum(set, offset, key, true));
 }
 
 /* Check length and checksum of a set, then decrypt it. */
@@ -95,7 +106,7 @@ static int bset_open(void *node, size_t offset, const struct btree_node_expect *
 				 "%u words, %zu are left", le16_get(b->u64s), avail_u64s);
 
 	struct checksum stored = checksum_load((uint8_t *)node + offset);
-	struct checksum computed = bset_checksum((uint8_t *)node + offset, offset, expect->key);
+	struct checksum computed = bset_checksum((uint8_t *)node + offset, offset, expect->key, false);
 	if (!checksum_eq(stored, computed) && !is_mutant(MUTANT_NODE_CHECKSUM)) {
 		char text[64];
 
@@ -106,7 +117,7 @@ static int bset_open(void *node, size_t offset, const struct btree_node_expect *
 		return -KILN_E_CHECKSUM;
 	}
 	if (checksum_is_mac(type))
-		bset_crypt((uint8_t *)node + offset, offset, expect->key);
+		bset_crypt((uint8_t *)node + offset, offset, expect->key, false);
 	return 0;
 }
 

@@ -67,12 +67,17 @@ static void nonce_tail(struct nonce n, uint8_t tail[crypto_stream_chacha20_NONCE
  * its low 22 bits below 2^20 (extents: sectors * 8; btree nodes: an offset in bytes; journal: 0), and nothing that is
  * encrypted in one go is as long as the 2^21 blocks it would take to overflow.
  */
-void crypt_xor(const struct crypt_key *key, struct nonce nonce, void *data, size_t len)
+static void stream_xor(const struct crypt_key *key, struct nonce nonce, void *to, const void *from, size_t len)
 {
 	uint8_t tail[crypto_stream_chacha20_NONCEBYTES];
 
 	nonce_tail(nonce, tail);
-	crypto_stream_chacha20_xor_ic(data, data, len, tail, nonce_counter(nonce), key->bytes);
+	crypto_stream_chacha20_xor_ic(to, from, len, tail, nonce_counter(nonce), key->bytes);
+}
+
+void crypt_xor(const struct crypt_key *key, struct nonce nonce, void *data, size_t len)
+{
+	stream_xor(key, nonce, data, data, len);
 }
 
 enum { NONCE_POLY1305 = 1u << 31 }; /* in d[3]: key stream that yields the one-time key */
@@ -92,6 +97,23 @@ static struct checksum mac_compute(unsigned type, const struct crypt_key *key, s
 	if (type == CHECKSUM_CHACHA20_POLY1305_80)
 		c.hi &= 0xffff;
 	return c;
+}
+
+void crypt_encrypt(const struct crypt_key *key, struct nonce nonce, void *to, const void *from, size_t len)
+{
+	if (crypt_watch)
+		crypt_watch(key, nonce, from, len);
+	stream_xor(key, nonce, to, from, len);
+}
+
+struct checksum crypt_mac(unsigned type, const struct crypt_key *key, struct nonce nonce, const void *data, size_t len)
+{
+	struct nonce once = nonce;
+
+	once.d[3] ^= NONCE_POLY1305;
+	if (crypt_watch)
+		crypt_watch(key, once, data, len);
+	return mac_compute(type, key, nonce, data, len);
 }
 
 /* --- all types --- */

@@ -80,6 +80,19 @@ static inline void checksum_store(void *p, struct checksum c)
 
 /* XOR @len bytes with the ChaCha20 key stream that starts at @nonce (encrypt = decrypt). */
 void crypt_xor(const struct crypt_key *key, struct nonce nonce, void *data, size_t len);
+/*
+ * What writers call: no part of a key stream may ever cover two plaintexts, nor one nonce's MAC two messages, whatever
+ * crashes and failed writes come between. @to and @from are the same or don't overlap. crypt_mac() is
+ * checksum_compute() of a MAC type, for what is about to be written. Both show what they are given to crypt_watch().
+ */
+void crypt_encrypt(const struct crypt_key *key, struct nonce nonce, void *to, const void *from, size_t len);
+struct checksum crypt_mac(unsigned type, const struct crypt_key *key, struct nonce nonce, const void *data, size_t len);
+/*
+ * Defined by test programs only, to hold the writers to that: @plain is to be covered by the key stream at @nonce, or,
+ * where bit 31 of d[3] is set, is the message of a MAC. Called by any thread.
+ */
+extern void crypt_watch(const struct crypt_key *key, struct nonce nonce, const void *plain, size_t len)
+	__attribute__((weak));
 /* d[0] += bytes / 64; @bytes a multiple of 64. */
 struct nonce nonce_add(struct nonce nonce, uint64_t bytes);
 /* Nonces by structure. Sizes in sectors; @compression counts only if it really compresses (types 1-4). */

@@ -29,20 +29,10 @@ uint64_t jset_magic(const uint8_t uuid[16]) { return le64_load(uuid) ^ magic; }
 
 static struct nonce jset_nonce(const struct jset_disk *j) { return nonce_journal(le64_get(j->seq)); }
 
-static void jset_crypt(struct jset_disk *j, const struct crypt_key *key)
-{
-	size_t start = offsetof(struct jset_disk, read_clock);
+/* What is encrypted, and what the checksum is over; both go to the end. */
+enum { CRYPT_START = offsetof(struct jset_disk, read_clock), CHECKSUM_START = offsetof(struct jset_disk, magic) };
 
-	crypt_xor(key, jset_nonce(j), (uint8_t *)j + start, (size_t)jset_bytes(j) - start);
-}
-
-static struct checksum jset_checksum(const struct jset_disk *j, const struct crypt_key *key)
-{
-	size_t start = offsetof(struct jset_disk, magic);
-
-	return checksum_compute(jset_csum_type(j), key, jset_nonce(j), (const uint8_t *)j + start,
-				(size_t)jset_bytes(j) - start);
-}
+static size_t bytes_from(const struct jset_disk *j, size_t start) { return (size_t)jset_bytes(j) - start; }
 
 int jset_verify(struct jset_disk *j, const struct crypt_key *key, struct fault *fault)
 {
@@ -55,7 +45,8 @@ int jset_verify(struct jset_disk *j, const struct crypt_key *key, struct fault *
 	}
 
 	struct checksum stored = checksum_load(j->csum);
-	struct checksum computed = jset_checksum(j, key);
+	struct checksum computed = checksum_compute(type, key, jset_nonce(j), (const uint8_t *)j + CHECKSUM_START,
+						    bytes_from(j, CHECKSUM_START));
 	if (!checksum_eq(stored, computed) && !is_mutant(MUTANT_JOURNAL_CHECKSUM)) {
 		char text[64];
 
@@ -69,16 +60,25 @@ int jset_verify(struct jset_disk *j, const struct crypt_key *key, struct fault *
 		return -KILN_E_UNSUPPORTED;
 	}
 	if (checksum_is_mac(type))
-		jset_crypt(j, key);
+		crypt_xor(key, jset_nonce(j), (uint8_t *)j + CRYPT_START, bytes_from(j, CRYPT_START));
 	return 0;
 }
 
 void jset_seal(struct jset_disk *j, unsigned csum_type, const struct crypt_key *key)
 {
 	j->flags = le32_of((uint32_t)bits_set(le32_get(j->flags), 0, 4, csum_type));
-	if (checksum_is_mac(csum_type))
-		jset_crypt(j, key);
-	checksum_store(j->csum, jset_checksum(j, key));
+	const uint8_t *covered = (const uint8_t *)j + CHECKSUM_START;
+	struct checksum csum;
+
+	if (checksum_is_mac(csum_type)) {
+		uint8_t *text = (uint8_t *)j + CRYPT_START;
+
+		crypt_encrypt(key, jset_nonce(j), text, text, bytes_from(j, CRYPT_START));
+		csum = crypt_mac(csum_type, key, jset_nonce(j), covered, bytes_from(j, CHECKSUM_START));
+	} else {
+		csum = checksum_compute(csum_type, key, jset_nonce(j), covered, bytes_from(j, CHECKSUM_START));
+	}
+	checksum_store(j->csum, csum);
 }
 
 /* --- walks --- */

@@ -8,6 +8,7 @@
 #include <sodium.h>
 
 #include "base/util.h"
+#include "format/sb_edit.h"
 #include "format/sb_sections.h"
 
 enum { SEALED_BYTES = 40, KEY_MAGIC_BYTES = 8, KDF_SCRYPT = 0 };
@@ -19,6 +20,8 @@ static const uint8_t scrypt_salt[] = { 'b', 'c', 'a', 'c', 'h', 'e', 0 };
  * to N * r * p: at most 1 GiB, and 64 times the work of the usual parameters.
  */
 enum { SCRYPT_LOG2_BYTES_MAX = 30, SCRYPT_LOG2_WORK_MAX = 27 };
+/* What is written: 16 MiB, and half a second or so. */
+enum { SCRYPT_LOG2_N_USUAL = 14, SCRYPT_LOG2_R_USUAL = 3, SCRYPT_LOG2_P_USUAL = 4 };
 
 static bool scrypt_is_sane(const struct sb_crypt *c)
 {
@@ -47,42 +50,87 @@ bool sb_crypt(const struct sb_disk *sb, struct sb_crypt *c)
 	return true;
 }
 
-static int passphrase_key(const struct sb_crypt *c, const void *passphrase, size_t len, struct crypt_key *key)
+int sb_crypt_derive(const struct sb_crypt *c, const void *passphrase, size_t len, struct crypt_key *user_key)
 {
+	if (c->kdf_type != KDF_SCRYPT)
+		return -KILN_E_UNSUPPORTED;
+	if (!scrypt_is_sane(c))
+		return -EINVAL;
 	if (!crypto_pwhash_scryptsalsa208sha256_ll(passphrase, len, scrypt_salt, sizeof(scrypt_salt),
 						   1ull << c->scrypt_log2_n, 1u << c->scrypt_log2_r,
-						   1u << c->scrypt_log2_p, key->bytes, sizeof(key->bytes)))
+						   1u << c->scrypt_log2_p, user_key->bytes, sizeof(user_key->bytes)))
 		return 0;
 	return errno == ENOMEM ? -ENOMEM : -EINVAL;
+}
+
+/* The key stream over the 40 bytes: sealing and opening are the same. */
+static void sealed_xor(const struct sb_disk *sb, const struct crypt_key *user_key, uint8_t bytes[SEALED_BYTES])
+{
+	struct nonce nonce = { { 0, 0, le32_load(sb->uuid), le32_load(sb->uuid + 4) } };
+
+	crypt_xor(user_key, nonce, bytes, SEALED_BYTES);
+}
+
+int sb_crypt_open(const struct sb_disk *sb, const struct sb_crypt *c, const struct crypt_key *user_key,
+		  struct crypt_key *key)
+{
+	uint8_t plain[SEALED_BYTES];
+	int err = 0;
+
+	memcpy(plain, c->sealed, sizeof(plain));
+	if (c->is_sealed)
+		sealed_xor(sb, user_key, plain);
+	if (sodium_memcmp(plain, key_magic, KEY_MAGIC_BYTES))
+		err = -KILN_E_BAD_PASSPHRASE;
+	else
+		memcpy(key->bytes, plain + KEY_MAGIC_BYTES, sizeof(key->bytes));
+	sodium_memzero(plain, sizeof(plain));
+	return err;
 }
 
 int sb_crypt_unlock(const struct sb_disk *sb, const struct sb_crypt *c, const void *passphrase, size_t len,
 		    struct crypt_key *key)
 {
-	uint8_t plain[SEALED_BYTES];
-	struct crypt_key user_key;
-	struct nonce nonce = { { 0, 0, le32_load(sb->uuid), le32_load(sb->uuid + 4) } };
-	int err;
-
-	memcpy(plain, c->sealed, sizeof(plain));
-	if (c->is_sealed) {
-		if (c->kdf_type != KDF_SCRYPT)
-			return -KILN_E_UNSUPPORTED;
-		if (!scrypt_is_sane(c))
-			return -EINVAL;
-
-		err = passphrase_key(c, passphrase, len, &user_key);
-		if (!err)
-			crypt_xor(&user_key, nonce, plain, sizeof(plain));
-		sodium_memzero(&user_key, sizeof(user_key));
-		if (!err && sodium_memcmp(plain, key_magic, KEY_MAGIC_BYTES))
-			err = -KILN_E_BAD_PASSPHRASE;
-	} else {
-		err = 0;
-	}
+	struct crypt_key user_key = { 0 };
+	int err = c->is_sealed ? sb_crypt_derive(c, passphrase, len, &user_key) : 0;
 
 	if (!err)
-		memcpy(key->bytes, plain + KEY_MAGIC_BYTES, sizeof(key->bytes));
-	sodium_memzero(plain, sizeof(plain));
+		err = sb_crypt_open(sb, c, &user_key, key);
+	sodium_memzero(&user_key, sizeof(user_key));
 	return err;
+}
+
+void sb_crypt_kdf_choose(struct sb_crypt *c)
+{
+	if (c->kdf_type == KDF_SCRYPT && c->scrypt_log2_n >= SCRYPT_LOG2_N_USUAL && scrypt_is_sane(c))
+		return;
+	c->kdf_type = KDF_SCRYPT;
+	c->scrypt_log2_n = SCRYPT_LOG2_N_USUAL;
+	c->scrypt_log2_r = SCRYPT_LOG2_R_USUAL;
+	c->scrypt_log2_p = SCRYPT_LOG2_P_USUAL;
+}
+
+void sb_crypt_seal(const struct sb_disk *sb, struct sb_crypt *c, const struct crypt_key *user_key,
+		   const struct crypt_key *key)
+{
+	c->is_sealed = user_key;
+	memcpy(c->sealed, key_magic, KEY_MAGIC_BYTES);
+	memcpy(c->sealed + KEY_MAGIC_BYTES, key->bytes, sizeof(key->bytes));
+	if (user_key)
+		sealed_xor(sb, user_key, c->sealed);
+}
+
+int sb_crypt_set(struct sb_edit *e, const struct sb_crypt *c)
+{
+	struct sb_crypt_disk *d =
+		(struct sb_crypt_disk *)sb_section_ensure(e, SB_CRYPT, sizeof(struct sb_crypt_disk) / 8);
+
+	if (!d)
+		return -ENOSPC;
+	d->flags = le64_of(bits_set(le64_get(d->flags), 0, 4, c->kdf_type));
+	uint64_t kdf = bits_set(le64_get(d->kdf_flags), 0, 16, c->scrypt_log2_n);
+	kdf = bits_set(kdf, 16, 32, c->scrypt_log2_r);
+	d->kdf_flags = le64_of(bits_set(kdf, 32, 48, c->scrypt_log2_p));
+	memcpy(d->sealed, c->sealed, SEALED_BYTES);
+	return 0;
 }

@@ -57,6 +57,9 @@ struct sb_journal_range {
 };
 int sb_journal_set(struct sb_edit *e, const struct sb_journal_range *ranges, size_t nr);
 
+/* Make the crypt section say this. 0 or -ENOSPC. */
+int sb_crypt_set(struct sb_edit *e, const struct sb_crypt *c);
+
 /* The clean section: counters (@tail), then roots, as sub-entries. 0 or -ENOSPC. */
 int sb_clean_set(struct sb_edit *e, uint64_t journal_seq, const void *tail, unsigned tail_u64s, const void *roots,
 		 unsigned roots_u64s);

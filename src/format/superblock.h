@@ -275,6 +275,16 @@ bool sb_crypt(const struct sb_disk *sb, struct sb_crypt *c);
  */
 int sb_crypt_unlock(const struct sb_disk *sb, const struct sb_crypt *c, const void *passphrase, size_t len,
 		    struct crypt_key *key);
+/* The two steps of it: the key that the passphrase makes (a kernel keeps that one in its keyring), and what it opens.
+ */
+int sb_crypt_derive(const struct sb_crypt *c, const void *passphrase, size_t len, struct crypt_key *user_key);
+int sb_crypt_open(const struct sb_disk *sb, const struct sb_crypt *c, const struct crypt_key *user_key,
+		  struct crypt_key *key);
+/* See that @c's parameters are at least the usual ones: before a new passphrase is derived. */
+void sb_crypt_kdf_choose(struct sb_crypt *c);
+/* Wrap @key; with @user_key NULL, have it stand there in clear. */
+void sb_crypt_seal(const struct sb_disk *sb, struct sb_crypt *c, const struct crypt_key *user_key,
+		   const struct crypt_key *key);
 
 /* --- clean section: journal sequence and sub-entries (walk them with format/jset.h) --- */
 
