@@ -110,7 +110,13 @@ struct kiln_open_options {
 	 * memory and wiped after use. NULL: an encrypted filesystem fails with -ENOKEY.
 	 */
 	ssize_t (*passphrase)(void *ctx, const char *uuid, unsigned attempt, char *buf, size_t size);
+	/*
+	 * Instead of the passphrase: the KILN_KEY_BYTES that it makes by scrypt, as a kernel keeps them in its keyring.
+	 * When they don't fit, the passphrase is asked for if that is possible. NULL: none.
+	 */
+	const uint8_t *key;
 };
+#define KILN_KEY_BYTES	32
 #define KILN_MEMORY_MIN (32ull << 20)
 
 /*
@@ -161,6 +167,7 @@ enum kiln_format_flags {
 	KILN_FORMAT_NO_INITIALIZE = 2, /* write superblocks only: the first mount makes the rest */
 	KILN_FORMAT_BUFFERED = 4,      /* no O_DIRECT */
 	KILN_FORMAT_NO_URING = 8,
+	KILN_FORMAT_ENCRYPTED = 16, /* data and metadata; see kiln_format_options.passphrase */
 };
 
 struct kiln_format_options {
@@ -177,6 +184,12 @@ struct kiln_format_options {
 	void (*log)(void *ctx, enum kiln_log_level level, const char *line);
 	enum kiln_log_level log_level;
 	void (*report)(void *ctx, const struct kiln_report *report);
+	/*
+	 * With KILN_FORMAT_ENCRYPTED: what it is opened with, @passphrase_bytes long. NULL: nothing, the key stands in
+	 * the superblock, until kiln_passphrase_set() changes that.
+	 */
+	const char *passphrase;
+	size_t passphrase_bytes;
 };
 
 /*
@@ -189,6 +202,16 @@ struct kiln_format_options {
  */
 KILN_API int kiln_format(const struct kiln_format_device *devices, size_t nr, const struct kiln_format_options *options,
 			 kiln_fs **fs, char why[KILN_ERROR_BYTES]);
+
+/*
+ * Change what an encrypted filesystem is opened with: to @passphrase, or, if it is NULL, to nothing: the key then
+ * stands in the superblock. Data isn't touched. Nobody may have it open; all devices must be there. It is opened with
+ * @options, whose callback (or key) says the old passphrase. A crash leaves the old one or the new one.
+ *
+ * Besides what kiln_open() returns: -EINVAL it isn't encrypted.
+ */
+KILN_API int kiln_passphrase_set(const char *const *devices, size_t nr, const struct kiln_open_options *options,
+				 const char *passphrase, size_t passphrase_bytes, char why[KILN_ERROR_BYTES]);
 
 /* How often each level of report was given since the open. */
 KILN_API void kiln_report_counts(kiln_fs *fs, uint64_t counts[4]);

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/secret.h"
 #include "base/strbuf.h"
 
 enum { DEVICES_MAX = 64 };
@@ -22,6 +23,7 @@ struct format {
 	uint64_t values[OPT_NR];
 	bool is_set[OPT_NR];
 	const char *targets[OPT_NR];
+	struct crypt_key *user_key; /* what the passphrase makes */
 };
 
 /* --- options --- */
@@ -79,6 +81,10 @@ static int superblocks_write(struct format *f)
 		.label = f->opts.label,
 		.user_uuid = f->opts.uuid,
 		.superblock_bytes = f->opts.superblock_bytes,
+		.is_encrypted = f->opts.flags & KILN_FORMAT_ENCRYPTED,
+		.passphrase = f->opts.passphrase,
+		.passphrase_len = f->opts.passphrase_bytes,
+		.user_key = f->user_key,
 	};
 
 	for (size_t i = 0; i < f->nr; i++) {
@@ -116,6 +122,13 @@ static int format_init(struct format *f, const struct kiln_format_device *device
 	}
 	if (options)
 		memcpy(&f->opts, options, min(options->struct_bytes, sizeof(f->opts)));
+	if (f->opts.passphrase && !(f->opts.flags & KILN_FORMAT_ENCRYPTED)) {
+		snprintf(why, KILN_ERROR_BYTES, "a passphrase is for filesystems that are encrypted");
+		return -EINVAL;
+	}
+	f->user_key = f->opts.passphrase ? secret_alloc(sizeof(*f->user_key)) : NULL;
+	if (f->opts.passphrase && !f->user_key)
+		return -ENOMEM;
 	size_t stride = options && options->device_struct_bytes ? options->device_struct_bytes : sizeof(*devices);
 
 	if (!nr || nr > DEVICES_MAX) {
@@ -125,6 +138,12 @@ static int format_init(struct format *f, const struct kiln_format_device *device
 	for (size_t i = 0; i < nr; i++)
 		memcpy(&f->devices[i], (const uint8_t *)devices + i * stride, min(stride, sizeof(*devices)));
 	return options_parse(f);
+}
+
+static void format_destroy(struct format *f)
+{
+	free(f->option_text);
+	secret_free(f->user_key);
 }
 
 int fs_format_devices(struct device **open, const struct kiln_format_device *devices, size_t nr,
@@ -138,7 +157,7 @@ int fs_format_devices(struct device **open, const struct kiln_format_device *dev
 		memcpy(f.open, open, nr * sizeof(*open));
 		err = superblocks_write(&f);
 	}
-	free(f.option_text);
+	format_destroy(&f);
 	return err;
 }
 
@@ -247,6 +266,7 @@ static int initialize(struct format *f, kiln_fs **fs)
 		.log = f->opts.log,
 		.log_level = f->opts.log_level,
 		.report = f->opts.report,
+		.key = f->user_key ? f->user_key->bytes : NULL,
 	};
 	struct device *devices[DEVICES_MAX];
 
@@ -302,7 +322,7 @@ int kiln_format(const struct kiln_format_device *devices, size_t nr, const struc
 		err = format_run(f, fs);
 	if (err && !why[0])
 		snprintf(why, KILN_ERROR_BYTES, "%s", error_name(err));
-	free(f->option_text);
+	format_destroy(f);
 	free(f);
 	return error_to_errno(err);
 }

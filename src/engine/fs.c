@@ -112,7 +112,13 @@ static int unlock(struct kiln_fs *fs, const struct kiln_open_options *options)
 	int err = -KILN_E_NEED_PASSPHRASE;
 
 	strbuf_add_uuid(&text, fs->super->sb->user_uuid);
-	if (!options->passphrase)
+	if (options->key) {
+		_Static_assert(KILN_KEY_BYTES == sizeof(struct crypt_key), "a key of ChaCha20");
+		err = super_unlock_key(fs->super, (const struct crypt_key *)options->key);
+		if (err && err != -KILN_E_BAD_PASSPHRASE)
+			return err;
+	}
+	if (!fs->super->needs_passphrase || !options->passphrase)
 		return err;
 
 	char *buf = secret_alloc(PASSPHRASE_BYTES_MAX);
@@ -268,6 +274,8 @@ int fs_open_fresh(struct device **devices, size_t device_nr, const struct kiln_o
 	reporter_init(&fs->reporter, options);
 	mutex_init(&fs->usage_lock);
 	int err = open_super(fs, NULL, 0, devices, device_nr, options, FS_NAMESPACE, why);
+	if (!err && fs->super->needs_passphrase)
+		err = unlock(fs, options);
 	if (!err)
 		err = open_fresh_steps(fs, options);
 	if (err) {
@@ -336,6 +344,61 @@ int kiln_open(const char *const *devices, size_t nr, const struct kiln_open_opti
 	      char why[KILN_ERROR_BYTES])
 {
 	return fs_open(devices, nr, NULL, 0, options, FS_NAMESPACE, fs, why);
+}
+
+int fs_passphrase_unlock(struct kiln_fs *fs, const struct kiln_open_options *options, char why[KILN_ERROR_BYTES])
+{
+	struct super *s = fs->super;
+	int err = 0;
+
+	if (!s->has_key) {
+		snprintf(why, KILN_ERROR_BYTES, "the filesystem isn't encrypted: that is decided when it is made");
+		err = -EINVAL;
+	} else if (!SB_INITIALIZED(s->sb)) {
+		/* Superblocks of these are only written when everything else is there. */
+		snprintf(why, KILN_ERROR_BYTES, "the filesystem isn't initialised: that comes first");
+		err = -EINVAL;
+	} else if (s->needs_passphrase) {
+		err = unlock(fs, options);
+	}
+	if (err)
+		describe_failure(fs, err, why);
+	return error_to_errno(err);
+}
+
+int fs_passphrase_set(struct kiln_fs *fs, const char *passphrase, size_t bytes, char why[KILN_ERROR_BYTES])
+{
+	int err = super_passphrase_set(fs->super, passphrase, bytes);
+
+	if (err == -ENODEV)
+		snprintf(why, KILN_ERROR_BYTES,
+			 "a device of the filesystem is missing, and would go on opening with the old passphrase");
+	if (err)
+		describe_failure(fs, err, why);
+	return error_to_errno(err);
+}
+
+int kiln_passphrase_set(const char *const *devices, size_t nr, const struct kiln_open_options *options,
+			const char *passphrase, size_t passphrase_bytes, char why[KILN_ERROR_BYTES])
+{
+	struct kiln_open_options opts = { .struct_bytes = sizeof(opts) };
+	char why_unused[KILN_ERROR_BYTES];
+	struct kiln_fs *fs;
+
+	if (!why)
+		why = why_unused;
+	if (options && options->struct_bytes)
+		memcpy(&opts, options, min(options->struct_bytes, sizeof(opts)));
+	opts.struct_bytes = sizeof(opts);
+	opts.flags |= KILN_OPEN_WRITE;
+	int err = fs_open(devices, nr, NULL, 0, &opts, FS_SUPER, &fs, why);
+	if (err)
+		return err;
+	err = fs_passphrase_unlock(fs, &opts, why);
+	if (!err)
+		err = fs_passphrase_set(fs, passphrase, passphrase_bytes, why);
+	kiln_close(fs);
+	return err;
 }
 
 int kiln_shutdown(kiln_fs *fs) { return fs->is_writable ? error_to_errno(fs_write_stop(fs)) : 0; }

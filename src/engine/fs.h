@@ -90,6 +90,13 @@ int fs_open_fresh(struct device **devices, size_t device_nr, const struct kiln_o
 int fs_open_namespace(struct kiln_fs *fs, uint64_t memory_bytes);
 
 /*
+ * Changing the passphrase of a filesystem that is open for writing to FS_SUPER: the key is unlocked, as opening does it
+ * otherwise; then super_passphrase_set(). Negative errno with @why: -EINVAL it isn't encrypted.
+ */
+int fs_passphrase_unlock(struct kiln_fs *fs, const struct kiln_open_options *options, char why[KILN_ERROR_BYTES]);
+int fs_passphrase_set(struct kiln_fs *fs, const char *passphrase, size_t bytes, char why[KILN_ERROR_BYTES]);
+
+/*
  * Parse a mount option string (10 §10) into @values and @is_set. Generic options of mount (ro, noatime, ...) are passed
  * over; unknown ones, and ones that aren't mount options, are -EINVAL with @why.
  */

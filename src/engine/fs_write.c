@@ -210,6 +210,7 @@ static int start_btrees(struct kiln_fs *fs)
 		.has_txn_names = s->options[OPT_JOURNAL_TRANSACTION_NAMES],
 		.csum_type = super_metadata_csum_type(s),
 		.version = le16_get(s->sb->version),
+		.must_rewrite_old = super_is_encrypted(s) && !fs->journal->was_clean,
 		.failed = btrees_failed,
 		.ctx = fs,
 	};

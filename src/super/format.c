@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/secret.h"
 #include "format/alloc.h"
 #include "super/super_private.h"
 
@@ -379,6 +380,32 @@ static int targets_make(struct plan *p)
 	return 0;
 }
 
+/* A key of the filesystem's own, which the passphrase only wraps: so that it can be changed. */
+static int crypt_section_make(struct plan *p)
+{
+	const struct super_format_opts *o = p->opts;
+	struct sb_crypt c = { 0 };
+
+	if (!o->is_encrypted)
+		return 0;
+	struct crypt_key *key = secret_alloc(sizeof(*key));
+	int err = key ? 0 : -ENOMEM;
+
+	if (!err && o->passphrase) {
+		sb_crypt_kdf_choose(&c);
+		err = sb_crypt_derive(&c, o->passphrase, o->passphrase_len, o->user_key);
+	}
+	if (!err) {
+		random_bytes(key->bytes, sizeof(key->bytes));
+		sb_crypt_seal(p->sb.sb, &c, o->passphrase ? o->user_key : NULL, key);
+		err = sb_crypt_set(&p->sb, &c);
+		sb_flag_set(p->sb.sb, 1, 10, 14, 1);
+	}
+	secret_free(key);
+	secret_wipe(&c, sizeof(c));
+	return err;
+}
+
 static int superblock_make(struct plan *p)
 {
 	p->sb = (struct sb_edit){ calloc(1, SB_WORK_BYTES), SB_WORK_BYTES };
@@ -398,6 +425,8 @@ static int superblock_make(struct plan *p)
 			return err;
 	}
 	int err = targets_make(p);
+	if (!err)
+		err = crypt_section_make(p);
 	return err ? err : sb_members_v1_update(&p->sb);
 }
 

@@ -31,6 +31,14 @@ struct super_format_opts {
 	const char *label;	   /* up to 32 bytes; NULL: none */
 	const uint8_t *user_uuid;  /* 16 bytes; NULL: random */
 	uint64_t superblock_bytes; /* room for each copy: a power of two, 64 KiB to 32 MiB; 0: 1 MiB */
+	/*
+	 * Encrypted: the key is made here, and wrapped with what @passphrase_len bytes of passphrase make, which is
+	 * left in *@user_key; without passphrase (NULL) it stands in the superblock.
+	 */
+	bool is_encrypted;
+	const void *passphrase;
+	size_t passphrase_len;
+	struct crypt_key *user_key;
 	/* For images that are the same each time: NULL or 0 else. */
 	const uint8_t *uuid;
 	const uint8_t (*member_uuids)[16];

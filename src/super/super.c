@@ -311,7 +311,8 @@ static void options_fill(struct super *s, const struct super_open_opts *opts)
 		s->options[OPT_JOURNAL_RECLAIM_DELAY] = 1000;
 }
 
-static int key_load(struct super *s, const void *passphrase, size_t len)
+/* With @user_key, or, where that is NULL, with the passphrase that makes it. */
+static int key_load(struct super *s, const struct crypt_key *user_key, const void *passphrase, size_t len)
 {
 	struct sb_crypt crypt;
 
@@ -320,7 +321,8 @@ static int key_load(struct super *s, const void *passphrase, size_t len)
 	struct crypt_key *key = secret_alloc(sizeof(*key));
 	if (!key)
 		return -ENOMEM;
-	int err = sb_crypt_unlock(s->sb, &crypt, passphrase, len, key);
+	int err = user_key ? sb_crypt_open(s->sb, &crypt, user_key, key)
+			   : sb_crypt_unlock(s->sb, &crypt, passphrase, len, key);
 	if (err) {
 		secret_free(key);
 		return err;
@@ -344,7 +346,7 @@ static int key_fill(struct super *s, const struct super_open_opts *opts)
 	int err = -KILN_E_INVALID;
 	if (has_crypt) {
 		s->needs_passphrase = crypt.is_sealed;
-		err = crypt.is_sealed ? 0 : key_load(s, NULL, 0);
+		err = crypt.is_sealed ? 0 : key_load(s, NULL, NULL, 0);
 	}
 	if (err && err != -ENOMEM) {
 		report_plain(s->reports, opts->is_lenient ? REPORT_DAMAGE : REPORT_FATAL, err, NULL, "superblock",
@@ -419,7 +421,12 @@ out:
 
 int super_unlock(struct super *s, const void *passphrase, size_t len)
 {
-	return s->needs_passphrase ? key_load(s, passphrase, len) : 0;
+	return s->needs_passphrase ? key_load(s, NULL, passphrase, len) : 0;
+}
+
+int super_unlock_key(struct super *s, const struct crypt_key *user_key)
+{
+	return s->needs_passphrase ? key_load(s, user_key, NULL, 0) : 0;
 }
 
 void super_close(struct super *s)

@@ -70,6 +70,8 @@ int super_open(char *const *paths, size_t path_nr, const struct super_open_opts 
 	       const struct report_sink *reports, struct super **super);
 /* Unlock the key of an encrypted filesystem. 0, -KILN_E_BAD_PASSPHRASE, ... Nothing to do when it isn't sealed. */
 int super_unlock(struct super *s, const void *passphrase, size_t len);
+/* The same with the key that the passphrase makes. */
+int super_unlock_key(struct super *s, const struct crypt_key *user_key);
 void super_close(struct super *s); /* closes the devices; wipes the key */
 
 /*
@@ -81,8 +83,12 @@ int super_read_device(struct device *dev, uint64_t sb_sector, const struct repor
 /* sb_has_feature() of the filesystem, for those who may run while features are set. */
 bool super_has_feature(const struct super *s, enum sb_feature feature);
 
+/* Is what is written encrypted? If it no longer is, old data still may be, and `has_key` says so. */
+bool super_is_encrypted(const struct super *s);
 /* Checksum type (enum checksum_type) of journal entries and nodes that are written. */
 unsigned super_metadata_csum_type(const struct super *s);
+/* The same for data, with this value of the option data_checksum; CHECKSUM_TYPE_NR: there is no such value. */
+unsigned super_data_csum_type(const struct super *s, uint64_t data_checksum);
 
 /*
  * Does this value of an option need something that isn't there yet? Then @why is a sentence that names the option.
@@ -144,6 +150,13 @@ int super_member_fail(struct super *s, unsigned dev);
 int super_journal_set(struct super *s, unsigned dev, const struct sb_journal_range *ranges, size_t nr);
 /* Store an option for good, and let it be in effect. -EINVAL for those that aren't stored or out of range. */
 int super_option_set(struct super *s, enum option_id id, uint64_t value);
+/*
+ * Wrap the key of an encrypted filesystem, which is unlocked, with this passphrase; NULL: let it stand in clear. On
+ * each device a crash leaves the old passphrase or the new one. -EINVAL: it isn't encrypted. -ENODEV: a member is
+ * missing, whose superblock would go on opening with the old one.
+ */
+int super_passphrase_set(struct super *s, const void *passphrase, size_t len);
+
 /* Passes that the next recovery must run (bit = enum pass_id); makes the ext section too (@passes may be 0). */
 int super_passes_require(struct super *s, uint64_t passes);
 

@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "base/mutant.h"
+#include "base/secret.h"
 #include "super/super_private.h"
 
 enum {
@@ -319,6 +320,50 @@ int super_option_set(struct super *s, enum option_id id, uint64_t value)
 	err = super_change_end(s, err);
 	if (err)
 		s->options[id] = before;
+	return err;
+}
+
+static bool has_missing_member(const struct super *s)
+{
+	for (unsigned i = 0; i < s->member_nr; i++)
+		if (s->members[i].m.exists && !s->members[i].dev)
+			return true;
+	return false;
+}
+
+/* What the crypt section is to say. The slow part, so nothing is locked yet; the key itself never changes. */
+static int crypt_make(struct super *s, const void *passphrase, size_t len, struct sb_crypt *c)
+{
+	struct crypt_key *user_key = passphrase ? secret_alloc(sizeof(*user_key)) : NULL;
+	int err = passphrase && !user_key ? -ENOMEM : 0;
+
+	if (!err && passphrase) {
+		sb_crypt_kdf_choose(c);
+		err = sb_crypt_derive(c, passphrase, len, user_key);
+	}
+	if (!err)
+		sb_crypt_seal(s->sb, c, user_key, s->key);
+	secret_free(user_key);
+	return err;
+}
+
+int super_passphrase_set(struct super *s, const void *passphrase, size_t len)
+{
+	struct sb_crypt c;
+
+	super_lock(s);
+	bool has_crypt = sb_crypt(s->sb, &c);
+	super_lock_release(s);
+	if (!has_crypt || !s->key)
+		return -EINVAL;
+	if (has_missing_member(s))
+		return -ENODEV;
+	int err = crypt_make(s, passphrase, len, &c);
+	if (!err)
+		err = super_change_begin(s);
+	if (!err)
+		err = super_change_end(s, sb_crypt_set(&s->write->master, &c));
+	secret_wipe(&c, sizeof(c));
 	return err;
 }
 

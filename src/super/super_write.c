@@ -421,7 +421,22 @@ int super_change_end(struct super *s, int err)
 
 static const uint8_t csum_types[] = { CHECKSUM_NONE, CHECKSUM_CRC32C_NONZERO, CHECKSUM_CRC64_NONZERO, CHECKSUM_XXHASH };
 
-unsigned super_metadata_csum_type(const struct super *s) { return csum_types[s->options[OPT_METADATA_CHECKSUM]]; }
+bool super_is_encrypted(const struct super *s) { return SB_ENCRYPTION_TYPE(s->sb) != 0; }
+
+unsigned super_metadata_csum_type(const struct super *s)
+{
+	return super_is_encrypted(s) ? (unsigned)CHECKSUM_CHACHA20_POLY1305_128
+				     : csum_types[s->options[OPT_METADATA_CHECKSUM]];
+}
+
+unsigned super_data_csum_type(const struct super *s, uint64_t data_checksum)
+{
+	static const uint8_t types[] = { CHECKSUM_NONE, CHECKSUM_CRC32C, CHECKSUM_CRC64, CHECKSUM_XXHASH };
+
+	if (!super_is_encrypted(s))
+		return data_checksum < ARRAY_NR(types) ? types[data_checksum] : (unsigned)CHECKSUM_TYPE_NR;
+	return s->options[OPT_WIDE_MACS] ? CHECKSUM_CHACHA20_POLY1305_128 : CHECKSUM_CHACHA20_POLY1305_80;
+}
 
 unsigned super_sb_csum_type(uint64_t metadata_checksum)
 {
@@ -462,8 +477,6 @@ bool super_write_unsupported(const struct super *s, char why[256])
 	if (version > VERSION_1_4)
 		strbuf_printf(&text, "its version, %u.%u, is newer than 1.4", VERSION_MAJOR(version),
 			      VERSION_MINOR(version));
-	else if (s->has_key)
-		strbuf_add(&text, "it is encrypted");
 	else if (sb_has_feature(s->sb, SB_FEATURE_EC))
 		strbuf_add(&text, "it may hold erasure coded stripes (feature ec)");
 	else if (SB_HAS_TOPOLOGY_ERRORS(s->sb))

@@ -638,14 +638,11 @@ static void what_cannot_be_written_is_refused_by_name(void **state)
 	static const struct {
 		unsigned version;
 		uint64_t features;
-		unsigned encryption;
 		const char *says;
 	} cases[] = {
-		{ 0x405, 0x7ba80, 0, "1.5" },
-		{ 0x404, 0x7ba90, 0, "erasure" },
-		{ 0x404, 0x7ba80, 1, "encrypted" },
+		{ 0x405, 0x7ba80, "1.5" },
+		{ 0x404, 0x7ba90, "erasure" },
 	};
-	static const uint8_t crypt[56] = { [16] = 'b', 'c', 'h', '*', '*', 'k', 'e', 'y' };
 	struct disks d;
 	struct super *s;
 
@@ -653,8 +650,6 @@ static void what_cannot_be_written_is_refused_by_name(void **state)
 		fs_init(&d.fs, 1);
 		d.fs.version = d.fs.version_min = cases[i].version;
 		d.fs.features = cases[i].features;
-		d.fs.encryption_type = cases[i].encryption;
-		d.fs.crypt = cases[i].encryption ? crypt : NULL;
 		fs_write_sb(&d.fs);
 		d.kept[0] = (struct kept){ .dev = *d.fs.dev[0], .below = d.fs.dev[0] };
 		d.kept[0].dev.ops = &kept_ops;
