@@ -95,7 +95,7 @@ int allocator_open(const struct allocator_opts *opts, struct allocator **allocat
 	a->seq_first = opts->state->seq_next;
 	atomic_init(&a->clock[0], opts->state->io_clock[0]);
 	atomic_init(&a->clock[1], opts->state->io_clock[1]);
-	atomic_init(&a->key_version, opts->state->key_version);
+	key_versions_init(&a->versions, opts->state, super_is_encrypted(opts->super));
 	counters_init(&a->counters);
 	open_buckets_init(&a->open);
 	write_points_init(a);
@@ -181,6 +181,7 @@ void allocator_close(struct allocator *a)
 	write_points_destroy(a);
 	open_buckets_destroy(&a->open);
 	counters_destroy(&a->counters);
+	key_versions_destroy(&a->versions);
 	free(a);
 }
 

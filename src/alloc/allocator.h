@@ -197,8 +197,11 @@ bool allocator_evacuator_is_stopping(struct allocator *a);
 
 /* The counters as they are now in memory. Free with usage_free(). */
 int allocator_usage(struct allocator *a, struct usage *usage);
-/* Highest key version used (encryption), and the next one. */
-uint64_t allocator_key_version_next(struct allocator *a);
+/*
+ * @nr key versions in a row, each for one region of encrypted data: nobody ever gets them again (06 §8.5). 0 or the
+ * journal's error. May wait for a flush.
+ */
+int allocator_key_versions_get(struct allocator *a, unsigned nr, uint64_t *first);
 
 struct allocator_stats {
 	uint64_t buckets_opened, buckets_freed, discards, waits_for_journal;

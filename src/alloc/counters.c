@@ -495,7 +495,7 @@ unsigned allocator_journal_tail(struct allocator *a, uint64_t seq, void *at, uns
 	mutex_lock(&c->lock);
 	records_fold(c, is_mutant(MUTANT_COUNTERS) ? UINT64_MAX : seq);
 	p = usage_put(p, USAGE_INODES, 0, c->base[COUNTER_INODES]);
-	p = usage_put(p, USAGE_KEY_VERSION, 0, (int64_t)atomic_load(&a->key_version));
+	p = usage_put(p, USAGE_KEY_VERSION, 0, (int64_t)key_versions_in_entry(&a->versions));
 	for (unsigned i = 0; i < 4; i++)
 		p = usage_put(p, USAGE_RESERVED, i, c->base[COUNTER_RESERVED + i]);
 	size_t left = (max_u64s - FIXED_U64S - dev_u64s(a)) * 8;
@@ -667,8 +667,6 @@ int allocator_usage(struct allocator *a, struct usage *usage)
 	usage_totals_compute(a->super, usage);
 	return 0;
 }
-
-uint64_t allocator_key_version_next(struct allocator *a) { return atomic_fetch_add(&a->key_version, 1) + 1; }
 
 void allocator_clock_add(struct allocator *a, bool is_write, uint64_t sectors)
 {

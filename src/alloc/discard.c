@@ -325,5 +325,6 @@ bool discards_wait(struct allocator *a, uint64_t seen, uint64_t move_devs)
 void allocator_journal_flushed(struct allocator *a, uint64_t seq)
 {
 	(void)seq;
+	key_versions_flushed(&a->versions);
 	discards_kick(a);
 }

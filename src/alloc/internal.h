@@ -5,9 +5,10 @@
  * while freespace is read:
  *
  *	write_point.lock  >  open_buckets.lock  >  counters.lock
- *	node_pool.lock, discards.lock, gc_gens.lock, quotas.lock: nothing is taken under them
+ *	node_pool.lock, discards.lock, gc_gens.lock, quotas.lock, key_versions.lock: nothing is taken under them
  *
- * All but write_point.lock and node_pool.lock are also taken by commits, which hold node locks: short, and last of all.
+ * All but write_point.lock, node_pool.lock and key_versions.lock are also taken by commits, which hold node locks:
+ *short, and last of all.
  */
 #ifndef KILN_ALLOC_INTERNAL_H
 #define KILN_ALLOC_INTERNAL_H
@@ -338,6 +339,26 @@ struct alloc_dev {
 	size_t range_nr, range_max;
 };
 
+/* --- key_version.c --- */
+
+enum { KEY_VERSIONS_AHEAD = 1 << 16 };
+
+struct key_versions {
+	struct mutex lock;
+	struct waitq changed;
+	atomic_uint_fast64_t used;     /* the highest one; changed under the lock */
+	atomic_uint_fast64_t in_entry; /* what the entry made last says */
+	uint64_t durable;	       /* what a durable entry says */
+	bool is_flushing;
+};
+/* After an unclean shutdown of an encrypted filesystem, what may have been used is left out. */
+void key_versions_init(struct key_versions *v, const struct journal_state *state, bool is_encrypted);
+void key_versions_destroy(struct key_versions *v);
+/* What the journal entry that is being made says. */
+uint64_t key_versions_in_entry(struct key_versions *v);
+/* The entry for which that was asked last is durable. */
+void key_versions_flushed(struct key_versions *v);
+
 struct allocator {
 	struct super *super;
 	struct btrees *trees;
@@ -353,7 +374,8 @@ struct allocator {
 	struct alloc_dev devs[ALLOC_DEVS_MAX];
 	uint64_t group_devs[SB_MEMBERS_MAX]; /* by disk group: its devices */
 	unsigned group_nr;
-	atomic_uint_fast64_t clock[2], key_version;
+	atomic_uint_fast64_t clock[2];
+	struct key_versions versions;
 	atomic_uint_fast64_t discards_done, journal_waits, buckets_freed;
 	struct counters counters;
 	struct open_buckets open;

@@ -18,10 +18,7 @@
 #include "format/version.h"
 #include "journal/journal_private.h"
 
-enum {
-	SEQ_MARGIN = 8, /* seqs skipped after an unclean shutdown (03 §10) */
-	HOLE_REPORTS_MAX = 32,
-};
+enum { HOLE_REPORTS_MAX = 32 };
 
 struct clean_section {
 	bool exists;
@@ -370,6 +367,22 @@ static int unclean_rescue(struct journal_state *state, const struct journal_scan
 	return is_clean_usable ? clean_apply(state, clean) : 0;
 }
 
+/*
+ * What a mount may begin with: behind everything that may have been written before, seen or not. On encrypted
+ * filesystems a seq is a nonce, and a torn entry may have lost its header, which says its seq, but not what follows. No
+ * more than JOURNAL_SEQ_MARGIN entries come behind a durable one; and mounts that found none of their own, as they
+ * ended with their first entry, began where what they blacklisted ends.
+ */
+static uint64_t unclean_seq_next(const struct journal_state *state)
+{
+	uint64_t begun = state->blacklist_nr ? state->blacklist[state->blacklist_nr - 1].end : 0;
+
+	/* No mount begins there: journal_start() refuses. */
+	if (begun >= UINT64_MAX >> 1)
+		begun = 0;
+	return max(state->seq_highest, begun) + 1 + JOURNAL_SEQ_MARGIN;
+}
+
 static int unclean_read(struct journal_state *state, const struct journal_scan *scan, struct journal_choice choice,
 			const struct clean_section *clean, const struct journal_read_opts *opts)
 {
@@ -381,7 +394,7 @@ static int unclean_read(struct journal_state *state, const struct journal_scan *
 	} else {
 		err = unclean_rescue(state, scan, clean);
 	}
-	state->seq_next = state->seq_highest + 1 + SEQ_MARGIN;
+	state->seq_next = unclean_seq_next(state);
 	return err ? err : entries_read(state, scan, opts);
 }
 

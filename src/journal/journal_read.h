@@ -50,6 +50,9 @@ struct seq_range {
 	uint64_t start, end; /* [start, end) */
 };
 
+/* Seqs skipped after an unclean shutdown (03 §10). */
+enum { JOURNAL_SEQ_MARGIN = 8 };
+
 struct journal_state {
 	bool was_clean;		       /* state comes from the clean section */
 	bool is_from_stale_clean;      /* no usable flush entry: clean section plus what follows it (03 §4.4) */

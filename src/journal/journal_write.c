@@ -347,9 +347,12 @@ static void last_roots_keep(struct journal *j)
 static bool entry_is_flush(struct journal *j, const struct journal_buf *buf)
 {
 	bool is_due = clock_monotonic_ns() - j->flushed_ns >= j->flush_delay_ns;
+	/* So that after a crash it is known which seqs have been nonces, although nothing may be left of their entries.
+	 */
+	bool is_last_nonce = checksum_is_mac(j->csum_type) && buf->seq - j->seq_flushed >= (uint64_t)JOURNAL_SEQ_MARGIN;
 
-	return !j->may_noflush || j->is_first_due || buf->must_flush || j->flush_wanted > j->seq_flushed || is_due ||
-	       j->is_space_low || j->is_stopping;
+	return is_last_nonce || !j->may_noflush || j->is_first_due || buf->must_flush ||
+	       j->flush_wanted > j->seq_flushed || is_due || j->is_space_low || j->is_stopping;
 }
 
 /* Write the oldest entry, which is closed and complete; lock held on entry and return. */
