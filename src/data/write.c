@@ -108,16 +108,15 @@ unsigned write_replicas(const struct data *data, const struct inode *inode)
 
 int write_options_take(struct write_op *op, const struct inode *inode)
 {
-	static const unsigned types[] = { CHECKSUM_NONE, CHECKSUM_CRC32C, CHECKSUM_CRC64, CHECKSUM_XXHASH };
 	const struct data *data = op->data;
 	uint64_t csum = option_of(data, inode, INODE_OPT_DATA_CHECKSUM, OPT_DATA_CHECKSUM);
 
 	/* Nocow means the old place; until that is built, such files are written like others. */
 	if (option_of(data, inode, INODE_OPT_COMPRESSION, OPT_COMPRESSION))
 		return -EOPNOTSUPP;
-	if (csum >= ARRAY_NR(types))
+	op->csum_type = super_data_csum_type(data->super, csum);
+	if (op->csum_type >= CHECKSUM_TYPE_NR)
 		return -EOPNOTSUPP;
-	op->csum_type = types[csum];
 	op->replicas = write_replicas(data, inode);
 	op->target = (uint16_t)option_of(data, inode, INODE_OPT_FOREGROUND_TARGET, OPT_FOREGROUND_TARGET);
 	return 0;

@@ -178,16 +178,53 @@ int write_region_divide(struct write_chunk *c, size_t i, uint32_t room)
 
 /* --- sealing --- */
 
+/*
+ * What is encrypted goes to c->stored, as the bytes in c->buf may be asked for again (write_batch.c), and written again
+ * after a failure: then with another version, so that no key stream ever covers two plaintexts.
+ */
 static void region_seal(const struct write_chunk *c, struct write_region *r)
 {
-	if (r->crc.csum_type)
-		r->crc.csum = checksum_compute(r->crc.csum_type, NULL, (struct nonce){ 0 }, r->bytes,
-					       (size_t)r->crc.compressed_sectors << SECTOR_SHIFT);
+	const struct crypt_key *key = c->op->data->super->key;
+	size_t bytes = (size_t)r->crc.compressed_sectors << SECTOR_SHIFT;
+
+	if (!checksum_is_mac(r->crc.csum_type)) {
+		if (r->crc.csum_type)
+			r->crc.csum = checksum_compute(r->crc.csum_type, NULL, (struct nonce){ 0 }, r->bytes, bytes);
+		return;
+	}
+	struct nonce nonce = nonce_extent(r->crc.uncompressed_sectors, r->crc.nonce_sectors, r->crc.compression,
+					  r->version.lo, r->version.hi);
+	uint8_t *to = region_output(c, r);
+	crypt_encrypt(key, nonce, to, r->bytes, bytes);
+	r->crc.csum = crypt_mac(r->crc.csum_type, key, nonce, to, bytes);
+	r->bytes = to;
+}
+
+static void seal_job(void *ctx, unsigned i)
+{
+	struct write_chunk *c = ctx;
+
+	region_seal(c, &c->regions[i]);
 }
 
 int write_regions_seal(struct write_chunk *c)
 {
+	uint64_t version;
+
+	if (!checksum_is_mac(c->op->csum_type)) {
+		for (size_t i = 0; i < c->region_nr; i++)
+			region_seal(c, &c->regions[i]);
+		return 0;
+	}
+	if (!c->stored)
+		c->stored = write_buffer_take(c->op->data->writer);
+	if (!c->stored)
+		return -ENOMEM;
+	int err = allocator_key_versions_get(c->op->data->writer->allocator, (unsigned)c->region_nr, &version);
+	if (err)
+		return err;
 	for (size_t i = 0; i < c->region_nr; i++)
-		region_seal(c, &c->regions[i]);
+		c->regions[i].version = (struct bversion){ .lo = version++ };
+	crew_run(&c->op->data->writer->crew, c->region_nr, seal_job, c);
 	return 0;
 }

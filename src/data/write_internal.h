@@ -87,10 +87,11 @@ int write_put_keys(struct write_op *op, struct key_buf *keys, size_t nr, bool is
 
 /* A part of a chunk that is stored, and read, as a whole: what a key says where it is. */
 struct write_region {
-	uint32_t at;	       /* first sector in the chunk */
-	struct extent_crc crc; /* as the key has it */
-	const uint8_t *bytes;  /* the stored form: crc.compressed_sectors, in c->buf or c->stored */
-	unsigned extent;       /* the piece of space it is in */
+	uint32_t at;		 /* first sector in the chunk */
+	struct extent_crc crc;	 /* as the key has it */
+	const uint8_t *bytes;	 /* the stored form: crc.compressed_sectors, in c->buf or c->stored */
+	struct bversion version; /* of its key: encrypted ones have one, which nothing else ever has */
+	unsigned extent;	 /* the piece of space it is in */
 	uint32_t extent_offset;
 	int err;
 };
@@ -136,7 +137,7 @@ int write_regions_make(struct write_chunk *c);
  * what is left another one behind it.
  */
 int write_region_divide(struct write_chunk *c, size_t i, uint32_t room);
-/* When all have their place: encrypt (not yet) and checksum what is stored. */
+/* When all have their place: encrypt and checksum what is stored. 0 or an error. */
 int write_regions_seal(struct write_chunk *c);
 
 /* --- write.c --- */

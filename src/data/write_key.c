@@ -118,6 +118,7 @@ static int key_make(struct write_chunk *c, const struct write_region *r, struct 
 	}
 	key->k = (struct bkey){
 		.p = BPOS(c->op->file->inum, c->begin + r->at + r->crc.uncompressed_sectors, c->op->file->snapshot),
+		.version = r->version,
 		.size = r->crc.uncompressed_sectors,
 		.type = KEY_EXTENT,
 	};
