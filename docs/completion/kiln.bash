@@ -1,7 +1,7 @@
 # bash completion for kiln
 _kiln() {
 	local cur=${COMP_WORDS[COMP_CWORD]} cmd=${COMP_WORDS[1]}
-	local commands="format show-super list list-journal ls stat cat get tar usage check mount status sync debug put mkdir rm mv ln touch chmod chown setfattr set-option quota"
+	local commands="format show-super list list-journal ls stat cat get tar usage check mount status sync debug put mkdir rm mv ln touch chmod chown setfattr set-option set-passphrase remove-passphrase quota"
 	local common="--passphrase-file --passphrase-fd --degraded --very-degraded --force --memory --buffered --verbose --help"
 
 	if [ "$COMP_CWORD" = 1 ]; then

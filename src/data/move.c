@@ -415,9 +415,10 @@ static int item_decompress(struct data_mover *m, struct move_item *item)
 		return err;
 	/* As it would have been stored without compression. */
 	if (checksum_is_mac(crc->csum_type))
-		crypt_xor(key_of(m),
-			  nonce_extent(0, crc->nonce_sectors, COMPRESSION_NONE, item->k.version.lo, item->k.version.hi),
-			  item->decoded, bytes);
+		crypt_encrypt(
+			key_of(m),
+			nonce_extent(0, crc->nonce_sectors, COMPRESSION_NONE, item->k.version.lo, item->k.version.hi),
+			item->decoded, item->decoded, bytes);
 	return 0;
 }
 

@@ -7,7 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <syslog.h>
-#include <termios.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -122,18 +121,12 @@ int tool_open_option(const struct command *self, int c, struct tool_open *open, 
 		fputs(self->usage, stdout);
 		*status = TOOL_OK;
 		return -1;
-	case TOOL_OPT_PASSPHRASE_FILE: open->passphrase_file = optarg; return 1;
-	case TOOL_OPT_PASSPHRASE_FD: {
-		char *end;
-		long fd = strtol(optarg, &end, 10);
-
-		if (end == optarg || *end || fd < 0 || fd > INT32_MAX) {
-			tool_usage_error(self, "--passphrase-fd takes a number, not '%s'", optarg);
-			return -1;
-		}
-		open->passphrase_fd = (int)fd;
-		return 1;
-	}
+	case TOOL_OPT_PASSPHRASE_FILE: open->passphrase.file = optarg; return 1;
+	case TOOL_OPT_PASSPHRASE_FD:
+		if (passphrase_fd_parse(optarg, &open->passphrase.fd))
+			return 1;
+		tool_usage_error(self, "--passphrase-fd takes a number, not '%s'", optarg);
+		return -1;
 	case TOOL_OPT_DEGRADED: open->flags |= KILN_OPEN_DEGRADED; return 1;
 	case TOOL_OPT_VERY_DEGRADED: open->flags |= KILN_OPEN_DEGRADED | KILN_OPEN_VERY_DEGRADED; return 1;
 	case TOOL_OPT_FORCE: open->flags |= KILN_OPEN_FORCE; return 1;
@@ -157,76 +150,6 @@ int tool_open_option(const struct command *self, int c, struct tool_open *open, 
 	case '?': fprintf(stderr, "try `kiln %s --help`\n", self->name); return -1;
 	default: return 0;
 	}
-}
-
-/* --- passphrases --- */
-
-/* First line of @fd into @buf, without its newline. */
-static ssize_t read_line(int fd, char *buf, size_t size)
-{
-	size_t len = 0;
-
-	while (len < size) {
-		ssize_t n = read(fd, buf + len, 1);
-		if (n < 0 && errno == EINTR && !tool_interrupted)
-			continue;
-		if (n < 0)
-			return -errno;
-		if (!n || buf[len] == '\n')
-			return (ssize_t)len;
-		len++;
-	}
-	return -ENAMETOOLONG;
-}
-
-static ssize_t ask_on_terminal(const char *uuid, unsigned attempt, char *buf, size_t size)
-{
-	struct termios old, quiet;
-	int tty = open("/dev/tty", O_RDWR | O_CLOEXEC);
-
-	if (tty < 0)
-		return -ENOKEY;
-	if (attempt)
-		dprintf(tty, "Wrong passphrase.\n");
-	dprintf(tty, "Passphrase for the filesystem %s: ", uuid);
-	bool has_echo = !tcgetattr(tty, &old);
-	if (has_echo) {
-		quiet = old;
-		quiet.c_lflag &= ~(tcflag_t)ECHO;
-		tcsetattr(tty, TCSAFLUSH, &quiet);
-	}
-	ssize_t len = read_line(tty, buf, size);
-	if (has_echo)
-		tcsetattr(tty, TCSAFLUSH, &old);
-	dprintf(tty, "\n");
-	close(tty);
-	return len;
-}
-
-static ssize_t ask_passphrase(void *ctx, const char *uuid, unsigned attempt, char *buf, size_t size)
-{
-	enum { ATTEMPTS_MAX = 3 };
-	const struct tool_open *open_opts = ctx;
-
-	/* A file says the same every time: no second attempt. */
-	if (open_opts->passphrase_fd >= 0)
-		return attempt ? -EKEYREJECTED : read_line(open_opts->passphrase_fd, buf, size);
-	if (!open_opts->passphrase_file)
-		return attempt < ATTEMPTS_MAX ? ask_on_terminal(uuid, attempt, buf, size) : -EKEYREJECTED;
-	if (attempt)
-		return -EKEYREJECTED;
-	if (!strcmp(open_opts->passphrase_file, "-"))
-		return read_line(STDIN_FILENO, buf, size);
-
-	int fd = open(open_opts->passphrase_file, O_RDONLY | O_CLOEXEC);
-	if (fd < 0) {
-		int err = errno;
-		tool_error("can't open the passphrase file %s: %s", open_opts->passphrase_file, strerror(err));
-		return -err;
-	}
-	ssize_t len = read_line(fd, buf, size);
-	close(fd);
-	return len;
 }
 
 /* --- opening --- */
@@ -268,7 +191,7 @@ kiln_fs *tool_open_fs(const struct tool_open *open_opts, const char *fs_arg, enu
 		.log = tool_print_log,
 		.log_level = open_opts->is_verbose ? KILN_LOG_INFO : KILN_LOG_WARNING,
 		.report = tool_print_report,
-		.passphrase = ask_passphrase,
+		.passphrase = passphrase_ask,
 	};
 
 	int err = fs_open(&fs_arg, 1, NULL, 0, &options, depth, &fs, why);

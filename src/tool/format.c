@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/secret.h"
 #include "base/strbuf.h"
 #include "format/alloc.h"
 #include "super/super.h"
@@ -31,6 +32,10 @@ static const char usage[] =
 	"  --replicas N            metadata_replicas and data_replicas together\n"
 	"  --superblock-size SIZE  room for each superblock (default 1M)\n"
 	"  --no-initialize         write superblocks only; the first mount makes the rest\n"
+	"  --encrypted             encrypt data and metadata; a passphrase is asked for, twice\n"
+	"  --passphrase-file FILE  take it from there (first line; - for standard input)\n"
+	"  --passphrase-fd N       the same from an open file descriptor\n"
+	"  --no-passphrase         none: the key stands in the superblock, until kiln-set-passphrase(1) changes that\n"
 	"  -f, --force             overwrite what is on the devices\n"
 	"  -q, --quiet             don't print what was made\n"
 	"  --json                  print it as JSON\n"
@@ -62,6 +67,7 @@ enum {
 	OPTION_DATA_ALLOWED,
 	OPTION_DISCARD,
 	OPTION_ENCRYPTED,
+	OPTION_NO_PASSPHRASE,
 	OPTION_VERSION,
 	OPTION_TABLE_FIRST, /* and the option's id */
 	DEVICES_MAX = 64,
@@ -92,7 +98,9 @@ static const struct option own_options[] = {
 	{ "data_allowed", required_argument, NULL, OPTION_DATA_ALLOWED },
 	{ "discard", no_argument, NULL, OPTION_DISCARD },
 	{ "encrypted", no_argument, NULL, OPTION_ENCRYPTED },
-	{ "no_passphrase", no_argument, NULL, OPTION_ENCRYPTED },
+	{ "no_passphrase", no_argument, NULL, OPTION_NO_PASSPHRASE },
+	{ "passphrase_file", required_argument, NULL, TOOL_OPT_PASSPHRASE_FILE },
+	{ "passphrase_fd", required_argument, NULL, TOOL_OPT_PASSPHRASE_FD },
 	{ "version", required_argument, NULL, OPTION_VERSION },
 };
 
@@ -107,7 +115,7 @@ struct args {
 	struct strbuf options;		/* "name=value,..." */
 	uint8_t uuid[16];
 	const char *source;
-	bool is_quiet;
+	bool is_quiet, has_no_passphrase;
 	/* getopt's table, and the names with dashes in it. */
 	struct option table[LONG_OPTIONS_MAX];
 	char names[LONG_OPTIONS_MAX][NAME_BYTES];
@@ -299,7 +307,8 @@ static int fs_option(struct args *a, int c)
 			return tool_usage_error(a->self, "'%s' is no UUID", optarg);
 		a->opts.uuid = a->uuid;
 		return 0;
-	case OPTION_ENCRYPTED: tool_error("--encrypted: filesystems can't be made encrypted yet"); return TOOL_FAILED;
+	case OPTION_ENCRYPTED: a->opts.flags |= KILN_FORMAT_ENCRYPTED; return 0;
+	case OPTION_NO_PASSPHRASE: a->has_no_passphrase = true; return 0;
 	case OPTION_VERSION:
 		if (!strcmp(optarg, "1.4") || !strcmp(optarg, "1028"))
 			return 0;
@@ -350,6 +359,11 @@ static int args_parse(struct args *a, int argc, char **argv)
 					"a device option stands behind the last device, where it says nothing");
 	if (a->source && a->opts.flags & KILN_FORMAT_NO_INITIALIZE)
 		return tool_usage_error(a->self, "--source and --no-initialize contradict each other");
+	bool has_passphrase = passphrase_source_is_given(&a->open.passphrase);
+	if (has_passphrase && a->has_no_passphrase)
+		return tool_usage_error(a->self, "a passphrase and --no-passphrase contradict each other");
+	if ((has_passphrase || a->has_no_passphrase) && !(a->opts.flags & KILN_FORMAT_ENCRYPTED))
+		return tool_usage_error(a->self, "passphrases are for --encrypted");
 	return 0;
 }
 
@@ -417,7 +431,15 @@ static int run_with(struct args *a)
 	a->opts.log = tool_print_log;
 	a->opts.log_level = a->open.is_verbose ? KILN_LOG_INFO : KILN_LOG_WARNING;
 	a->opts.report = tool_print_report;
+	char *passphrase = NULL;
+	if (a->opts.flags & KILN_FORMAT_ENCRYPTED && !a->has_no_passphrase) {
+		passphrase = passphrase_new(&a->open.passphrase, "--passphrase", &a->opts.passphrase_bytes);
+		if (!passphrase)
+			return TOOL_FAILED;
+		a->opts.passphrase = passphrase;
+	}
 	int err = kiln_format(a->devices, a->nr, &a->opts, a->source ? &fs : NULL, why);
+	secret_free(passphrase);
 	if (err) {
 		struct strbuf where = strbuf_growing();
 

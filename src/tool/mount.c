@@ -39,7 +39,8 @@ static const char usage[] =
 	"\n"
 	"  -o OPTIONS              ro, degraded, very_degraded, allow_other, noallow_other, and the mount "
 	"options of\n"
-	"                          kiln-mount(1); options of FUSE itself are handed on (max_read=, ...)\n"
+	"                          kiln-mount(1); passphrase_file=FILE, passphrase_fd=N; options of FUSE itself are\n"
+	"                          handed on (max_read=, ...)\n"
 	"  -f                      stay in the foreground\n"
 	"  -d                      stay in the foreground and log every request\n" TOOL_OPEN_USAGE;
 
@@ -105,6 +106,11 @@ static void options_split(struct mount_command *m, char *list)
 			m->mount.atime = MOUNT_STRICTATIME;
 		else if (!strcmp(item, "relatime"))
 			m->mount.atime = MOUNT_RELATIME;
+		else if (!strncmp(item, "passphrase_file=", strlen("passphrase_file=")))
+			m->open.passphrase.file = item + strlen("passphrase_file=");
+		else if (!strncmp(item, "passphrase_fd=", strlen("passphrase_fd=")) &&
+			 passphrase_fd_parse(item + strlen("passphrase_fd="), &m->open.passphrase.fd))
+			continue;
 		else
 			option_append(is_fuse_option(item) ? &m->fuse_options : &m->fs_options, item);
 	}

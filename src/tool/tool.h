@@ -16,6 +16,7 @@
 
 #include "engine/fs.h"
 #include "kiln/kiln.h"
+#include "tool/passphrase.h"
 
 /* Exit statuses, the same for all commands (documented in kiln(1)). */
 enum tool_exit {
@@ -35,7 +36,8 @@ struct command {
 extern const struct command command_show_super, command_list, command_list_journal, command_ls, command_stat,
 	command_cat, command_get, command_tar, command_usage, command_mount, command_format, command_set_option,
 	command_check, command_put, command_mkdir, command_rm, command_mv, command_ln, command_touch, command_chmod,
-	command_chown, command_setfattr, command_status, command_sync, command_debug, command_quota;
+	command_chown, command_setfattr, command_status, command_sync, command_debug, command_quota,
+	command_set_passphrase, command_remove_passphrase;
 
 /* Called by mount(8), under a name that begins with "mount."? Then do what it asks for. */
 bool tool_is_mount_helper(const char *program);
@@ -60,8 +62,7 @@ struct tool_open {
 	void *fatal_ctx;
 	unsigned flags; /* enum kiln_open_flags */
 	const char *mount_options;
-	const char *passphrase_file; /* NULL: ask on the terminal */
-	int passphrase_fd;	     /* -1: none */
+	struct passphrase_source passphrase;
 	uint64_t memory_bytes;
 	uint64_t sb_sector; /* 0: where it should be */
 	bool is_verbose;
@@ -110,7 +111,10 @@ enum {
 /* Of commands that change something, which can't be forced. */
 #define TOOL_CHANGE_USAGE TOOL_OPEN_USAGE_DEVICES TOOL_OPEN_USAGE_GENERAL
 
-static inline struct tool_open tool_open_defaults(void) { return (struct tool_open){ .passphrase_fd = -1 }; }
+static inline struct tool_open tool_open_defaults(void)
+{
+	return (struct tool_open){ .passphrase = passphrase_source_none() };
+}
 /*
  * Handle option @c of getopt_long(). Returns 0: not one of ours; 1: handled; -1: stop, *@status is the exit status
  * (help was printed, or the option is wrong).

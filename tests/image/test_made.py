@@ -24,7 +24,7 @@ OPERATIONS = 1000 if ALL else 200
 
 
 def layouts():
-    """(devices, options): each checksum with each block size, and buckets, nodes, devices and replicas in turn."""
+    """(devices, options): each checksum with each block size, and buckets, nodes, devices, replicas and encryption in turn."""
     buckets, nodes, counts = ("32k", "128k", "512k", "1M"), ("16k", "64k", "256k", "4k"), ((1, 1), (2, 2), (3, 1), (4, 2))
     out = []
     for i, csum in enumerate(("none", "crc32c", "crc64", "xxhash")):
@@ -36,9 +36,11 @@ def layouts():
                     node = bucket
                 if size_of(node) < 8 * size_of(block):  # the least there is
                     node = "32k"
+                encrypted = i % 2 and not j
                 out.append((devices, ["--data-checksum=" + csum, "--metadata-checksum=" + csum, "--block-size=" + block,
                                       "--bucket-size=" + bucket, "--btree-node-size=" + node,
-                                      "--replicas=%d" % replicas]))
+                                      "--replicas=%d" % replicas] +
+                            (["--encrypted", "--no-passphrase"] if encrypted else [])))
     return out if ALL else out[::5]
 
 

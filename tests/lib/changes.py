@@ -412,9 +412,10 @@ class Changer:
 # --- judges ---
 
 
-def kiln_check(kiln, devices):
+def kiln_check(kiln, devices, passphrase=None):
     """Names of the errors that kiln check finds."""
-    p = subprocess.run([kiln, "check", "--json", "--data", ":".join(devices)], capture_output=True, timeout=300)
+    options = doors.passphrase_options(os.path.dirname(devices[0]), passphrase)
+    p = subprocess.run([kiln, "check", "--json", "--data", *options, ":".join(devices)], capture_output=True, timeout=300)
     assert p.returncode in (0, 4) and p.stdout, "kiln check: status %d\n%s" % (p.returncode, p.stderr.decode())
     return {k["name"]: k["count"] for k in json.loads(p.stdout)["kinds"]}
 
@@ -429,14 +430,19 @@ SILENT = ("mounting version ", "recovering from ", "journal read done", "going r
           "done starting filesystem", "shutting down", "shutdown complete")
 
 
-def upstream_fsck(devices):
+def upstream_asks(passphrase):
+    """Upstream reads a passphrase from standard input, where that is no terminal."""
+    return (passphrase + "\n").encode() if passphrase else b""
+
+
+def upstream_fsck(devices, passphrase=None):
     """Lines with which upstream's fsck complains of copies; a line more if it doesn't exit with 0."""
     with tempfile.TemporaryDirectory(dir=os.path.dirname(devices[0])) as work:
         copies = [os.path.join(work, "dev%d" % i) for i in range(len(devices))]
         for device, copy in zip(devices, copies):
             subprocess.run(["cp", "--sparse=always", device, copy], check=True)
         p = subprocess.run(["timeout", "-k", "10", "300", os.environ["KILN_UPSTREAM"], "fsck", "-n", *copies],
-                           stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                           input=upstream_asks(passphrase), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     lines = [line for line in p.stdout.decode("utf-8", "backslashreplace").splitlines()
              if line and not line.startswith(SILENT) and not line.endswith("... done")]
     if b"delete_dead_inodes... done" not in p.stdout:
@@ -444,7 +450,7 @@ def upstream_fsck(devices):
     return lines + (["exit status %d" % p.returncode] if p.returncode else [])
 
 
-def upstream_tree(devices):
+def upstream_tree(devices, passphrase=None):
     """What upstream's fusemount shows, as entries; None where there is no FUSE."""
     if os.geteuid() or not os.access("/dev/fuse", os.R_OK | os.W_OK):
         return None
@@ -456,7 +462,9 @@ def upstream_tree(devices):
         subprocess.run(["cp", "--sparse=always", device, copy], check=True)
     with open(os.path.join(work, "log"), "wb") as log:
         p = subprocess.Popen([os.environ["KILN_UPSTREAM"], "fusemount", "-f", ":".join(copies), at],
-                             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+                             stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
+        p.stdin.write(upstream_asks(passphrase))
+        p.stdin.close()
     try:
         for _ in range(600):
             if os.path.ismount(at) or p.poll() is not None:
@@ -477,9 +485,9 @@ def upstream_tree(devices):
         shutil.rmtree(work, ignore_errors=True)
 
 
-def own_tree(read_tree, devices):
+def own_tree(read_tree, devices, passphrase=None):
     """What the library reads, without a report of anything wrong."""
-    r = doors.library(read_tree, devices)
+    r = doors.library(read_tree, devices, *doors.passphrase_options(os.path.dirname(devices[0]), passphrase))
     assert "error" not in r, r["why"]
     assert not [x for x in r["reports"] if x["level"] != "info"], r["reports"][:3]
     return r

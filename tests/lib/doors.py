@@ -21,6 +21,16 @@ def run(args, **more):
     return p.returncode, p.stdout, err
 
 
+def passphrase_options(folder, passphrase):
+    """Options that give it, by way of a file in the folder; none if there is none."""
+    if not passphrase:
+        return []
+    path = os.path.join(folder, "passphrase")
+    with open(path, "w") as f:
+        f.write(passphrase + "\n")
+    return ["--passphrase-file", path]
+
+
 class Unpacked:
     """An unpacked image: its devices, and whether they are still as they were."""
 
@@ -45,13 +55,7 @@ class Unpacked:
 
     def passphrase_options(self, passphrase=None):
         """Options that give the passphrase (the right one unless another is given); none if there is none."""
-        passphrase = passphrase or self.head.get("passphrase")
-        if not passphrase:
-            return []
-        path = os.path.join(self.to, "passphrase")
-        with open(path, "w") as f:
-            f.write(passphrase + "\n")
-        return ["--passphrase-file", path]
+        return passphrase_options(self.to, passphrase or self.head.get("passphrase"))
 
 
 def library(read_tree, devices, *options):

@@ -1,0 +1,169 @@
+/* See passphrase.h. */
+#include "tool/passphrase.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <termios.h>
+#include <unistd.h>
+
+#include "base/secret.h"
+#include "tool/tool.h"
+
+enum { ATTEMPTS_MAX = 3, NEW_BYTES_MAX = 4096 };
+
+bool passphrase_fd_parse(const char *text, int *fd)
+{
+	char *end;
+	long value = strtol(text, &end, 10);
+
+	if (end == text || *end || value < 0 || value > INT32_MAX)
+		return false;
+	*fd = (int)value;
+	return true;
+}
+
+/* First line of @fd into @buf, without its newline. Byte by byte: what follows may be another one's. */
+static ssize_t read_line(int fd, char *buf, size_t size)
+{
+	size_t len = 0;
+
+	while (len < size) {
+		ssize_t n = read(fd, buf + len, 1);
+		if (n < 0 && errno == EINTR && !tool_interrupted)
+			continue;
+		if (n < 0)
+			return -errno;
+		if (!n || buf[len] == '\n')
+			return (ssize_t)len;
+		len++;
+	}
+	return -ENAMETOOLONG;
+}
+
+static ssize_t read_file(const char *path, char *buf, size_t size)
+{
+	if (!strcmp(path, "-"))
+		return read_line(STDIN_FILENO, buf, size);
+
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0) {
+		int err = errno;
+
+		tool_error("can't open the passphrase file %s: %s", path, strerror(err));
+		return -err;
+	}
+	ssize_t len = read_line(fd, buf, size);
+	close(fd);
+	return len;
+}
+
+static ssize_t read_source(const struct passphrase_source *s, char *buf, size_t size)
+{
+	return s->fd >= 0 ? read_line(s->fd, buf, size) : read_file(s->file, buf, size);
+}
+
+/* The terminal, whatever standard input and output are; -ENOKEY: there is none. */
+static int terminal_open(void)
+{
+	int tty = open("/dev/tty", O_RDWR | O_CLOEXEC);
+
+	return tty < 0 ? -ENOKEY : tty;
+}
+
+/* What is typed before the question is no answer to it. */
+static ssize_t terminal_ask(int tty, const char *question, char *buf, size_t size)
+{
+	struct termios old, quiet;
+	bool has_echo = !tcgetattr(tty, &old);
+
+	if (has_echo) {
+		quiet = old;
+		quiet.c_lflag &= ~(tcflag_t)ECHO;
+		tcsetattr(tty, TCSAFLUSH, &quiet);
+	}
+	dprintf(tty, "%s: ", question);
+	ssize_t len = read_line(tty, buf, size);
+	if (has_echo)
+		tcsetattr(tty, TCSAFLUSH, &old);
+	dprintf(tty, "\n");
+	return len;
+}
+
+static ssize_t ask_on_terminal(const char *uuid, unsigned attempt, char *buf, size_t size)
+{
+	char question[80];
+	int tty = terminal_open();
+
+	if (tty < 0)
+		return tty;
+	if (attempt)
+		dprintf(tty, "Wrong passphrase.\n");
+	snprintf(question, sizeof(question), "Passphrase for the filesystem %s", uuid);
+	ssize_t len = terminal_ask(tty, question, buf, size);
+	close(tty);
+	return len;
+}
+
+ssize_t passphrase_ask(void *ctx, const char *uuid, unsigned attempt, char *buf, size_t size)
+{
+	const struct passphrase_source *source = &((const struct tool_open *)ctx)->passphrase;
+
+	/* A file says the same every time: no second attempt. */
+	if (passphrase_source_is_given(source))
+		return attempt ? -EKEYREJECTED : read_source(source, buf, size);
+	return attempt < ATTEMPTS_MAX ? ask_on_terminal(uuid, attempt, buf, size) : -EKEYREJECTED;
+}
+
+/* --- new ones --- */
+
+/* Nobody sees what is typed, so it is typed twice. */
+static ssize_t new_on_terminal(char *buf, char *again, size_t size)
+{
+	int tty = terminal_open();
+	ssize_t len = tty;
+
+	for (unsigned attempt = 0; tty >= 0; attempt++) {
+		len = terminal_ask(tty, "New passphrase", buf, size);
+		if (len <= 0)
+			break;
+		ssize_t again_len = terminal_ask(tty, "The same again", again, size);
+		if (again_len == len && !memcmp(buf, again, (size_t)len))
+			break;
+		len = again_len < 0 ? again_len : -EKEYREJECTED;
+		if (again_len < 0 || attempt + 1 == ATTEMPTS_MAX)
+			break;
+		dprintf(tty, "These were two different ones.\n");
+	}
+	if (tty >= 0)
+		close(tty);
+	return len;
+}
+
+char *passphrase_new(const struct passphrase_source *source, const char *what, size_t *len)
+{
+	char *buf = secret_alloc(NEW_BYTES_MAX), *again = secret_alloc(NEW_BYTES_MAX);
+	ssize_t n = -ENOMEM;
+
+	if (buf && again)
+		n = passphrase_source_is_given(source) ? read_source(source, buf, NEW_BYTES_MAX)
+						       : new_on_terminal(buf, again, NEW_BYTES_MAX);
+	secret_free(again);
+	if (n > 0) {
+		*len = (size_t)n;
+		return buf;
+	}
+	secret_free(buf);
+	if (!n)
+		tool_error("an empty passphrase protects nothing");
+	else if (n == -ENOKEY)
+		tool_error("a passphrase is needed, and there is no terminal to ask on: %s-file or %s-fd names one",
+			   what, what);
+	else if (n == -EKEYREJECTED)
+		tool_error("the passphrase was typed in two different ways");
+	else
+		tool_error("no passphrase: %s", strerror((int)-n));
+	return NULL;
+}

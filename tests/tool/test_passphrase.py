@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+"""What `kiln format --encrypted`, `set-passphrase` and `remove-passphrase` promise.
+
+    test_passphrase.py KILN
+
+$KILN_UPSTREAM, if set, names upstream's tool: its fsck sees what was made.
+"""
+import os
+import pty
+import subprocess
+import sys
+import tempfile
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lib"))
+
+import changes
+import tap
+
+KILN = os.path.abspath(sys.argv[1])
+OK, FAILED, USAGE = 0, 1, 2
+SECRET = b"no one may read this " * 1000  # more than is kept inline
+
+
+def kiln(*args, status=OK, says=b""):
+    p = subprocess.run([KILN, *args], input=says, capture_output=True, start_new_session=True)
+    assert p.returncode == status, "%s: status %d, %s" % (args, p.returncode, p.stderr.decode())
+    return p
+
+
+def on_terminal(args, answers):
+    """(status, what the terminal showed) of a command that asks there."""
+    pid, terminal = pty.fork()
+    if not pid:
+        os.execv(KILN, [KILN, *args])
+    shown = b""
+    for question, answer in answers:
+        while question not in shown:
+            shown += os.read(terminal, 1000)
+        shown = b""
+        os.write(terminal, answer + b"\n")
+    try:
+        while more := os.read(terminal, 1000):
+            shown += more
+    except OSError:  # its end
+        pass
+    _, status = os.waitpid(pid, 0)
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(status), shown
+
+
+def fmt(path, *options, passphrase=b"first"):
+    source = ["--passphrase-file", "-"] if passphrase else ["--no-passphrase"]
+    kiln("format", "-q", "--encrypted", *source, "--size", "32M", *options, path, says=(passphrase or b"") + b"\n")
+
+
+def is_open_without(path):
+    return kiln("cat", path, "/file").stdout == SECRET
+
+
+def has(path, data):
+    with open(path, "rb") as f:
+        return data in f.read()
+
+
+def a_passphrase_is_set_changed_and_removed(work):
+    image, file = os.path.join(work, "a.img"), os.path.join(work, "tree", "file")
+    os.mkdir(os.path.dirname(file))
+    with open(file, "wb") as f:
+        f.write(SECRET)
+    fmt(image, "--source", os.path.dirname(file))
+    assert not has(image, SECRET[:21]) and not has(image, b"file")
+    assert kiln("cat", "--passphrase-file", "-", image, "/file", says=b"first\n").stdout == SECRET
+    both = ["--passphrase-file", "-", "--new-passphrase-fd", "0", image]
+    assert b"wrong passphrase" in kiln("set-passphrase", *both, says=b"other\nnew\n", status=FAILED).stderr
+    kiln("set-passphrase", *both, says=b"first\nsecond\n")
+    assert b"wrong" in kiln("ls", "--passphrase-file", "-", image, says=b"first\n", status=FAILED).stderr
+    kiln("remove-passphrase", "--passphrase-file", "-", image, says=b"second\n")
+    assert is_open_without(image)
+    if changes.has_upstream():
+        assert not changes.upstream_fsck([image])
+    kiln("remove-passphrase", image)
+    kiln("set-passphrase", "--new-passphrase-file", "-", image, says=b"third\n")
+    assert b"a passphrase is needed" in kiln("ls", image, status=FAILED).stderr
+    if changes.has_upstream():
+        assert not changes.upstream_fsck([image], "third")
+
+
+def it_is_asked_for_twice_and_not_shown(work):
+    image = os.path.join(work, "a.img")
+    command = ["format", "-q", "--encrypted", "--size", "32M", image]
+    status, shown = on_terminal(command, [(b"New passphrase: ", b"one"), (b"again: ", b"two"), (b"New passphrase: ", b"same"),
+                                          (b"again: ", b"same")])
+    assert status == OK and b"same" not in shown, (status, shown)
+    status, shown = on_terminal(["ls", image, "/"], [(b"Passphrase for the filesystem", b"wrong"), (b"Passphrase for the filesystem", b"same")])
+    assert status == OK and b"lost+found" in shown and b"same" not in shown, (status, shown)
+
+
+def mistakes_are_told(work):
+    a, b, plain = (os.path.join(work, n) for n in ("a.img", "b.img", "plain.img"))
+    for options, says in ((["--no-passphrase"], b"for --encrypted"), (["--passphrase-fd", "0"], b"for --encrypted"),
+                          (["--encrypted", "--no-passphrase", "--passphrase-fd", "0"], b"contradict")):
+        assert says in kiln("format", "--size", "32M", *options, a, status=USAGE).stderr
+    nobody = kiln("format", "--size", "32M", "--encrypted", a, status=FAILED)
+    assert b"no terminal" in nobody.stderr and not os.path.exists(a)
+    kiln("format", "-q", "--size", "32M", plain)
+    assert b"isn't encrypted" in kiln("remove-passphrase", plain, status=FAILED).stderr
+    fmt(a, "--replicas=2", b, passphrase=None)
+    missing = kiln("set-passphrase", "--degraded", "--new-passphrase-file", "-", a, says=b"new\n", status=FAILED)
+    assert b"missing" in missing.stderr, missing.stderr
+    empty = kiln("set-passphrase", "--new-passphrase-file", "-", a + ":" + b, says=b"\n", status=FAILED)
+    assert b"empty" in empty.stderr
+    assert kiln("ls", a + ":" + b, "/").stdout
+
+
+def in_directory(test):
+    with tempfile.TemporaryDirectory(prefix="kiln-passphrase-") as work:
+        test(work)
+
+
+TESTS = [a_passphrase_is_set_changed_and_removed, it_is_asked_for_twice_and_not_shown, mistakes_are_told]
+
+if __name__ == "__main__":
+    sys.exit(tap.run([(t.__name__, lambda t=t: in_directory(t)) for t in TESTS]))
