@@ -224,4 +224,5 @@ void allocator_commit(struct allocator *a, struct btree_txn *txn, const struct b
 {
 	if (u->btree_id == BTREE_ALLOC && !u->level && !u->is_root)
 		commit_alloc(a, txn, u, seq);
+	gc_gens_commit(a, u);
 }

@@ -4,7 +4,8 @@
  * finds how old the oldest is for each bucket, and drops those that are too far behind.
  *
  * Keys change during the walk. A key that is put behind it can hold an old pointer only if it is what is left of
- * another key, or a copy: so the trigger tells of every old pointer that is put meanwhile (gc_gens_note()).
+ * another key, or a copy: so commits tell of all pointers that are put meanwhile (gc_gens_commit()), from before the
+ * walk begins. What was committed before that, it meets.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -31,51 +32,36 @@ void gc_gens_destroy(struct gc_gens *g)
 	mutex_destroy(&g->lock);
 }
 
-/* --- the oldest generation of each bucket, while it runs --- */
+/* --- the oldest generation of each bucket, while it walks --- */
 
-static void oldest_free(struct allocator *a)
+/* Of each bucket of each device. */
+struct generations {
+	uint8_t *gens[ALLOC_DEVS_MAX], *oldest[ALLOC_DEVS_MAX];
+};
+
+static void generations_free(struct generations *all)
 {
-	struct gc_gens *g = &a->gc;
-
-	mutex_lock(&g->lock);
-	for (unsigned dev = 0; dev < a->dev_nr; dev++) {
-		free(g->oldest[dev]);
-		free(g->gens[dev]);
-		g->oldest[dev] = g->gens[dev] = NULL;
+	for (unsigned dev = 0; dev < ALLOC_DEVS_MAX; dev++) {
+		free(all->gens[dev]);
+		free(all->oldest[dev]);
 	}
-	mutex_unlock(&g->lock);
 }
 
-static int oldest_alloc(struct allocator *a)
+static int generations_alloc(struct allocator *a, struct generations *all)
 {
-	struct gc_gens *g = &a->gc;
-	int err = 0;
-
-	mutex_lock(&g->lock);
-	for (unsigned dev = 0; !err && dev < a->dev_nr; dev++) {
+	for (unsigned dev = 0; dev < a->dev_nr; dev++) {
 		if (!a->devs[dev].is_member)
 			continue;
-		g->oldest[dev] = calloc(a->devs[dev].bucket_nr, 1);
-		g->gens[dev] = calloc(a->devs[dev].bucket_nr, 1);
-		err = g->oldest[dev] && g->gens[dev] ? 0 : -ENOMEM;
+		all->gens[dev] = calloc(a->devs[dev].bucket_nr, 1);
+		all->oldest[dev] = calloc(a->devs[dev].bucket_nr, 1);
+		if (!all->gens[dev] || !all->oldest[dev])
+			return -ENOMEM;
 	}
-	mutex_unlock(&g->lock);
-	return err;
-}
-
-void gc_gens_note(struct allocator *a, unsigned dev, uint64_t bucket, uint8_t gen)
-{
-	struct gc_gens *g = &a->gc;
-
-	mutex_lock(&g->lock);
-	uint8_t *oldest = g->oldest[dev];
-	if (oldest && gen_cmp(oldest[bucket], gen) > 0)
-		oldest[bucket] = gen;
-	mutex_unlock(&g->lock);
+	return 0;
 }
 
 /* To begin with: no pointer is older than the bucket. */
-static int oldest_read(struct allocator *a)
+static int generations_read(struct allocator *a, struct generations *all)
 {
 	uint8_t gens[BUCKET_GENS_PER_KEY];
 	struct btree_iter it;
@@ -90,13 +76,58 @@ static int oldest_read(struct allocator *a)
 
 		bucket_gens_decode(k, gens);
 		if (k.k.type == KEY_BUCKET_GENS && first < nr) {
-			memcpy(a->gc.gens[dev] + first, gens, min(nr - first, (uint64_t)BUCKET_GENS_PER_KEY));
-			memcpy(a->gc.oldest[dev] + first, gens, min(nr - first, (uint64_t)BUCKET_GENS_PER_KEY));
+			memcpy(all->gens[dev] + first, gens, min(nr - first, (uint64_t)BUCKET_GENS_PER_KEY));
+			memcpy(all->oldest[dev] + first, gens, min(nr - first, (uint64_t)BUCKET_GENS_PER_KEY));
 		}
 		btree_iter_advance(&it);
 	}
 	btree_iter_close(&it);
 	return found;
+}
+
+/* From now on commits are noted. */
+static int walk_begin(struct allocator *a)
+{
+	struct gc_gens *g = &a->gc;
+	struct generations all = { 0 };
+	int err = generations_alloc(a, &all);
+
+	if (!err)
+		err = generations_read(a, &all);
+	if (err) {
+		generations_free(&all);
+		return err;
+	}
+	mutex_lock(&g->lock);
+	memcpy(g->gens, all.gens, sizeof(g->gens));
+	memcpy(g->oldest, all.oldest, sizeof(g->oldest));
+	atomic_store(&g->is_walking, true);
+	mutex_unlock(&g->lock);
+	return 0;
+}
+
+static void walk_end(struct allocator *a)
+{
+	struct gc_gens *g = &a->gc;
+	struct generations all;
+
+	mutex_lock(&g->lock);
+	atomic_store(&g->is_walking, false);
+	memcpy(all.gens, g->gens, sizeof(g->gens));
+	memcpy(all.oldest, g->oldest, sizeof(g->oldest));
+	memset(g->gens, 0, sizeof(g->gens));
+	memset(g->oldest, 0, sizeof(g->oldest));
+	mutex_unlock(&g->lock);
+	generations_free(&all);
+}
+
+/* The lock is held. */
+static void pointer_note(struct gc_gens *g, const struct extent_ptr *ptr, uint64_t bucket)
+{
+	uint8_t *oldest = &g->oldest[ptr->dev][bucket];
+
+	if (gen_cmp(*oldest, ptr->gen) > 0)
+		*oldest = ptr->gen;
 }
 
 /* --- the walk over keys --- */
@@ -105,25 +136,34 @@ static int oldest_read(struct allocator *a)
 static bool pointers_note(struct allocator *a, struct bkey_ref k, bool is_kept)
 {
 	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
+	struct gc_gens *g = &a->gc;
 	bool has_too_old = false;
 
 	if (k.k.type != KEY_EXTENT && k.k.type != KEY_REFLINK_V)
 		return false;
 	int nr = extent_decode(k, alloc_kctx(a), ptrs, NULL, NULL);
+	mutex_lock(&g->lock);
 	for (int i = 0; i < nr; i++) {
 		const struct extent_ptr *p = &ptrs[i].ptr;
 		struct alloc_dev *d = alloc_dev_of(a, p->dev);
 		uint64_t bucket = d ? p->sector / d->bucket_sectors : 0;
 
-		if (!d || bucket >= d->bucket_nr)
+		if (!d || bucket >= d->bucket_nr || !g->oldest[p->dev])
 			continue;
-		bool is_too_old = p->is_cached && gen_cmp(a->gc.gens[p->dev][bucket], p->gen) > POINTER_AGE_MAX;
+		bool is_too_old = p->is_cached && gen_cmp(g->gens[p->dev][bucket], p->gen) > POINTER_AGE_MAX;
 
 		if (!is_too_old || is_kept)
-			gc_gens_note(a, p->dev, bucket, p->gen);
+			pointer_note(g, p, bucket);
 		has_too_old |= is_too_old;
 	}
+	mutex_unlock(&g->lock);
 	return has_too_old;
+}
+
+void gc_gens_commit(struct allocator *a, const struct btree_update *u)
+{
+	if (atomic_load(&a->gc.is_walking) && !u->level)
+		pointers_note(a, u->new, true);
 }
 
 struct drop_args {
@@ -294,17 +334,16 @@ static int oldest_write(struct allocator *a)
 
 int gc_gens_run(struct allocator *a)
 {
-	int err = oldest_alloc(a);
+	int err = walk_begin(a);
 
-	if (!err)
-		err = oldest_read(a);
-	if (!err)
-		err = keys_walk(a, BTREE_EXTENTS);
+	if (err)
+		return err;
+	err = keys_walk(a, BTREE_EXTENTS);
 	if (!err)
 		err = keys_walk(a, BTREE_REFLINK);
 	if (!err)
 		err = oldest_write(a);
-	oldest_free(a);
+	walk_end(a);
 	return err;
 }
 

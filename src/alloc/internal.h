@@ -295,8 +295,9 @@ struct gc_gens {
 	struct waitq work;
 	bool is_wanted, is_stopping;
 	uint64_t clock_last; /* write clock when it ran last */
-	/* While it runs, of each bucket: the generation when it began, and of the oldest pointer so far. */
+	/* While it walks, of each bucket: the generation when it began, and of the oldest pointer so far. */
 	uint8_t *gens[ALLOC_DEVS_MAX], *oldest[ALLOC_DEVS_MAX];
+	atomic_bool is_walking;
 	struct task *task;
 };
 
@@ -306,8 +307,8 @@ int gc_gens_start(struct allocator *a);
 void gc_gens_stop(struct allocator *a);
 /* Look whether it is time to run; it is if @is_wanted. */
 void gc_gens_kick(struct allocator *a, bool is_wanted);
-/* An old pointer is put somewhere. Any context. */
-void gc_gens_note(struct allocator *a, unsigned dev, uint64_t bucket, uint8_t gen);
+/* A key is put, and its node is locked for it. Doesn't wait. */
+void gc_gens_commit(struct allocator *a, const struct btree_update *u);
 /* All of it, once, now: for the task and tests. 0 or an error. */
 int gc_gens_run(struct allocator *a);
 

@@ -109,8 +109,6 @@ static int bucket_count(struct pointers *p, const struct extent_ptr_decoded *q, 
 		return err;
 
 	int age = gen_cmp(v.gen, q->ptr.gen);
-	if (age > 0 && sectors > 0)
-		gc_gens_note(p->a, q->ptr.dev, bucket, q->ptr.gen);
 	if (age > 0 && age <= BUCKET_GENS_DISTANCE_MAX && q->ptr.is_cached)
 		return 0;
 	if (age)
