@@ -137,6 +137,12 @@ void server_forget(struct mount_server *s, uint64_t id, uint64_t count)
 		kiln_release(s->fs, node);
 }
 
+void server_forget_attributes(struct mount_server *s, uint64_t id)
+{
+	/* An offset below zero: attributes only. What it doesn't know it can't have cached. */
+	fuse_lowlevel_notify_inval_inode(s->session, id, -1, 0);
+}
+
 static bool is_in_use(void *ctx, struct kiln_node node)
 {
 	return nodes_mark_dead(((struct mount_server *)ctx)->nodes, node);

@@ -244,6 +244,8 @@ void serve_ioctl(fuse_req_t req, fuse_ino_t id, unsigned cmd, void *arg, struct 
 		err = kiln_setattr(s->fs, node, &(struct kiln_setattr){ .fields = KILN_SET_FLAGS, .flags = fs_flags },
 				   NULL);
 		if (!err) {
+			/* ctime */
+			server_forget_attributes(s, id);
 			fuse_reply_ioctl(req, 0, NULL, 0);
 			return;
 		}

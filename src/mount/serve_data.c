@@ -128,6 +128,17 @@ static int failure_take(struct mount_server *s, struct kiln_node node)
 	return error;
 }
 
+/*
+ * A write that takes setuid or setgid away: the kernel, which leaves that to us, goes on with the mode that it knows,
+ * and would run the file with its owner's power. So it is told to ask again, before it hears that the write is done.
+ */
+static bool takes_setid(kiln_fs *fs, struct kiln_node node, unsigned flags)
+{
+	struct kiln_stat st;
+
+	return !(flags & KILN_WRITE_KEEP_SETID) && !kiln_stat(fs, node, &st) && st.mode & (S_ISUID | S_ISGID);
+}
+
 void serve_write(fuse_req_t req, fuse_ino_t id, const char *buf, size_t size, off_t offset, struct fuse_file_info *fi)
 {
 	kiln_fs *fs = server_of(req)->fs;
@@ -136,6 +147,7 @@ void serve_write(fuse_req_t req, fuse_ino_t id, const char *buf, size_t size, of
 	if (!request_node(req, id, &node))
 		return;
 	unsigned flags = fi->fh & PROTOCOL_KILL_SETID ? 0 : KILN_WRITE_KEEP_SETID;
+	bool is_mode_changed = !fi->writepage && takes_setid(fs, node, flags);
 	/* Pages come from the kernel, whoever wrote to them. */
 	if (fi->writepage && server_of(req)->has_quotas)
 		kiln_quota_privileged(fs, false);
@@ -143,6 +155,8 @@ void serve_write(fuse_req_t req, fuse_ino_t id, const char *buf, size_t size, of
 				  : kiln_write_with(fs, node, (uint64_t)offset, buf, size, flags);
 	if (n < 0 && fi->writepage)
 		failure_note(server_of(req), node, (int)-n);
+	if (is_mode_changed)
+		server_forget_attributes(server_of(req), id);
 	if (n < 0)
 		fuse_reply_err(req, (int)-n);
 	else

@@ -69,6 +69,9 @@ void reply_attr(fuse_req_t req, int err, const struct kiln_stat *st);
 /* The kernel forgets references that it had, or never got. */
 void server_forget(struct mount_server *s, uint64_t id, uint64_t count);
 
+/* Have the kernel ask again for the attributes of an object. It waits for nothing. */
+void server_forget_attributes(struct mount_server *s, uint64_t id);
+
 /* Somebody has read it: atime.c. */
 void atime_touch(struct mount_server *s, struct kiln_node node);
 

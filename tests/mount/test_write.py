@@ -593,11 +593,30 @@ def who_writes_a_setuid_file_takes_its_power(to):
         assert stat.S_IMODE(os.stat(fs.path("f")).st_mode) == 0o6777
         assert as_user(1234, lambda: write(fs.path("f"), b"x", os.O_WRONLY)) == 0
         assert stat.S_IMODE(os.stat(fs.path("f")).st_mode) == 0o777
+        # Around the page cache as well, and the owner too.
+        write(fs.path("f"), b"short")
+        os.chown(fs.path("f"), 1234, 1234)
+        os.chmod(fs.path("f"), 0o6644)
+        os.stat(fs.path("f"))
+
+        def direct():
+            with mmap.mmap(-1, 4096) as block:
+                fd = os.open(fs.path("f"), os.O_RDWR | os.O_DIRECT)
+                os.writev(fd, [block])
+                os.close(fd)
+
+        assert as_user(1234, direct) == 0
+        # It asks for nothing else, so that the kernel tells what it thinks itself, and acts upon.
+        assert subprocess.check_output(["stat", "-c", "%a", fs.path("f")]) == b"2644\n"
 
 
 def flags_are_changed_and_honoured(to):
     fs = Filesystem(to)
     with fs:
+        os.mkdir(fs.path("d"))
+        ctime = os.stat(fs.path("d")).st_ctime_ns
+        subprocess.run(["chattr", "+A", fs.path("d")], check=True)
+        assert os.stat(fs.path("d")).st_ctime_ns > ctime
         write(fs.path("f"), b"x")
         subprocess.run(["chattr", "+d", fs.path("f")], check=True)
         assert b"d" in subprocess.check_output(["lsattr", fs.path("f")]).split()[0]
