@@ -55,8 +55,10 @@ static int entry_flush(struct journal *j)
 	int err = journal_res_get(j, &res, 1, WATERMARK_NORMAL, 0);
 	if (err)
 		return err;
+	uint64_t seq = res.seq;
+
 	journal_res_put(j, &res);
-	return journal_flush_seq(j, res.seq);
+	return journal_flush_seq(j, seq);
 }
 
 int allocator_key_versions_get(struct allocator *a, unsigned nr, uint64_t *first)

@@ -175,6 +175,7 @@ static int run_seed(const struct arguments *args, uint64_t seed, struct totals *
 		       (unsigned long long)disks_hash(s), (unsigned long long)result.schedule_hash);
 	if (!s->depth)
 		COUNT(s, seeds, 1);
+	nonces_end();
 	if (!err) {
 		workload_free(s);
 		power_free(s->power);

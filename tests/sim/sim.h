@@ -117,7 +117,7 @@ struct sim {
 	uint32_t block_bytes;
 	unsigned metadata_replicas, data_replicas;
 	bool is_redundant; /* everything has a copy on another disk */
-	bool has_checksums, has_data_checksums;
+	bool has_checksums, has_data_checksums, is_encrypted;
 	char options[512], mount_options[256];
 	kiln_fs *fs;
 	/* What it must be. */
@@ -155,6 +155,12 @@ int fs_try_open(struct sim *s, unsigned flags, char why[KILN_ERROR_BYTES]);
 void fs_end(struct sim *s);
 /* As if the process were killed: nothing more is written. */
 void fs_kill(struct sim *s);
+
+/* --- nonces.c --- */
+
+/* See that no nonce is used twice in all mounts of the run from here on. */
+void nonces_begin(struct sim *s);
+void nonces_end(void);
 
 /* --- workload.c --- */
 
