@@ -1018,7 +1018,10 @@ def mount_helpers_take_lines_of_fstab(to):
 def who_finds_it_in_use_is_told_where(to):
     with Filesystem(to) as fs:
         for command in (["set-option", fs.image, "compression=none"], ["mount", fs.image, to], ["ls", fs.image, "/"],
-                        ["format", "-f", fs.image], ["mkdir", fs.image, "/a"]):
+                        ["format", "-f", fs.image], ["mkdir", fs.image, "/a"], ["put", fs.image, "/dev/null", "/a"],
+                        ["put", "-r", fs.image, fs.directory, "/a"], ["rm", fs.image, "/a"], ["mv", fs.image, "/a", "/b"],
+                        ["ln", fs.image, "/a", "/b"], ["touch", fs.image, "/a"], ["chmod", "600", fs.image, "/a"],
+                        ["chown", "1", fs.image, "/a"], ["setfattr", "-n", "user.a", "-v", "b", fs.image, "/a"]):
             status, _, err = doors.run([KILN, *command])
             assert status == 1 and "mounted at %s: use it there" % fs.directory in err, err
     fs.mount()

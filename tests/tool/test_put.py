@@ -206,14 +206,24 @@ def interrupted_it_leaves_what_it_did(work):
     for i in range(4000):
         with open(os.path.join(top, str(i)), "wb") as f:
             f.write(b"%d" % i * 3000)
-    for sig in (signal.SIGINT, signal.SIGTERM):
-        p = subprocess.Popen([changed.KILN, "put", "-r", "--overwrite", image, top, "/"], stderr=subprocess.PIPE, text=True)
-        time.sleep(0.15)
-        p.send_signal(sig)
-        _, text = p.communicate(timeout=60)
-        # It may have been too quick.
-        assert p.returncode == FAILED and "interrupted; copied" in text or p.returncode in (0, -sig), (p.returncode, text)
-        changed.check(image)
+    put, rm = ["put", "-r", "--overwrite", image, top, "/"], ["rm", "-r", image, "/large"]
+    for sig, args, undo, says in ((signal.SIGINT, put, rm, "interrupted; copied"), (signal.SIGTERM, put, rm, "interrupted; copied"),
+                                  (signal.SIGINT, rm, put, "interrupted")):
+        if args is rm:
+            kiln(*put)
+        # Too early, and it had not begun; too late, and it was through: another time is tried.
+        for attempt in range(40):
+            p = subprocess.Popen([changed.KILN, *args], stderr=subprocess.PIPE, text=True)
+            time.sleep(0.03 * (1 + attempt % 10))
+            p.send_signal(sig)
+            _, text = p.communicate(timeout=60)
+            changed.check(image)
+            if p.returncode == FAILED and says in text:
+                break
+            assert p.returncode in (0, -sig), (p.returncode, text)
+            if p.returncode == 0:
+                kiln(*undo)
+        assert says in text, "it was never interrupted"
 
 
 TESTS = [trees_come_back_as_they_were, what_is_in_a_directory_goes_into_another, options_of_the_format_hold_trees_too,
