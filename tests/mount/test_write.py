@@ -14,6 +14,7 @@ import json
 import mmap
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -496,6 +497,36 @@ def many_threads_write_and_read_their_files(to):
 
 
 # --- attributes ---
+
+
+def thousands_of_files_are_open_and_64_threads_write_them(to):
+    """$KILN_OPEN_FILES of them; then they lose their names, and are still there, until they are closed."""
+    nr, threads = int(os.environ.get("KILN_OPEN_FILES", "1000")), 64
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < nr + 100:
+        raise tap.Skip("so many files may not be open here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, nr + 100), hard))
+    try:
+        with Filesystem(to, size="512M") as fs:
+            free = os.statvfs(fs.directory).f_bfree
+            fds = {}
+
+            def work(thread):
+                for i in range(thread, nr, threads):
+                    fds[i] = os.open(fs.path("f%d" % i), os.O_CREAT | os.O_RDWR)
+                    os.write(fds[i], b"%d" % i * 1000)
+                    if i % 16 == thread % 16:
+                        os.fsync(fds[i])
+                    os.unlink(fs.path("f%d" % i))
+
+            with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+                list(pool.map(work, range(threads)))
+            for i, fd in fds.items():
+                assert os.pread(fd, 10000, 0) == b"%d" % i * 1000, i
+                os.close(fd)
+            wait_until("given back", lambda: os.statvfs(fs.directory).f_bfree > free - 2000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def times_are_kept_to_the_nanosecond(to):
@@ -1097,6 +1128,7 @@ CASES = [
     files_may_be_as_large_as_offsets_go,
     appends_of_many_processes_are_all_there,
     many_threads_write_and_read_their_files,
+    thousands_of_files_are_open_and_64_threads_write_them,
     times_are_kept_to_the_nanosecond,
     reading_changes_atime_as_asked_for,
     default_acls_are_inherited_instead_of_the_umask,
