@@ -20,7 +20,10 @@ void serve_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 
 	if (!request_node(req, parent, &dir))
 		return;
-	int err = kiln_lookup(server_of(req)->fs, dir, name, strlen(name), &st);
+	/* "." of anything, not only of directories, is asked for where a handle leads to what the kernel has forgotten.
+	 */
+	int err = strcmp(name, ".") ? kiln_lookup(server_of(req)->fs, dir, name, strlen(name), &st)
+				    : kiln_stat(server_of(req)->fs, dir, &st);
 	if (err == -ENOENT && strlen(name) > NAME_BYTES_MAX)
 		err = -ENAMETOOLONG;
 	/* An entry with id 0 is "not there", and may be remembered. */

@@ -328,6 +328,38 @@ def files_without_a_name_can_get_one(to):
         os.close(fd)
 
 
+def handles_lead_to_what_the_kernel_has_forgotten(to):
+    """name_to_handle_at(2) and open_by_handle_at(2), as servers of NFS use them."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    class Handle(ctypes.Structure):
+        _fields_ = [("bytes", ctypes.c_uint), ("type", ctypes.c_int), ("data", ctypes.c_char * 128)]
+
+    with Filesystem(to) as fs:
+        os.mkdir(fs.path("d"))
+        handles = {}
+        for name in ("d/f", "d/gone", "d"):
+            if name != "d":
+                write(fs.path(name), name.encode())
+            h, mount_id = Handle(bytes=128), ctypes.c_int()
+            if libc.name_to_handle_at(-100, fs.path(name).encode(), ctypes.byref(h), ctypes.byref(mount_id), 0):
+                raise tap.Skip("no handles here: " + os.strerror(ctypes.get_errno()))
+            handles[name] = h
+        os.unlink(fs.path("d/gone"))
+        fs.unmount()
+        fs.mount()
+        root = os.open(fs.directory, os.O_RDONLY)
+        for name, h in handles.items():
+            fd = libc.open_by_handle_at(root, ctypes.byref(h), os.O_RDONLY)
+            if name == "d/gone":
+                assert fd < 0 and ctypes.get_errno() == errno.ESTALE, os.strerror(ctypes.get_errno())
+                continue
+            assert fd >= 0, "%s: %s" % (name, os.strerror(ctypes.get_errno()))
+            assert os.listdir(fd) == ["f"] if name == "d" else os.pread(fd, 100, 0) == name.encode()
+            os.close(fd)
+        os.close(root)
+
+
 def times_of_birth_are_shown(to):
     with Filesystem(to) as fs:
         before = time.time()
@@ -1119,6 +1151,7 @@ CASES = [
     a_directory_is_listed_whole_while_it_changes,
     unlinked_files_live_until_they_are_closed,
     files_without_a_name_can_get_one,
+    handles_lead_to_what_the_kernel_has_forgotten,
     times_of_birth_are_shown,
     a_file_that_was_in_use_is_gone_after_the_mount,
     a_shared_mapping_and_writes_are_one,
