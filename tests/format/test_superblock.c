@@ -10,6 +10,7 @@
 #include "base/util.h"
 #include "format/alloc.h"
 #include "format/options.h"
+#include "format/sb_edit.h"
 #include "format/sb_sections.h"
 #include "sb_vector.h"
 
@@ -624,6 +625,21 @@ static void passphrase_unwraps_the_key(void **state)
 				 0);
 		assert_memory_equal(key.bytes, expected.bytes, 32);
 		assert_int_equal(sb_crypt_unlock(&b.sb, &c, "Secret", 6, &key), -KILN_E_BAD_PASSPHRASE);
+
+		/* Sealed by us it is the same, bit for bit. */
+		struct sb_edit edit = { &b.sb, sizeof(b) };
+		struct sb_crypt made = { 0 };
+		struct crypt_key user_key;
+		uint8_t section[64];
+
+		memcpy(section, s, sizeof(section));
+		memset(s + 16, 0, 48);
+		sb_crypt_kdf_choose(&made);
+		assert_int_equal(
+			sb_crypt_derive(&made, vectors[i].passphrase, strlen(vectors[i].passphrase), &user_key), 0);
+		sb_crypt_seal(&b.sb, &made, &user_key, &key);
+		assert_int_equal(sb_crypt_set(&edit, &made), 0);
+		assert_memory_equal(s, section, sizeof(section));
 	}
 }
 

@@ -56,10 +56,11 @@ def raises(number, function, *args, **named):
 class Filesystem:
     """A fresh image, mounted read-write by a server that stays our child, checked at the end."""
 
-    def __init__(self, to, size="256M", options=(), format_options=()):
+    def __init__(self, to, size="256M", options=(), format_options=(), passphrase=()):
         self.image = os.path.join(to, "image")
         self.directory = os.path.join(to, "mnt")
         self.options = list(options)
+        self.passphrase = list(passphrase)  # options that say it
         os.makedirs(self.directory, exist_ok=True)
         status, _, err = doors.run([KILN, "format", "--size", size, *format_options, self.image])
         assert status == 0, err
@@ -97,7 +98,7 @@ class Filesystem:
         subprocess.run(["umount", "-l", self.directory], check=True)
 
     def check(self):
-        status, out, err = doors.run([KILN, "check", self.image])
+        status, out, err = doors.run([KILN, "check", *self.passphrase, self.image])
         assert status == 0, "%s\n%s" % (out.decode()[-3000:], err[-3000:])
 
     def __enter__(self):
@@ -142,6 +143,27 @@ def as_user(uid, function):
 def read(path):
     with open(path, "rb") as f:
         return f.read()
+
+
+# --- encryption ---
+
+
+def an_encrypted_filesystem_is_written_with_its_passphrase(to):
+    secret = doors.passphrase_options(to, "a long one")
+    text = b"nobody may find this. " * 2000
+    with Filesystem(to, size="64M", options=["-o", "passphrase_file=" + secret[1]], format_options=["--encrypted", *secret],
+                    passphrase=secret) as f:
+        for round in range(2):
+            write(f.path("file%d" % round), text)
+            os.mkdir(f.path("directory%d" % round))
+            status, _, err = doors.run([KILN, "set-passphrase", *secret, "--new-passphrase-file", secret[1], f.image])
+            assert status == 1 and f.directory in err, err
+            f.unmount()
+            with open(f.image, "rb") as image:
+                everything = image.read()
+            assert text[:22] not in everything and b"directory%d" % round not in everything
+            f.mount()
+        assert read(f.path("file0")) == read(f.path("file1")) == text
 
 
 # --- trees ---
@@ -1146,6 +1168,7 @@ CASES = [
     who_finds_it_in_use_is_told_where,
     a_loop_device_is_the_file_behind_it,
     a_tree_is_copied_in_and_comes_out_the_same,
+    an_encrypted_filesystem_is_written_with_its_passphrase,
     renames_follow_their_flags,
     names_of_255_bytes_and_no_more,
     a_directory_is_listed_whole_while_it_changes,

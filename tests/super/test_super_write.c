@@ -567,6 +567,108 @@ static void power_cuts_leave_the_old_or_the_new_state(void **state)
 	assert_true(news && olds);
 }
 
+/* --- passphrases --- */
+
+/* Every copy of both devices, to @copies or back. */
+static void copies_move(struct disks *d, uint8_t copies[2][FS_COPIES][4096], bool is_back)
+{
+	for (unsigned i = 0; i < 2; i++)
+		for (unsigned c = 0; c < FS_COPIES; c++) {
+			uint64_t at = fs_copy_sector(c) * 512;
+			int err = is_back ? device_write(d->fs.dev[i], at, copies[i][c], 4096)
+					  : device_read(d->fs.dev[i], at, copies[i][c], 4096);
+
+			assert_int_equal(err, 0);
+		}
+}
+
+static void user_key_make(struct super *s, const char *passphrase, struct crypt_key *user_key)
+{
+	struct sb_crypt c;
+
+	assert_true(sb_crypt(s->sb, &c) && c.is_sealed);
+	assert_int_equal(sb_crypt_derive(&c, passphrase, strlen(passphrase), user_key), 0);
+}
+
+/* Which of the keys opens what these devices say: 0 or 1; always exactly one. */
+static unsigned opens_with(struct disks *d, unsigned devices, const struct crypt_key keys[2])
+{
+	struct super *s;
+	unsigned which;
+
+	assert_int_equal(disks_open_with(d, (struct super_open_opts){ .is_degraded_ok = true }, devices, &s), 0);
+	assert_true(s->needs_passphrase);
+	for (which = 0; which < 2 && super_unlock_key(s, &keys[which]); which++)
+		;
+	assert_true(which < 2 && !s->needs_passphrase);
+	assert_int_equal(s->key->bytes[0], 0x5a);
+	assert_int_equal(s->key->bytes[31], 0x5a);
+	super_close(s);
+	return which;
+}
+
+static void power_cuts_leave_the_old_or_the_new_passphrase(void **state)
+{
+	static uint8_t before[2][FS_COPIES][4096] __attribute__((aligned(4096)));
+	uint8_t crypt[56] = { [16] = 'b', 'c', 'h', '*', '*', 'k', 'e', 'y' };
+	struct recording r = { .nr = 0 };
+	struct crypt_key keys[2];
+	unsigned found[2] = { 0 };
+	struct disks d;
+	struct super *s;
+	struct rng rng;
+
+	memset(crypt + 24, 0x5a, 32);
+	rng_init(&rng, 1);
+	fs_init(&d.fs, 2);
+	d.fs.encryption_type = 1;
+	d.fs.crypt = crypt;
+	fs_write_sb(&d.fs);
+	for (unsigned i = 0; i < 2; i++) {
+		d.kept[i] = (struct kept){ .dev = *d.fs.dev[i], .below = d.fs.dev[i] };
+		d.kept[i].dev.ops = &kept_ops;
+	}
+	disks_open(&d, &s);
+	assert_int_equal(super_passphrase_set(s, "old", 3), 0);
+	user_key_make(s, "old", &keys[0]);
+	copies_move(&d, before, false);
+	for (unsigned i = 0; i < 2; i++)
+		d.kept[i].recording = &r;
+	assert_int_equal(super_passphrase_set(s, "new", 3), 0);
+	for (unsigned i = 0; i < 2; i++)
+		d.kept[i].recording = NULL;
+	user_key_make(s, "new", &keys[1]);
+	super_close(s);
+
+	for (unsigned round = 0; round < 6 * (r.nr + 1); round++) {
+		copies_move(&d, before, true);
+		replay(&r, round / 6, &rng);
+		found[opens_with(&d, ~0u, keys)]++;
+		opens_with(&d, 1, keys);
+		opens_with(&d, 2, keys);
+	}
+	assert_true(found[0] && found[1]);
+
+	/* Not while one is missing, which would go on with the old one. */
+	assert_int_equal(
+		disks_open_with(&d, (struct super_open_opts){ .is_write = true, .is_degraded_ok = true }, 1, &s), 0);
+	assert_int_equal(super_unlock_key(s, &keys[1]), 0);
+	assert_int_equal(super_passphrase_set(s, NULL, 0), -ENODEV);
+	super_close(s);
+
+	disks_open(&d, &s);
+	assert_int_equal(super_passphrase_set(s, NULL, 0), -EINVAL);
+	assert_int_equal(super_unlock_key(s, &keys[1]), 0);
+	assert_int_equal(super_passphrase_set(s, NULL, 0), 0);
+	super_close(s);
+	disks_open(&d, &s);
+	assert_false(s->needs_passphrase);
+	super_close(s);
+	for (unsigned n = 0; n < r.nr; n++)
+		free(r.v[n].data);
+	disks_free(&d);
+}
+
 static void foreign_write_stops_everything(void **state)
 {
 	struct disks d;
@@ -781,6 +883,7 @@ int main(void)
 		cmocka_unit_test(update_fails_for_good_when_too_little_was_written),
 		cmocka_unit_test(failure_between_copies_leaves_a_whole_one),
 		cmocka_unit_test(power_cuts_leave_the_old_or_the_new_state),
+		cmocka_unit_test(power_cuts_leave_the_old_or_the_new_passphrase),
 		cmocka_unit_test(foreign_write_stops_everything),
 		cmocka_unit_test(damaged_primary_is_written_anew_but_a_different_one_is_not),
 		cmocka_unit_test(nothing_is_written_before_initialisation),
