@@ -4,10 +4,11 @@
  * usage: bench-write IMAGE FILE_BYTES WRITE_BYTES CHECKSUM
  *
  * Makes a filesystem in IMAGE (a file, replaced), writes FILE_BYTES of bytes that don't repeat, and prints the seconds
- * that took, kiln_fsync() included.
+ * that took, kiln_fsync() included. CHECKSUM is one of the option data_checksum, or "encrypted".
  */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/clock.h"
 #include "kiln/kiln.h"
@@ -63,7 +64,9 @@ int main(int argc, char **argv)
 					      .device_struct_bytes = sizeof(dev),
 					      .flags = KILN_FORMAT_FORCE,
 					      .options = options };
-	snprintf(options, sizeof(options), "data_checksum=%s", argv[4]);
+	bool is_encrypted = !strcmp(argv[4], "encrypted");
+	format.flags |= is_encrypted ? KILN_FORMAT_ENCRYPTED : 0;
+	snprintf(options, sizeof(options), "data_checksum=%s", is_encrypted ? "crc32c" : argv[4]);
 	int err = kiln_format(&dev, 1, &format, &fs, why);
 	if (err)
 		fail("format", err, why);
