@@ -131,6 +131,8 @@ struct alloc_request {
 	uint64_t dev_exclude;	    /* bit per device that must not be used */
 	bool can_wait;		    /* for buckets to be discarded or flushed; else -EAGAIN */
 };
+/* The devices of a target, by bits; none when nothing can be written to it, or it isn't defined. */
+uint64_t allocator_target_devs(const struct allocator *a, uint16_t target);
 enum { ALLOC_PTRS_MAX = 5 };
 /* What was allocated: the same number of sectors at each pointer, and what keeps the buckets open. */
 struct alloc_extent {

@@ -79,6 +79,13 @@ static uint64_t devs_writable(const struct allocator *a, unsigned data_type)
 	return devs;
 }
 
+uint64_t allocator_target_devs(const struct allocator *a, uint16_t target)
+{
+	uint64_t devs = target ? target_devs(a, target) : UINT64_MAX;
+
+	return devs != UINT64_MAX && devs & devs_writable(a, DATA_USER) ? devs : 0;
+}
+
 int allocator_device_leave(struct allocator *a, unsigned dev)
 {
 	uint64_t devs = devs_writable(a, DATA_BTREE) & ~(1ull << dev);

@@ -17,7 +17,7 @@ int compress_region(unsigned option, const void *src, size_t src_len, void *dst,
  * Contexts of the codecs are kept from call to call. Callable from any thread.
  */
 int decompress_region(unsigned type, const void *src, size_t src_len, void *dst, size_t dst_len);
-/* Free the contexts kept. Nothing may be running. */
+/* Free the contexts kept; those in use now come back later. */
 void compress_contexts_free(void);
 
 #endif

@@ -66,6 +66,7 @@ void data_close(struct data *data)
 		free(r->damage);
 		free(r);
 	}
+	compress_contexts_free();
 	pool_destroy(&data->stripes);
 	pool_destroy(&data->regions);
 	mutex_destroy(&data->lock);

@@ -112,14 +112,34 @@ int write_options_take(struct write_op *op, const struct inode *inode)
 	uint64_t csum = option_of(data, inode, INODE_OPT_DATA_CHECKSUM, OPT_DATA_CHECKSUM);
 
 	/* Nocow means the old place; until that is built, such files are written like others. */
-	if (option_of(data, inode, INODE_OPT_COMPRESSION, OPT_COMPRESSION))
-		return -EOPNOTSUPP;
 	op->csum_type = super_data_csum_type(data->super, csum);
 	if (op->csum_type >= CHECKSUM_TYPE_NR)
 		return -EOPNOTSUPP;
+	op->compression = (unsigned)option_of(data, inode, INODE_OPT_COMPRESSION, OPT_COMPRESSION);
 	op->replicas = write_replicas(data, inode);
 	op->target = (uint16_t)option_of(data, inode, INODE_OPT_FOREGROUND_TARGET, OPT_FOREGROUND_TARGET);
+	op->rebalance = (struct extent_rebalance){
+		.target = (uint16_t)option_of(data, inode, INODE_OPT_BACKGROUND_TARGET, OPT_BACKGROUND_TARGET),
+		.compression =
+			(uint8_t)option_of(data, inode, INODE_OPT_BACKGROUND_COMPRESSION, OPT_BACKGROUND_COMPRESSION),
+	};
+	op->rebalance_devs = allocator_target_devs(data->writer->allocator, op->rebalance.target);
 	return 0;
+}
+
+int write_features_mark(const struct write_op *op)
+{
+	struct super *super = (struct super *)op->data->super;
+	int err = super_option_features_set(super, OPT_COMPRESSION, op->compression);
+
+	return err ? err : super_option_features_set(super, OPT_BACKGROUND_COMPRESSION, op->rebalance.compression);
+}
+
+bool write_options_are_same(const struct write_op *a, const struct write_op *b)
+{
+	return a->csum_type == b->csum_type && a->compression == b->compression && a->replicas == b->replicas &&
+	       a->target == b->target && a->rebalance.target == b->rebalance.target &&
+	       a->rebalance.compression == b->rebalance.compression;
 }
 
 /* --- bytes to blocks --- */
@@ -428,6 +448,8 @@ ssize_t write_locked(struct data *data, const struct data_write_target *file, ui
 	int err = write_inode_read(data, file, &inode);
 	if (!err)
 		err = write_options_take(&op, &inode);
+	if (!err)
+		err = write_features_mark(&op);
 	if (err)
 		return err;
 	err = quota_take(&op, &inode, offset_bytes, &len_bytes);

@@ -160,6 +160,8 @@ int data_batch_write(struct data_batch *b)
 	struct super *super = (struct super *)b->op.data->super;
 
 	int err = write_options_take(&b->op, &no_options);
+	if (!err)
+		err = write_features_mark(&b->op);
 	blocks_complete(b);
 	b->chunk.cut_nr = b->cut_nr;
 	b->chunk.key_nr = 0;
@@ -220,8 +222,7 @@ static bool options_are_same(const struct data_batch *b, const struct inode *ino
 {
 	struct write_op op = { .data = b->op.data };
 
-	return !write_options_take(&op, inode) && op.csum_type == b->op.csum_type && op.replicas == b->op.replicas &&
-	       op.target == b->op.target;
+	return !write_options_take(&op, inode) && write_options_are_same(&op, &b->op);
 }
 
 int data_batch_put(struct btree_txn *txn, const struct data_batch *b, unsigned file, struct inode *inode)

@@ -71,6 +71,8 @@ struct write_op {
 	unsigned compression; /* option encoding (06 §7.1) */
 	unsigned replicas;
 	uint16_t target;
+	struct extent_rebalance rebalance; /* what is wanted in the end */
+	uint64_t rebalance_devs;	   /* where; 0: anywhere */
 	struct disk_reservation reservation;
 	uint64_t *journal_seq;
 };
@@ -150,6 +152,10 @@ ssize_t write_locked(struct data *data, const struct data_write_target *file, ui
 		     size_t len_bytes, const struct data_write_times *times, uint64_t *journal_seq);
 /* How a write to @inode is to be done: what it says, else the filesystem. 0 or -EOPNOTSUPP. */
 int write_options_take(struct write_op *op, const struct inode *inode);
+/* See that the superblock has the features that this takes. Not in transactions. */
+int write_features_mark(const struct write_op *op);
+/* Would both write the same bytes in the same way? */
+bool write_options_are_same(const struct write_op *a, const struct write_op *b);
 /* Longest data that may be inline; 0: none. */
 size_t write_inline_bytes_max(const struct data *data);
 /* A data_damage_fn that sets a bool. */

@@ -105,6 +105,22 @@ static int regions_place(struct write_chunk *c)
 
 /* --- keys --- */
 
+/* Is there something left to be done in the background (06 §12.1)? Then the key says what. */
+static void rebalance_mark(const struct write_op *op, struct extent_value *v)
+{
+	unsigned wanted = compression_option_type(op->rebalance.compression);
+
+	for (unsigned i = 0; i < v->ptr_nr; i++) {
+		const struct extent_ptr_decoded *p = &v->ptrs[i];
+		bool is_other =
+			wanted && p->crc.compression != wanted && p->crc.compression != COMPRESSION_INCOMPRESSIBLE;
+		bool is_elsewhere = op->rebalance_devs && !(op->rebalance_devs >> p->ptr.dev & 1);
+
+		v->has_rebalance |= !p->ptr.is_cached && (is_other || is_elsewhere);
+	}
+	v->rebalance = op->rebalance;
+}
+
 static int key_make(struct write_chunk *c, const struct write_region *r, struct key_buf *key)
 {
 	const struct alloc_extent *e = &c->extents[r->extent];
@@ -116,6 +132,7 @@ static int key_make(struct write_chunk *c, const struct write_region *r, struct 
 							 .has_crc = r->crc.csum_type || r->crc.compression };
 		v.ptrs[i].ptr.sector += r->extent_offset;
 	}
+	rebalance_mark(c->op, &v);
 	key->k = (struct bkey){
 		.p = BPOS(c->op->file->inum, c->begin + r->at + r->crc.uncompressed_sectors, c->op->file->snapshot),
 		.version = r->version,

@@ -132,8 +132,7 @@ static void journal_flushed(void *ctx, uint64_t seq)
 /* An option in effect whose engine isn't built yet: new data would not be what it asks for. */
 static bool options_refused(const struct super *s, char why[KILN_ERROR_BYTES])
 {
-	static const enum option_id options[] = { OPT_COMPRESSION, OPT_BACKGROUND_COMPRESSION, OPT_ERASURE_CODE,
-						  OPT_NOCOW };
+	static const enum option_id options[] = { OPT_ERASURE_CODE, OPT_NOCOW };
 
 	for (size_t i = 0; i < ARRAY_NR(options); i++)
 		if (super_option_unsupported(options[i], s->options[options[i]], why))

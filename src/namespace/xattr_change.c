@@ -235,6 +235,10 @@ static int option_set(struct xattr_args *a, const char *name, const void *value,
 		if (option != INODE_OPT_PROJECT &&
 		    super_option_unsupported(inode_option_id((unsigned)option), v, why_unused))
 			return -EOPNOTSUPP;
+		if (option != INODE_OPT_PROJECT)
+			err = super_option_features_set(a->ns->super, inode_option_id((unsigned)option), v);
+		if (err)
+			return err;
 		a->option_stored = (uint32_t)v + 1;
 	}
 	return change_run(a->ns, "xattr_option", journal_seq, option_change, a);

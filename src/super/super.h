@@ -139,6 +139,8 @@ int super_replicas_mark(struct super *s, unsigned data_type, unsigned nr_require
 int super_blacklist_add(struct super *s, uint64_t start, uint64_t end);
 /* Before the first use of a feature. Nothing but a look when it is set. */
 int super_feature_set(struct super *s, enum sb_feature feature);
+/* Before the option has effect with this value, which may need features. Nothing but a look when they are set. */
+int super_option_features_set(struct super *s, enum option_id id, uint64_t value);
 /* Bits [lo, hi) of a member's flags (MEMBER_FLAG_*, format/sb_sections.h). */
 int super_member_flags_set(struct super *s, unsigned dev, unsigned lo, unsigned hi, uint64_t value);
 /*

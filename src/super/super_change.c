@@ -293,16 +293,22 @@ int super_journal_set(struct super *s, unsigned dev, const struct sb_journal_ran
 	return super_change_end(s, err);
 }
 
-static uint64_t option_feature(enum option_id id, uint64_t value)
+enum { FEATURE_NONE = 64 };
+
+static unsigned option_feature(enum option_id id, uint64_t value)
 {
-	static const unsigned by_type[] = { 64, SB_FEATURE_LZ4, SB_FEATURE_GZIP, SB_FEATURE_ZSTD };
-	unsigned bit = 64;
+	static const unsigned by_type[] = { FEATURE_NONE, SB_FEATURE_LZ4, SB_FEATURE_GZIP, SB_FEATURE_ZSTD };
 
 	if (id == OPT_COMPRESSION || id == OPT_BACKGROUND_COMPRESSION)
-		bit = by_type[option_compression_type(value)];
-	else if (id == OPT_ERASURE_CODE && value)
-		bit = SB_FEATURE_EC;
-	return bit < 64 ? 1ull << bit : 0;
+		return by_type[option_compression_type(value)];
+	return id == OPT_ERASURE_CODE && value ? SB_FEATURE_EC : FEATURE_NONE;
+}
+
+int super_option_features_set(struct super *s, enum option_id id, uint64_t value)
+{
+	unsigned feature = option_feature(id, value);
+
+	return feature == FEATURE_NONE ? 0 : super_feature_set(s, (enum sb_feature)feature);
 }
 
 int super_option_set(struct super *s, enum option_id id, uint64_t value)
@@ -313,8 +319,9 @@ int super_option_set(struct super *s, enum option_id id, uint64_t value)
 	if (err)
 		return err;
 	err = option_to_sb(id, s->sb, value);
-	if (!err)
-		word_change(&s->sb->features[0], option_feature(id, value), 0);
+	unsigned feature = option_feature(id, value);
+	if (!err && feature != FEATURE_NONE)
+		word_change(&s->sb->features[0], 1ull << feature, 0);
 	uint64_t before = s->options[id];
 	s->options[id] = value; /* the metadata checksum counts from this update on */
 	err = super_change_end(s, err);

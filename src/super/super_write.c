@@ -449,8 +449,6 @@ bool super_option_unsupported(enum option_id id, uint64_t value, char why[256])
 		enum option_id id;
 		const char *what;
 	} missing[] = {
-		{ OPT_COMPRESSION, "data can't be compressed yet when it is written" },
-		{ OPT_BACKGROUND_COMPRESSION, "data can't be compressed in the background yet" },
 		{ OPT_ERASURE_CODE, "erasure coded data can be read but not written yet" },
 		{ OPT_NOCOW, "data can't be written in place yet" },
 	};

@@ -20,6 +20,7 @@
 #include "engine/format.h"
 #include "engine/fs_write.h"
 #include "format/file_data.h"
+#include "format/key_edit.h"
 
 enum { DEVS_MAX = 2, FILES = 3, FILE_BYTES_MAX = 3 << 20, INUM_FIRST = 5000, SNAPSHOT = UINT32_MAX };
 
@@ -252,14 +253,27 @@ static void times_check(struct world *w, const struct file *f)
 	assert_int_equal(inode.mode, S_IFREG | 0755);
 }
 
+/* Bytes that compress well, badly, not at all, or now so, now otherwise. */
+static void bytes_make(struct world *w, uint8_t *bytes, size_t len)
+{
+	enum { PIECE_BYTES = 3000 };
+	unsigned kind = (unsigned)rng_below(&w->rng, 5);
+	uint8_t mask = 0xff;
+
+	for (size_t i = 0; i < len; i++) {
+		if (i % PIECE_BYTES == 0)
+			mask = kind == 4 ? (uint8_t)(0xff >> rng_below(&w->rng, 9)) : (uint8_t)(0xff >> kind * 2);
+		bytes[i] = (uint8_t)rng_u64(&w->rng) & mask;
+	}
+}
+
 static void op_write(struct world *w, struct file *f, uint64_t offset, size_t len)
 {
 	struct data_write_target target = target_of(f);
 	struct data_write_times times = times_next(w);
 	uint64_t seq = 0;
 
-	for (size_t i = 0; i < len; i++)
-		f->bytes[offset + i] = (uint8_t)rng_u64(&w->rng);
+	bytes_make(w, f->bytes + offset, len);
 	assert_int_equal(data_write(w->fs->data, &target, offset, f->bytes + offset, len, &times, &seq), len);
 	assert_true(seq != 0);
 	f->size = max(f->size, offset + len);
@@ -461,6 +475,124 @@ static void files_have_the_bytes_written_two_replicas(void **state)
 static void files_have_the_bytes_written_without_checksums(void **state)
 {
 	against_bytes(1, "block_size=4k,data_checksum=none", 4096, 150);
+}
+
+/* --- compression --- */
+
+/*
+ * Each compression, with a checksum, a block and a largest region that the seed chooses; all of them with all of those
+ * when $KILN_TEST_ALL is set.
+ */
+static void files_have_the_bytes_written_compressed(void **state)
+{
+	static const char *const compressions[] = { "lz4", "lz4:9", "gzip", "gzip:1", "zstd", "zstd:1", "zstd:15" };
+	static const char *const csums[] = { "none", "crc32c", "crc64", "xxhash" };
+	static const char *const maxima[] = { "4k", "64k", "256k", "1M" };
+	enum { ALL_NR = 2 * ARRAY_NR(csums) * ARRAY_NR(maxima) };
+	bool is_all = getenv("KILN_TEST_ALL");
+	struct rng rng;
+
+	rng_init(&rng, test_seed());
+	for (unsigned c = 0; c < ARRAY_NR(compressions); c++)
+		for (unsigned i = 0; i < (is_all ? (unsigned)ALL_NR : 1u); i++) {
+			unsigned pick = is_all ? i : (unsigned)rng_below(&rng, ALL_NR);
+			uint64_t block = pick % 2 ? 4096 : 512;
+			char options[200];
+
+			snprintf(options, sizeof(options),
+				 "block_size=%" PRIu64 ",compression=%s,data_checksum=%s,encoded_extent_max=%s%s",
+				 block, compressions[c], csums[pick / 2 % ARRAY_NR(csums)],
+				 maxima[pick / 2 / ARRAY_NR(csums)],
+				 rng_below(&rng, 4) ? "" : ",background_compression=gzip");
+			print_message("%s\n", options);
+			against_bytes(1, options, block, 25);
+		}
+}
+
+/* What the keys of a file say: how many are compressed as @type, and what they take on the device. */
+static unsigned keys_of_compression(struct world *w, const struct file *f, unsigned type, uint64_t *stored,
+				    unsigned *rebalance_nr)
+{
+	struct btree_iter it;
+	struct bkey_ref k;
+	struct extent_value v;
+	unsigned nr = 0;
+
+	*stored = *rebalance_nr = 0;
+	btree_iter_open(&it, w->fs->trees, BTREE_EXTENTS, BPOS(f->inum, 1, SNAPSHOT), 0, SNAPSHOT);
+	it.end = BPOS(f->inum, UINT64_MAX, UINT32_MAX);
+	for (; btree_iter_peek(&it, &k) > 0; btree_iter_advance(&it)) {
+		if (k.k.type != KEY_EXTENT)
+			continue;
+		assert_int_equal(extent_value_load(&v, k, &w->fs->super->kctx), 0);
+		nr += v.ptrs[0].crc.compression == type;
+		*stored += v.ptrs[0].crc.compressed_sectors * SECTOR_BYTES;
+		*rebalance_nr += v.has_rebalance;
+	}
+	btree_iter_close(&it);
+	return nr;
+}
+
+static void write_of_kind(struct world *w, struct file *f, size_t len, uint8_t mask)
+{
+	struct data_write_target target = target_of(f);
+	uint64_t seq = 0;
+
+	for (size_t i = 0; i < len; i++)
+		f->bytes[i] = (uint8_t)rng_u64(&w->rng) & mask;
+	f->size = max(f->size, (uint64_t)len);
+	assert_int_equal(data_write(w->fs->data, &target, 0, f->bytes, len, NULL, &seq), len);
+	file_check(w, f);
+}
+
+static void what_compresses_takes_less_and_what_does_not_says_so(void **state)
+{
+	static const struct {
+		const char *option;
+		unsigned type;
+		enum sb_feature feature;
+	} kinds[] = { { "lz4", COMPRESSION_LZ4, SB_FEATURE_LZ4 },
+		      { "gzip", COMPRESSION_GZIP, SB_FEATURE_GZIP },
+		      { "zstd", COMPRESSION_ZSTD, SB_FEATURE_ZSTD } };
+	enum { BYTES = 1 << 20, REGIONS = BYTES / (64 << 10) };
+
+	for (unsigned i = 0; i < ARRAY_NR(kinds); i++) {
+		struct world w;
+		char options[80];
+		uint64_t stored;
+		unsigned rebalance_nr;
+
+		snprintf(options, sizeof(options), "block_size=4k,compression=%s,background_compression=lz4",
+			 kinds[i].option);
+		world_open(&w, test_seed(), 1, options, 4096);
+		write_of_kind(&w, &w.files[0], BYTES, 1);
+		assert_true(super_has_feature(w.fs->super, kinds[i].feature));
+		assert_true(super_has_feature(w.fs->super, SB_FEATURE_LZ4));
+		/* Where a bucket ends a region more; none stays as it was but for a piece that is too short. */
+		unsigned nr = keys_of_compression(&w, &w.files[0], kinds[i].type, &stored, &rebalance_nr);
+		assert_in_range(nr, REGIONS, REGIONS + 8);
+		assert_true(stored < BYTES / 4 * 3);
+		assert_int_equal(rebalance_nr, kinds[i].type == COMPRESSION_LZ4 ? 0 : nr);
+		/* On its way to another compression, or done with. */
+		assert_int_equal(btrees_flush_all(w.fs->trees), 0);
+		assert_int_equal(keys_of_btree(&w, BTREE_REBALANCE_WORK), rebalance_nr);
+
+		write_of_kind(&w, &w.files[0], BYTES, 0xff);
+		assert_in_range(
+			keys_of_compression(&w, &w.files[0], COMPRESSION_INCOMPRESSIBLE, &stored, &rebalance_nr),
+			REGIONS, REGIONS + 8);
+		assert_int_equal(stored, BYTES);
+		assert_int_equal(rebalance_nr, 0);
+		assert_int_equal(btrees_flush_all(w.fs->trees), 0);
+		assert_int_equal(keys_of_btree(&w, BTREE_REBALANCE_WORK), 0);
+
+		/* A block can't become less. */
+		write_of_kind(&w, &w.files[1], 4096, 0);
+		assert_int_equal(
+			keys_of_compression(&w, &w.files[1], COMPRESSION_INCOMPRESSIBLE, &stored, &rebalance_nr), 1);
+		fs_check(&w);
+		world_close(&w, true);
+	}
 }
 
 /* --- inline data --- */
@@ -862,6 +994,8 @@ int main(void)
 		cmocka_unit_test(files_have_the_bytes_written_blocks_of_512),
 		cmocka_unit_test(files_have_the_bytes_written_two_replicas),
 		cmocka_unit_test(files_have_the_bytes_written_without_checksums),
+		cmocka_unit_test(files_have_the_bytes_written_compressed),
+		cmocka_unit_test(what_compresses_takes_less_and_what_does_not_says_so),
 		cmocka_unit_test(what_one_replica_keeps_is_written),
 		cmocka_unit_test(a_device_that_takes_no_writes_is_survived),
 		cmocka_unit_test(a_device_whose_cache_fails_is_left),

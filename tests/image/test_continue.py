@@ -31,8 +31,7 @@ def reason_to_refuse(name, head):
     options = head.get("format_options") or ""
     if not str(head["format_version"]).startswith("1.4") or str(head["format_version"]) != "1.4":
         return "newer than 1.4"
-    for option, says in (("--erasure_code", "erasure cod"),
-                         ("--background_compression", "background_compression"), ("--compression", "compression")):
+    for option, says in (("--erasure_code", "erasure cod"),):
         if option in options:
             return says
     return None
@@ -41,7 +40,7 @@ def reason_to_refuse(name, head):
 def files_to_change(model, devices):
     """Some of upstream's files, whose contents the model knows from here on."""
     plain = sorted(p for p, n in model.nodes.items() if n.entry["type"] == "file" and n.entry["nlink"] == 1
-                   and n.entry["size"] <= 1 << 20 and n.entry.get("subvol", 1) == 1 and "compression" not in p and "\\x" not in p)
+                   and n.entry["size"] <= 1 << 20 and n.entry.get("subvol", 1) == 1 and "\\x" not in p)
     chosen = random.Random(SEED).sample(plain, min(len(plain), 15))
     for path in chosen:
         status, out, _ = doors.run([READ_TREE, "--cat", path, ":".join(devices)])

@@ -24,8 +24,10 @@ OPERATIONS = 1000 if ALL else 200
 
 
 def layouts():
-    """(devices, options): each checksum with each block size, and buckets, nodes, devices, replicas and encryption in turn."""
+    """(devices, options): each checksum with each block size, and buckets, nodes, devices, replicas, compression and encryption in turn."""
     buckets, nodes, counts = ("32k", "128k", "512k", "1M"), ("16k", "64k", "256k", "4k"), ((1, 1), (2, 2), (3, 1), (4, 2))
+    compressions = ([], ["--compression=lz4"], ["--compression=gzip:4", "--background-compression=zstd"],
+                    ["--compression=zstd", "--encoded-extent-max=128k"])
     out = []
     for i, csum in enumerate(("none", "crc32c", "crc64", "xxhash")):
         for j, block in enumerate(("512", "4k")):
@@ -39,7 +41,7 @@ def layouts():
                 encrypted = i % 2 and not j
                 out.append((devices, ["--data-checksum=" + csum, "--metadata-checksum=" + csum, "--block-size=" + block,
                                       "--bucket-size=" + bucket, "--btree-node-size=" + node,
-                                      "--replicas=%d" % replicas] +
+                                      "--replicas=%d" % replicas, *compressions[len(out) % 4]] +
                             (["--encrypted", "--no-passphrase"] if encrypted else [])))
     return out if ALL else out[::5]
 

@@ -88,7 +88,7 @@ def can_be_written(folder, name):
     head = images.manifest(folder, name)
     options = head.get("format_options") or ""
     return str(head["format_version"]) == "1.4" and not any(
-        option in options for option in ("--encrypted", "--erasure_code", "compression"))
+        option in options for option in ("--encrypted", "--erasure_code"))
 
 
 def main():

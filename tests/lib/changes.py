@@ -182,6 +182,8 @@ class Changer:
 
     def write(self, path, offset, size):
         data = self.random.randbytes(size)
+        if self.random.randrange(2):  # what compresses
+            data = (data[:97] * (size // 97 + 1))[:size]
         done = self.fs.must("write", path, offset, size, data=data)
         assert done == size, "%s: %d of %d bytes written" % (path, done, size)
         node = self.model.nodes[path]

@@ -55,6 +55,7 @@ static void draw_format_options(struct sim *s, uint64_t bucket_kib)
 	static const char *const checksums[] = { "none", "crc32c", "crc64", "xxhash" };
 	static const char *const hashes[] = { "crc32c", "crc64", "siphash" };
 	static const char *const errors[] = { "continue", "ro" };
+	static const char *const compressions[] = { "lz4", "lz4:9", "gzip", "gzip:1", "zstd", "zstd:6" };
 	static const unsigned node_kib[] = { 4, 8, 16, 32, 64, 128, 256 };
 	struct strbuf text = strbuf_fixed(s->options, sizeof(s->options));
 	unsigned node, extent_kib = 4u << below(s, 7);
@@ -99,6 +100,10 @@ static void draw_format_options(struct sim *s, uint64_t bucket_kib)
 	}
 	if (one_in(s, 2))
 		strbuf_add(&text, ",usrquota,grpquota,prjquota");
+	if (one_in(s, 3))
+		strbuf_printf(&text, ",compression=%s", pick(s, compressions, ARRAY_NR(compressions)));
+	if (one_in(s, 6))
+		strbuf_printf(&text, ",background_compression=%s", pick(s, compressions, ARRAY_NR(compressions)));
 	/* Of a seed that isn't one of these, nothing else changes by it. */
 	s->is_encrypted = s->seed % 3 == 2;
 	s->has_checksums |= s->is_encrypted;

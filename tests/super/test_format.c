@@ -247,7 +247,6 @@ static void nonsense_is_refused_with_a_sentence(void **state)
 		{ NULL, NULL, { .durability = 1, .data_allowed = 1 << DATA_BTREE }, 64, "hold the journal", -EINVAL },
 		{ NULL, NULL, { .durability = 1, .label = "a..b" }, 64, "is no label", -EINVAL },
 		{ "foreground_target", "ssd", { .durability = 1 }, 64, "foreground_target: 'ssd'", -EINVAL },
-		{ "compression", "zstd", { .durability = 1 }, 64, "compression", -EOPNOTSUPP },
 		{ "erasure_code", "1", { .durability = 1 }, 64, "erasure_code", -EOPNOTSUPP },
 		{ "verbose", "1", { .durability = 1 }, 64, "verbose", -EINVAL },
 	};

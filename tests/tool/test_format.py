@@ -144,12 +144,12 @@ def device_options_hold_for_devices_behind_them(work):
 
 def what_is_not_built_is_refused_by_name(work):
     image = os.path.join(work, "a.img")
-    for option in ("--compression=zstd", "--background-compression=lz4", "--erasure_code", "--nocow"):
+    for option in ("--erasure_code", "--nocow"):
         p = kiln("format", "--size", "64M", option, image, status=FAILED)
         name = option.lstrip("-").split("=")[0].replace("-", "_")
         assert name in p.stderr.replace("-", "_"), p.stderr
         assert not os.path.exists(image)
-    fmt("--size", "64M", "--compression=none", "--erasure-code=0", image)
+    fmt("--size", "64M", "--erasure-code=0", image)
 
 
 def mistakes_are_told(work):

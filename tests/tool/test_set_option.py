@@ -81,7 +81,7 @@ def mistakes_change_nothing(work):
         (USAGE, "not from 1 to 3", "acl=0", "data_replicas=4"),
         (USAGE, "a value is needed", "data_replicas"),
         (USAGE, "no such device or label", "foreground_target=ssd"),
-        (FAILED, "compression", "compression=lz4"),
+        (FAILED, "erasure_code", "erasure_code=1"),
         (USAGE, "NAME=VALUE",),
         (USAGE, "by force", "--force", "acl=0"),
     ):
