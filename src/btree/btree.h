@@ -23,6 +23,14 @@ struct btrees;
 struct btree_node;
 struct btree_node_reserve;
 
+struct btree_bad_replica {
+	unsigned btree_id, level;
+	struct bpos pos; /* of the node */
+	struct extent_ptr ptr;
+	int err;
+	bool has_served; /* another replica */
+};
+
 /* Where nodes come from. Filled in by `engine` for disks; tests use memory. */
 struct btree_backend {
 	/*
@@ -32,8 +40,8 @@ struct btree_backend {
 	int (*read)(void *ctx, const struct btree_ptr *p, unsigned replica, void *buf, size_t bytes);
 	/* Name of the device of that replica, for reports. */
 	const char *(*device_name)(void *ctx, unsigned dev);
-	/* A replica was found bad, unless its device isn't there: for counters. May be NULL. */
-	void (*replica_bad)(void *ctx, unsigned dev, int err);
+	/* A replica was found bad, unless its device isn't there. Called with locks held. May be NULL. */
+	void (*replica_bad)(void *ctx, const struct btree_bad_replica *bad);
 
 	/* --- writing; all NULL where nothing is written --- */
 

@@ -431,7 +431,12 @@ static void replicas_report(struct node_reader *r, int good)
 		if (err == -ENODEV && good >= 0)
 			continue;
 		if (err != -ENODEV && backend->replica_bad)
-			backend->replica_bad(backend->ctx, r->p->ptr.ptrs[i].dev, err);
+			backend->replica_bad(backend->ctx, &(struct btree_bad_replica){ .btree_id = r->p->btree_id,
+											.level = r->p->level,
+											.pos = r->p->max_key,
+											.ptr = r->p->ptr.ptrs[i],
+											.err = err,
+											.has_served = good >= 0 });
 		if (is_new)
 			replica_report(r, i, good >= 0 ? REPORT_RECOVERED : REPORT_DAMAGE);
 	}

@@ -4,6 +4,7 @@
  *   read.c      data_read(): pieces of a file, each served as its kind demands; regions in flight
  *   map.c       which keys cover a range of a file
  *   region.c    one stored region: choose a replica, read, verify, decode, copy out
+ *   repair.c    replace copies that were found bad
  *   stripe.c    rebuild part of a block from the rest of its stripe
  *   pool.c      bounce buffers within a budget
  *   compress.c  the codecs
@@ -40,6 +41,7 @@ enum data_counter {
 };
 
 struct reader;
+struct repair_list;
 struct data_writer;
 
 struct data {
@@ -52,6 +54,7 @@ struct data {
 	struct reader *readers_idle;
 	unsigned readers_idle_nr;
 	_Atomic uint64_t counters[COUNTER_NR];
+	struct repair_list *repairs;
 	struct data_writer *writer; /* NULL: nothing is written */
 };
 

@@ -22,6 +22,7 @@
 #include "base/array.h"
 #include "data/compress.h"
 #include "data/internal.h"
+#include "data/repair.h"
 #include "data/write_internal.h"
 #include "format/error_ids.h"
 #include "format/file_data.h"
@@ -45,6 +46,10 @@ int data_open(const struct super *super, struct btrees *trees, uint64_t memory_b
 		       "the largest region fits, stored and decompressed");
 	if (!d)
 		return -ENOMEM;
+	if (repair_list_new(&d->repairs)) {
+		free(d);
+		return -ENOMEM;
+	}
 	d->super = super;
 	d->trees = trees;
 	d->reports = reports;
@@ -70,6 +75,7 @@ void data_close(struct data *data)
 	pool_destroy(&data->stripes);
 	pool_destroy(&data->regions);
 	mutex_destroy(&data->lock);
+	repair_list_free(data->repairs);
 	free(data);
 }
 

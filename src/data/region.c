@@ -19,6 +19,7 @@
 #include "base/mutant.h"
 #include "data/compress.h"
 #include "data/internal.h"
+#include "data/repair.h"
 #include "format/error_ids.h"
 #include "format/version.h"
 
@@ -197,6 +198,16 @@ static void failures_report(struct region *r, bool is_recovered)
 {
 	for (unsigned i = 0; i < r->failure_nr; i++)
 		failure_report(r, &r->failures[i], is_recovered);
+}
+
+/* Another copy served. */
+static void failures_recovered(struct region *r)
+{
+	failures_report(r, true);
+	for (unsigned i = 0; i < r->failure_nr; i++)
+		if (!r->failures[i].was_rebuild)
+			repair_extent(r->reader->data, r->btree_id, r->k.p, &r->ptrs[r->failures[i].ptr_idx].ptr,
+				      r->failures[i].err);
 }
 
 /* --- choosing --- */
@@ -519,7 +530,7 @@ enum region_result region_start(struct region *r)
 		}
 		if (attempt_end(r, stripe_rebuild(r->reader->data, &p->stripe, &p->ptr, r->device_sector,
 						  r->read_sectors, stored_data(r)))) {
-			failures_report(r, true);
+			failures_recovered(r);
 			return REGION_DONE;
 		}
 	}
@@ -532,6 +543,6 @@ enum region_result region_continue(struct region *r)
 		data_count(r->reader->data, COUNTER_BYTES_READ, r->io.len_bytes);
 	if (!attempt_end(r, r->io.err))
 		return region_start(r);
-	failures_report(r, true);
+	failures_recovered(r);
 	return REGION_DONE;
 }

@@ -11,6 +11,7 @@
 
 #include "base/mutant.h"
 #include "data/copygc.h"
+#include "data/repair.h"
 #include "data/write_internal.h"
 #include "device/device.h"
 
@@ -65,6 +66,7 @@ void data_stop_write(struct data *data)
 
 	if (!w)
 		return;
+	repair_stop(data);
 	copygc_stop(data);
 	data->writer = NULL;
 	crew_destroy(&w->crew);

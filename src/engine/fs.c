@@ -7,6 +7,7 @@
 
 #include "base/secret.h"
 #include "base/strbuf.h"
+#include "data/repair.h"
 #include "device/scan.h"
 #include "engine/fs_write.h"
 
@@ -39,10 +40,14 @@ static const char *backend_device_name(void *ctx, unsigned dev)
 }
 
 /* What can't be read the device has counted. */
-static void backend_replica_bad(void *ctx, unsigned dev, int err)
+static void backend_replica_bad(void *ctx, const struct btree_bad_replica *bad)
 {
-	if (err == -KILN_E_CHECKSUM)
-		super_checksum_error_count(((struct kiln_fs *)ctx)->super, dev);
+	struct kiln_fs *fs = ctx;
+
+	if (bad->err == -KILN_E_CHECKSUM)
+		super_checksum_error_count(fs->super, bad->ptr.dev);
+	if (bad->has_served && fs->data)
+		data_repair_node(fs->data, bad->btree_id, bad->level, bad->pos, &bad->ptr, bad->err);
 }
 
 static int backend_reserve(void *ctx, unsigned nr, enum watermark watermark, struct btree_node_reserve **reserve)

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "data/copygc.h"
+#include "data/repair.h"
 #include "format/version.h"
 #include "namespace/change.h"
 #include "recovery/passes.h"
@@ -275,6 +276,8 @@ static int start_steps(struct kiln_fs *fs)
 	if (!err)
 		err = data_start_copygc(fs->data);
 	if (!err)
+		err = data_start_repair(fs->data);
+	if (!err)
 		err = allocator_quota_start(fs->allocator);
 	return err;
 }
@@ -355,6 +358,8 @@ int fs_write_start_fresh(struct kiln_fs *fs, uint64_t memory_bytes, char why[KIL
 	if (!err)
 		err = data_start_copygc(fs->data);
 	if (!err)
+		err = data_start_repair(fs->data);
+	if (!err)
 		err = allocator_quota_start(fs->allocator);
 	return start_end(fs, err, err == -ENOSPC ? "The devices are too small for a filesystem." : error_name(err),
 			 why);
@@ -377,6 +382,10 @@ static int write_back_all(struct kiln_fs *fs)
 	namespace_stop_write(fs->ns);
 	if (!err)
 		err = data_unfinished(fs->data);
+	if (!err) {
+		stop_step_set(fs, "replacing bad copies");
+		data_repair_wait(fs->data);
+	}
 	stop_step_set(fs, "finishing what was being written");
 	data_stop_write(fs->data);
 	/* What became empty can be discarded only behind a flush, and discarding changes keys again: settle that first.

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "data/copygc.h"
+#include "data/repair.h"
 #include "engine/fs.h"
 #include "namespace/change.h"
 
@@ -107,11 +108,15 @@ static json_t *allocator_json(kiln_fs *fs)
 
 static json_t *data_json(kiln_fs *fs)
 {
+	struct data_repair_stats r;
 	struct data_stats d;
 
 	data_stats(fs->data, &d);
-	return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o}", "bytes_read", u64_json(d.bytes_read), "reads",
-			 u64_json(d.ios), "retries_after_errors", u64_json(d.retries_io), "retries_after_checksums",
+	data_repair_stats(fs->data, &r);
+	return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "bad_copies_found", u64_json(r.found),
+			 "extents_repaired", u64_json(r.extents), "nodes_repaired", u64_json(r.nodes), "repairs_failed",
+			 u64_json(r.failed), "bytes_read", u64_json(d.bytes_read), "reads", u64_json(d.ios),
+			 "retries_after_errors", u64_json(d.retries_io), "retries_after_checksums",
 			 u64_json(d.retries_csum), "reconstructed", u64_json(d.reconstructed), "damaged_bytes",
 			 u64_json(d.damaged_bytes));
 }

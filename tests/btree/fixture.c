@@ -85,7 +85,7 @@ static const char *device_name(void *ctx, unsigned dev)
 	return dev < FIXTURE_DEVS ? names[dev] : "no such device";
 }
 
-static void replica_bad(void *ctx, unsigned dev, int err)
+static void replica_bad(void *ctx, const struct btree_bad_replica *bad)
 {
 	atomic_fetch_add(&((struct fixture *)ctx)->bad_replicas, 1);
 }

@@ -1,0 +1,271 @@
+/* Read repair. See repair.h. */
+#include "data/repair.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "data/move.h"
+#include "data/write_internal.h"
+
+enum {
+	LIST_MAX = 512,
+	BATCH_MAX = 64, /* taken from it at a time */
+};
+
+/* A bad copy: at @ptr, of the key or node at @pos. */
+struct bad_copy {
+	unsigned btree_id, level; /* 0: an extent; else the level of the node + 1 */
+	struct bpos pos;
+	struct extent_ptr ptr;
+	int err;
+};
+
+struct repair_list {
+	struct mutex lock;
+	struct waitq work, idle;
+	struct bad_copy copies[LIST_MAX]; /* a ring */
+	unsigned first, nr;
+	bool is_busy, is_stopping;
+	struct task *task; /* NULL: not running */
+	struct data_repair_stats stats;
+};
+
+int repair_list_new(struct repair_list **list)
+{
+	struct repair_list *l = calloc(1, sizeof(*l));
+
+	if (!l)
+		return -ENOMEM;
+	mutex_init(&l->lock);
+	waitq_init(&l->work);
+	waitq_init(&l->idle);
+	*list = l;
+	return 0;
+}
+
+void repair_list_free(struct repair_list *l)
+{
+	if (!l)
+		return;
+	waitq_destroy(&l->idle);
+	waitq_destroy(&l->work);
+	mutex_destroy(&l->lock);
+	free(l);
+}
+
+/* --- what was found --- */
+
+/* A device that isn't there, or a key that is, says nothing about what is stored. */
+static bool is_repairable(int err)
+{
+	return err != -ENODEV && err != -ENOMEM && err != -KILN_E_NEED_PASSPHRASE && err != -KILN_E_STALE;
+}
+
+static bool ptr_is_same(const struct extent_ptr *a, const struct extent_ptr *b)
+{
+	return a->dev == b->dev && a->sector == b->sector && a->gen == b->gen;
+}
+
+static bool is_listed(const struct repair_list *l, const struct bad_copy *c)
+{
+	for (unsigned i = 0; i < l->nr; i++) {
+		const struct bad_copy *other = &l->copies[(l->first + i) % LIST_MAX];
+
+		if (other->btree_id == c->btree_id && other->level == c->level && bpos_eq(other->pos, c->pos) &&
+		    ptr_is_same(&other->ptr, &c->ptr))
+			return true;
+	}
+	return false;
+}
+
+static void bad_copy_note(struct data *data, const struct bad_copy *c)
+{
+	struct repair_list *l = data->repairs;
+
+	if (!is_repairable(c->err))
+		return;
+	mutex_lock(&l->lock);
+	l->stats.found++;
+	if (!is_listed(l, c)) {
+		if (l->nr < LIST_MAX)
+			l->copies[(l->first + l->nr++) % LIST_MAX] = *c;
+		else
+			l->stats.dropped++;
+		waitq_wake_one(&l->work);
+	}
+	mutex_unlock(&l->lock);
+}
+
+void repair_extent(struct data *data, unsigned btree_id, struct bpos pos, const struct extent_ptr *ptr, int err)
+{
+	bad_copy_note(data, &(struct bad_copy){ .btree_id = btree_id, .pos = pos, .ptr = *ptr, .err = err });
+}
+
+void data_repair_node(struct data *data, unsigned btree_id, unsigned level, struct bpos pos,
+		      const struct extent_ptr *ptr, int err)
+{
+	bad_copy_note(data, &(struct bad_copy){
+				    .btree_id = btree_id, .level = level + 1, .pos = pos, .ptr = *ptr, .err = err });
+}
+
+/* --- repairing --- */
+
+/* Pointers of the key, as it is by now, that lead to one of the bad copies of it in the batch. */
+static uint32_t bad_pointers(const struct data *data, struct bkey_ref k, const struct bad_copy *batch, unsigned nr,
+			     const struct bad_copy *of)
+{
+	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
+	uint32_t mask = 0;
+
+	if (k.k.type != KEY_EXTENT && k.k.type != KEY_REFLINK_V)
+		return 0;
+	int ptr_nr = extent_decode(k, &data->super->kctx, ptrs, NULL, NULL);
+	for (int i = 0; i < ptr_nr; i++)
+		for (unsigned b = 0; b < nr; b++)
+			if (!batch[b].level && batch[b].btree_id == of->btree_id && bpos_eq(batch[b].pos, of->pos) &&
+			    ptr_is_same(&ptrs[i].ptr, &batch[b].ptr))
+				mask |= 1u << i;
+	return ptr_nr > 0 && mask != (1u << ptr_nr) - 1 ? mask : 0;
+}
+
+static int mover_run(struct data_mover *m, struct data_repair_stats *stats)
+{
+	struct data_move_stats moved = { 0 };
+	int err = data_mover_run(m, &moved);
+
+	stats->extents += moved.keys_moved;
+	stats->failed += moved.keys_failed;
+	data_mover_begin(m);
+	return err;
+}
+
+static void extent_repair(struct data *data, struct data_mover *m, const struct bad_copy *batch, unsigned nr,
+			  const struct bad_copy *c, struct data_repair_stats *stats)
+{
+	struct bkey_copy copy;
+	struct data_move move = { .watermark = WATERMARK_STRIPE, .flags = DATA_MOVE_DROP_OLD };
+	int err;
+
+	/* Where the bits are wrong but the device works, the new copy is wanted in the same place as the old one. */
+	move.target = (uint16_t)(c->err == -KILN_E_CHECKSUM ? TARGET_DEVICE_FIRST + c->ptr.dev : 0);
+	do {
+		if (btree_lookup(data->trees, c->btree_id, c->pos, &copy) <= 0 || !bpos_eq(copy.k.k.p, c->pos))
+			return;
+		move.rewrite = move.avoid = bad_pointers(data, copy.k, batch, nr, c);
+		if (!move.rewrite)
+			return;
+		err = data_mover_add(m, c->btree_id, copy.k, &move);
+	} while (err == -ENOBUFS && (mover_run(m, stats), true));
+	stats->failed += err && err != -EINVAL;
+}
+
+/* One move takes all bad pointers of a key, so the key's others in the batch are done with it. */
+static bool is_first_of_key(const struct bad_copy *batch, unsigned i)
+{
+	for (unsigned k = 0; k < i; k++)
+		if (!batch[k].level && batch[k].btree_id == batch[i].btree_id && bpos_eq(batch[k].pos, batch[i].pos))
+			return false;
+	return true;
+}
+
+static void batch_repair(struct data *data, const struct bad_copy *batch, unsigned nr, struct data_repair_stats *stats)
+{
+	struct data_mover *m = data_mover_new(data);
+
+	if (m)
+		data_mover_begin(m);
+	for (unsigned i = 0; i < nr; i++)
+		if (!batch[i].level && m && is_first_of_key(batch, i))
+			extent_repair(data, m, batch, nr, &batch[i], stats);
+	if (m)
+		mover_run(m, stats);
+	data_mover_free(m);
+	for (unsigned i = 0; i < nr; i++) {
+		const struct bad_copy *c = &batch[i];
+		int err = c->level ? btree_node_rewrite(data->trees, c->btree_id, c->level - 1, c->pos, &c->ptr) : 0;
+
+		stats->nodes += c->level && !err;
+		stats->failed += err && err != -ENOENT;
+	}
+}
+
+/* --- the task --- */
+
+static unsigned batch_take(struct repair_list *l, struct bad_copy batch[BATCH_MAX])
+{
+	unsigned nr = 0;
+
+	for (; l->nr && nr < BATCH_MAX; l->nr--) {
+		batch[nr++] = l->copies[l->first];
+		l->first = (l->first + 1) % LIST_MAX;
+	}
+	return nr;
+}
+
+static void repair_task(void *arg)
+{
+	struct data *data = arg;
+	struct repair_list *l = data->repairs;
+	struct bad_copy batch[BATCH_MAX];
+
+	mutex_lock(&l->lock);
+	while (!l->is_stopping) {
+		struct data_repair_stats done = { 0 };
+		unsigned nr = batch_take(l, batch);
+
+		l->is_busy = nr;
+		if (!nr) {
+			waitq_wake_all(&l->idle);
+			waitq_wait(&l->work, &l->lock);
+			continue;
+		}
+		mutex_unlock(&l->lock);
+		batch_repair(data, batch, nr, &done);
+		mutex_lock(&l->lock);
+		l->stats.extents += done.extents;
+		l->stats.nodes += done.nodes;
+		l->stats.failed += done.failed;
+	}
+	l->is_busy = false;
+	waitq_wake_all(&l->idle);
+	mutex_unlock(&l->lock);
+}
+
+int data_start_repair(struct data *data)
+{
+	data->repairs->is_stopping = false;
+	return task_start(&data->repairs->task, "read-repair", repair_task, data);
+}
+
+void data_repair_wait(struct data *data)
+{
+	struct repair_list *l = data->repairs;
+
+	mutex_lock(&l->lock);
+	while (l->task && !l->is_stopping && (l->nr || l->is_busy))
+		waitq_wait(&l->idle, &l->lock);
+	mutex_unlock(&l->lock);
+}
+
+void repair_stop(struct data *data)
+{
+	struct repair_list *l = data->repairs;
+
+	mutex_lock(&l->lock);
+	struct task *task = l->task;
+	l->task = NULL;
+	l->is_stopping = true;
+	waitq_wake_all(&l->work);
+	waitq_wake_all(&l->idle);
+	mutex_unlock(&l->lock);
+	if (task)
+		task_join(task);
+}
+
+void data_repair_stats(struct data *data, struct data_repair_stats *stats)
+{
+	mutex_lock(&data->repairs->lock);
+	*stats = data->repairs->stats;
+	mutex_unlock(&data->repairs->lock);
+}

@@ -1,0 +1,359 @@
+/*
+ * Disks that rot: with two copies everything reads right, and reading replaces the bad ones; with one copy of the data
+ * exactly what is damaged is said. KILN_TEST_ROTS places (10000 is what the long run takes).
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include <cmocka.h>
+
+#include "base/clock.h"
+#include "base/util.h"
+#include "data/repair.h"
+#include "device/power.h"
+#include "engine/format.h"
+#include "engine/fs_write.h"
+
+enum {
+	DISKS = 2,
+	DISK_BYTES = 64 << 20,
+	ROTS_DEFAULT = 400,
+	ROT_BEGIN = 8 << 20, /* behind the superblocks at the front: that they may be bad is tested elsewhere */
+	ROT_END = DISK_BYTES - (4 << 20),
+	FILES = 24,
+	FILE_BYTES = 1 << 20,
+	PASSES_MAX = 100,
+};
+
+struct world {
+	struct power *power;
+	struct kiln_fs *fs;
+	struct rng rng;
+	unsigned disks_missing;
+	struct kiln_node files[FILES];
+	uint64_t recovered; /* reports */
+	uint8_t *bytes, *buf;
+};
+
+static uint64_t test_seed(void)
+{
+	const char *text = getenv("KILN_TEST_SEED");
+	uint64_t seed = text ? strtoull(text, NULL, 0) : random_u64();
+
+	print_message("KILN_TEST_SEED=%" PRIu64 "\n", seed);
+	return seed;
+}
+
+static unsigned rots_nr(void)
+{
+	const char *text = getenv("KILN_TEST_ROTS");
+
+	return text ? (unsigned)strtoul(text, NULL, 0) : ROTS_DEFAULT;
+}
+
+static void on_report(void *ctx, const struct kiln_report *report)
+{
+	((struct world *)ctx)->recovered += report->level == KILN_REPORT_RECOVERED;
+}
+
+static struct kiln_open_options open_options(struct world *w)
+{
+	return (struct kiln_open_options){ .struct_bytes = sizeof(struct kiln_open_options),
+					   .flags = KILN_OPEN_WRITE | (w->disks_missing ? KILN_OPEN_DEGRADED : 0),
+					   .ctx = w,
+					   .report = on_report };
+}
+
+static unsigned disks_open(struct world *w, struct device *devices[DISKS])
+{
+	unsigned nr = 0;
+
+	for (unsigned i = 0; i < DISKS; i++)
+		if (!(w->disks_missing >> i & 1))
+			assert_int_equal(power_disk_open(w->power, i, &devices[nr++]), 0);
+	return nr;
+}
+
+static void world_reopen(struct world *w)
+{
+	struct kiln_open_options options = open_options(w);
+	struct device *devices[DISKS];
+	char why[KILN_ERROR_BYTES] = "";
+	unsigned nr = disks_open(w, devices);
+
+	if (fs_open(NULL, 0, devices, nr, &options, FS_NAMESPACE, &w->fs, why))
+		fail_msg("%s", why);
+	assert_null(kiln_write_refused(w->fs));
+}
+
+static void world_shut(struct world *w)
+{
+	assert_int_equal(kiln_shutdown(w->fs), 0);
+	kiln_close(w->fs);
+	w->fs = NULL;
+	for (unsigned i = 0; i < DISKS; i++)
+		power_disk_settle(w->power, i);
+}
+
+static uint8_t *bytes_of(struct world *w, unsigned file) { return w->bytes + (size_t)file * FILE_BYTES; }
+
+static void world_make(struct world *w, const char *options)
+{
+	struct kiln_format_device format_devs[DISKS] = { 0 };
+	struct kiln_format_options format = { .struct_bytes = sizeof(format),
+					      .device_struct_bytes = sizeof(format_devs[0]),
+					      .options = options,
+					      .superblock_bytes = 64 << 10 };
+	struct kiln_open_options open = open_options(w);
+	struct kiln_create attr = { .mode = S_IFREG | 0644 };
+	struct device *devices[DISKS];
+	char why[KILN_ERROR_BYTES] = "", name[16];
+	struct kiln_stat st;
+
+	uint64_t seed = test_seed();
+	memset(w, 0, sizeof(*w));
+	rng_init(&w->rng, seed);
+	w->power = power_new(seed);
+	open.ctx = w;
+	w->bytes = malloc((size_t)FILES * FILE_BYTES);
+	w->buf = malloc(FILE_BYTES);
+	for (unsigned i = 0; i < DISKS; i++) {
+		assert_int_equal(power_disk_add(w->power, DISK_BYTES, 512), i);
+		format_devs[i] = (struct kiln_format_device){ .path = i ? "b" : "a", .bucket_bytes = 128 << 10 };
+	}
+	disks_open(w, devices);
+	if (fs_format_devices(devices, format_devs, DISKS, &format, why) ||
+	    fs_initialize(devices, DISKS, &open, &w->fs, why))
+		fail_msg("format: %s", why);
+	for (size_t i = 0; i < (size_t)FILES * FILE_BYTES; i++)
+		w->bytes[i] = (uint8_t)rng_u64(&w->rng);
+	for (unsigned i = 0; i < FILES; i++) {
+		int len = snprintf(name, sizeof(name), "%u", i);
+
+		assert_int_equal(kiln_create(w->fs, kiln_root(w->fs), name, (size_t)len, &attr, &st), 0);
+		w->files[i] = st.node;
+		assert_int_equal(kiln_write(w->fs, st.node, 0, bytes_of(w, i), FILE_BYTES), FILE_BYTES);
+	}
+	world_shut(w);
+}
+
+static void world_end(struct world *w)
+{
+	if (w->fs)
+		world_shut(w);
+	power_free(w->power);
+	free(w->bytes);
+	free(w->buf);
+}
+
+static void rot(struct world *w, unsigned disk, uint64_t at)
+{
+	power_disk_bytes(w->power, disk)[at] ^= (uint8_t)(1u << rng_below(&w->rng, 8));
+}
+
+static void files_check(struct world *w)
+{
+	for (unsigned i = 0; i < FILES; i++) {
+		assert_int_equal(kiln_read(w->fs, w->files[i], 0, w->buf, FILE_BYTES), FILE_BYTES);
+		assert_memory_equal(w->buf, bytes_of(w, i), FILE_BYTES);
+	}
+}
+
+/* How many copies of data are bad. */
+static uint64_t bad_copies(struct world *w)
+{
+	struct kiln_check_options options = { .struct_bytes = sizeof(options), .flags = KILN_CHECK_DATA };
+	struct kiln_check_result *result = calloc(1, sizeof(*result));
+	uint64_t nr = 0;
+
+	assert_int_equal(kiln_check(w->fs, &options, result), 0);
+	for (unsigned i = 0; i < result->kind_nr; i++)
+		nr += strcmp(result->kinds[i].name, "data_replica_bad") ? 0 : result->kinds[i].count;
+	free(result);
+	return nr;
+}
+
+static uint64_t checksum_errors(struct world *w, unsigned dev)
+{
+	struct member m;
+
+	assert_int_equal(super_update(w->fs->super), 0);
+	sb_member(w->fs->super->sb, dev, &m);
+	return m.errors[2];
+}
+
+static void bad_copies_are_replaced_when_they_are_read(void **state)
+{
+	struct data_repair_stats stats;
+	struct world w;
+
+	world_make(&w, "block_size=512,btree_node_size=8k,encoded_extent_max=16k,metadata_replicas=2,data_replicas=2");
+	unsigned disk = (unsigned)rng_below(&w.rng, DISKS);
+	for (unsigned i = rots_nr(); i; i--)
+		rot(&w, disk, ROT_BEGIN + rng_below(&w.rng, ROT_END - ROT_BEGIN));
+	world_reopen(&w);
+	uint64_t bad = bad_copies(&w), left = bad, passes = 0;
+	assert_true(bad > 0);
+	/* Readers take either copy, so it takes them a few times to meet all. */
+	for (; left && passes < PASSES_MAX; passes++) {
+		files_check(&w);
+		data_repair_wait(w.fs->data);
+		data_repair_stats(w.fs->data, &stats);
+		if (passes % 10 == 9)
+			left = bad_copies(&w);
+	}
+	assert_int_equal(left, 0);
+	print_message("%" PRIu64 " bad copies: %" PRIu64 " extents and %" PRIu64 " nodes repaired in %" PRIu64
+		      " passes\n",
+		      bad, stats.extents, stats.nodes, passes);
+	assert_true(stats.extents >= bad);
+	assert_int_equal(stats.failed, 0);
+	assert_true(checksum_errors(&w, disk) >= bad);
+	assert_int_equal(checksum_errors(&w, !disk), 0);
+	assert_true(w.recovered > 0);
+	world_shut(&w);
+	/* What was repaired doesn't need the other one. */
+	w.disks_missing = 1u << !disk;
+	if (!stats.nodes) {
+		world_reopen(&w);
+		files_check(&w);
+		world_shut(&w);
+	}
+	w.disks_missing = 1u << disk;
+	world_reopen(&w);
+	files_check(&w);
+	world_end(&w);
+}
+
+/* --- nodes --- */
+
+static int node_rot(void *ctx, const struct btree_node_info *info, int err)
+{
+	struct world *w = ctx;
+
+	assert_int_equal(err, 0);
+	assert_int_equal(info->ptr.ptr_nr, 2);
+	/* Readers take the first copy before the second. */
+	rot(w, info->ptr.ptrs[0].dev, info->ptr.ptrs[0].sector * SECTOR_BYTES + rng_below(&w->rng, SECTOR_BYTES));
+	return 0;
+}
+
+/* Read all btrees. */
+static void nodes_read(struct world *w)
+{
+	assert_int_equal(bad_copies(w), 0);
+	data_repair_wait(w->fs->data);
+}
+
+static void bad_nodes_are_rewritten(void **state)
+{
+	struct data_repair_stats stats;
+	struct world w;
+
+	world_make(&w, "block_size=512,btree_node_size=8k,encoded_extent_max=16k,metadata_replicas=2,data_replicas=2");
+	world_reopen(&w);
+	for (unsigned id = 0; id < BTREE_NR_1_4; id++)
+		assert_int_equal(btree_nodes_walk(w.fs->trees, id, node_rot, &w), 0);
+	fs_write_abort(w.fs);
+	kiln_close(w.fs);
+	world_reopen(&w);
+	files_check(&w);
+	nodes_read(&w);
+	data_repair_stats(w.fs->data, &stats);
+	print_message("%" PRIu64 " nodes rewritten, %" PRIu64 " found bad\n", stats.nodes, stats.found);
+	assert_true(stats.nodes > 10);
+	assert_int_equal(stats.failed, 0);
+	world_shut(&w);
+	world_reopen(&w);
+	w.recovered = 0;
+	nodes_read(&w);
+	files_check(&w);
+	assert_int_equal(w.recovered, 0);
+	world_end(&w);
+}
+
+/* --- one copy --- */
+
+struct expected {
+	uint8_t *is_bad; /* by block of the file */
+	unsigned wrong;
+};
+
+enum { BLOCK = 4096 };
+
+static void damage_is_expected(void *ctx, uint64_t offset, uint64_t len, int err)
+{
+	struct expected *e = ctx;
+
+	(void)err;
+	for (uint64_t at = offset; at < offset + len; at += BLOCK) {
+		e->wrong += e->is_bad[at / BLOCK] != 1;
+		e->is_bad[at / BLOCK] = 2;
+	}
+}
+
+/* Damage some extents of a file, each in one place; its blocks are what can't be read any more. */
+static void file_damage(struct world *w, unsigned file, uint8_t *is_bad)
+{
+	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
+	struct btree_iter it;
+	struct bkey_ref k;
+
+	btree_iter_open(&it, w->fs->trees, BTREE_EXTENTS, BPOS(w->files[file].ino, 1, UINT32_MAX), 0, UINT32_MAX);
+	it.end = BPOS(w->files[file].ino, UINT64_MAX, UINT32_MAX);
+	while (btree_iter_peek(&it, &k) > 0) {
+		if (k.k.type == KEY_EXTENT && !rng_below(&w->rng, 3)) {
+			assert_int_equal(extent_decode(k, &w->fs->super->kctx, ptrs, NULL, NULL), 1);
+			uint64_t bytes = (uint64_t)ptrs[0].crc.compressed_sectors * SECTOR_BYTES;
+
+			rot(w, ptrs[0].ptr.dev, ptrs[0].ptr.sector * SECTOR_BYTES + rng_below(&w->rng, bytes));
+			for (uint64_t at = bkey_start_offset(&k.k) * SECTOR_BYTES; at < k.k.p.offset * SECTOR_BYTES;
+			     at += BLOCK)
+				is_bad[at / BLOCK] = 1;
+		}
+		btree_iter_advance(&it);
+	}
+	btree_iter_close(&it);
+}
+
+static void exactly_what_is_damaged_is_told(void **state)
+{
+	struct world w;
+
+	world_make(&w, "block_size=4k,encoded_extent_max=32k,metadata_replicas=2,data_replicas=1");
+	world_reopen(&w);
+	for (unsigned i = 0; i < FILES; i++) {
+		uint8_t is_bad[FILE_BYTES / BLOCK] = { 0 };
+		struct expected e = { .is_bad = is_bad };
+
+		file_damage(&w, i, is_bad);
+		assert_int_equal(kiln_read_rescue(w.fs, w.files[i], 0, w.buf, FILE_BYTES, damage_is_expected, &e),
+				 FILE_BYTES);
+		assert_int_equal(e.wrong, 0);
+		for (unsigned b = 0; b < FILE_BYTES / BLOCK; b++) {
+			assert_int_not_equal(is_bad[b], 1);
+			if (!is_bad[b])
+				assert_memory_equal(w.buf + (size_t)b * BLOCK, bytes_of(&w, i) + (size_t)b * BLOCK,
+						    BLOCK);
+		}
+	}
+	assert_true(checksum_errors(&w, 0) + checksum_errors(&w, 1) > 0);
+	world_end(&w);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(bad_copies_are_replaced_when_they_are_read),
+		cmocka_unit_test(bad_nodes_are_rewritten),
+		cmocka_unit_test(exactly_what_is_damaged_is_told),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
