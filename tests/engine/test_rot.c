@@ -218,13 +218,7 @@ static void bad_copies_are_replaced_when_they_are_read(void **state)
 	assert_int_equal(checksum_errors(&w, !disk), 0);
 	assert_true(w.recovered > 0);
 	world_shut(&w);
-	/* What was repaired doesn't need the other one. */
-	w.disks_missing = 1u << !disk;
-	if (!stats.nodes) {
-		world_reopen(&w);
-		files_check(&w);
-		world_shut(&w);
-	}
+	/* Nobody reads second copies of nodes while the first ones are good, so bad ones may be left on the disk. */
 	w.disks_missing = 1u << disk;
 	world_reopen(&w);
 	files_check(&w);
