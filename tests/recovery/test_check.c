@@ -122,8 +122,8 @@ static void filesystem_close(struct filesystem *f)
 
 /* --- breaking --- */
 
-static void put(struct filesystem *f, unsigned btree, struct bpos p, uint32_t size, unsigned type, const void *value,
-		size_t bytes)
+static void put_version(struct filesystem *f, unsigned btree, struct bpos p, struct bversion version, uint32_t size,
+			unsigned type, const void *value, size_t bytes)
 {
 	struct {
 		struct bkey_disk k;
@@ -131,7 +131,10 @@ static void put(struct filesystem *f, unsigned btree, struct bpos p, uint32_t si
 	} key = { 0 };
 	size_t u64s = (bytes + 7) / 8;
 
-	bkey_store(&key.k, &(struct bkey){ .p = p, .size = size, .type = (uint8_t)type, .value_u64s = (uint8_t)u64s });
+	bkey_store(
+		&key.k,
+		&(struct bkey){
+			.p = p, .version = version, .size = size, .type = (uint8_t)type, .value_u64s = (uint8_t)u64s });
 	key.k.u64s = (uint8_t)(BKEY_U64S + u64s);
 	key.k.format = BKEY_FORMAT_UNPACKED;
 	if (bytes)
@@ -139,9 +142,15 @@ static void put(struct filesystem *f, unsigned btree, struct bpos p, uint32_t si
 	assert_int_equal(overlay_builder_add(f->overlay, btree, 0, 1ull << 40, f->overlay_nr++, &key.k), 0);
 }
 
+static void put(struct filesystem *f, unsigned btree, struct bpos p, uint32_t size, unsigned type, const void *value,
+		size_t bytes)
+{
+	put_version(f, btree, p, (struct bversion){ 0 }, size, type, value, bytes);
+}
+
 static void put_key(struct filesystem *f, unsigned btree, const struct bkey_copy *k)
 {
-	put(f, btree, k->k.k.p, k->k.k.size, k->k.k.type, k->value, bkey_value_bytes(&k->k.k));
+	put_version(f, btree, k->k.k.p, k->k.k.version, k->k.k.size, k->k.k.type, k->value, bkey_value_bytes(&k->k.k));
 }
 
 static void delete (struct filesystem *f, unsigned btree, struct bpos p) { put(f, btree, p, 0, KEY_DELETED, NULL, 0); }
@@ -855,7 +864,7 @@ static void journal_unmarked(struct filesystem *f)
 /* Change bytes of the image; what was there comes back after the row. */
 static struct {
 	uint64_t offset;
-	uint8_t old[4096];
+	uint8_t old[16 << 10];
 	size_t bytes;
 } patched;
 static void patch(struct filesystem *f, uint64_t offset, const void *bytes, size_t len)
@@ -940,6 +949,227 @@ static void quota_put(struct filesystem *f, struct bpos p)
 }
 static void quota_id(struct filesystem *f) { quota_put(f, BPOS(QUOTA_USER, 1ull << 32, 0)); }
 static void nothing(struct filesystem *f) { f->is_data = true; }
+
+/* --- more of the same, room by room --- */
+
+ALLOC_ROW(alloc_stripe, a.stripe = 5)
+ALLOC_ROW(alloc_gen_far, a.gen += 100)
+
+static void alloc_key_missing(struct filesystem *f)
+{
+	struct alloc a;
+
+	delete (f, BTREE_ALLOC, user_bucket(&a));
+}
+
+static void put_free(struct filesystem *f, uint64_t start, uint64_t end)
+{
+	put(f, BTREE_FREESPACE, BPOS(0, end, 0), (uint32_t)(end - start), KEY_SET, NULL, 0);
+}
+static void freespace_split(struct filesystem *f)
+{
+	struct bkey k = find(BTREE_FREESPACE, NULL).k.k;
+	uint64_t start = bkey_start_offset(&k), end = k.p.offset;
+
+	assert_true(end - start > 2);
+	put_free(f, start, start + 1);
+	put_free(f, start + 1, end);
+}
+/* A free bucket that has a key of its own, and is left out of the range. */
+static void freespace_key_missing(struct filesystem *f)
+{
+	struct bkey k = find(BTREE_FREESPACE, NULL).k.k;
+	uint64_t start = bkey_start_offset(&k), end = k.p.offset;
+
+	put_alloc(f, BPOS(0, end - 1, 0), &(struct alloc){ .data_type = DATA_FREE });
+	delete (f, BTREE_FREESPACE, k.p);
+	put_free(f, start, end - 1);
+}
+static void gens_behind_end(struct filesystem *f)
+{
+	uint64_t nr = good.super->members[0].m.nbuckets;
+
+	put_gens(f, BPOS(0, nr / BUCKET_GENS_PER_KEY, 0), nr % BUCKET_GENS_PER_KEY);
+}
+
+static void extent_version_newer(struct filesystem *f)
+{
+	f->journal->key_version = 5;
+	struct bkey_copy k = find(BTREE_EXTENTS, is_plain_extent);
+	k.k.k.version.lo = 6;
+	put_key(f, BTREE_EXTENTS, &k);
+}
+static void extent_region_large(struct filesystem *f) { f->super->kctx.encoded_extent_max_sectors = 8; }
+
+static bool is_btree_bucket(struct bkey_ref k) { return alloc_of(k).data_type == DATA_BTREE; }
+/* Data where a btree node is. */
+static void extent_in_btree_bucket(struct filesystem *f)
+{
+	struct bkey_copy k = find(BTREE_EXTENTS, is_plain_extent), bucket = find(BTREE_ALLOC, is_btree_bucket);
+	uint64_t sector = bucket.k.k.p.offset * good.super->members[0].m.bucket_sectors;
+	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
+
+	assert_true(extent_decode(ref(&k), &good.super->kctx, ptrs, NULL, NULL) == 1);
+	size_t at = bkey_value_bytes(&k.k.k) - 8;
+	struct extent_ptr ptr = ptrs[0].ptr;
+	ptr.sector = sector;
+	ptr.gen = alloc_of(ref(&bucket)).gen;
+	extent_ptr_store(k.value + at, &ptr);
+	put_key(f, BTREE_EXTENTS, &k);
+}
+
+static bool is_shared_file(struct bkey_ref k)
+{
+	struct bkey_copy s;
+
+	if (!is_file(k) || btree_lookup(good.trees, BTREE_SNAPSHOTS, BPOS(0, k.k.p.snapshot, 0), &s) != 1)
+		return false;
+	return snapshot_of(ref(&s)).children[0];
+}
+/* Of a file that is as it was before the snapshot. */
+static void extent_below_inode(struct filesystem *f)
+{
+	struct bkey_copy k = find(BTREE_INODES, is_shared_file);
+	struct bkey_copy s = find_from(BTREE_SNAPSHOTS, BPOS(0, k.k.k.p.snapshot, 0), NULL);
+
+	put_reservation(f, BPOS(k.k.k.p.offset, 1 << 20, snapshot_of(ref(&s)).children[0]), 8);
+}
+
+static void inode_dirty_unclean(struct filesystem *f)
+{
+	struct bkey_copy k = find(BTREE_INODES, is_file);
+	struct inode i = inode_of(ref(&k));
+
+	usage_change(f); /* as it is, not as the journal of an unclean one would say */
+	f->journal->was_clean = false;
+	i.flags |= INODE_SIZE_DIRTY;
+	put_inode(f, &i);
+}
+static bool is_full_dir(struct bkey_ref k)
+{
+	struct inode i = inode_of(k);
+
+	return is_sub_dir(k) && is_sole(k) && !i.nlink &&
+	       find_from(BTREE_DIRENTS, BPOS(i.inum, 0, 0), NULL).k.k.p.inode == i.inum;
+}
+INODE_ROW(inode_full_dir_unlinked, is_full_dir, i.flags |= INODE_UNLINKED)
+
+#define ROOT_ROW(name, change)                 \
+	static void name(struct filesystem *f) \
+	{                                      \
+		struct inode i = root_inode(); \
+		change;                        \
+		put_inode(f, &i);              \
+	}
+ROOT_ROW(root_without_subvol, i.subvol = 0)
+ROOT_ROW(root_is_file, i.mode = S_IFREG | 0755)
+static void root_missing(struct filesystem *f)
+{
+	struct inode i = root_inode();
+
+	delete (f, BTREE_INODES, BPOS(0, i.inum, i.snapshot));
+}
+
+static void dir_twice(struct filesystem *f) { put_name(f, "kiln-test", DIRENT_TYPE_DIR, 4097); }
+static void dirent_in_file(struct filesystem *f)
+{
+	struct bkey_copy k = find(BTREE_INODES, is_file);
+	struct inode file = inode_of(ref(&k));
+	static const char name[] = "kiln-test";
+	struct dirent e = { .type = DIRENT_TYPE_REG,
+			    .inum = file.inum,
+			    .name = (const uint8_t *)name,
+			    .name_len = 9,
+			    .folded = (const uint8_t *)name,
+			    .folded_len = 9 };
+
+	put_dirent(f, BPOS(file.inum, str_hash_dirent(file.str_hash, file.hash_seed, name, 9, 0), file.snapshot), &e);
+}
+/* Written out: what makes entries makes none so long. */
+static void dirent_long(struct filesystem *f)
+{
+	struct bkey_copy k = find(BTREE_INODES, is_file);
+	struct inode file = inode_of(ref(&k));
+	struct bkey_copy d = find_from(BTREE_INODES, BPOS(0, file.dir, file.snapshot), NULL);
+	struct inode dir = inode_of(ref(&d));
+	uint8_t value[9 + 519] = { 0 };
+
+	le64_store(value, file.inum);
+	value[8] = DIRENT_TYPE_REG;
+	memset(value + 9, 'n', 515);
+	put(f, BTREE_DIRENTS,
+	    BPOS(dir.inum, str_hash_dirent(dir.str_hash, dir.hash_seed, (const char *)value + 9, 515, 0),
+		 file.snapshot),
+	    0, KEY_DIRENT, value, sizeof(value));
+	file.nlink++;
+	put_inode(f, &file);
+}
+static void dirent_other_parent(struct filesystem *f)
+{
+	struct bkey_copy k = find(BTREE_DIRENTS, is_subvol_dirent);
+	struct dirent d;
+
+	assert_int_equal(dirent_decode(ref(&k), &d, NULL), 0);
+	d.parent_subvol += 7;
+	put_dirent(f, k.k.k.p, &d);
+}
+
+static bool is_leaf(struct bkey_ref k) { return snapshot_of(k).is_subvol && !snapshot_of(k).children[0]; }
+SNAPSHOT_ROW(snapshot_of_subvol_divided, is_leaf, s.children[0] = (uint32_t)k.k.k.p.offset - 1)
+
+static bool is_other_subvol(struct bkey_ref k) { return k.k.p.offset != 1; }
+#define SUBVOL_ROW(name, change)                                                           \
+	static void name(struct filesystem *f)                                             \
+	{                                                                                  \
+		struct bkey_copy k = find(BTREE_SUBVOLUMES, is_other_subvol);              \
+		struct subvolume sv;                                                       \
+		uint8_t value[SUBVOLUME_BYTES];                                            \
+		subvolume_decode(ref(&k), &sv);                                            \
+		change;                                                                    \
+		subvolume_encode(&sv, value);                                              \
+		put(f, BTREE_SUBVOLUMES, k.k.k.p, 0, KEY_SUBVOLUME, value, sizeof(value)); \
+	}
+SUBVOL_ROW(subvol_without_snapshot, sv.snapshot = 9999)
+SUBVOL_ROW(subvol_without_root, sv.inode = 888888)
+
+static bool is_subvol_root(struct bkey_ref k) { return inode_of(k).subvol > 1 && is_sole(k); }
+INODE_ROW(subvol_root_of_other, is_subvol_root, i.subvol += 70)
+INODE_ROW(subvol_in_itself, is_subvol_root, i.parent_subvol = i.subvol)
+
+static void sb_dirty(struct filesystem *f)
+{
+	struct sb_disk *sb = f->super->sb;
+
+	sb->flags[0] = le64_of(le64_get(sb->flags[0]) & ~2ull);
+	sb->features[0] = le64_of(le64_get(sb->features[0]) & ~(1ull << SB_FEATURE_BTREE_UPDATES_JOURNALLED));
+}
+
+/* Change a node's header or its last set, and seal that again: it is a good one that says something else. */
+static void patch_node(struct filesystem *f, unsigned btree, void (*change)(struct bset_disk *last))
+{
+	unsigned written;
+	uint64_t sector = root_sector(btree, &written);
+	size_t bytes = (size_t)written << SECTOR_SHIFT, offset = 0, last = 0;
+	uint8_t *node = calloc(1, bytes);
+
+	assert_non_null(node);
+	assert_int_equal(pread(f->fd, node, bytes, (off_t)(sector << SECTOR_SHIFT)), bytes);
+	while (offset < bytes) {
+		struct bset_disk *set = (void *)bset_at(node, offset);
+		size_t head = (size_t)((uint8_t *)(set + 1) - (node + offset));
+
+		last = offset;
+		offset = round_up_u64(offset + head + 8ull * le16_get(set->u64s),
+				      (uint64_t)good.super->kctx.block_sectors << SECTOR_SHIFT);
+	}
+	struct bset_disk *set = (void *)bset_at(node, last);
+	change(set);
+	bset_seal(node, last, bset_csum_type(set), NULL);
+	patch(f, (sector << SECTOR_SHIFT) + last, node + last, bytes - last);
+	free(node);
+}
+static void seq_far(struct bset_disk *set) { set->journal_seq = le64_of(1ull << 40); }
+static void node_seq_in_future(struct filesystem *f) { patch_node(f, BTREE_XATTRS, seq_far); }
 
 /* --- the table --- */
 
