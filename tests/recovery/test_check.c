@@ -22,6 +22,7 @@
 #include "builder/image.h"
 #include "format/alloc.h"
 #include "format/btree_node.h"
+#include "format/checksum.h"
 #include "format/dirent.h"
 #include "format/extent.h"
 #include "format/file_data.h"
@@ -1171,11 +1172,113 @@ static void patch_node(struct filesystem *f, unsigned btree, void (*change)(stru
 static void seq_far(struct bset_disk *set) { set->journal_seq = le64_of(1ull << 40); }
 static void node_seq_in_future(struct filesystem *f) { patch_node(f, BTREE_XATTRS, seq_far); }
 
+/* --- stripes: put into an image that has none --- */
+
+/* Of two blocks: one where @data is, and its parity in a free bucket. The checksums are of nothing. */
+static void put_stripe(struct filesystem *f, const struct extent_ptr *data, unsigned sectors, unsigned csum_type,
+		       unsigned live)
+{
+	uint64_t size = good.super->members[0].m.bucket_sectors;
+	struct extent_ptr parity = { .sector = (find(BTREE_FREESPACE, NULL).k.k.p.offset - 1) * size };
+	size_t at = 24 + 2 * checksum_bytes(csum_type);
+	struct extent_ptr block = *data;
+	uint8_t value[64] = { 0 };
+
+	block.sector -= block.sector % size;
+	le16_store(value, (uint16_t)sectors);
+	value[3] = 2;
+	value[4] = 1;
+	value[5] = 15;
+	value[6] = (uint8_t)csum_type;
+	extent_ptr_store(value + 8, &block);
+	extent_ptr_store(value + 16, &parity);
+	le16_store(value + at, (uint16_t)live);
+	put(f, BTREE_STRIPES, BPOS(0, 5, 0), 0, KEY_STRIPE, value, at + 4);
+	f->is_data = true;
+}
+/* An extent becomes one of block 0 of stripe 5. */
+static struct extent_ptr put_stripe_ptr(struct filesystem *f, unsigned redundancy, unsigned *sectors)
+{
+	struct bkey_copy k = find(BTREE_EXTENTS, is_plain_extent);
+	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
+	size_t at = bkey_value_bytes(&k.k.k) - 8;
+
+	assert_int_equal(extent_decode(ref(&k), &good.super->kctx, ptrs, NULL, NULL), 1);
+	memcpy(k.value + at + 8, k.value + at, 8);
+	extent_stripe_ptr_store(k.value + at,
+				&(struct extent_stripe_ptr){ .idx = 5, .redundancy = (uint8_t)redundancy });
+	k.k.k.value_u64s++;
+	put_key(f, BTREE_EXTENTS, &k);
+	*sectors = k.k.k.size;
+	return ptrs[0].ptr;
+}
+static void stripe_put(struct filesystem *f, unsigned redundancy, unsigned less, unsigned csum_type, unsigned more)
+{
+	unsigned live;
+	struct extent_ptr p = put_stripe_ptr(f, redundancy, &live);
+
+	put_stripe(f, &p, good.super->members[0].m.bucket_sectors - less, csum_type, live + more);
+}
+static void stripe_redundancy(struct filesystem *f) { stripe_put(f, 3, 0, 0, 0); }
+static void stripe_sectors(struct filesystem *f) { stripe_put(f, 1, 8, 0, 0); }
+static void stripe_count(struct filesystem *f) { stripe_put(f, 1, 0, 0, 1); }
+static void stripe_parity(struct filesystem *f) { stripe_put(f, 1, 0, 0, 0); }
+static void stripe_block(struct filesystem *f) { stripe_put(f, 1, 0, CHECKSUM_CRC32C, 0); }
+static void stripe_missing(struct filesystem *f)
+{
+	unsigned live;
+
+	put_stripe_ptr(f, 1, &live);
+}
+static void stripe_elsewhere(struct filesystem *f)
+{
+	unsigned live;
+	struct extent_ptr p = put_stripe_ptr(f, 1, &live);
+
+	p.sector += 2ull * good.super->members[0].m.bucket_sectors;
+	put_stripe(f, &p, good.super->members[0].m.bucket_sectors, 0, 0);
+}
+
+/* --- more of nodes --- */
+
+static void no_seq(struct bset_disk *set) { set->journal_seq = le64_of(0); }
+static void node_seq_missing(struct filesystem *f) { patch_node(f, BTREE_LRU, no_seq); }
+/* Two keys of one length in a row: the second becomes the first. */
+static void first_twice(struct bset_disk *set)
+{
+	uint8_t *k = (uint8_t *)(set + 1), *end = k + 8ul * le16_get(set->u64s);
+	uint8_t *next = k + 8ul * *k;
+
+	for (; next < end && *next != *k; next += 8ul * *next)
+		k = next;
+	assert_true(next < end);
+	memcpy(next, k, 8ul * *k);
+}
+static void node_key_twice(struct filesystem *f) { patch_node(f, BTREE_LRU, first_twice); }
+static void other_type(struct bset_disk *set) { ((struct bkey_disk *)(set + 1))->type = KEY_HASH_WHITEOUT; }
+static void node_key_type(struct filesystem *f) { patch_node(f, BTREE_LRU, other_type); }
+static void bucket_overflow(struct filesystem *f)
+{
+	struct bkey_copy k = find(BTREE_EXTENTS, is_plain_extent);
+	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
+	uint8_t value[8];
+
+	assert_int_equal(extent_decode(ref(&k), &good.super->kctx, ptrs, NULL, NULL), 1);
+	extent_ptr_store(value, &ptrs[0].ptr);
+	put(f, BTREE_EXTENTS, BPOS(k.k.k.p.inode, 1ull << 33, k.k.k.p.snapshot), UINT32_MAX, KEY_EXTENT, value, 8);
+}
+
 /* --- the table --- */
 
-enum { ERRORS_MAX = 12, END = -1 };
+enum { ERRORS_MAX = 20, END = -1 };
 #define E(name) ERROR_##name
 #define O(name) CHECK_##name
+/* A stripe in an image without: what it does to the buckets, and to the counters of its extent. */
+#define STRIPE                                                                                                      \
+	E(fs_usage_replicas_wrong), E(dev_usage_buckets_wrong), E(dev_usage_sectors_wrong),                         \
+		E(alloc_key_data_type_wrong), E(alloc_key_dirty_sectors_wrong), E(alloc_key_stripe_wrong),          \
+		E(alloc_key_stripe_redundancy_wrong), E(backpointer_to_missing_ptr), E(ptr_to_missing_backpointer), \
+		O(feature_not_marked), E(ptr_to_missing_replicas_entry)
 
 static const struct row {
 	const char *name;
