@@ -1267,6 +1267,7 @@ static void bucket_overflow(struct filesystem *f)
 	extent_ptr_store(value, &ptrs[0].ptr);
 	put(f, BTREE_EXTENTS, BPOS(k.k.k.p.inode, 1ull << 33, k.k.k.p.snapshot), UINT32_MAX, KEY_EXTENT, value, 8);
 }
+ALLOC_ROW(alloc_gen_newer, a.gen++)
 
 /* --- the table --- */
 
