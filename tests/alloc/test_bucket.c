@@ -107,7 +107,8 @@ static void capacity_leaves_what_the_documents_say(void **state)
 	assert_int_equal(usage_capacity_sectors(&s), 477696);
 	assert_int_equal(alloc_watermark_reserve(&d, WATERMARK_STRIPE), 2 * 32 + 56);
 	assert_int_equal(alloc_watermark_reserve(&d, WATERMARK_NORMAL), 32 + 56);
-	assert_int_equal(alloc_watermark_reserve(&d, WATERMARK_COPYGC), 56);
+	/* Less than there: who makes nodes waits for copygc, which must still find buckets then. */
+	assert_int_equal(alloc_watermark_reserve(&d, WATERMARK_COPYGC), 14);
 	assert_int_equal(alloc_watermark_reserve(&d, WATERMARK_BTREE), 28);
 	assert_int_equal(alloc_watermark_reserve(&d, WATERMARK_RECLAIM), 0);
 }
