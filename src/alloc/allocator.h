@@ -178,10 +178,16 @@ int allocator_fragments_next(struct allocator *a, uint64_t devs, struct bpos *po
 /* What is in use of it now. 0 or an error. */
 int allocator_fragment_update(struct allocator *a, struct allocator_fragment *f);
 /*
- * Sectors that users may write before there is too much that is fragmented (07 §16); 0: there is, on the devices of
- * *@devs.
+ * Sectors that users may write before there is too much that is fragmented (07 §16; @is_eager: more than a bucket is);
+ * 0: there is, on the devices of *@devs.
  */
-uint64_t allocator_evacuation_due(struct allocator *a, uint64_t *devs);
+uint64_t allocator_evacuation_due(struct allocator *a, bool is_eager, uint64_t *devs);
+
+/*
+ * How many buckets are available on these devices, or were given to users: what moving gains shows in it, and only that
+ * (nodes that are made meanwhile take from it).
+ */
+uint64_t allocator_evacuation_level(struct allocator *a, uint64_t devs);
 
 /*
  * One task moves. From start to stop, who lacks space waits for it. Its loop: wait, until so many @sectors have been

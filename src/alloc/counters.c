@@ -675,6 +675,4 @@ void allocator_clock_add(struct allocator *a, bool is_write, uint64_t sectors)
 
 	if (is_write && before >> LOOK_SHIFT != (before + sectors) >> LOOK_SHIFT)
 		gc_gens_kick(a, false);
-	if (is_write)
-		evacuation_clock(a, before + sectors);
 }

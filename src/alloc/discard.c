@@ -297,8 +297,11 @@ bool discards_wait(struct allocator *a, uint64_t seen, uint64_t move_devs)
 	bool is_in_time = true;
 
 	mutex_lock(&d->lock);
-	/* A pass that is under way may have been past what could be gained. */
+	/* A pass that is under way may have been past what could be gained; one that begins from here on is for us too.
+	 */
 	uint64_t pass = e->passes_begun + 1;
+	if (move_devs && d->freed_nr == seen)
+		evacuation_want(a, move_devs);
 	while (is_in_time && d->freed_nr == seen && !d->is_stopping) {
 		bool can_move = move_devs && e->has_mover && e->pass_gainless < pass;
 

@@ -12,13 +12,13 @@
 #include "alloc/internal.h"
 #include "base/clock.h"
 
-static const uint64_t freed_wait_max_ns = 1000000000;
+static const uint64_t freed_wait_max_ns = 100000000;
 
 void evacuation_init(struct evacuation *e)
 {
 	memset(e, 0, sizeof(*e));
 	waitq_init(&e->work);
-	atomic_init(&e->due_clock, UINT64_MAX);
+	atomic_init(&e->due, UINT64_MAX);
 }
 
 void evacuation_destroy(struct evacuation *e) { waitq_destroy(&e->work); }
@@ -95,7 +95,30 @@ int allocator_fragment_update(struct allocator *a, struct allocator_fragment *f)
 
 /* --- when --- */
 
-uint64_t allocator_evacuation_due(struct allocator *a, uint64_t *devs)
+/* Buckets that are free, or become so without anything being moved, beyond what is kept for @watermark. */
+static uint64_t dev_available(struct allocator *a, unsigned dev, enum watermark watermark)
+{
+	struct counters *c = &a->counters;
+
+	return open_buckets_available(a, dev, watermark) + (uint64_t)counters_dev_buckets(c, dev, DATA_CACHED) +
+	       (uint64_t)counters_dev_buckets(c, dev, DATA_NEED_GC_GENS) +
+	       (uint64_t)counters_dev_buckets(c, dev, DATA_NEED_DISCARD);
+}
+
+uint64_t allocator_evacuation_level(struct allocator *a, uint64_t devs)
+{
+	uint64_t nr = 0;
+
+	for (unsigned dev = 0; dev < a->dev_nr; dev++)
+		if (devs >> dev & 1 && a->devs[dev].is_member)
+			nr += dev_available(a, dev, WATERMARK_RECLAIM);
+	mutex_lock(&a->open.lock);
+	nr += a->open.opened_by_users;
+	mutex_unlock(&a->open.lock);
+	return nr;
+}
+
+uint64_t allocator_evacuation_due(struct allocator *a, bool is_eager, uint64_t *devs)
 {
 	uint64_t wait = UINT64_MAX;
 
@@ -105,11 +128,8 @@ uint64_t allocator_evacuation_due(struct allocator *a, uint64_t *devs)
 
 		if (!d->is_member || !d->is_writable)
 			continue;
-		uint64_t available = open_buckets_available(a, dev, WATERMARK_STRIPE) +
-				     (uint64_t)counters_dev_buckets(&a->counters, dev, DATA_CACHED) +
-				     (uint64_t)counters_dev_buckets(&a->counters, dev, DATA_NEED_GC_GENS) +
-				     (uint64_t)counters_dev_buckets(&a->counters, dev, DATA_NEED_DISCARD);
-		uint64_t allowed = available * d->bucket_sectors / 2;
+		uint64_t available = dev_available(a, dev, WATERMARK_STRIPE);
+		uint64_t allowed = is_eager ? 0 : available * d->bucket_sectors / 2;
 		uint64_t fragmented = counters_dev_fragmented(&a->counters, dev);
 
 		if (fragmented >= allowed && fragmented >= d->bucket_sectors)
@@ -120,16 +140,17 @@ uint64_t allocator_evacuation_due(struct allocator *a, uint64_t *devs)
 	return *devs ? 0 : wait;
 }
 
-void evacuation_clock(struct allocator *a, uint64_t now)
+void evacuation_written(struct allocator *a, uint64_t sectors)
 {
 	struct evacuation *e = &a->evacuation;
+	uint64_t written = atomic_fetch_add_explicit(&e->written, sectors, memory_order_relaxed) + sectors;
 
-	if (now < atomic_load_explicit(&e->due_clock, memory_order_relaxed))
+	if (written < atomic_load_explicit(&e->due, memory_order_relaxed))
 		return;
 	mutex_lock(&a->discards.lock);
-	e->is_due = now >= atomic_load(&e->due_clock);
-	if (e->is_due) {
-		atomic_store(&e->due_clock, UINT64_MAX);
+	if (written >= atomic_load(&e->due)) {
+		e->is_due = true;
+		atomic_store(&e->due, UINT64_MAX);
 		waitq_wake_all(&e->work);
 	}
 	mutex_unlock(&a->discards.lock);
@@ -173,7 +194,10 @@ bool allocator_evacuator_is_stopping(struct allocator *a)
 	return is_stopping;
 }
 
-/* What was emptied has to be flushed and discarded before it is of use: moving more meanwhile only costs. */
+/*
+ * What was emptied has to be flushed and discarded before it is of use: moving more meanwhile only costs. Unless some
+ * of it was, since the pass began.
+ */
 static void freed_wait(struct allocator *a)
 {
 	struct discards *d = &a->discards;
@@ -191,11 +215,11 @@ static void freed_wait(struct allocator *a)
 bool allocator_evacuator_wait(struct allocator *a, uint64_t sectors, uint64_t *wanted_devs)
 {
 	struct evacuation *e = &a->evacuation;
-	uint64_t now = atomic_load(&a->clock[1]);
+	uint64_t now = atomic_load(&e->written);
 
 	mutex_lock(&a->discards.lock);
 	if (sectors)
-		atomic_store(&e->due_clock, sectors > UINT64_MAX - now ? UINT64_MAX : now + sectors);
+		atomic_store(&e->due, sectors > UINT64_MAX - now ? UINT64_MAX : now + sectors);
 	else
 		e->is_due = true;
 	while (!e->is_stopping && !e->is_due && !e->wanted_devs)
@@ -205,6 +229,8 @@ bool allocator_evacuator_wait(struct allocator *a, uint64_t sectors, uint64_t *w
 	*wanted_devs = e->wanted_devs;
 	e->wanted_devs = 0;
 	e->is_due = false;
+	e->is_needed = *wanted_devs != 0;
+	e->freed_nr = a->discards.freed_nr;
 	e->passes_begun++;
 	bool is_stopping = e->is_stopping;
 	mutex_unlock(&a->discards.lock);
@@ -224,9 +250,8 @@ void allocator_evacuator_done(struct allocator *a, bool has_gained)
 
 	mutex_lock(&a->discards.lock);
 	e->has_gained = has_gained;
-	e->freed_nr = a->discards.freed_nr;
 	e->progress_nr++;
-	if (!has_gained)
+	if (!has_gained && e->is_needed)
 		e->pass_gainless = e->passes_begun;
 	waitq_wake_all(&a->discards.freed);
 	mutex_unlock(&a->discards.lock);

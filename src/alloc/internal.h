@@ -135,7 +135,7 @@ struct open_buckets {
 	uint16_t unused;
 	unsigned nr, partial_nr;
 	uint32_t free_on_disk_nr[ALLOC_DEVS_MAX]; /* open ones that are counted as free */
-	uint64_t opened;			  /* ever */
+	uint64_t opened, opened_by_users;	  /* ever */
 };
 
 void open_buckets_init(struct open_buckets *o);
@@ -200,7 +200,7 @@ uint64_t target_devs(const struct allocator *a, unsigned target);
 
 /* --- node_reserve.c --- */
 
-enum { NODE_POOL_TARGET = 12, NODE_POOL_RECLAIM = 8, NODE_POOL_MAX = 64 };
+enum { NODE_POOL_TARGET = 12, NODE_POOL_RECLAIM = 8, NODE_POOL_MIN = 16, NODE_POOL_BUCKETS = 8, NODE_POOL_MAX = 64 };
 
 struct node_pool {
 	struct mutex lock;
@@ -223,22 +223,23 @@ void node_pool_stop(struct allocator *a);
 
 /* --- evacuation.c --- */
 
-/* Guarded by discards.lock, but due_clock, which only changes under it. */
+/* Guarded by discards.lock; the atomics are read without. */
 struct evacuation {
 	struct waitq work;    /* for who moves */
 	uint64_t wanted_devs; /* a bit per device on which somebody waits for a bucket */
 	uint64_t passes_begun;
-	uint64_t pass_gainless;		/* number of the last one that gained nothing */
-	uint64_t progress_nr;		/* grows as long as something is moved */
-	uint64_t freed_nr;		/* discards.freed_nr when the last pass ended */
-	atomic_uint_fast64_t due_clock; /* write clock at which the next pass is due */
-	bool is_due, has_mover, has_gained, is_stopping;
+	uint64_t pass_gainless;	      /* number of the last needed one that gained nothing */
+	uint64_t progress_nr;	      /* grows as long as something is moved */
+	uint64_t freed_nr;	      /* discards.freed_nr when the last pass began */
+	atomic_uint_fast64_t written; /* sectors, of data and of nodes that were made for it, since it was opened */
+	atomic_uint_fast64_t due;     /* when so many have been, the next pass is to be made */
+	bool is_due, is_needed, has_mover, has_gained, is_stopping;
 };
 
 void evacuation_init(struct evacuation *e);
 void evacuation_destroy(struct evacuation *e);
-/* The write clock has come to @now. */
-void evacuation_clock(struct allocator *a, uint64_t now);
+/* Users wrote so much more. */
+void evacuation_written(struct allocator *a, uint64_t sectors);
 /* Buckets are wanted on these devices. discards.lock is held. */
 void evacuation_want(struct allocator *a, uint64_t devs);
 

@@ -14,6 +14,7 @@
 #include "base/clock.h"
 
 struct btree_node_reserve {
+	enum watermark watermark;
 	unsigned nr, used;
 	struct alloc_extent slots[];
 };
@@ -55,8 +56,7 @@ static int slot_get(struct allocator *a, enum watermark watermark, bool can_wait
 /* --- the pool --- */
 
 /*
- * What isn't kept is lost in its bucket until that is empty. So where a bucket holds many nodes many are kept; where it
- * holds one nothing is lost.
+ * What isn't kept is lost in its bucket until that is empty. So where a bucket holds many nodes many are kept.
  */
 static unsigned pool_max(const struct allocator *a)
 {
@@ -66,7 +66,7 @@ static unsigned pool_max(const struct allocator *a)
 		if (a->devs[dev].is_member)
 			nodes_per_bucket =
 				min(nodes_per_bucket, a->devs[dev].bucket_sectors / a->super->kctx.node_sectors);
-	return (unsigned)min(max((uint64_t)nodes_per_bucket, (uint64_t)1) * NODE_POOL_TARGET * 4 / 3,
+	return (unsigned)min(max((uint64_t)nodes_per_bucket * NODE_POOL_BUCKETS, (uint64_t)NODE_POOL_MIN),
 			     (uint64_t)NODE_POOL_MAX);
 }
 
@@ -190,7 +190,7 @@ int allocator_node_reserve(struct allocator *a, unsigned nr, enum watermark wate
 
 	if (!r)
 		return -ENOMEM;
-	watermark = node_watermark(watermark);
+	r->watermark = watermark = node_watermark(watermark);
 	while (!err && r->nr < nr) {
 		if (!pool_take(&a->nodes, watermark, &r->slots[r->nr]))
 			err = slot_get(a, watermark, true, &r->slots[r->nr]);
@@ -207,8 +207,9 @@ int allocator_node_reserve(struct allocator *a, unsigned nr, enum watermark wate
 
 void allocator_node_alloc(struct allocator *a, struct btree_node_reserve *reserve, struct btree_ptr *p)
 {
-	(void)a;
 	assert(reserve->used < reserve->nr);
+	if (reserve->watermark == WATERMARK_BTREE)
+		evacuation_written(a, a->super->kctx.node_sectors);
 	const struct alloc_extent *slot = &reserve->slots[reserve->used++];
 	p->ptr_nr = slot->ptr_nr;
 	memcpy(p->ptrs, slot->ptrs, slot->ptr_nr * sizeof(p->ptrs[0]));

@@ -126,6 +126,7 @@ int open_bucket_enter(struct allocator *a, unsigned dev, uint64_t bucket, unsign
 		*chain = *idx;
 		o->nr++;
 		o->opened++;
+		o->opened_by_users += data_type == DATA_USER && watermark <= WATERMARK_NORMAL;
 		o->free_on_disk_nr[dev]++;
 	}
 	mutex_unlock(&o->lock);

@@ -348,6 +348,8 @@ int allocator_extent_get(struct allocator *a, const struct alloc_request *req, u
 			return -ENOSPC;
 
 		int err = extent_try(a, req, sectors_min, sectors_max, e);
+		if (!err && req->data_type == DATA_USER && req->watermark == WATERMARK_NORMAL)
+			evacuation_written(a, e->sectors);
 		if (err != -ENOSPC)
 			return err;
 		if (!has_dropped) {

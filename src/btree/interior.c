@@ -738,6 +738,7 @@ static void update_submit(struct interior_update *u)
 	struct write_state *w = trees->write;
 
 	mutex_lock(&w->interior_lock);
+	w->updates_submitted++;
 	if (trees->write_opts.journal) {
 		*w->updates_end = u;
 		w->updates_end = &u->next;
@@ -1118,4 +1119,8 @@ void interior_update_finish(struct btrees *trees, struct interior_update *u)
 		journal_pin_drop(trees->write_opts.journal, &u->pin);
 	update_free(u, true);
 	update_end(trees, btree_id);
+	mutex_lock(&trees->write->interior_lock);
+	trees->write->updates_finished++;
+	waitq_wake_all(&trees->write->interior_changed);
+	mutex_unlock(&trees->write->interior_lock);
 }

@@ -499,6 +499,7 @@ struct write_state {
 	bool interior_is_busy[BTREE_NR_MAX];
 	struct interior_update *updates, **updates_end; /* to be finished */
 	unsigned update_nr;				/* not finished yet */
+	uint64_t updates_submitted, updates_finished;
 	bool finisher_is_stopping;
 
 	struct mutex watch_lock; /* one call of the watch at a time */

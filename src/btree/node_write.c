@@ -748,6 +748,17 @@ static bool interior_flush(struct btrees *trees)
 	return any;
 }
 
+void btree_rewrites_settle(struct btrees *trees)
+{
+	struct write_state *w = trees->write;
+
+	mutex_lock(&w->interior_lock);
+	uint64_t submitted = w->updates_submitted;
+	while (w->updates_finished < submitted && !atomic_load(&w->err))
+		waitq_wait(&w->interior_changed, &w->interior_lock);
+	mutex_unlock(&w->interior_lock);
+}
+
 static uint64_t nodes_replaced_nr(const struct btrees *trees)
 {
 	const struct write_stats *s = &trees->write->stats;

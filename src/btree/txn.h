@@ -239,6 +239,8 @@ int btree_write_buffer_flush(struct btrees *trees);
  */
 int btree_node_rewrite(struct btrees *trees, unsigned btree_id, unsigned level, struct bpos pos,
 		       const struct extent_ptr *at);
+/* Until all nodes that were rewritten before have left their old places. */
+void btree_rewrites_settle(struct btrees *trees);
 
 struct btrees_write_stats {
 	uint64_t commits, restarts, splits, merges, rewrites, roots_raised;

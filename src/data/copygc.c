@@ -2,6 +2,7 @@
 #include "data/copygc.h"
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 
 #include "alloc/bucket.h"
@@ -16,6 +17,7 @@ enum {
 	EVACUATE_TRIES = 3,
 	IDLE_FULL_NUM = 7,	   /* what is fuller than this many ... */
 	IDLE_FULL_DEN = 8,	   /* ... of these isn't worth moving before somebody waits for space */
+	MOVED_PER_WRITTEN = 8,	   /* sectors moved for each that is written, at most, unless somebody waits */
 	GAINLESS_WAIT_BUCKETS = 4, /* written before a pass is tried again after one that gained nothing */
 };
 
@@ -33,7 +35,8 @@ struct copygc {
 	struct task *task;
 	struct left_alone left_alone[LEFT_ALONE_NR];
 	unsigned left_alone_nr; /* ever */
-	struct mutex lock;	/* of what follows */
+	atomic_bool is_eager;
+	struct mutex lock; /* of what follows */
 	struct copygc_stats stats;
 };
 
@@ -58,6 +61,15 @@ void copygc_stats(struct data *data, struct copygc_stats *stats)
 	mutex_lock(&c->lock);
 	*stats = c->stats;
 	mutex_unlock(&c->lock);
+}
+
+const char *copygc_why(const struct copygc_stats *s)
+{
+	if (s->state == COPYGC_STOPPED)
+		return "nothing is written";
+	if (s->state == COPYGC_MOVING)
+		return s->is_needed ? "somebody waits for space" : "too much is fragmented";
+	return s->wait_bytes == UINT64_MAX ? "nothing is fragmented" : "not enough is fragmented yet";
 }
 
 /* --- one bucket --- */
@@ -219,8 +231,10 @@ struct pass {
 	struct copygc *c;
 	uint64_t devs;
 	bool is_needed;
-	int64_t gained; /* sectors */
-	unsigned emptied;
+	int64_t gained;	      /* sectors, by moving data */
+	uint64_t moved;	      /* the same */
+	unsigned emptied;     /* buckets, some with nodes */
+	bool has_nodes;	      /* some were rewritten */
 	bool is_out_of_space; /* for data: only nodes are moved from here on */
 	bool was_disturbed;   /* others changed what was moved: the next pass may do better */
 	int err;	      /* that ends it */
@@ -237,9 +251,14 @@ static void pass_bucket(struct pass *p, const struct allocator_fragment *f)
 	bool is_empty = !b.err && (f->data_type == DATA_BTREE ? b.nodes != 0 : !b.f.sectors);
 	bool is_bad = b.err == -EIO || b.err == -EOPNOTSUPP || b.err == -KILN_E_INVALID;
 
-	p->gained += (is_empty ? (int64_t)f->bucket_sectors : 0) - (int64_t)(b.moved.sectors_written + node_sectors);
+	/* What moving nodes gains is seen by the level alone: more of them may be rewritten because of it. */
+	if (f->data_type != DATA_BTREE)
+		p->gained += (is_empty ? (int64_t)f->bucket_sectors : 0) - (int64_t)b.moved.sectors_written;
 	p->emptied += is_empty;
-	p->was_disturbed |= b.moved.keys_changed || (!is_empty && !b.err);
+	p->has_nodes |= b.nodes != 0;
+	p->moved += b.moved.sectors_written + node_sectors;
+	p->was_disturbed |= b.moved.keys_changed || (!is_empty && !b.err && b.moved.keys_moved);
+	is_bad |= !is_empty && !b.err && !b.nodes && !b.moved.keys_moved && !b.moved.keys_changed;
 	p->is_out_of_space |= b.err == -ENOSPC;
 	if (is_bad)
 		leave_alone(c, f);
@@ -275,6 +294,7 @@ static bool pass_run(struct pass *p)
 {
 	struct allocator_fragment fragments[FRAGMENTS_NR];
 	struct bpos pos = POS_MIN;
+	uint64_t level = allocator_evacuation_level(p->c->allocator, p->devs);
 	bool is_over = false;
 	int nr = 0;
 
@@ -286,23 +306,27 @@ static bool pass_run(struct pass *p)
 			if (!is_over && !is_passed_over(p, &fragments[i]))
 				pass_bucket(p, &fragments[i]);
 		}
-	return (p->emptied && p->gained > 0) || (p->was_disturbed && !p->err);
+	if (p->has_nodes)
+		btree_rewrites_settle(p->c->data->trees);
+	return p->gained > 0 || (p->was_disturbed && !p->err) ||
+	       allocator_evacuation_level(p->c->allocator, p->devs) > level;
 }
 
 /* --- the task --- */
 
-/* Sectors to be written before the next pass. */
-static uint64_t next_wait(struct copygc *c, bool has_gained)
+/* Users' sectors to be written before the next pass, unless somebody needs one. */
+static uint64_t next_wait(struct copygc *c, const struct pass *p, bool has_gained)
 {
 	const struct super *s = c->data->super;
-	uint64_t devs, sectors = allocator_evacuation_due(c->allocator, &devs), bucket_sectors = 0;
+	uint64_t devs, sectors = allocator_evacuation_due(c->allocator, atomic_load(&c->is_eager), &devs),
+		       bucket_sectors = 0;
 
-	if (sectors || has_gained)
+	if (sectors)
 		return sectors;
 	for (unsigned dev = 0; dev < s->member_nr && dev < 64; dev++)
 		if (devs >> dev & 1)
 			bucket_sectors = max(bucket_sectors, (uint64_t)s->members[dev].m.bucket_sectors);
-	return GAINLESS_WAIT_BUCKETS * bucket_sectors;
+	return has_gained ? max(p->moved / MOVED_PER_WRITTEN, (uint64_t)1) : GAINLESS_WAIT_BUCKETS * bucket_sectors;
 }
 
 static void copygc_task(void *arg)
@@ -312,13 +336,13 @@ static void copygc_task(void *arg)
 	uint64_t wait = 0, needed_devs, due_devs;
 
 	while (p && allocator_evacuator_wait(c->allocator, wait, &needed_devs)) {
-		allocator_evacuation_due(c->allocator, &due_devs);
+		allocator_evacuation_due(c->allocator, atomic_load(&c->is_eager), &due_devs);
 		*p = (struct pass){ .c = c, .devs = needed_devs | due_devs, .is_needed = needed_devs };
 		stats_state(c, COPYGC_MOVING, 0, p->is_needed);
 		background_enter(btrees_background(c->data->trees));
 		bool has_gained = p->devs && pass_run(p);
 		background_leave(btrees_background(c->data->trees));
-		wait = next_wait(c, has_gained);
+		wait = next_wait(c, p, has_gained);
 		mutex_lock(&c->lock);
 		c->stats.passes += p->devs != 0;
 		c->stats.passes_needed += p->is_needed;
@@ -329,6 +353,14 @@ static void copygc_task(void *arg)
 		allocator_evacuator_done(c->allocator, has_gained);
 	}
 	free(p);
+}
+
+void copygc_set_eager(struct data *data)
+{
+	struct copygc *c = data->writer ? data->writer->copygc : NULL;
+
+	if (c)
+		atomic_store(&c->is_eager, true);
 }
 
 int data_start_copygc(struct data *data)

@@ -28,7 +28,11 @@ struct copygc_stats {
 	uint64_t extents_changed; /* were others by the time they had been copied */
 };
 void copygc_stats(struct data *data, struct copygc_stats *stats);
+/* Why it does what it does, a few words. */
+const char *copygc_why(const struct copygc_stats *stats);
 
+/* For tests: move whatever is fragmented, however much is available. */
+void copygc_set_eager(struct data *data);
 /* For data_stop_write(). */
 void copygc_stop(struct data *data);
 

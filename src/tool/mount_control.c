@@ -134,6 +134,13 @@ static void print_status(const json_t *r)
 	       (double)number(r, "usage", "capacity") / mib, (unsigned long long)number(r, "usage", "inodes"));
 	printf("  cache    %.1f MiB of %.1f MiB in %llu btree nodes\n", (double)number(r, "cache", "bytes") / mib,
 	       (double)number(r, "cache", "bytes_max") / mib, (unsigned long long)number(r, "cache", "nodes"));
+	const json_t *copygc = json_object_get(r, "copygc");
+	if (json_is_object(copygc))
+		printf("  copygc   %s: %s; %.1f MiB moved, %llu buckets emptied\n",
+		       json_string_value(json_object_get(copygc, "state")),
+		       json_string_value(json_object_get(copygc, "why")),
+		       (double)number(r, "copygc", "bytes_moved") / mib,
+		       (unsigned long long)number(r, "copygc", "buckets_emptied"));
 	printf("  kernel   remembers %llu objects (%.1f MiB here), %llu of them deleted but in use\n",
 	       (unsigned long long)number(r, "kernel", "objects"), (double)number(r, "kernel", "bytes") / mib,
 	       (unsigned long long)number(r, "kernel", "deleted_in_use"));

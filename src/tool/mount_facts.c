@@ -25,9 +25,9 @@ static json_t *usage_json(kiln_fs *fs)
 
 	if (kiln_usage(fs, &u))
 		return json_null();
-	return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o}", "capacity", u64_json(u.capacity), "used", u64_json(u.used),
-			 "cached", u64_json(u.cached), "reserved", u64_json(u.reserved), "hidden", u64_json(u.hidden),
-			 "inodes", u64_json(u.inodes));
+	return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "capacity", u64_json(u.capacity), "used",
+			 u64_json(u.used), "available", u64_json(u.available), "cached", u64_json(u.cached), "reserved",
+			 u64_json(u.reserved), "hidden", u64_json(u.hidden), "inodes", u64_json(u.inodes));
 }
 
 static json_t *devices_json(const struct mount_facts_of *f)
@@ -106,6 +106,28 @@ static json_t *allocator_json(kiln_fs *fs)
 			 u64_json(a.waits_for_journal), "open_buckets", u64_json(a.open_buckets));
 }
 
+static json_t *copygc_json(kiln_fs *fs)
+{
+	static const char *const states[] = {
+		[COPYGC_STOPPED] = "stopped", [COPYGC_WAITING] = "waiting", [COPYGC_MOVING] = "moving"
+	};
+	struct copygc_stats c;
+
+	if (!fs->is_writable)
+		return json_null();
+	copygc_stats(fs->data, &c);
+	json_t *j = json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "state", states[c.state],
+			      "why", copygc_why(&c), "passes", u64_json(c.passes), "passes_needed",
+			      u64_json(c.passes_needed), "passes_gainless", u64_json(c.passes_gainless),
+			      "buckets_emptied", u64_json(c.buckets_emptied), "buckets_left_alone",
+			      u64_json(c.buckets_left_alone), "bytes_moved", u64_json(c.bytes_moved), "extents_moved",
+			      u64_json(c.extents_moved), "extents_changed_meanwhile", u64_json(c.extents_changed),
+			      "nodes_rewritten", u64_json(c.nodes_rewritten));
+	if (c.state == COPYGC_WAITING && c.wait_bytes != UINT64_MAX)
+		json_object_set_new(j, "bytes_to_be_written", u64_json(c.wait_bytes));
+	return j;
+}
+
 static json_t *data_json(kiln_fs *fs)
 {
 	struct data_repair_stats r;
@@ -171,6 +193,7 @@ static int add_status(struct mount_facts_of *f, json_t *reply)
 	json_object_set_new(reply, "cache", cache_json(f->fs));
 	json_object_set_new(reply, "kernel", kernel_json(f));
 	json_object_set_new(reply, "jobs", jobs_json(f->fs));
+	json_object_set_new(reply, "copygc", copygc_json(f->fs));
 	json_object_set_new(reply, "reports", reports_json(f->fs));
 	return 0;
 }

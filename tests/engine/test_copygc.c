@@ -251,7 +251,7 @@ static void full_of_small_pieces(const char *options)
 	struct copygc_stats stats;
 
 	world_open(&w, options);
-	uint64_t offered = usage_of(&w).available, times = from_env("KILN_TEST_TIMES", 2);
+	uint64_t offered = usage_of(&w).available, times = from_env("KILN_TEST_TIMES", 1);
 	uint64_t begin_ns = clock_monotonic_ns(), live = offered * 9 / 10;
 
 	fill_to(&w, live);
@@ -307,7 +307,7 @@ static uint64_t fill(struct world *w, struct kiln_node node)
 /* All but the last block is given, again and again. */
 static void the_last_byte_is_given_each_time(void **state)
 {
-	enum { SPARE_DEN = 50 };
+	enum { SPARE_DEN = 16 };
 	struct world w;
 	uint64_t rounds = from_env("KILN_TEST_ROUNDS", 4);
 
@@ -323,7 +323,11 @@ static void the_last_byte_is_given_each_time(void **state)
 		struct kiln_usage u = usage_of(&w);
 		print_message("%" PRIu64 " KiB offered, %" PRIu64 " written, %" PRIu64 " left\n", offered >> 10,
 			      written >> 10, u.available >> 10);
-		assert_true(written + offered / SPARE_DEN >= offered);
+		/* Keys that describe it take a little. */
+		if (written + offered / SPARE_DEN < offered || u.available > 2 * BLOCK) {
+			stats_print(&w);
+			fail_msg("full too early");
+		}
 		/* Small pieces of what is there go, and are filled by another file. */
 		struct kiln_stat more;
 		for (uint64_t at = 0; at + 8 * BLOCK < written; at += 8 * BLOCK)
@@ -332,7 +336,7 @@ static void the_last_byte_is_given_each_time(void **state)
 		offered = usage_of(&w).available;
 		uint64_t again = fill(&w, more.node);
 		print_message("punched: %" PRIu64 " KiB offered, %" PRIu64 " written\n", offered >> 10, again >> 10);
-		assert_true(again + offered / SPARE_DEN * 4 >= offered);
+		assert_true(again + offered / SPARE_DEN >= offered);
 		assert_int_equal(kiln_unlink(w.fs, kiln_root(w.fs), "full", 4, 0), 0);
 		assert_int_equal(kiln_unlink(w.fs, kiln_root(w.fs), "more", 4, 0), 0);
 		assert_int_equal(kiln_deletions_wait(w.fs), 0);

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/util.h"
+#include "data/copygc.h"
 #include "engine/format.h"
 #include "engine/fs_write.h"
 #include "sim.h"
@@ -215,6 +216,13 @@ int config_make(struct sim *s)
 
 /* --- opening and closing --- */
 
+/* Every other filesystem is so small, and so empty, that copygc would have nothing to do. */
+static void copygc_make_eager(struct sim *s)
+{
+	if (s->seed % 2 && s->fs->is_writable)
+		copygc_set_eager(s->fs->data);
+}
+
 int fs_try_open(struct sim *s, unsigned flags, char why[KILN_ERROR_BYTES])
 {
 	struct kiln_open_options options = open_options(s, flags);
@@ -222,7 +230,11 @@ int fs_try_open(struct sim *s, unsigned flags, char why[KILN_ERROR_BYTES])
 	unsigned nr;
 	int err = open_disks(s, open, &nr);
 
-	return err ? err : fs_open(NULL, 0, open, nr, &options, FS_NAMESPACE, &s->fs, why);
+	if (!err)
+		err = fs_open(NULL, 0, open, nr, &options, FS_NAMESPACE, &s->fs, why);
+	if (!err)
+		copygc_make_eager(s);
+	return err;
 }
 
 int fs_reopen(struct sim *s, unsigned flags)
