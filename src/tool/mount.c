@@ -399,9 +399,34 @@ static int run_parsed(struct mount_command *m)
 	return m->is_foreground ? open_and_serve(m) : serve_in_background(m);
 }
 
-static int mount_run(const struct command *self, int argc, char **argv)
+/* Options and arguments, then what they say. */
+static int parse_and_run(struct mount_command *m, const struct command *self, int argc, char **argv)
 {
 	static const struct option options[] = { TOOL_OPEN_OPTIONS, { 0 } };
+	uint64_t values[OPT_NR] = { 0 };
+	bool is_set[OPT_NR] = { false };
+	char why[KILN_ERROR_BYTES];
+	int c, status;
+
+	while ((c = getopt_long(argc, argv, "o:fd", options, NULL)) != -1) {
+		if (tool_open_option(self, c, &m->open, &status) < 0)
+			return status;
+		if (c == 'o')
+			options_split(m, optarg);
+		m->is_foreground |= c == 'f' || c == 'd';
+		m->mount.is_debug |= c == 'd';
+	}
+	if (argc - optind != 2)
+		return tool_usage_error(self, "needs a filesystem and a directory");
+	if (mount_options_parse(m->fs_options.len ? strbuf_text(&m->fs_options) : NULL, values, is_set, why))
+		return tool_usage_error(self, "%s", why);
+	m->fs_arg = argv[optind];
+	m->mount.mountpoint = argv[optind + 1];
+	return run_parsed(m);
+}
+
+static int mount_run(const struct command *self, int argc, char **argv)
+{
 	struct mount_command m = {
 		.open = tool_open_defaults(),
 		.mount = { .allow_other = geteuid() == 0, .remembered_max = REMEMBERED_DEFAULT },
@@ -409,27 +434,8 @@ static int mount_run(const struct command *self, int argc, char **argv)
 		.fuse_options = strbuf_growing(),
 		.ready_fd = -1,
 	};
-	uint64_t values[OPT_NR] = { 0 };
-	bool is_set[OPT_NR] = { false };
-	char why[KILN_ERROR_BYTES];
-	int c, status;
+	int status = parse_and_run(&m, self, argc, argv);
 
-	while ((c = getopt_long(argc, argv, "o:fd", options, NULL)) != -1) {
-		if (tool_open_option(self, c, &m.open, &status) < 0)
-			return status;
-		if (c == 'o')
-			options_split(&m, optarg);
-		m.is_foreground |= c == 'f' || c == 'd';
-		m.mount.is_debug |= c == 'd';
-	}
-	if (argc - optind != 2)
-		return tool_usage_error(self, "needs a filesystem and a directory");
-	if (mount_options_parse(m.fs_options.len ? strbuf_text(&m.fs_options) : NULL, values, is_set, why))
-		return tool_usage_error(self, "%s", why);
-	m.fs_arg = argv[optind];
-	m.mount.mountpoint = argv[optind + 1];
-
-	status = run_parsed(&m);
 	strbuf_free(&m.fs_options);
 	strbuf_free(&m.fuse_options);
 	return status;
