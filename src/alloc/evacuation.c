@@ -100,9 +100,13 @@ static uint64_t dev_available(struct allocator *a, unsigned dev, enum watermark 
 {
 	struct counters *c = &a->counters;
 
-	return open_buckets_available(a, dev, watermark) + (uint64_t)counters_dev_buckets(c, dev, DATA_CACHED) +
-	       (uint64_t)counters_dev_buckets(c, dev, DATA_NEED_GC_GENS) +
-	       (uint64_t)counters_dev_buckets(c, dev, DATA_NEED_DISCARD);
+	/* One after the other: each takes a lock, and the compiler would choose in which order. */
+	uint64_t nr = open_buckets_available(a, dev, watermark);
+
+	nr += (uint64_t)counters_dev_buckets(c, dev, DATA_CACHED);
+	nr += (uint64_t)counters_dev_buckets(c, dev, DATA_NEED_GC_GENS);
+	nr += (uint64_t)counters_dev_buckets(c, dev, DATA_NEED_DISCARD);
+	return nr;
 }
 
 uint64_t allocator_evacuation_level(struct allocator *a, uint64_t devs)
