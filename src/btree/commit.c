@@ -47,6 +47,9 @@ static int leaf_cmp(const struct txn_leaf *a, const struct txn_leaf *b)
 	int c = bpos_cmp(a->min, b->min);
 	if (c || a->node == b->node)
 		return c;
+	if (a->seq != b->seq)
+		return a->seq < b->seq ? -1 : 1;
+	/* No two nodes have one seq; were there any, they'd still have an order. */
 	return (uintptr_t)a->node < (uintptr_t)b->node ? -1 : 1;
 }
 
@@ -72,9 +75,11 @@ static size_t leaf_lower_bound(const struct btree_txn *txn, const struct txn_lea
 static struct txn_leaf *leaf_find(const struct btree_txn *txn, unsigned btree_id, unsigned level, struct bpos pos)
 {
 	/* Behind all nodes that begin at @pos. */
-	const struct txn_leaf end = {
-		.btree_id = btree_id, .level = level, .min = pos, .node = (struct btree_node *)UINTPTR_MAX
-	};
+	const struct txn_leaf end = { .btree_id = btree_id,
+				      .level = level,
+				      .min = pos,
+				      .seq = UINT64_MAX,
+				      .node = (struct btree_node *)UINTPTR_MAX };
 	size_t i = leaf_lower_bound(txn, &end);
 
 	if (!i)
@@ -102,6 +107,7 @@ static int leaf_add(struct btree_txn *txn, unsigned btree_id, struct btree_node 
 		.lock = node ? &node->lock : &txn->trees->roots[btree_id].lock,
 		.min = node ? node->id.ptr.min_key : POS_MIN,
 		.max = node ? node->id.max_key : SPOS_MAX,
+		.seq = node ? node->id.ptr.seq : 0,
 	};
 	size_t i = leaf_lower_bound(txn, &l);
 

@@ -364,6 +364,7 @@ struct txn_leaf {
 	struct btree_node *node;  /* referenced */
 	struct six_lock *lock;
 	struct bpos min, max;
+	uint64_t seq;	       /* the node's: tells those apart that begin in one place */
 	uint32_t key_nr, u64s; /* of what will be put */
 	bool is_changed, is_write_locked;
 };
