@@ -34,11 +34,6 @@ void gc_gens_destroy(struct gc_gens *g)
 
 /* --- the oldest generation of each bucket, while it walks --- */
 
-/* Of each bucket of each device. */
-struct generations {
-	uint8_t *gens[ALLOC_DEVS_MAX], *oldest[ALLOC_DEVS_MAX];
-};
-
 static void generations_free(struct generations *all)
 {
 	for (unsigned dev = 0; dev < ALLOC_DEVS_MAX; dev++) {
@@ -99,8 +94,7 @@ static int walk_begin(struct allocator *a)
 		return err;
 	}
 	mutex_lock(&g->lock);
-	memcpy(g->gens, all.gens, sizeof(g->gens));
-	memcpy(g->oldest, all.oldest, sizeof(g->oldest));
+	g->all = all;
 	atomic_store(&g->is_walking, true);
 	mutex_unlock(&g->lock);
 	return 0;
@@ -109,14 +103,11 @@ static int walk_begin(struct allocator *a)
 static void walk_end(struct allocator *a)
 {
 	struct gc_gens *g = &a->gc;
-	struct generations all;
 
 	mutex_lock(&g->lock);
+	struct generations all = g->all;
 	atomic_store(&g->is_walking, false);
-	memcpy(all.gens, g->gens, sizeof(g->gens));
-	memcpy(all.oldest, g->oldest, sizeof(g->oldest));
-	memset(g->gens, 0, sizeof(g->gens));
-	memset(g->oldest, 0, sizeof(g->oldest));
+	g->all = (struct generations){ 0 };
 	mutex_unlock(&g->lock);
 	generations_free(&all);
 }
@@ -124,7 +115,7 @@ static void walk_end(struct allocator *a)
 /* The lock is held. */
 static void pointer_note(struct gc_gens *g, const struct extent_ptr *ptr, uint64_t bucket)
 {
-	uint8_t *oldest = &g->oldest[ptr->dev][bucket];
+	uint8_t *oldest = &g->all.oldest[ptr->dev][bucket];
 
 	if (gen_cmp(*oldest, ptr->gen) > 0)
 		*oldest = ptr->gen;
@@ -148,9 +139,9 @@ static bool pointers_note(struct allocator *a, struct bkey_ref k, bool is_kept)
 		struct alloc_dev *d = alloc_dev_of(a, p->dev);
 		uint64_t bucket = d ? p->sector / d->bucket_sectors : 0;
 
-		if (!d || bucket >= d->bucket_nr || !g->oldest[p->dev])
+		if (!d || bucket >= d->bucket_nr || !g->all.oldest[p->dev])
 			continue;
-		bool is_too_old = p->is_cached && gen_cmp(g->gens[p->dev][bucket], p->gen) > POINTER_AGE_MAX;
+		bool is_too_old = p->is_cached && gen_cmp(g->all.gens[p->dev][bucket], p->gen) > POINTER_AGE_MAX;
 
 		if (!is_too_old || is_kept)
 			pointer_note(g, p, bucket);
@@ -264,7 +255,7 @@ struct raise_args {
 static uint8_t oldest_get(struct allocator *a, unsigned dev, uint64_t bucket)
 {
 	mutex_lock(&a->gc.lock);
-	uint8_t gen = a->gc.oldest[dev][bucket];
+	uint8_t gen = a->gc.all.oldest[dev][bucket];
 	mutex_unlock(&a->gc.lock);
 	return gen;
 }

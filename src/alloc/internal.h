@@ -291,13 +291,17 @@ int invalidate_run(struct allocator *a);
 
 /* --- gc_gens.c --- */
 
+/* Of each bucket of each device: the generation when a walk began, and of the oldest pointer so far. */
+struct generations {
+	uint8_t *gens[ALLOC_DEVS_MAX], *oldest[ALLOC_DEVS_MAX];
+};
+
 struct gc_gens {
 	struct mutex lock;
 	struct waitq work;
 	bool is_wanted, is_stopping;
-	uint64_t clock_last; /* write clock when it ran last */
-	/* While it walks, of each bucket: the generation when it began, and of the oldest pointer so far. */
-	uint8_t *gens[ALLOC_DEVS_MAX], *oldest[ALLOC_DEVS_MAX];
+	uint64_t clock_last;	/* write clock when it ran last */
+	struct generations all; /* while it walks */
 	atomic_bool is_walking;
 	struct task *task;
 };

@@ -253,20 +253,13 @@ static bool key_needs_rebalance(struct allocator *a, struct bkey_ref k)
 		return rebalance;
 
 	struct extent_rebalance r = extent_rebalance_load(rebalance);
-	uint64_t devs = target_devs(a, r.target);
-	unsigned compression = compression_option_type(r.compression);
+	uint64_t devs = r.target ? target_devs(a, r.target) : UINT64_MAX;
+	unsigned compression =
+		compression_option_is_valid(r.compression) ? compression_option_type(r.compression) : COMPRESSION_NONE;
 	int nr = extent_decode(k, alloc_kctx(a), ptrs, NULL, NULL);
-	for (int i = 0; i < nr; i++) {
-		const struct extent_ptr_decoded *q = &ptrs[i];
-
-		if (q->ptr.is_cached || q->ptr.is_unwritten)
-			continue;
-		if (compression && q->crc.compression != COMPRESSION_INCOMPRESSIBLE &&
-		    q->crc.compression != compression)
+	for (int i = 0; i < nr; i++)
+		if (extent_ptr_needs_rebalance(&ptrs[i], compression, devs))
 			return true;
-		if (r.target && q->ptr.dev < ALLOC_DEVS_MAX && !(devs >> q->ptr.dev & 1))
-			return true;
-	}
 	return false;
 }
 

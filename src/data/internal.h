@@ -63,6 +63,36 @@ static inline void data_count(struct data *data, enum data_counter counter, uint
 	atomic_fetch_add_explicit(&data->counters[counter], n, memory_order_relaxed);
 }
 
+/* Is the stored form read as a whole, because of its checksum or because it is compressed? */
+static inline bool crc_is_encoded(const struct extent_crc *crc)
+{
+	return crc->csum_type || compression_is_compressed(crc->compression);
+}
+
+/* Is what a descriptor says possible, and are the first @end_bytes of its region, decompressed, inside of it? */
+static inline bool crc_is_sane(const struct extent_crc *crc, uint64_t end_bytes)
+{
+	bool is_compressed = compression_is_compressed(crc->compression);
+	uint32_t sectors = is_compressed ? crc->uncompressed_sectors : crc->compressed_sectors;
+
+	if (crc->csum_type >= CHECKSUM_TYPE_NR || crc->compression >= COMPRESSION_TYPE_NR || !crc->compressed_sectors)
+		return false;
+	if (crc_is_encoded(crc) &&
+	    (crc->compressed_sectors > DATA_REGION_SECTORS_MAX || crc->uncompressed_sectors > DATA_REGION_SECTORS_MAX))
+		return false;
+	return end_bytes <= (uint64_t)sectors * SECTOR_BYTES;
+}
+
+/* Add memory to @nr pieces of it: what goes on where the last one ends becomes part of that. Their number. */
+static inline unsigned iovs_append(struct iovec *iovs, unsigned nr, const uint8_t *bytes, size_t len)
+{
+	if (nr && (uint8_t *)iovs[nr - 1].iov_base + iovs[nr - 1].iov_len == bytes)
+		iovs[nr - 1].iov_len += len;
+	else
+		iovs[nr++] = (struct iovec){ (void *)(uintptr_t)bytes, len };
+	return nr;
+}
+
 /* --- map.c --- */
 
 enum {

@@ -120,11 +120,6 @@ static unsigned ptr_durability(const struct data_mover *m, const struct extent_p
 	return p->is_cached || !member ? 0 : member->durability;
 }
 
-static bool crc_is_encoded(const struct extent_crc *crc)
-{
-	return crc->csum_type || compression_is_compressed(crc->compression);
-}
-
 /* What is read through pointer @i. */
 static uint32_t sectors_to_read(const struct move_item *item, unsigned i)
 {
@@ -133,26 +128,15 @@ static uint32_t sectors_to_read(const struct move_item *item, unsigned i)
 	return crc_is_encoded(crc) ? crc->compressed_sectors : item->k.size;
 }
 
-static bool crc_is_sane(const struct move_item *item, const struct extent_crc *crc)
-{
-	bool is_compressed = compression_is_compressed(crc->compression);
-	uint32_t sectors = is_compressed ? crc->uncompressed_sectors : crc->compressed_sectors;
-
-	if (crc->csum_type >= CHECKSUM_TYPE_NR || crc->compression >= COMPRESSION_TYPE_NR || !crc->compressed_sectors)
-		return false;
-	if (crc_is_encoded(crc) &&
-	    (crc->compressed_sectors > DATA_REGION_SECTORS_MAX || crc->uncompressed_sectors > DATA_REGION_SECTORS_MAX))
-		return false;
-	return (uint64_t)crc->offset_sectors + item->k.size <= sectors;
-}
-
 static bool ptr_is_readable(const struct data_mover *m, const struct move_item *item, unsigned i)
 {
 	const struct super *s = m->data->super;
 	const struct extent_ptr *p = &item->v.ptrs[i].ptr;
+	const struct extent_crc *crc = &item->v.ptrs[i].crc;
 	uint8_t gen;
 
-	if (!super_member_online(s, p->dev) || !crc_is_sane(item, &item->v.ptrs[i].crc))
+	if (!super_member_online(s, p->dev) ||
+	    !crc_is_sane(crc, ((uint64_t)crc->offset_sectors + item->k.size) << SECTOR_SHIFT))
 		return false;
 	if (!p->is_cached)
 		return true;
@@ -664,12 +648,8 @@ static unsigned space_iovs(const struct data_mover *m, const struct move_space *
 
 	for (size_t i = space->first; i < space->first + space->nr; i++) {
 		const struct move_part *part = &m->parts[i];
-		size_t bytes = (size_t)part->stored_sectors << SECTOR_SHIFT;
 
-		if (nr && (uint8_t *)iovs[nr - 1].iov_base + iovs[nr - 1].iov_len == part->bytes)
-			iovs[nr - 1].iov_len += bytes;
-		else
-			iovs[nr++] = (struct iovec){ (void *)(uintptr_t)part->bytes, bytes };
+		nr = iovs_append(iovs, nr, part->bytes, (size_t)part->stored_sectors << SECTOR_SHIFT);
 	}
 	return nr;
 }

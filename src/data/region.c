@@ -28,11 +28,6 @@ enum { PTR_NONE = EXTENT_PTRS_MAX };
 
 /* --- geometry --- */
 
-static bool crc_is_encoded(const struct extent_crc *crc)
-{
-	return crc->csum_type || compression_is_compressed(crc->compression);
-}
-
 /* Where the wanted bytes are in the region, decompressed. */
 static uint64_t live_bytes(const struct region *r, const struct extent_crc *crc)
 {
@@ -48,20 +43,6 @@ static void read_range(const struct region *r, const struct extent_crc *crc, uin
 		*begin = live_bytes(r, crc) / SECTOR_BYTES;
 		*end = div_round_up_u64(live_bytes(r, crc) + r->len_bytes, SECTOR_BYTES);
 	}
-}
-
-/* Is what a descriptor says possible, and are the wanted bytes inside of it? */
-static bool crc_is_sane(const struct region *r, const struct extent_crc *crc)
-{
-	bool is_compressed = compression_is_compressed(crc->compression);
-	uint32_t sectors = is_compressed ? crc->uncompressed_sectors : crc->compressed_sectors;
-
-	if (crc->csum_type >= CHECKSUM_TYPE_NR || crc->compression >= COMPRESSION_TYPE_NR || !crc->compressed_sectors)
-		return false;
-	if (crc_is_encoded(crc) &&
-	    (crc->compressed_sectors > DATA_REGION_SECTORS_MAX || crc->uncompressed_sectors > DATA_REGION_SECTORS_MAX))
-		return false;
-	return live_bytes(r, crc) + r->len_bytes <= (uint64_t)sectors * SECTOR_BYTES;
 }
 
 /* True if the region is nothing but what is wanted, when decompressed. */
@@ -239,7 +220,7 @@ int region_decode(struct region *r, const void *value)
 			r->rebuild_failed |= 1u << i;
 	}
 	for (unsigned i = 0; i < r->ptr_nr; i++)
-		if (!crc_is_sane(r, &r->ptrs[i].crc)) {
+		if (!crc_is_sane(&r->ptrs[i].crc, live_bytes(r, &r->ptrs[i].crc) + r->len_bytes)) {
 			r->failed |= 1u << i;
 			r->rebuild_failed |= 1u << i;
 		}
@@ -313,8 +294,7 @@ static bool ptr_is_still_there(const struct region *r, const struct extent_ptr *
 			 ? extent_decode(copy.k, &data->super->kctx, ptrs, NULL, NULL)
 			 : 0;
 	for (int i = 0; i < nr; i++)
-		if (!ptrs[i].ptr.is_cached && ptrs[i].ptr.dev == p->dev && ptrs[i].ptr.gen == p->gen &&
-		    ptrs[i].ptr.sector == p->sector)
+		if (!ptrs[i].ptr.is_cached && extent_ptr_is_same(&ptrs[i].ptr, p))
 			return true;
 	return false;
 }

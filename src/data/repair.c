@@ -62,18 +62,13 @@ static bool is_repairable(int err)
 	return err != -ENODEV && err != -ENOMEM && err != -KILN_E_NEED_PASSPHRASE && err != -KILN_E_STALE;
 }
 
-static bool ptr_is_same(const struct extent_ptr *a, const struct extent_ptr *b)
-{
-	return a->dev == b->dev && a->sector == b->sector && a->gen == b->gen;
-}
-
 static bool is_listed(const struct repair_list *l, const struct bad_copy *c)
 {
 	for (unsigned i = 0; i < l->nr; i++) {
 		const struct bad_copy *other = &l->copies[(l->first + i) % LIST_MAX];
 
 		if (other->btree_id == c->btree_id && other->level == c->level && bpos_eq(other->pos, c->pos) &&
-		    ptr_is_same(&other->ptr, &c->ptr))
+		    extent_ptr_is_same(&other->ptr, &c->ptr))
 			return true;
 	}
 	return false;
@@ -124,7 +119,7 @@ static uint32_t bad_pointers(const struct data *data, struct bkey_ref k, const s
 	for (int i = 0; i < ptr_nr; i++)
 		for (unsigned b = 0; b < nr; b++)
 			if (!batch[b].level && batch[b].btree_id == of->btree_id && bpos_eq(batch[b].pos, of->pos) &&
-			    ptr_is_same(&ptrs[i].ptr, &batch[b].ptr))
+			    extent_ptr_is_same(&ptrs[i].ptr, &batch[b].ptr))
 				mask |= 1u << i;
 	return ptr_nr > 0 && mask != (1u << ptr_nr) - 1 ? mask : 0;
 }
@@ -221,7 +216,9 @@ static void repair_task(void *arg)
 			continue;
 		}
 		mutex_unlock(&l->lock);
+		background_enter(btrees_background(data->trees));
 		batch_repair(data, batch, nr, &done);
+		background_leave(btrees_background(data->trees));
 		mutex_lock(&l->lock);
 		l->stats.extents += done.extents;
 		l->stats.nodes += done.nodes;

@@ -108,16 +108,11 @@ static int regions_place(struct write_chunk *c)
 /* Is there something left to be done in the background (06 §12.1)? Then the key says what. */
 static void rebalance_mark(const struct write_op *op, struct extent_value *v)
 {
-	unsigned wanted = compression_option_type(op->rebalance.compression);
+	unsigned compression = compression_option_type(op->rebalance.compression);
+	uint64_t devs = op->rebalance_devs ? op->rebalance_devs : UINT64_MAX;
 
-	for (unsigned i = 0; i < v->ptr_nr; i++) {
-		const struct extent_ptr_decoded *p = &v->ptrs[i];
-		bool is_other =
-			wanted && p->crc.compression != wanted && p->crc.compression != COMPRESSION_INCOMPRESSIBLE;
-		bool is_elsewhere = op->rebalance_devs && !(op->rebalance_devs >> p->ptr.dev & 1);
-
-		v->has_rebalance |= !p->ptr.is_cached && (is_other || is_elsewhere);
-	}
+	for (unsigned i = 0; i < v->ptr_nr; i++)
+		v->has_rebalance |= extent_ptr_needs_rebalance(&v->ptrs[i], compression, devs);
 	v->rebalance = op->rebalance;
 }
 
@@ -167,10 +162,7 @@ static unsigned iovs_make(const struct write_chunk *c, unsigned e, size_t *i, st
 		const struct write_region *r = &c->regions[*i];
 		size_t bytes = (size_t)r->crc.compressed_sectors << SECTOR_SHIFT;
 
-		if (nr && (uint8_t *)iovs[nr - 1].iov_base + iovs[nr - 1].iov_len == r->bytes)
-			iovs[nr - 1].iov_len += bytes;
-		else
-			iovs[nr++] = (struct iovec){ (void *)(uintptr_t)r->bytes, bytes };
+		nr = iovs_append(iovs, nr, r->bytes, bytes);
 		*len += bytes;
 	}
 	return nr;

@@ -41,6 +41,12 @@ struct extent_ptr {
 	bool is_unwritten;
 };
 
+/* The same place in the same life of a bucket? */
+static inline bool extent_ptr_is_same(const struct extent_ptr *a, const struct extent_ptr *b)
+{
+	return a->dev == b->dev && a->sector == b->sector && a->gen == b->gen;
+}
+
 /* A descriptor: applies to the pointers behind it. All zero sizes equal to the key's: "no descriptor". */
 struct extent_crc {
 	uint32_t compressed_sectors; /* stored on disk */
@@ -135,6 +141,19 @@ static inline uint8_t compression_option_type(unsigned option)
 	static const uint8_t types[] = { COMPRESSION_NONE, COMPRESSION_LZ4, COMPRESSION_GZIP, COMPRESSION_ZSTD };
 
 	return types[option & 3];
+}
+
+/*
+ * Isn't what the pointer leads to as it is wanted in the end (06 §12.1): compressed to @compression, which may be
+ * COMPRESSION_NONE for no matter how, on one of @devs, a bit each? Cached copies and promised space need nothing.
+ */
+static inline bool extent_ptr_needs_rebalance(const struct extent_ptr_decoded *p, unsigned compression, uint64_t devs)
+{
+	bool is_other =
+		compression && p->crc.compression != compression && p->crc.compression != COMPRESSION_INCOMPRESSIBLE;
+	bool is_elsewhere = p->ptr.dev < 64 && !(devs >> p->ptr.dev & 1);
+
+	return !p->ptr.is_cached && !p->ptr.is_unwritten && (is_other || is_elsewhere);
 }
 
 /* Bucket generations compare with wrap (06 §4.2): > 0 when a is newer. */
