@@ -16,6 +16,7 @@
 #include <linux/fs.h>
 #include <linux/loop.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/sysmacros.h>
@@ -50,32 +51,19 @@ static bool sysfs_read(dev_t device, const char *name, char *line, size_t size)
 /* Where a partition begins on its disk; 0 for whole disks. */
 static uint64_t partition_begin_bytes(dev_t device)
 {
-	char path[SYSFS_PATH_BYTES];
-	unsigned long long sector = 0;
+	char line[SYSFS_PATH_BYTES];
 
-	snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/start", major(device), minor(device));
-	FILE *f = fopen(path, "re");
-	if (!f)
-		return 0;
-	if (fscanf(f, "%llu", &sector) != 1)
-		sector = 0;
-	fclose(f);
-	return sector * SECTOR_BYTES;
+	return sysfs_read(device, "start", line, sizeof(line)) ? strtoull(line, NULL, 10) * SECTOR_BYTES : 0;
 }
 
 /* The disk that a partition is on; of a whole disk itself. */
 static dev_t disk_of(dev_t device)
 {
-	char path[SYSFS_PATH_BYTES];
+	char line[SYSFS_PATH_BYTES];
 	unsigned disk_major, disk_minor;
 
-	snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/../dev", major(device), minor(device));
-	FILE *f = fopen(path, "re");
-	if (!f)
-		return device;
-	if (fscanf(f, "%u:%u", &disk_major, &disk_minor) == 2)
+	if (sysfs_read(device, "../dev", line, sizeof(line)) && sscanf(line, "%u:%u", &disk_major, &disk_minor) == 2)
 		device = makedev(disk_major, disk_minor);
-	fclose(f);
 	return device;
 }
 

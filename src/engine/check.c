@@ -24,23 +24,12 @@ static int call_progress(void *ctx, const struct check_pass *pass, uint64_t done
 static int passes_parse(const struct kiln_check_options *options, uint32_t *passes)
 {
 	const struct check_pass *pass;
+	int err = check_passes_parse(options->passes, passes);
 
-	*passes = 0;
-	for (const char *name = options->passes; name && *name;) {
-		size_t len = strcspn(name, ",");
-		unsigned i = 0;
-
-		while ((pass = check_pass(i)) && (strncmp(pass->name, name, len) || pass->name[len]))
-			i++;
-		if (!pass)
-			return -EINVAL;
-		*passes |= 1u << i;
-		name += len + (name[len] == ',');
-	}
-	for (unsigned i = 0; !*passes && options->flags & KILN_CHECK_DATA && (pass = check_pass(i)); i++)
+	for (unsigned i = 0; !err && !*passes && options->flags & KILN_CHECK_DATA && (pass = check_pass(i)); i++)
 		if (pass->id == CHECK_PASS_DATA) /* the last one: with all before it */
 			*passes = (2u << i) - 1;
-	return 0;
+	return err;
 }
 
 static void result_add_kind(struct kiln_check_result *out, unsigned id, uint64_t count)

@@ -53,6 +53,23 @@ static const struct {
 };
 _Static_assert(ARRAY_NR(passes) <= CHECK_PASSES_MAX, "a bit for each pass");
 
+int check_passes_parse(const char *names, uint32_t *out)
+{
+	*out = 0;
+	for (const char *name = names; name && *name;) {
+		size_t len = strcspn(name, ",");
+		unsigned i = 0;
+
+		while (i < ARRAY_NR(passes) && (strncmp(passes[i].pass.name, name, len) || passes[i].pass.name[len]))
+			i++;
+		if (i == ARRAY_NR(passes))
+			return -EINVAL;
+		*out |= 1u << i;
+		name += len + (name[len] == ',');
+	}
+	return 0;
+}
+
 const struct check_pass *check_pass(unsigned i) { return i < ARRAY_NR(passes) ? &passes[i].pass : NULL; }
 
 static const char *pass_advice(const struct check_pass *pass)

@@ -57,6 +57,9 @@ const struct check_pass *check_pass(unsigned i);
 
 enum { CHECK_PASSES_MAX = 32 };
 
+/* The passes that @names (their names, separated by commas; NULL: none) says, a bit for each row. 0 or -EINVAL. */
+int check_passes_parse(const char *names, uint32_t *passes);
+
 struct quotas;
 struct check_target {
 	const struct super *super;

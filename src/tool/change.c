@@ -17,12 +17,7 @@ bool change_open(struct change *c, const char *fs_arg)
 		tool_error("what another process is using can't be changed, not even by force");
 		return false;
 	}
-	struct strbuf why = strbuf_growing();
-	bool is_mounted = mounted_explain(fs_arg, &why);
-	if (is_mounted)
-		tool_error("%s", strbuf_text(&why));
-	strbuf_free(&why);
-	if (is_mounted)
+	if (mounted_tell(fs_arg))
 		return false;
 	tool_catch_signals();
 	c->open.flags |= KILN_OPEN_WRITE;

@@ -151,23 +151,6 @@ static int list_passes(void)
 	return TOOL_OK;
 }
 
-/* Are all names of the list @text those of passes? */
-static bool are_passes(const char *text)
-{
-	while (*text) {
-		size_t len = strcspn(text, ",");
-		const struct check_pass *pass = NULL;
-
-		for (unsigned i = 0; (pass = check_pass(i)); i++)
-			if (strlen(pass->name) == len && !memcmp(pass->name, text, len))
-				break;
-		if (!pass)
-			return false;
-		text += len + (text[len] == ',');
-	}
-	return true;
-}
-
 static int check(struct show *s, struct kiln_check_options *options, const char *fs_arg)
 {
 	struct kiln_check_result *result = calloc(1, sizeof(*result));
@@ -218,6 +201,7 @@ static int check_main(const struct command *self, int argc, char **argv)
 						 { 0 } };
 	struct show s = { .open = tool_open_defaults(), .has_terminal = isatty(STDERR_FILENO) };
 	struct kiln_check_options o = { .struct_bytes = sizeof(o), .report_max = 100 };
+	uint32_t passes; /* looked at again by kiln_check() */
 	int c, status;
 
 	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
@@ -239,7 +223,7 @@ static int check_main(const struct command *self, int argc, char **argv)
 	}
 	if (o.passes && !strcmp(o.passes, "list"))
 		return list_passes();
-	if (o.passes && !are_passes(o.passes))
+	if (check_passes_parse(o.passes, &passes))
 		return tool_usage_error(self, "no such pass in '%s'; --passes=list shows them", o.passes);
 	if (argc - optind != 1)
 		return raw_usage_fs(self);

@@ -206,12 +206,9 @@ kiln_fs *tool_open_fs(const struct tool_open *open_opts, const char *fs_arg, enu
 		err = fs_open(&fs_arg, 1, NULL, 0, &options, depth, &fs, why);
 	}
 	if (err) {
-		struct strbuf where = strbuf_growing();
-
 		tool_error("can't open the filesystem: %s", why);
-		if (err == -EBUSY && mounted_explain(fs_arg, &where))
-			tool_error("%s", strbuf_text(&where));
-		strbuf_free(&where);
+		if (err == -EBUSY)
+			mounted_tell(fs_arg);
 		return NULL;
 	}
 	if (depth == FS_NAMESPACE && kiln_fallback(fs))

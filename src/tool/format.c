@@ -441,18 +441,12 @@ static int run_with(struct args *a)
 	int err = kiln_format(a->devices, a->nr, &a->opts, a->source ? &fs : NULL, why);
 	secret_free(passphrase);
 	if (err) {
-		struct strbuf where = strbuf_growing();
-
 		tool_error("%s%s", why,
 			   err == -EEXIST   ? " (--force)"
 			   : err == -ENOSPC ? " With the usual options a device of 10 MiB is enough."
 					    : "");
 		for (size_t i = 0; err == -EBUSY && i < a->nr; i++)
-			if (mounted_explain(a->devices[i].path, &where)) {
-				tool_error("%s", strbuf_text(&where));
-				strbuf_reset(&where);
-			}
-		strbuf_free(&where);
+			mounted_tell(a->devices[i].path);
 		return TOOL_FAILED;
 	}
 	int status = a->source ? fill(a, fs) : TOOL_OK;

@@ -101,7 +101,7 @@ bool mounted_is_dead(const char *path)
 	return statfs(path, &st) && errno == ENOTCONN;
 }
 
-bool mounted_explain(const char *fs_arg, struct strbuf *out)
+bool mounted_tell(const char *fs_arg)
 {
 	CLEANUP_FREE char *mount_point = mounted_at(fs_arg);
 	struct strbuf at = strbuf_growing();
@@ -109,11 +109,9 @@ bool mounted_explain(const char *fs_arg, struct strbuf *out)
 	if (!mount_point)
 		return false;
 	tool_add_printable(&at, mount_point, strlen(mount_point));
-	strbuf_printf(out, "%s is mounted at %s", fs_arg, strbuf_text(&at));
-	if (mounted_is_dead(mount_point))
-		strbuf_printf(out, ", by a server that is gone: `umount %s` first", strbuf_text(&at));
-	else
-		strbuf_printf(out, ": use it there, or `umount %s` first", strbuf_text(&at));
+	tool_error("%s is mounted at %s%s `umount %s` first", fs_arg, strbuf_text(&at),
+		   mounted_is_dead(mount_point) ? ", by a server that is gone:" : ": use it there, or",
+		   strbuf_text(&at));
 	strbuf_free(&at);
 	return true;
 }

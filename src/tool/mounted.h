@@ -8,8 +8,8 @@
 
 /* A mount point of the filesystem that @fs_arg (DEV[:DEV...] or UUID=...) names, to be freed; NULL if there is none. */
 char *mounted_at(const char *fs_arg);
-/* Add to @out where @fs_arg is mounted, and what to do about it. False, with nothing added, when it isn't. */
-bool mounted_explain(const char *fs_arg, struct strbuf *out);
+/* Tell where @fs_arg is mounted, and what to do about it. False, with nothing told, when it isn't. */
+bool mounted_tell(const char *fs_arg);
 /* Is @path what is left of a mount whose server has gone without unmounting? */
 bool mounted_is_dead(const char *path);
 /* Is any device of the list @a one of the list @b? A name as a whole is tried first: it may hold colons. */

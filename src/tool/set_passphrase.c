@@ -37,15 +37,11 @@ static kiln_fs *open_unlocked(struct tool_open *open, const char *fs_arg)
 	struct kiln_open_options options = { .struct_bytes = sizeof(options),
 					     .ctx = open,
 					     .passphrase = passphrase_ask };
-	struct strbuf mounted = strbuf_growing();
 	char why[KILN_ERROR_BYTES] = "";
 	kiln_fs *fs = NULL;
 
-	if (mounted_explain(fs_arg, &mounted))
-		tool_error("%s", strbuf_text(&mounted));
-	else
+	if (!mounted_tell(fs_arg))
 		fs = tool_open_fs(open, fs_arg, FS_SUPER);
-	strbuf_free(&mounted);
 	if (fs && fs_passphrase_unlock(fs, &options, why)) {
 		tool_error("%s", why);
 		kiln_close(fs);
