@@ -16,7 +16,7 @@
 #include "base/clock.h"
 #include "base/sync.h"
 #include "base/util.h"
-#include "kiln/kiln.h"
+#include "engine/whole.h"
 
 enum { OBJECTS_MAX = 600, TASKS = 3 };
 
@@ -45,12 +45,9 @@ static void world_open(struct world *w, uint64_t bytes, const char *options)
 					      .device_struct_bytes = sizeof(dev),
 					      .flags = KILN_FORMAT_FORCE,
 					      .options = options };
-	const char *seed_text = getenv("KILN_TEST_SEED");
-	uint64_t seed = seed_text ? strtoull(seed_text, NULL, 0) : random_u64();
 	char why[KILN_ERROR_BYTES];
 
-	print_message("KILN_TEST_SEED=%" PRIu64 "\n", seed);
-	rng_init(&w->rng, seed);
+	rng_init(&w->rng, seed_print());
 	strcpy(w->path, "/tmp/kiln-batch-XXXXXX");
 	int fd = mkstemp(w->path);
 	assert_true(fd >= 0);
@@ -59,36 +56,11 @@ static void world_open(struct world *w, uint64_t bytes, const char *options)
 		fail_msg("%s", why);
 }
 
-static void must_be_consistent(kiln_fs *fs)
-{
-	struct kiln_check_options options = { .struct_bytes = sizeof(options), .flags = KILN_CHECK_DATA };
-	struct kiln_check_result *result = calloc(1, sizeof(*result));
-
-	assert_int_equal(kiln_check(fs, &options, result), 0);
-	for (unsigned i = 0; i < result->kind_nr; i++)
-		print_error("%" PRIu64 " x %s\n", result->kinds[i].count, result->kinds[i].name);
-	assert_int_equal(result->errors, 0);
-	free(result);
-}
-
-static kiln_fs *must_open(const struct world *w, unsigned flags)
-{
-	struct kiln_open_options options = { .struct_bytes = sizeof(options), .flags = flags };
-	const char *path = w->path;
-	char why[KILN_ERROR_BYTES];
-	kiln_fs *fs;
-
-	if (kiln_open(&path, 1, &options, &fs, why))
-		fail_msg("%s", why);
-	return fs;
-}
-
 static void world_reopen(struct world *w)
 {
 	assert_int_equal(kiln_shutdown(w->fs), 0);
 	kiln_close(w->fs);
-	w->fs = must_open(w, KILN_OPEN_WRITE);
-	assert_null(kiln_write_refused(w->fs));
+	w->fs = must_open(w->path, KILN_OPEN_WRITE);
 	must_be_consistent(w->fs);
 }
 

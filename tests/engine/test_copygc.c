@@ -20,6 +20,7 @@
 #include "base/util.h"
 #include "data/copygc.h"
 #include "engine/fs.h"
+#include "engine/whole.h"
 
 enum { FILES = 4, BLOCK = 4096, WRITE_BLOCKS_MAX = 256 };
 
@@ -51,12 +52,10 @@ static void world_open(struct world *w, const char *options)
 					      .device_struct_bytes = sizeof(dev),
 					      .flags = KILN_FORMAT_FORCE,
 					      .options = options };
-	uint64_t seed = from_env("KILN_TEST_SEED", random_u64());
 	char why[KILN_ERROR_BYTES];
 
 	memset(w, 0, sizeof(*w));
-	print_message("KILN_TEST_SEED=%" PRIu64 "\n", seed);
-	rng_init(&w->rng, seed);
+	rng_init(&w->rng, seed_print());
 	strcpy(w->path, access("/dev/shm", W_OK) ? "/tmp/kiln-copygc-XXXXXX" : "/dev/shm/kiln-copygc-XXXXXX");
 	int fd = mkstemp(w->path);
 	assert_true(fd >= 0);
@@ -76,38 +75,14 @@ static void world_open(struct world *w, const char *options)
 	}
 }
 
-static void must_be_consistent(kiln_fs *fs)
-{
-	struct kiln_check_options options = { .struct_bytes = sizeof(options), .flags = KILN_CHECK_DATA };
-	struct kiln_check_result *result = calloc(1, sizeof(*result));
-
-	assert_int_equal(kiln_check(fs, &options, result), 0);
-	for (unsigned i = 0; i < result->kind_nr; i++)
-		print_error("%" PRIu64 " x %s\n", result->kinds[i].count, result->kinds[i].name);
-	assert_int_equal(result->errors, 0);
-	free(result);
-}
-
-static kiln_fs *must_open(const struct world *w, unsigned flags)
-{
-	struct kiln_open_options options = { .struct_bytes = sizeof(options), .flags = flags };
-	const char *path = w->path;
-	char why[KILN_ERROR_BYTES];
-	kiln_fs *fs;
-
-	if (kiln_open(&path, 1, &options, &fs, why))
-		fail_msg("%s", why);
-	return fs;
-}
-
 static void world_reopen(struct world *w)
 {
 	assert_int_equal(kiln_shutdown(w->fs), 0);
 	kiln_close(w->fs);
-	w->fs = must_open(w, 0);
+	w->fs = must_open(w->path, 0);
 	must_be_consistent(w->fs);
 	kiln_close(w->fs);
-	w->fs = must_open(w, KILN_OPEN_WRITE);
+	w->fs = must_open(w->path, KILN_OPEN_WRITE);
 	assert_null(kiln_write_refused(w->fs));
 }
 

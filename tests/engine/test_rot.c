@@ -19,6 +19,7 @@
 #include "device/power.h"
 #include "engine/format.h"
 #include "engine/fs_write.h"
+#include "engine/whole.h"
 
 enum {
 	DISKS = 2,
@@ -40,15 +41,6 @@ struct world {
 	uint64_t recovered; /* reports */
 	uint8_t *bytes, *buf;
 };
-
-static uint64_t test_seed(void)
-{
-	const char *text = getenv("KILN_TEST_SEED");
-	uint64_t seed = text ? strtoull(text, NULL, 0) : random_u64();
-
-	print_message("KILN_TEST_SEED=%" PRIu64 "\n", seed);
-	return seed;
-}
 
 static unsigned rots_nr(void)
 {
@@ -116,7 +108,7 @@ static void world_make(struct world *w, const char *options)
 	char why[KILN_ERROR_BYTES] = "", name[16];
 	struct kiln_stat st;
 
-	uint64_t seed = test_seed();
+	uint64_t seed = seed_print();
 	memset(w, 0, sizeof(*w));
 	rng_init(&w->rng, seed);
 	w->power = power_new(seed);

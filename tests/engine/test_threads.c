@@ -20,7 +20,7 @@
 #include "base/clock.h"
 #include "base/sync.h"
 #include "base/util.h"
-#include "kiln/kiln.h"
+#include "engine/whole.h"
 
 enum { TASKS = 4, DIRS = 3, FILES = 24, BYTES_MAX = 40000, COMMON_STAMP = 12345 };
 
@@ -214,34 +214,9 @@ static void crew_task(void *arg)
 	}
 }
 
-static kiln_fs *must_open(const char *path)
-{
-	struct kiln_open_options options = { .struct_bytes = sizeof(options), .flags = KILN_OPEN_WRITE };
-	char why[KILN_ERROR_BYTES];
-	kiln_fs *fs;
-
-	if (kiln_open(&path, 1, &options, &fs, why))
-		fail_msg("%s", why);
-	assert_null(kiln_write_refused(fs));
-	return fs;
-}
-
-static void must_be_consistent(kiln_fs *fs)
-{
-	struct kiln_check_options options = { .struct_bytes = sizeof(options), .flags = KILN_CHECK_DATA };
-	struct kiln_check_result *result = calloc(1, sizeof(*result));
-
-	assert_int_equal(kiln_check(fs, &options, result), 0);
-	for (unsigned i = 0; i < result->kind_nr; i++)
-		print_error("%" PRIu64 " x %s\n", result->kinds[i].count, result->kinds[i].name);
-	assert_int_equal(result->errors, 0);
-	free(result);
-}
-
 static void tasks_that_share_directories_lose_nothing(void **state)
 {
-	const char *seed_text = getenv("KILN_TEST_SEED");
-	uint64_t seed = seed_text ? strtoull(seed_text, NULL, 0) : random_u64();
+	uint64_t seed = seed_print();
 	char path[] = "/tmp/kiln-threads-XXXXXX", why[KILN_ERROR_BYTES], name[8];
 	struct kiln_format_device dev = { .path = path, .file_bytes = 256 << 20 };
 	struct kiln_format_options format = { .struct_bytes = sizeof(format),
@@ -256,7 +231,6 @@ static void tasks_that_share_directories_lose_nothing(void **state)
 	int fd = mkstemp(path);
 
 	(void)state;
-	print_message("KILN_TEST_SEED=%" PRIu64 "\n", seed);
 	assert_true(fd >= 0);
 	close(fd);
 	if (kiln_format(&dev, 1, &format, &fs, why))
@@ -285,7 +259,7 @@ static void tasks_that_share_directories_lose_nothing(void **state)
 			task_join(tasks[i]);
 		assert_int_equal(kiln_shutdown(fs), 0);
 		kiln_close(fs);
-		fs = must_open(path);
+		fs = must_open(path, KILN_OPEN_WRITE);
 		for (unsigned i = 0; i < TASKS; i++) {
 			crew[i].fs = fs;
 			for (unsigned f = 0; f < FILES; f++)
