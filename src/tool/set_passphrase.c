@@ -20,14 +20,14 @@ static const char usage_set[] =
 	"asked for if there is one, then the new one twice. All devices must be there, and nobody may be using it.\n"
 	"\n"
 	"  --new-passphrase-file FILE  the new one (first line; - for standard input)\n"
-	"  --new-passphrase-fd N       the same from an open file descriptor\n" TOOL_OPEN_USAGE;
+	"  --new-passphrase-fd N       the same from an open file descriptor\n" TOOL_CHANGE_USAGE;
 
 static const char usage_remove[] = "usage: kiln remove-passphrase [OPTIONS] FS\n"
 				   "\n"
 				   "Have an encrypted filesystem open without passphrase. It stays encrypted, but the "
 				   "key then stands in its superblocks\n"
 				   "for all to read. All devices must be there, and nobody may be using it.\n"
-				   "\n" TOOL_OPEN_USAGE;
+				   "\n" TOOL_CHANGE_USAGE;
 
 enum { OPTION_NEW_FILE = TOOL_OPT_COMMAND, OPTION_NEW_FD };
 
