@@ -29,6 +29,9 @@ void write_points_drop(struct allocator *a, bool to_partial)
 	for (unsigned i = 0; i < WRITE_POINTS_NR; i++) {
 		struct write_point *w = &a->points[i];
 
+		/* What copygc took from the last buckets would be used up by those who wait for it. */
+		if (to_partial && i == WRITE_POINT_COPYGC)
+			continue;
 		mutex_lock(&w->lock);
 		while (w->open_nr) {
 			uint16_t idx = w->open[--w->open_nr];
