@@ -46,6 +46,28 @@ static int report_entry(struct check *c, unsigned id, uint64_t seq, const char *
 	return check_report(c, id, NULL, "journal entry", position, expected, "%s", found);
 }
 
+static void report_last_seq(struct check *c, const struct journal_entry *before, const struct journal_entry *e)
+{
+	char position[CHECK_TEXT_BYTES], expected[CHECK_TEXT_BYTES];
+
+	snprintf(position, sizeof(position), "seq %llu", (unsigned long long)e->seq);
+	snprintf(expected, sizeof(expected), "last_seq %llu or more, as in entry %llu",
+		 (unsigned long long)before->locations[0].last_seq, (unsigned long long)before->seq);
+	check_report(c, CHECK_journal_last_seq_decreases, c->super->members[e->locations[0].dev].name, "journal entry",
+		     position, expected, "%llu", (unsigned long long)e->locations[0].last_seq);
+}
+
+static void report_missing(struct check *c, const struct journal_state *state, const struct seq_range *missing)
+{
+	char position[CHECK_TEXT_BYTES], expected[CHECK_TEXT_BYTES];
+
+	snprintf(position, sizeof(position), "seqs %llu-%llu", (unsigned long long)missing->start,
+		 (unsigned long long)missing->end - 1);
+	snprintf(expected, sizeof(expected), "all entries to replay, %llu-%llu", (unsigned long long)state->seq_last,
+		 (unsigned long long)state->seq_flushed);
+	check_report(c, ERROR_journal_entries_missing, NULL, "journal", position, expected, "missing or damaged");
+}
+
 /* Is there a sub-entry with the same bytes in [begin, end)? */
 static bool has_sub_entry(const uint8_t *begin, const uint8_t *end, const struct jset_entry_disk *wanted)
 {
@@ -96,12 +118,16 @@ static void check_last(struct check *c, const struct jset_disk *j)
 	}
 	while (jset_walk_next(&w, &e, NULL) > 0)
 		has_keys |= e->type == JSET_ENTRY_BTREE_KEYS && le16_get(e->u64s);
+	/* Its id is 0, which reports take for none: so the name is told. */
 	if (has_keys || (!jset_is_noflush(j) && le64_get(j->last_seq) != seq))
-		check_report(c, 0, NULL, "journal entry", "the last", "nothing to replay when clean",
-			     "%s [clean_but_journal_not_empty]", has_keys ? "keys" : "older entries");
+		report_entry(c, ERROR_clean_but_journal_not_empty, seq, "nothing to replay when clean",
+			     has_keys ? "keys [clean_but_journal_not_empty]"
+				      : "older entries that are needed [clean_but_journal_not_empty]");
 	if (clean_seq != seq) {
-		report_entry(c, ERROR_sb_clean_journal_seq_mismatch, seq, "the clean section's seq in the last entry",
-			     "another");
+		char expected[CHECK_TEXT_BYTES];
+
+		snprintf(expected, sizeof(expected), "seq %llu as in the clean section", (unsigned long long)clean_seq);
+		report_entry(c, ERROR_sb_clean_journal_seq_mismatch, seq, expected, "another in the last entry");
 		return;
 	}
 	compare_sub_entries(c, seq, jset_walk_of(j), begin, end);
@@ -123,8 +149,7 @@ static int check_entries(struct check *c, struct journal_state *state)
 			continue;
 		if (!e->locations[0].is_noflush) {
 			if (last && last->locations[0].last_seq > e->locations[0].last_seq)
-				report_entry(c, CHECK_journal_last_seq_decreases, e->seq,
-					     "to go no further back than the one before", "an older last_seq");
+				report_last_seq(c, last, e);
 			last = e;
 		}
 		/* Only what could still be replayed must be found. */
@@ -136,8 +161,7 @@ static int check_entries(struct check *c, struct journal_state *state)
 			return err;
 	}
 	for (size_t i = 0; i < state->missing_nr && !c->t->journal->was_clean; i++)
-		report_entry(c, ERROR_journal_entries_missing, state->missing[i].start, "all entries to replay",
-			     "some are missing");
+		report_missing(c, state, &state->missing[i]);
 	if (!SB_CLEAN_FLAG(c->super->sb) || !last)
 		return 0;
 	err = journal_reader_open(state, &reader);

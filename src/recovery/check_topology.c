@@ -30,10 +30,12 @@ struct topology {
 	struct bpos last;
 	bool has_last, last_is_live;
 	const char *device;
+	uint64_t sector; /* of the replica */
 };
 
 static bool is_above(const struct topology *t) { return t->c->is_newer; }
 
+/* About all of a node, or, with @device, its replica that is looked at. */
 static int report_node(struct topology *t, unsigned id, const struct btree_node_info *n, const char *device,
 		       const char *expected, const char *found)
 {
@@ -43,10 +45,26 @@ static int report_node(struct topology *t, unsigned id, const struct btree_node_
 	strbuf_printf(&position, "%s level %u ", btree_name(n->btree_id) ? btree_name(n->btree_id) : "unknown btree",
 		      n->level);
 	bpos_to_text(&position, n->max_key);
+	if (device)
+		strbuf_printf(&position, ", sector %llu", (unsigned long long)t->sector);
 	return check_report(t->c, id, device, "btree node", buf, expected, "%s", found);
 }
 
 /* --- ranges --- */
+
+/* What of a node should be @is_where @expected is @found. */
+static void report_bound(struct topology *t, unsigned id, const struct btree_node_info *n, const char *is_where,
+			 struct bpos expected, struct bpos found)
+{
+	char expected_buf[CHECK_TEXT_BYTES], found_buf[CHECK_TEXT_BYTES];
+	struct strbuf expected_text = strbuf_fixed(expected_buf, sizeof(expected_buf));
+	struct strbuf found_text = strbuf_fixed(found_buf, sizeof(found_buf));
+
+	strbuf_printf(&expected_text, "%s ", is_where);
+	bpos_to_text(&expected_text, expected);
+	bpos_to_text(&found_text, found);
+	report_node(t, id, n, NULL, expected_buf, found_buf);
+}
 
 /* The node that is open at @level has seen its last child: that must end where it does. */
 static void close_level(struct topology *t, unsigned level)
@@ -58,26 +76,23 @@ static void close_level(struct topology *t, unsigned level)
 	if (!t->has_child[level])
 		report_node(t, ERROR_btree_node_topology_interior_node_empty, &n, NULL, "children", "none");
 	else if (!bpos_eq(t->next_min[level - 1], bpos_successor(t->max[level])))
-		report_node(t, ERROR_btree_node_topology_bad_max_key, &n, NULL, "a last child that ends where it does",
-			    "another");
+		report_bound(t, ERROR_btree_node_topology_bad_max_key, &n, "a last child that ends at", t->max[level],
+			     bpos_predecessor(t->next_min[level - 1]));
 }
 
+/*
+ * A root begins at POS_MIN and ends at SPOS_MAX: the btrees take no other for one, and what they can't read as a root
+ * has been told.
+ */
 static void check_range(struct topology *t, const struct btree_node_info *n, bool is_readable)
 {
 	unsigned level = n->level;
 
 	close_level(t, level);
-	if ((int)level == t->root_level) {
-		if (!bpos_eq(n->min_key, POS_MIN))
-			report_node(t, ERROR_btree_root_bad_min_key, n, NULL, "POS_MIN as its start", "another");
-		if (!bpos_eq(n->max_key, SPOS_MAX))
-			report_node(t, ERROR_btree_root_bad_max_key, n, NULL, "SPOS_MAX as its end", "another");
-	} else if (t->is_open[level] && !bpos_eq(n->min_key, t->next_min[level])) {
-		report_node(t, ERROR_btree_node_topology_bad_min_key, n, NULL, "a start where the one before ends",
-			    "another");
-	}
+	if (t->is_open[level] && !bpos_eq(n->min_key, t->next_min[level]))
+		report_bound(t, ERROR_btree_node_topology_bad_min_key, n, "a start at", t->next_min[level], n->min_key);
 	if (bpos_lt(n->max_key, n->min_key))
-		report_node(t, ERROR_btree_node_topology_bad_max_key, n, NULL, "an end behind its start", "another");
+		report_bound(t, ERROR_btree_node_topology_bad_max_key, n, "an end at or above", n->min_key, n->max_key);
 	t->next_min[level] = bpos_successor(n->max_key);
 	t->max[level] = n->max_key;
 	t->is_open[level] = true;
@@ -126,10 +141,16 @@ static void set_bad_key(void *ctx, const struct fault *fault, struct bkey_ref k,
 {
 	struct topology *t = ctx;
 	unsigned id = fault->id ? fault->id : ERROR_btree_node_bad_bkey;
-	char found[CHECK_TEXT_BYTES];
+	char expected[CHECK_TEXT_BYTES], found_buf[CHECK_TEXT_BYTES];
+	struct strbuf found = strbuf_fixed(found_buf, sizeof(found_buf));
 
-	snprintf(found, sizeof(found), "%s %s in a key", fault->field, fault->found);
-	report_node(t, id, t->info, t->device, fault->expected[0] ? fault->expected : "a good key", found);
+	snprintf(expected, sizeof(expected), "%s %s", fault->field, fault->expected);
+	strbuf_printf(&found, "%s in the key at byte %zu", fault->found, offset_bytes);
+	if (k.value) {
+		strbuf_add(&found, ", ");
+		bpos_to_text(&found, k.k.p);
+	}
+	report_node(t, id, t->info, t->device, fault->expected[0] ? expected : "a good key", found_buf);
 }
 
 static int set_key(void *ctx, const void *packed, const struct bkey *k)
@@ -137,8 +158,15 @@ static int set_key(void *ctx, const void *packed, const struct bkey *k)
 	struct topology *t = ctx;
 	bool is_live = k->type != KEY_DELETED;
 
-	if (t->has_last && is_live && t->last_is_live && bpos_eq(t->last, k->p) && !is_above(t))
-		report_node(t, CHECK_node_duplicate_position, t->info, t->device, "a position once in a set", "twice");
+	if (t->has_last && is_live && t->last_is_live && bpos_eq(t->last, k->p) && !is_above(t)) {
+		char found_buf[CHECK_TEXT_BYTES];
+		struct strbuf found = strbuf_fixed(found_buf, sizeof(found_buf));
+
+		bpos_to_text(&found, k->p);
+		strbuf_add(&found, " twice");
+		report_node(t, CHECK_node_duplicate_position, t->info, t->device, "a position once in a set",
+			    found_buf);
+	}
 	if (!t->info->level && !is_above(t) && !type_fits(t->btree_id, k->type))
 		check_report_pos(t->c, ERROR_bkey_invalid_type_for_btree, t->btree_id, k->p, "a type of this btree",
 				 "type %u", k->type);
@@ -149,11 +177,20 @@ static int set_key(void *ctx, const void *packed, const struct bkey *k)
 	return 0;
 }
 
+/* About the set at byte @offset of the node. */
+static void report_set(struct topology *t, unsigned id, size_t offset, const char *expected, const char *found)
+{
+	char text[CHECK_TEXT_BYTES];
+
+	snprintf(text, sizeof(text), "%s at its sector %zu", found, offset / SECTOR_BYTES);
+	report_node(t, id, t->info, t->device, expected, text);
+}
+
 /*
  * Bytes that are neither written nor known: a set there, by its seq, is one that the pointer doesn't know. A crash
  * leaves such sets (02 §6); they are older than what was blacklisted when the filesystem was opened after it.
  */
-static void check_behind(struct topology *t, const struct btree_node_info *n, size_t offset, size_t bytes)
+static void check_behind(struct topology *t, size_t offset, size_t bytes)
 {
 	const struct btree_node_disk *node = t->buf;
 
@@ -167,17 +204,21 @@ static void check_behind(struct topology *t, const struct btree_node_info *n, si
 
 	const struct bset_disk *set = bset_at(t->buf, offset);
 	if (le64_get(set->seq) == le64_get(node->keys.seq) && le64_get(set->journal_seq) >= crashed_before)
-		report_node(t, CHECK_node_set_beyond_sectors_written, n, t->device, "no more sets than are written",
-			    "another");
+		report_set(t, CHECK_node_set_beyond_sectors_written, offset, "no more sets than are written",
+			   "another");
 }
 
-static void check_set(struct topology *t, const struct btree_node_info *n, const struct bset_info *set)
+static void check_set(struct topology *t, const struct bset_info *set)
 {
+	char expected[64], found[64];
+
 	if (set->offset && !set->journal_seq)
-		report_node(t, CHECK_node_set_journal_seq_missing, n, t->device, "a journal seq", "0");
-	if (set->journal_seq >= t->c->seq_next)
-		report_node(t, CHECK_node_set_journal_seq_in_future, n, t->device, "a journal seq that exists",
-			    "a later one");
+		report_set(t, CHECK_node_set_journal_seq_missing, set->offset, "a journal seq", "0");
+	if (set->journal_seq < t->c->seq_next)
+		return;
+	snprintf(expected, sizeof(expected), "a journal seq below %llu", (unsigned long long)t->c->seq_next);
+	snprintf(found, sizeof(found), "%llu", (unsigned long long)set->journal_seq);
+	report_set(t, CHECK_node_set_journal_seq_in_future, set->offset, expected, found);
 }
 
 /* Verify the sets of the node in the buffer. @is_first: and look at the keys. */
@@ -210,9 +251,10 @@ static void check_sets(struct topology *t, const struct btree_node_info *n, bool
 		int ret = bset_read(t->buf, offset, &expect, &format, &set, &fault);
 		char expected[CHECK_TEXT_BYTES];
 
-		if (!ret && written)
-			report_node(t, ERROR_btree_node_data_missing, n, t->device, "sets in all sectors written",
-				    "less");
+		if (!ret && written) {
+			snprintf(expected, sizeof(expected), "sets in all of %u sectors", n->ptr.sectors_written);
+			report_set(t, ERROR_btree_node_data_missing, offset, expected, "none");
+		}
 		if (ret < 0 || (ret && fault.id)) {
 			snprintf(expected, sizeof(expected), "%s %s", fault.field, fault.expected);
 			report_node(t, fault.id ? fault.id : CHECK_node_replica_damaged, n, t->device,
@@ -220,7 +262,7 @@ static void check_sets(struct topology *t, const struct btree_node_info *n, bool
 		}
 		if (ret <= 0)
 			return;
-		check_set(t, n, &set);
+		check_set(t, &set);
 		t->has_last = false;
 		if (is_first && !(set.journal_seq && journal_seq_is_blacklisted(t->c->t->journal, set.journal_seq)))
 			bset_check_keys(t->buf, &set, &format, &expect, kctx, &check);
@@ -228,7 +270,7 @@ static void check_sets(struct topology *t, const struct btree_node_info *n, bool
 				      (uint64_t)kctx->block_sectors << SECTOR_SHIFT);
 	}
 	if (written)
-		check_behind(t, n, offset, bytes);
+		check_behind(t, offset, bytes);
 }
 
 static void check_replicas(struct topology *t, const struct btree_node_info *n)
@@ -243,6 +285,7 @@ static void check_replicas(struct topology *t, const struct btree_node_info *n)
 		if (!super_member_online(s, p->dev))
 			continue;
 		t->device = s->members[p->dev].name;
+		t->sector = p->sector;
 		int err = device_read(s->members[p->dev].dev, p->sector << SECTOR_SHIFT, t->buf,
 				      (size_t)t->c->kctx->node_sectors << SECTOR_SHIFT);
 		if (err)
@@ -271,7 +314,7 @@ static int check_node(void *ctx, const struct btree_node_info *n, int err)
 		t->c->damaged |= CHECK_BTREE(t->btree_id);
 		t->c->result->btrees_damaged |= CHECK_BTREE(t->btree_id);
 		report_node(t, is_root ? ERROR_btree_root_read_error : ERROR_btree_node_read_error, n, NULL,
-			    "a good replica", error_name(err));
+			    n->ptr.ptr_nr ? "a good replica" : "a pointer that is valid", error_name(err));
 	}
 	check_range(t, n, !err);
 	if (n->ptr.ptr_nr)

@@ -19,6 +19,7 @@
 
 #include <cmocka.h>
 
+#include "alloc/quota.h"
 #include "builder/image.h"
 #include "format/alloc.h"
 #include "format/btree_node.h"
@@ -46,6 +47,7 @@ struct filesystem {
 	bool has_usage; /* to be used instead of what is stored */
 	struct overlay_builder *overlay;
 	uint32_t overlay_nr;
+	struct quotas *quotas; /* what is counted; NULL: nothing */
 	int fd;
 	bool is_data; /* check data too */
 };
@@ -71,18 +73,25 @@ static const char *image_path(void)
 	return path;
 }
 
-static void filesystem_open_super(struct filesystem *f, const char *image)
+/* With all its members; f->fd is the first one's. */
+static void filesystem_open_members(struct filesystem *f, char **paths, unsigned nr)
 {
 	static const struct report_sink silent = { 0 };
-	char *path = (char *)image;
 	struct super_open_opts opts = { .is_buffered = true, .is_without_uring = true };
 	struct journal_read_opts jopts = { 0 };
 
-	*f = (struct filesystem){ .fd = open(path, O_RDWR) };
+	*f = (struct filesystem){ .fd = open(paths[0], O_RDWR) };
 	assert_true(f->fd >= 0);
-	assert_int_equal(super_open(&path, 1, &opts, NULL, &silent, &f->super), 0);
+	assert_int_equal(super_open(paths, nr, &opts, NULL, &silent, &f->super), 0);
 	assert_int_equal(journal_read(f->super, &jopts, &f->journal), 0);
 	f->overlay = overlay_builder_new(false);
+}
+
+static void filesystem_open_super(struct filesystem *f, const char *image)
+{
+	char *path = (char *)image;
+
+	filesystem_open_members(f, &path, 1);
 }
 
 static void filesystem_open_trees(struct filesystem *f)
@@ -112,6 +121,7 @@ static void filesystem_open_trees(struct filesystem *f)
 
 static void filesystem_close(struct filesystem *f)
 {
+	quotas_close(f->quotas);
 	btrees_close(f->trees);
 	if (f->has_usage)
 		usage_free(&f->usage);
@@ -863,24 +873,37 @@ static void journal_unmarked(struct filesystem *f)
 }
 
 /* Change bytes of the image; what was there comes back after the row. */
+enum { PATCHES_MAX = 2 };
 static struct {
 	uint64_t offset;
 	uint8_t old[16 << 10];
 	size_t bytes;
-} patched;
+} patched[PATCHES_MAX];
+static unsigned patch_nr;
 static void patch(struct filesystem *f, uint64_t offset, const void *bytes, size_t len)
 {
-	assert_true(len <= sizeof(patched.old));
-	patched.offset = offset;
-	patched.bytes = len;
-	assert_int_equal(pread(f->fd, patched.old, len, (off_t)offset), len);
+	assert_true(patch_nr < PATCHES_MAX && len <= sizeof(patched[0].old));
+	patched[patch_nr].offset = offset;
+	patched[patch_nr].bytes = len;
+	assert_int_equal(pread(f->fd, patched[patch_nr++].old, len, (off_t)offset), len);
 	assert_int_equal(pwrite(f->fd, bytes, len, (off_t)offset), len);
+}
+static void patch_byte(struct filesystem *f, uint64_t offset)
+{
+	uint8_t byte;
+
+	assert_int_equal(pread(f->fd, &byte, 1, (off_t)offset), 1);
+	byte ^= 1;
+	patch(f, offset, &byte, 1);
 }
 static void patch_back(struct filesystem *f)
 {
-	if (patched.bytes)
-		assert_int_equal(pwrite(f->fd, patched.old, patched.bytes, (off_t)patched.offset), patched.bytes);
-	patched.bytes = 0;
+	while (patch_nr) {
+		patch_nr--;
+		assert_int_equal(
+			pwrite(f->fd, patched[patch_nr].old, patched[patch_nr].bytes, (off_t)patched[patch_nr].offset),
+			patched[patch_nr].bytes);
+	}
 }
 static void sb_copy(struct filesystem *f)
 {
@@ -908,12 +931,8 @@ static uint64_t root_sector(unsigned btree, unsigned *written)
 static void node_damaged(struct filesystem *f)
 {
 	unsigned written;
-	uint64_t at = root_sector(BTREE_INODES, &written) << 9; /* its checksum */
-	uint8_t byte;
 
-	assert_int_equal(pread(f->fd, &byte, 1, (off_t)at), 1);
-	byte ^= 1;
-	patch(f, at, &byte, 1);
+	patch_byte(f, root_sector(BTREE_INODES, &written) << 9); /* its checksum */
 }
 /* A set that nobody said is written: the seq is all that tells. */
 static void node_set_behind(struct filesystem *f)
@@ -932,13 +951,9 @@ static void data_damaged(struct filesystem *f)
 {
 	struct bkey_copy k = find(BTREE_EXTENTS, is_plain_extent);
 	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
-	uint8_t byte;
 
 	assert_true(extent_decode(ref(&k), &good.super->kctx, ptrs, NULL, NULL) > 0);
-	uint64_t at = (ptrs[0].ptr.sector << 9) + 100;
-	assert_int_equal(pread(f->fd, &byte, 1, (off_t)at), 1);
-	byte ^= 1;
-	patch(f, at, &byte, 1);
+	patch_byte(f, (ptrs[0].ptr.sector << 9) + 100);
 	f->is_data = true;
 }
 static void quota_put(struct filesystem *f, struct bpos p)
@@ -1165,6 +1180,7 @@ static void patch_node(struct filesystem *f, unsigned btree, void (*change)(stru
 	}
 	struct bset_disk *set = (void *)bset_at(node, last);
 	change(set);
+	assert_true((uint8_t *)(set + 1) + 8ul * le16_get(set->u64s) <= node + bytes);
 	bset_seal(node, last, bset_csum_type(set), NULL);
 	patch(f, (sector << SECTOR_SHIFT) + last, node + last, bytes - last);
 	free(node);
@@ -1269,6 +1285,153 @@ static void bucket_overflow(struct filesystem *f)
 }
 ALLOC_ROW(alloc_gen_newer, a.gen++)
 
+/* A value longer than any can be: so is what a key of a short header says, in a set that it fills. */
+static void value_too_long(struct bset_disk *set)
+{
+	struct bkey_disk *k = (void *)(set + 1);
+
+	assert_int_equal(k->format & 0x7f, BKEY_FORMAT_PACKED);
+	k->u64s = UINT8_MAX;
+	set->u64s = le16_of(UINT8_MAX);
+}
+static void node_value_long(struct filesystem *f) { patch_node(f, BTREE_LRU, value_too_long); }
+/* What stands where the last set should be is of an earlier user of the bucket. */
+static void other_seq(struct bset_disk *set) { set->seq = le64_of(le64_get(set->seq) ^ 1); }
+static void node_set_missing(struct filesystem *f) { patch_node(f, BTREE_LRU, other_seq); }
+
+/* From here on the member's device fails to read these bytes. */
+static void make_unreadable(struct filesystem *f, unsigned member, uint64_t offset, size_t bytes)
+{
+	struct super_member *m = &f->super->members[member];
+	struct device_fault fault = { .kind = FAULT_ERROR,
+				      .op = DEVICE_READ,
+				      .begin_bytes = offset,
+				      .end_bytes = offset + bytes,
+				      .per_million = 1000000,
+				      .err = -EIO,
+				      .remaining = UINT64_MAX };
+	struct device *dev;
+
+	assert_int_equal(device_wrap_fault(m->dev, 1, &dev), 0);
+	assert_int_equal(device_fault_add(dev, &fault), 0);
+	m->dev = dev;
+}
+static void node_unreadable(struct filesystem *f)
+{
+	unsigned written;
+
+	make_unreadable(f, 0, root_sector(BTREE_XATTRS, &written) << SECTOR_SHIFT, SECTOR_BYTES);
+}
+
+/* A root that is one in every way, but doesn't begin or end where btrees do. */
+static struct btree_root *xattrs_root(struct filesystem *f) { return &f->journal->roots[BTREE_XATTRS]; }
+static void root_min_key(struct filesystem *f)
+{
+	struct btree_root *root = xattrs_root(f);
+	struct btree_ptr p;
+
+	assert_int_equal(btree_ptr_decode((struct bkey_ref){ root->key, root->value }, &f->super->kctx, &p, NULL), 0);
+	p.min_key.inode = 1;
+	btree_ptr_encode(&p, root->value);
+}
+static void root_max_key(struct filesystem *f) { xattrs_root(f)->key.p.inode--; }
+
+/* --- more of the journal --- */
+
+/* As it says now, after it or the superblock was changed. */
+static void journal_read_again(struct filesystem *f, bool read_all)
+{
+	struct journal_read_opts opts = { .read_all = read_all };
+
+	journal_state_free(f->journal);
+	assert_int_equal(journal_read(f->super, &opts, &f->journal), 0);
+}
+static uint64_t entry_offset(struct filesystem *f, const struct journal_entry *e)
+{
+	const struct journal_location *at = &e->locations[0];
+
+	return (at->bucket * f->super->members[at->dev].m.bucket_sectors + at->offset_sectors) << SECTOR_SHIFT;
+}
+/* Seal an entry again that says something else. */
+static void entry_set_last_seq(struct filesystem *f, const struct journal_entry *e, uint64_t last_seq)
+{
+	size_t bytes = e->locations[0].bytes;
+	struct jset_disk *j = malloc(bytes);
+
+	assert_non_null(j);
+	assert_int_equal(pread(f->fd, j, bytes, (off_t)entry_offset(f, e)), bytes);
+	j->last_seq = le64_of(last_seq);
+	jset_seal(j, jset_csum_type(j), NULL);
+	patch(f, entry_offset(f, e), j, sizeof(*j));
+	free(j);
+}
+static void journal_last_seq(struct filesystem *f)
+{
+	const struct journal_entry *before = NULL, *e;
+
+	journal_read_again(f, true);
+	for (e = f->journal->entries; e < f->journal->entries + f->journal->entry_nr; e++) {
+		if (!e->is_csum_good || e->is_blacklisted || e->locations[0].is_noflush)
+			continue;
+		if (before && before->locations[0].last_seq > 1)
+			break;
+		before = e;
+	}
+	assert_true(e < f->journal->entries + f->journal->entry_nr);
+	entry_set_last_seq(f, e, before->locations[0].last_seq - 1);
+	journal_read_again(f, false);
+}
+/* The marks without which a journal may not be replayed; they are taken away in a clean shutdown. */
+static void mark_replayable(struct filesystem *f)
+{
+	struct sb_disk *sb = f->super->sb;
+
+	sb->features[0] = le64_of(le64_get(sb->features[0]) | 1ull << SB_FEATURE_EXTENTS_ABOVE_BTREE_UPDATES |
+				  1ull << SB_FEATURE_BTREE_UPDATES_JOURNALLED);
+}
+/* Unclean, and of what would be replayed the entry before the last is damaged. */
+static void journal_hole(struct filesystem *f)
+{
+	struct sb_disk *sb = f->super->sb;
+
+	journal_read_again(f, true);
+	assert_true(f->journal->entry_nr >= 3);
+	const struct journal_entry *last = &f->journal->entries[f->journal->entry_nr - 1];
+	assert_true(!last->locations[0].is_noflush && last[-2].seq == last->seq - 2);
+	entry_set_last_seq(f, last, last->seq - 2);
+	patch_byte(f, entry_offset(f, last - 1)); /* its checksum */
+	sb->flags[0] = le64_of(le64_get(sb->flags[0]) & ~2ull);
+	mark_replayable(f);
+	journal_read_again(f, false);
+}
+/* Clean, and yet the last entry says that the one before it must be replayed. */
+static void clean_not_empty(struct filesystem *f)
+{
+	journal_read_again(f, true);
+	const struct journal_entry *last = &f->journal->entries[f->journal->entry_nr - 1];
+	assert_false(last->locations[0].is_noflush);
+	entry_set_last_seq(f, last, last->seq - 1);
+	journal_read_again(f, false);
+}
+/* Marked as clean by somebody who didn't write down what that means: so it isn't. */
+static void clean_missing(struct filesystem *f)
+{
+	struct sb_section_disk *clean = (void *)sb_section(f->super->sb, SB_CLEAN);
+
+	clean->type = le32_of(SB_SECTION_NR_KNOWN + 1);
+	mark_replayable(f);
+	journal_read_again(f, false);
+	assert_false(f->journal->was_clean);
+}
+
+/* Counted before somebody changed an inode behind its back. */
+static void quota_usage(struct filesystem *f)
+{
+	assert_int_equal(quotas_open(good.trees, 1u << QUOTA_USER, NULL, &f->quotas), 0);
+	assert_int_equal(quotas_count(f->quotas), 0);
+	inode_sectors(f);
+}
+
 /* --- the table --- */
 
 enum { ERRORS_MAX = 20, END = -1 };
@@ -1289,11 +1452,22 @@ static const struct row {
 #include "rows.inc"
 };
 
+/* What a user is told says what, where, and what should have been there. */
+static void report_must_be_whole(void *ctx, const struct report *r)
+{
+	if (getenv("KILN_TEST_ROW"))
+		print_message("%s, %s %s: expected %s, found %s\n", r->device ? r->device : "no device", r->structure,
+			      r->position, r->expected, r->found);
+	if (!r->structure || !*r->structure || !r->position || !*r->position || !r->expected || !*r->expected ||
+	    !r->found || !*r->found)
+		fail_msg("%s: a report without some part", row_name);
+}
+
 /* Were exactly the errors found that the row says? */
 static bool check_row(const struct row *row)
 {
 	static struct check_result r;
-	static const struct report_sink silent = { 0 };
+	static const struct report_sink whole = { .emit = report_must_be_whole };
 	struct filesystem f;
 	unsigned data_pass = 0;
 
@@ -1304,10 +1478,14 @@ static bool check_row(const struct row *row)
 	row->break_it(&f);
 	filesystem_open_trees(&f);
 	struct check_target target = {
-		.super = f.super, .journal = f.journal, .trees = f.trees, .usage = f.has_usage ? &f.usage : NULL
+		.super = f.super,
+		.journal = f.journal,
+		.trees = f.trees,
+		.usage = f.has_usage ? &f.usage : NULL,
+		.quotas = f.quotas,
 	};
 	struct check_opts opts = { .memory_bytes = 1 << 20,
-				   .reports = &silent,
+				   .reports = &whole,
 				   .passes = f.is_data ? (2u << data_pass) - 1 : 0 };
 	int err = check_run(&target, &opts, &r);
 	patch_back(&f);
@@ -1342,61 +1520,170 @@ static void each_broken_invariant_is_named(void **state)
 		fail_msg("%u rows; KILN_TEST_ROW=NAME runs one", bad);
 }
 
-/* --- trees of several levels: an image of the builder's, and the topology pass alone --- */
+/* --- the topology pass alone --- */
 
-static uint64_t topology_errors(const char *path, int child, unsigned id)
+static struct check_result topology_check(struct filesystem *f, const struct report_sink *reports)
 {
 	static struct check_result r;
-	static const struct report_sink silent = { 0 };
-	struct bkey_disk gone = { .u64s = BKEY_U64S, .format = BKEY_FORMAT_UNPACKED };
-	struct filesystem f, look;
-	struct btree_iter it;
-	struct bkey_ref k = { 0 };
+	struct check_target target = { .super = f->super, .journal = f->journal, .trees = f->trees };
+	struct check_opts opts = { .reports = reports };
 	unsigned pass = 0;
 
 	while (check_pass(pass)->id != PASS_CHECK_TOPOLOGY)
 		pass++;
-	filesystem_open_super(&look, path);
-	filesystem_open_trees(&look);
-	assert_int_equal(btree_root_level(look.trees, BTREE_INODES), 1);
-	btree_iter_open_level(&it, look.trees, BTREE_INODES, 1, POS_MIN);
-	for (int i = 0; i <= child && btree_iter_peek(&it, &k) == 1; i++)
-		btree_iter_advance(&it);
-	filesystem_open_super(&f, path);
-	bkey_store(&gone, &(struct bkey){ .p = k.k.p, .type = KEY_DELETED });
-	gone.u64s = BKEY_U64S;
-	gone.format = BKEY_FORMAT_UNPACKED;
-	if (child >= 0)
-		assert_int_equal(overlay_builder_add(f.overlay, BTREE_INODES, 1, 1ull << 40, 0, &gone), 0);
-	btree_iter_close(&it);
-	filesystem_close(&look);
-	filesystem_open_trees(&f);
-	struct check_target target = { .super = f.super, .journal = f.journal, .trees = f.trees };
-	struct check_opts opts = { .reports = &silent, .passes = 1u << pass };
+	opts.passes = 1u << pass;
 	assert_int_equal(check_run(&target, &opts, &r), 0);
-	filesystem_close(&f);
-	return id ? r.counts[id] : r.errors;
+	return r;
 }
 
-static void children_must_make_up_their_parent(void **state)
+/* An image of the builder's whose inodes are in a root with children. */
+enum { CHILDREN_MAX = 64 };
+struct levels {
+	char path[128];
+	struct bpos children[CHILDREN_MAX];
+	uint64_t sectors[CHILDREN_MAX];
+	unsigned nr;
+};
+
+static void levels_build(struct levels *l)
 {
 	struct image_options options = image_options_default;
 	struct image_dir root;
 	struct image image;
-	char path[128], name[32];
+	struct filesystem f;
+	struct btree_iter it;
+	struct bkey_ref k;
+	char name[32];
 
-	(void)state;
-	snprintf(path, sizeof(path), "%s/levels", folder);
+	snprintf(l->path, sizeof(l->path), "%s/levels", folder);
 	options.node_bytes = 16 << 10;
-	image_begin(&image, path, &options, &root);
+	image_begin(&image, l->path, &options, &root);
 	for (unsigned i = 0; i < 1000; i++) {
 		snprintf(name, sizeof(name), "f%u", i);
 		image_add_file(&image, root, name, 0644, 100);
 	}
 	image_finish(&image);
-	assert_int_equal(topology_errors(path, -1, 0), 0);
-	assert_int_equal(topology_errors(path, 1, ERROR_btree_node_topology_bad_min_key), 1);
-	assert_int_equal(topology_errors(path, 1 << 20, ERROR_btree_node_topology_bad_max_key), 1);
+
+	filesystem_open_super(&f, l->path);
+	filesystem_open_trees(&f);
+	assert_int_equal(btree_root_level(f.trees, BTREE_INODES), 1);
+	btree_iter_open_level(&it, f.trees, BTREE_INODES, 1, POS_MIN);
+	for (l->nr = 0; btree_iter_peek(&it, &k) == 1; l->nr++, btree_iter_advance(&it)) {
+		struct btree_ptr p;
+
+		assert_true(l->nr < CHILDREN_MAX);
+		assert_int_equal(btree_ptr_decode(k, &f.super->kctx, &p, NULL), 0);
+		l->children[l->nr] = k.k.p;
+		l->sectors[l->nr] = p.ptrs[0].sector;
+	}
+	btree_iter_close(&it);
+	filesystem_close(&f);
+	assert_true(l->nr >= 3);
+}
+
+/* What is said when the root lost its children from @first to before @end. */
+static struct check_result levels_check_without(const struct levels *l, unsigned first, unsigned end)
+{
+	static const struct report_sink whole = { .emit = report_must_be_whole };
+	struct bkey_disk gone;
+	struct filesystem f;
+
+	filesystem_open_super(&f, l->path);
+	for (unsigned i = first; i < end; i++) {
+		bkey_store(&gone, &(struct bkey){ .p = l->children[i], .type = KEY_DELETED });
+		assert_int_equal(overlay_builder_add(f.overlay, BTREE_INODES, 1, 1ull << 40, i, &gone), 0);
+	}
+	filesystem_open_trees(&f);
+	struct check_result r = topology_check(&f, &whole);
+	filesystem_close(&f);
+	return r;
+}
+
+static void children_must_make_up_their_parent(void **state)
+{
+	static const struct report_sink whole = { .emit = report_must_be_whole };
+	struct filesystem f;
+	struct levels l;
+
+	(void)state;
+	row_name = "levels";
+	levels_build(&l);
+	assert_int_equal(levels_check_without(&l, 0, 0).errors, 0);
+	assert_int_equal(levels_check_without(&l, 1, 2).counts[ERROR_btree_node_topology_bad_min_key], 1);
+	assert_int_equal(levels_check_without(&l, l.nr - 1, l.nr).counts[ERROR_btree_node_topology_bad_max_key], 1);
+	struct check_result r = levels_check_without(&l, 0, l.nr);
+	assert_int_equal(r.counts[ERROR_btree_node_topology_interior_node_empty], 1);
+	assert_int_equal(r.errors, 1);
+
+	/* A child that is there, but damaged: it is told of, and has its place. */
+	filesystem_open_super(&f, l.path);
+	filesystem_open_trees(&f);
+	patch_byte(&f, l.sectors[1] << SECTOR_SHIFT); /* its checksum */
+	r = topology_check(&f, &whole);
+	patch_back(&f);
+	filesystem_close(&f);
+	assert_int_equal(r.counts[ERROR_btree_node_read_error], 1);
+	assert_int_equal(r.counts[ERROR_bset_bad_csum], 1);
+	assert_int_equal(r.errors, 2);
+}
+
+static void image_unpack(const char *name, const char *path)
+{
+	char file[] = __FILE__, command[1024];
+
+	snprintf(command, sizeof(command), "zstd -dqf --sparse --long=31 '%s/../images/%s.img.zst' -o '%s'",
+		 dirname(file), name, path);
+	assert_int_equal(system(command), 0);
+}
+
+/* Whose device it was, and where, of the last report. */
+struct told {
+	char device[160], position[160];
+};
+static void tell(void *ctx, const struct report *r)
+{
+	struct told *told = ctx;
+
+	report_must_be_whole(NULL, r);
+	snprintf(told->device, sizeof(told->device), "%s", r->device ? r->device : "");
+	snprintf(told->position, sizeof(told->position), "%s", r->position);
+}
+
+/* Readers are content with the first good one; the other may be what is left tomorrow. */
+static void each_replica_of_a_node_is_read(void **state)
+{
+	char paths[2][128], sector[32], *members[2] = { paths[0], paths[1] };
+	struct told told;
+	struct report_sink sink = { .emit = tell, .ctx = &told };
+
+	(void)state;
+	row_name = "replicas";
+	for (unsigned i = 0; i < 2; i++) {
+		char name[64];
+
+		snprintf(name, sizeof(name), "small-zstd-replicas2.dev%u", i);
+		snprintf(paths[i], sizeof(paths[i]), "%s/dev%u", folder, i);
+		image_unpack(name, paths[i]);
+	}
+	for (unsigned i = 0; i < 2; i++) {
+		struct filesystem f;
+		struct btree_ptr p;
+
+		filesystem_open_members(&f, members, 2);
+		filesystem_open_trees(&f);
+		const struct btree_root *root = &f.journal->roots[BTREE_INODES];
+		assert_int_equal(
+			btree_ptr_decode((struct bkey_ref){ root->key, root->value }, &f.super->kctx, &p, NULL), 0);
+		assert_int_equal(p.ptr_nr, 2);
+		make_unreadable(&f, p.ptrs[i].dev, p.ptrs[i].sector << SECTOR_SHIFT, SECTOR_BYTES);
+		struct check_result r = topology_check(&f, &sink);
+		assert_int_equal(r.counts[CHECK_node_replica_damaged], 1);
+		assert_int_equal(r.errors, 1);
+		assert_string_equal(told.device, f.super->members[p.ptrs[i].dev].name);
+		snprintf(sector, sizeof(sector), "sector %llu", (unsigned long long)p.ptrs[i].sector);
+		assert_non_null(strstr(told.position, sector));
+		filesystem_close(&f);
+	}
 }
 
 static int stop_at_once(void *ctx, const struct check_pass *pass, uint64_t done, uint64_t total, const char *position)
@@ -1416,19 +1703,14 @@ static void it_stops_when_told(void **state)
 
 static int setup(void **state)
 {
-	char file[] = __FILE__, command[1024];
-
 	(void)state;
 	if (!mkdtemp(folder))
 		return -1;
-	snprintf(command, sizeof(command), "zstd -dqf --sparse --long=31 '%s/../images/v1.4-snapshots.img.zst' -o '%s'",
-		 dirname(file), image_path());
 	if (system("command -v zstd >/dev/null")) {
 		print_message("SKIPPED: no zstd\n");
 		exit(0);
 	}
-	if (system(command))
-		return -1;
+	image_unpack("v1.4-snapshots", image_path());
 	filesystem_open_super(&good, image_path());
 	filesystem_open_trees(&good);
 	return 0;
@@ -1449,6 +1731,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(each_broken_invariant_is_named),
 		cmocka_unit_test(children_must_make_up_their_parent),
+		cmocka_unit_test(each_replica_of_a_node_is_read),
 		cmocka_unit_test(it_stops_when_told),
 	};
 
