@@ -234,9 +234,13 @@ int data_mover_add(struct data_mover *m, unsigned btree_id, struct bkey_ref k, c
 
 /* --- reading --- */
 
+/* Of a region that is read as a whole its begin; else that of what is live, which may lie behind it. */
 static uint64_t source_offset_bytes(const struct move_item *item)
 {
-	return item->v.ptrs[item->source].ptr.sector << SECTOR_SHIFT;
+	const struct extent_ptr_decoded *source = &item->v.ptrs[item->source];
+	uint32_t skipped = crc_is_encoded(&source->crc) ? 0 : source->crc.offset_sectors;
+
+	return (source->ptr.sector + skipped) << SECTOR_SHIFT;
 }
 
 /* Is the I/O that [the item] goes on with there: the one before, in the same place on the device and in memory? */
