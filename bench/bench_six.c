@@ -118,7 +118,7 @@ int main(void)
 {
 	static double ns[ARRAY_NR(pairs)][REPETITION_NR];
 
-	six_lock_init(&six);
+	six_lock_init(&six, NULL);
 	mutex_init(&mutex);
 	for (unsigned i = 0; i < REPETITION_NR; i++)
 		for (unsigned p = 0; p < ARRAY_NR(pairs); p++)

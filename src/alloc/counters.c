@@ -26,7 +26,7 @@ enum {
 void counters_init(struct counters *c)
 {
 	memset(c, 0, sizeof(*c));
-	mutex_init(&c->lock);
+	mutex_init_ranked(&c->lock, LOCK_COUNTERS);
 }
 
 void counters_destroy(struct counters *c)

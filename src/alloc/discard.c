@@ -213,6 +213,7 @@ static void discards_task(void *arg)
 	struct allocator *a = arg;
 	struct discards *d = &a->discards;
 
+	task_rank_set(TASK_DISCARD);
 	mutex_lock(&d->lock);
 	while (!d->is_stopping) {
 		if (!d->is_wanted) {
@@ -296,6 +297,7 @@ bool discards_wait(struct allocator *a, uint64_t seen, uint64_t move_devs)
 	uint64_t deadline_ns = clock_monotonic_ns() + wait_max_ns, progress = UINT64_MAX;
 	bool is_in_time = true;
 
+	task_may_wait_for(move_devs ? TASK_COPYGC : TASK_DISCARD);
 	mutex_lock(&d->lock);
 	/* A pass that is under way may have been past what could be gained; one that begins from here on is for us too.
 	 */

@@ -209,6 +209,7 @@ static void freed_wait(struct allocator *a)
 	uint64_t deadline_ns = clock_monotonic_ns() + freed_wait_max_ns;
 	bool is_in_time = true;
 
+	task_may_wait_for(TASK_DISCARD);
 	while (e->has_gained && d->freed_nr == e->freed_nr && !e->is_stopping && is_in_time) {
 		d->is_wanted = d->is_flush_wanted = true;
 		waitq_wake_one(&d->work);

@@ -352,6 +352,7 @@ static void gc_gens_task(void *arg)
 	struct allocator *a = arg;
 	struct gc_gens *g = &a->gc;
 
+	task_rank_set(TASK_DISCARD);
 	mutex_lock(&g->lock);
 	while (!g->is_stopping) {
 		if (!is_due(a)) {

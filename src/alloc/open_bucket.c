@@ -13,7 +13,7 @@
 void open_buckets_init(struct open_buckets *o)
 {
 	memset(o, 0, sizeof(*o));
-	mutex_init(&o->lock);
+	mutex_init_ranked(&o->lock, LOCK_OPEN_BUCKETS);
 	for (unsigned i = 0; i < OPEN_BUCKETS_MAX; i++) {
 		o->hash[i] = OPEN_BUCKET_NONE;
 		o->buckets[i].hash_next = i + 1 < OPEN_BUCKETS_MAX ? (uint16_t)(i + 1) : (uint16_t)OPEN_BUCKET_NONE;

@@ -14,7 +14,7 @@ void write_points_init(struct allocator *a)
 {
 	for (unsigned i = 0; i < WRITE_POINTS_NR; i++) {
 		memset(&a->points[i], 0, sizeof(a->points[i]));
-		mutex_init(&a->points[i].lock);
+		mutex_init_ranked(&a->points[i].lock, LOCK_WRITE_POINT);
 	}
 }
 

@@ -34,6 +34,7 @@ void sleep_ns(uint64_t ns)
 	struct timespec until;
 
 	rcu_assert_outside();
+	task_may_wait(NULL);
 	if (__builtin_add_overflow(clock_monotonic_ns(), ns, &until_ns))
 		until_ns = UINT64_MAX;
 	if (fiber_mode()) {

@@ -315,7 +315,7 @@ static void fiber_main(void)
 	self->task.fn(self->task.arg);
 
 	rcu_assert_outside();
-	assert(!self->locks_held);
+	assert(!self->locks.nr && !self->locks.unnamed_nr);
 	self->has_ended = true;
 	sim->running_nr--;
 	fiber_wake_all(&self->joiners);

@@ -12,6 +12,7 @@
 #include "base/clock.h"
 #include "base/fiber.h"
 #include "base/fiber_context.h"
+#include "base/lock_order.h"
 #include "base/sync.h"
 
 struct task {
@@ -45,7 +46,7 @@ struct fiber {
 	struct task task;
 	struct fiber_context context;
 	uint32_t id; /* in the order of starting, from 1 */
-	uint32_t locks_held;
+	struct held_locks locks;
 	bool has_ended;
 	bool is_abandoned; /* left over by a deadlock */
 	size_t position;   /* among the fibers of the simulation */
@@ -94,6 +95,9 @@ void fiber_mutex_unlock(struct mutex *m);
 bool fiber_waitq_wait_until(struct waitq *q, struct mutex *m, uint64_t deadline_ns);
 void fiber_countdown_put(struct countdown *c);
 void fiber_countdown_wait(struct countdown *c);
+
+/* countdown_wait() of a lock whose order has been checked (either mode). */
+void countdown_wait_for_lock(struct countdown *c);
 
 /* A task's name, cut to fit (either mode). */
 void task_init(struct task *task, const char *name, task_fn fn, void *arg);

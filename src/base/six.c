@@ -34,6 +34,7 @@
 #include <unistd.h>
 
 #include "base/fiber_sched.h"
+#include "base/lock_order.h"
 #include "base/rcu.h"
 #include "base/report.h"
 #include "base/sync.h"
@@ -65,8 +66,6 @@ struct six_waiter {
 	struct countdown granted;
 };
 
-static const struct six_hooks *hooks;
-
 static inline bool state_change_if(struct six_lock *lock, uint64_t mask, uint64_t expected, uint64_t change);
 static void wait_for_grant(struct six_lock *lock, enum six_mode mode);
 static void release(struct six_lock *lock, uint64_t change, enum six_mode next);
@@ -74,7 +73,10 @@ static void grant(struct six_lock *lock, uint64_t change, enum six_mode mode);
 
 static uint64_t state_load(const struct six_lock *lock) { return __atomic_load_n(&lock->state, __ATOMIC_RELAXED); }
 
-void six_lock_init(struct six_lock *lock) { *lock = (struct six_lock){ 0 }; }
+void six_lock_init(struct six_lock *lock, const struct six_class *class)
+{
+	*lock = (struct six_lock){ .class = class };
+}
 
 void six_lock_destroy(struct six_lock *lock)
 {
@@ -104,28 +106,11 @@ static inline const void *task_of(const struct fiber *self)
 	return self ? (const void *)self : &thread;
 }
 
-static inline void note_may_wait(const struct six_lock *lock, enum six_mode mode, struct fiber *self)
-{
-	if (hooks)
-		hooks->may_wait(hooks->ctx, task_of(self), lock, mode);
-}
-
 static inline void note_taken(struct six_lock *lock, enum six_mode mode, struct fiber *self)
 {
 	if (mode == SIX_INTENT)
 		__atomic_store_n(&lock->intent_task, task_of(self), __ATOMIC_RELAXED);
-	if (self)
-		self->locks_held++;
-	if (hooks)
-		hooks->taken(hooks->ctx, task_of(self), lock, mode);
-}
-
-static inline void note_released(struct six_lock *lock, enum six_mode mode, struct fiber *self)
-{
-	if (self)
-		self->locks_held--;
-	if (hooks)
-		hooks->released(hooks->ctx, task_of(self), lock, mode);
+	lock_order_six_taken(lock, mode);
 }
 
 static inline bool has_intent(const struct six_lock *lock, const struct fiber *self)
@@ -144,8 +129,6 @@ static inline void assert_held(const struct six_lock *lock, enum six_mode mode, 
 }
 
 void six_assert_held(const struct six_lock *lock, enum six_mode mode) { assert_held(lock, mode, fiber_self()); }
-
-void six_hooks_set(const struct six_hooks *new_hooks) { hooks = new_hooks; }
 
 /* --- taking --- */
 
@@ -179,7 +162,7 @@ void six_lock(struct six_lock *lock, enum six_mode mode)
 
 	rcu_assert_outside();
 	assert_may_ask(lock, mode, self);
-	note_may_wait(lock, mode, self);
+	lock_order_six_ask(lock, mode);
 	if (self)
 		fiber_yield();
 	if (!try_take(lock, mode))
@@ -198,7 +181,7 @@ int six_lock_or_stop(struct six_lock *lock, enum six_mode mode, bool (*should_st
 	if (!try_take(lock, mode)) {
 		if (should_stop(ctx))
 			return -KILN_E_RESTART;
-		note_may_wait(lock, mode, self);
+		lock_order_six_ask(lock, mode);
 		take_waiting(lock, mode, self);
 	}
 	note_taken(lock, mode, self);
@@ -251,7 +234,7 @@ bool six_tryupgrade(struct six_lock *lock)
 	/* Nobody has intent, so no writer waits for this reader to go. */
 	if (!state_change_if(lock, INTENT, 0, INTENT - READER))
 		return false;
-	note_released(lock, SIX_READ, self);
+	lock_order_six_released(lock, SIX_READ);
 	note_taken(lock, SIX_INTENT, self);
 	return true;
 }
@@ -286,7 +269,7 @@ void six_unlock(struct six_lock *lock, enum six_mode mode)
 
 	rcu_assert_outside();
 	assert_held(lock, mode, self);
-	note_released(lock, mode, self);
+	lock_order_six_released(lock, mode);
 	switch (mode) {
 	case SIX_READ: unlock_read(lock); break;
 	case SIX_INTENT: unlock_intent(lock, 0); break;
@@ -303,7 +286,7 @@ void six_downgrade(struct six_lock *lock)
 	rcu_assert_outside();
 	assert_held(lock, SIX_INTENT, self);
 	assert(!(state_load(lock) & WRITTEN));
-	note_released(lock, SIX_INTENT, self);
+	lock_order_six_released(lock, SIX_INTENT);
 	note_taken(lock, SIX_READ, self);
 	unlock_intent(lock, READER);
 	if (self)
@@ -413,7 +396,7 @@ static void wait_for_grant(struct six_lock *lock, enum six_mode mode)
 		waiter_append(&lock->waiters_last[mode], &self);
 	guard_release(lock);
 	if (must_wait)
-		countdown_wait(&self.granted);
+		countdown_wait_for_lock(&self.granted);
 	countdown_destroy(&self.granted);
 }
 

@@ -41,21 +41,23 @@
 
 enum six_mode { SIX_READ, SIX_INTENT, SIX_WRITE, SIX_MODE_NR };
 
+struct six_class;
 struct six_waiter;
 
-/* 48 bytes; all members are private to base/six.c. */
+/* 56 bytes; all members but `class` are private to base/six.c. */
 struct six_lock {
 	uint64_t state;
 	uint32_t guard;				      /* of the members below */
 	uint32_t intent_increments;		      /* only the task with intent looks here */
 	struct six_waiter *waiters_last[SIX_MODE_NR]; /* the youngest of each queue, a ring through `next` */
 	const void *intent_task;		      /* who holds intent, NULL: nobody (or not known yet) */
+	const struct six_class *class;		      /* its place in the order of locks (base/lock_order.h), or NULL */
 };
 
 _Static_assert(sizeof(struct six_lock) <= 64, "there is one in every btree node");
 
-/* Works from either mode. A new lock has sequence number 0. */
-void six_lock_init(struct six_lock *lock);
+/* Works from either mode. A new lock has sequence number 0. @class (or NULL) must outlive it. */
+void six_lock_init(struct six_lock *lock, const struct six_class *class);
 /* Nobody may hold the lock or wait for it. */
 void six_lock_destroy(struct six_lock *lock);
 
@@ -100,22 +102,5 @@ static inline bool six_relock_intent(struct six_lock *lock, uint32_t seq) { retu
 static inline void six_unlock_read(struct six_lock *lock) { six_unlock(lock, SIX_READ); }
 static inline void six_unlock_intent(struct six_lock *lock) { six_unlock(lock, SIX_INTENT); }
 static inline void six_unlock_write(struct six_lock *lock) { six_unlock(lock, SIX_WRITE); }
-
-/*
- * For a checker of the lock order in debug builds: told of what every task does with its locks. Called by that task
- * with no internal lock held; must not wait. @task tells tasks apart while they live.
- *
- * @may_wait comes before six_lock(), also when the lock is free, and before six_lock_or_stop() sleeps. Upgrading is a
- * release and a taking, and so is downgrading.
- */
-struct six_hooks {
-	void (*may_wait)(void *ctx, const void *task, const struct six_lock *lock, enum six_mode mode);
-	void (*taken)(void *ctx, const void *task, const struct six_lock *lock, enum six_mode mode);
-	void (*released)(void *ctx, const void *task, const struct six_lock *lock, enum six_mode mode);
-	void *ctx;
-};
-
-/* For all locks of the process; NULL: none, as at the start. Set it while nobody holds a lock. */
-void six_hooks_set(const struct six_hooks *hooks);
 
 #endif

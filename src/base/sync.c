@@ -23,11 +23,13 @@
 
 /* --- mutex --- */
 
-void mutex_init(struct mutex *m)
+void mutex_init_ranked(struct mutex *m, enum lock_rank rank)
 {
-	*m = (struct mutex){ 0 };
+	*m = (struct mutex){ .rank = rank };
 	pthread_mutex_init(&m->thread, NULL);
 }
+
+void mutex_init(struct mutex *m) { mutex_init_ranked(m, LOCK_INNERMOST); }
 
 void mutex_destroy(struct mutex *m)
 {
@@ -38,22 +40,27 @@ void mutex_destroy(struct mutex *m)
 void mutex_lock(struct mutex *m)
 {
 	rcu_assert_outside();
+	lock_order_mutex_ask(m);
 	if (fiber_mode())
 		fiber_mutex_lock(m);
 	else
 		pthread_mutex_lock(&m->thread);
+	lock_order_taken(m, m->rank);
 }
 
 bool mutex_trylock(struct mutex *m)
 {
-	if (fiber_mode())
-		return fiber_mutex_trylock(m);
-	return pthread_mutex_trylock(&m->thread) == 0;
+	bool is_taken = fiber_mode() ? fiber_mutex_trylock(m) : pthread_mutex_trylock(&m->thread) == 0;
+
+	if (is_taken)
+		lock_order_taken(m, m->rank);
+	return is_taken;
 }
 
 void mutex_unlock(struct mutex *m)
 {
 	rcu_assert_outside();
+	lock_order_released(m);
 	if (fiber_mode())
 		fiber_mutex_unlock(m);
 	else
@@ -83,6 +90,17 @@ void waitq_destroy(struct waitq *q)
 void waitq_wait(struct waitq *q, struct mutex *m)
 {
 	rcu_assert_outside();
+	task_may_wait(m);
+	if (fiber_mode())
+		fiber_waitq_wait_until(q, m, UINT64_MAX);
+	else
+		pthread_cond_wait(&q->thread, &m->thread);
+}
+
+void waitq_wait_for_lock(struct waitq *q, struct mutex *m, enum lock_rank rank)
+{
+	rcu_assert_outside();
+	lock_order_ask(rank, m);
 	if (fiber_mode())
 		fiber_waitq_wait_until(q, m, UINT64_MAX);
 	else
@@ -96,6 +114,7 @@ bool waitq_wait_until(struct waitq *q, struct mutex *m, uint64_t deadline_ns)
 				     .tv_nsec = (long)(deadline_ns % second_ns) };
 
 	rcu_assert_outside();
+	task_may_wait(m);
 	if (fiber_mode())
 		return fiber_waitq_wait_until(q, m, deadline_ns);
 	return pthread_cond_timedwait(&q->thread, &m->thread, &deadline) != ETIMEDOUT;
@@ -151,9 +170,15 @@ void countdown_put(struct countdown *c)
 
 void countdown_wait(struct countdown *c)
 {
+	rcu_assert_outside();
+	task_may_wait(NULL);
+	countdown_wait_for_lock(c);
+}
+
+void countdown_wait_for_lock(struct countdown *c)
+{
 	uint32_t count;
 
-	rcu_assert_outside();
 	if (fiber_mode()) {
 		fiber_countdown_wait(c);
 		return;
@@ -237,6 +262,7 @@ int task_start(struct task **task, const char *name, task_fn fn, void *arg)
 void task_join(struct task *task)
 {
 	rcu_assert_outside();
+	task_may_wait(NULL);
 	if (fiber_mode()) {
 		fiber_join(container_of(task, struct fiber, task));
 	} else {

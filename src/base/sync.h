@@ -18,6 +18,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/lock_order.h"
+
 struct fiber;
 
 /* Fibers that wait for the same thing. */
@@ -34,9 +36,13 @@ struct mutex {
 	pthread_mutex_t thread;
 	struct fiber *owner;
 	struct fiber_list waiters;
+	enum lock_rank rank;
 };
 
+/* One that is innermost: nothing is taken under it. */
 void mutex_init(struct mutex *m);
+/* One that has another place in the order of locks. */
+void mutex_init_ranked(struct mutex *m, enum lock_rank rank);
 void mutex_destroy(struct mutex *m);
 void mutex_lock(struct mutex *m);    /* switch point */
 bool mutex_trylock(struct mutex *m); /* true: taken */
@@ -55,6 +61,8 @@ void waitq_destroy(struct waitq *q);
  * Switch point.
  */
 void waitq_wait(struct waitq *q, struct mutex *m);
+/* The same, for what is held like a lock of @rank (base/lock_order.h): what comes before may be held meanwhile. */
+void waitq_wait_for_lock(struct waitq *q, struct mutex *m, enum lock_rank rank);
 /*
  * The same with a limit on clock_monotonic_ns() (UINT64_MAX: none); returns false when the deadline passed without a
  * wake-up.

@@ -21,7 +21,6 @@ static void mutex_take(struct mutex *m)
 	while (m->owner)
 		fiber_wait(&m->waiters, FIBER_WAIT_MUTEX, m, UINT64_MAX);
 	m->owner = self;
-	self->locks_held++;
 }
 
 static void mutex_release(struct mutex *m)
@@ -30,7 +29,6 @@ static void mutex_release(struct mutex *m)
 
 	assert(m->owner == self);
 	m->owner = NULL;
-	self->locks_held--;
 	fiber_wake_one(&m->waiters);
 }
 
@@ -49,7 +47,6 @@ bool fiber_mutex_trylock(struct mutex *m)
 	if (m->owner)
 		return false;
 	m->owner = self;
-	self->locks_held++;
 	return true;
 }
 

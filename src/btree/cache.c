@@ -289,7 +289,7 @@ struct btree_node *node_new(struct btrees *trees, const struct node_ptr *p)
 	if (!node)
 		return NULL;
 	*node = (struct btree_node){ .id = *p, .trees = trees, .state = NODE_LOADING };
-	six_lock_init(&node->lock);
+	node_lock_init(node);
 	return node;
 }
 

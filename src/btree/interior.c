@@ -75,6 +75,8 @@ static int slot_take(struct btrees *trees, unsigned btree_id, bool can_wait)
 	struct write_state *w = trees->write;
 	int err = 0;
 
+	if (can_wait)
+		task_may_wait_for(TASK_INTERIOR);
 	mutex_lock(&w->interior_lock);
 	while (w->interior_is_busy[btree_id] && can_wait && !write_error(trees))
 		waitq_wait(&w->interior_changed, &w->interior_lock);

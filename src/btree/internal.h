@@ -10,6 +10,7 @@
  *   txn.c           transactions: what they read and put, triggers
  *   commit.c        locking, validation, the journal, putting keys into nodes
  *   interior.c      split, merge, rewrite, new roots
+ *   locks.c         the order of node locks, for its checker
  *   merge.c         joining nodes that have little left
  *   node_write.c    writing dirty nodes back
  *   write_buffer.c  puts to write-buffered btrees, until they are applied
@@ -21,8 +22,8 @@
  *
  * Lock order. Readers hold one node lock at a time. Who changes nodes first holds references to all of them, then takes
  * intent locks in the total order (btree, level from the root down, position), and then write locks; the lock of a root
- * comes before those of its nodes. Mutexes (cache shard, budget, writer, write buffer) are innermost, and none is taken
- * while another is held.
+ * comes before those of its nodes (locks.c). Mutexes (cache shard, budget, writer) are innermost, and none is taken
+ * while another is held; but the write buffer has the journal's below its own.
  */
 #ifndef KILN_BTREE_INTERNAL_H
 #define KILN_BTREE_INTERNAL_H
@@ -266,6 +267,7 @@ void cache_shrink(struct btrees *trees);
 
 struct tree_root {
 	struct six_lock lock;
+	uint8_t btree_id;
 	bool exists;
 	bool is_damaged;
 	struct node_ptr ptr;
@@ -301,6 +303,14 @@ struct btrees {
 	struct write_buffer *write_buffer; /* NULL: no journal, puts are ordinary */
 	struct merger *merger;		   /* NULL: nothing is merged */
 };
+
+/* --- locks.c --- */
+
+void root_lock_init(struct btrees *trees, unsigned btree_id);
+/* @node's id is set. */
+void node_lock_init(struct btree_node *node);
+
+/* --- the way down --- */
 
 /* A node, and the range it serves. */
 struct tree_place {

@@ -144,6 +144,7 @@ void node_write_wait(struct btrees *trees, struct btree_node *node)
 	struct write_state *w = trees->write;
 	bool is_writing = true;
 
+	task_may_wait_for(TASK_NODE_WRITER);
 	while (is_writing && !write_error(trees)) {
 		six_lock_read(&node->lock);
 		is_writing = node->is_writing;
@@ -559,6 +560,7 @@ static void writer_task(void *arg)
 	struct write_state *w = trees->write;
 	struct btree_node *nodes[BATCH_MAX];
 
+	task_rank_set(TASK_NODE_WRITER);
 	mutex_lock(&w->lock);
 	while (!w->is_stopping) {
 		unsigned nr = atomic_load(&w->err) ? 0 : batch_pick(w, nodes);
@@ -583,6 +585,7 @@ static void finisher_task(void *arg)
 	struct btrees *trees = arg;
 	struct write_state *w = trees->write;
 
+	task_rank_set(TASK_INTERIOR);
 	mutex_lock(&w->interior_lock);
 	for (;;) {
 		struct interior_update *u = w->updates;
@@ -716,6 +719,7 @@ static bool nodes_flush(struct btrees *trees, bool is_for_room, unsigned level)
 {
 	struct write_state *w = trees->write;
 
+	task_may_wait_for(TASK_NODE_WRITER);
 	mutex_lock(&w->lock);
 	bool any = w->writing_nr || w->writer_is_busy;
 	struct btree_node *node = w->dirty;
@@ -740,6 +744,7 @@ static bool interior_flush(struct btrees *trees)
 {
 	struct write_state *w = trees->write;
 
+	task_may_wait_for(TASK_INTERIOR);
 	mutex_lock(&w->interior_lock);
 	bool any = w->update_nr;
 	while (w->update_nr && !atomic_load(&w->err))
@@ -752,6 +757,7 @@ void btree_rewrites_settle(struct btrees *trees)
 {
 	struct write_state *w = trees->write;
 
+	task_may_wait_for(TASK_INTERIOR);
 	mutex_lock(&w->interior_lock);
 	uint64_t submitted = w->updates_submitted;
 	while (w->updates_finished < submitted && !atomic_load(&w->err))

@@ -45,7 +45,7 @@ int btrees_open(const struct btrees_opts *opts, struct btrees **out)
 	mutex_init(&trees->reported.lock);
 	background_init(&trees->background);
 	for (unsigned i = 0; i < BTREE_NR_MAX; i++)
-		six_lock_init(&trees->roots[i].lock);
+		root_lock_init(trees, i);
 	*out = trees;
 	return 0;
 }

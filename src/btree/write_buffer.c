@@ -77,6 +77,7 @@ static void flush_task(void *arg)
 {
 	struct write_buffer *wb = arg;
 
+	task_rank_set(TASK_RECLAIM);
 	mutex_lock(&wb->lock);
 	while (!wb->is_stopping) {
 		if (!wb->is_wanted) {
@@ -113,7 +114,7 @@ int write_buffer_open(struct btrees *trees, struct write_buffer **wb)
 	b->keys_max = (size_t)min(max(keys_max, (uint64_t)KEYS_MAX_MIN), (uint64_t)KEYS_MAX_MAX);
 	for (unsigned i = 0; i < ARRAY_NR(b->batches); i++)
 		b->batches[i].wb = b;
-	mutex_init(&b->lock);
+	mutex_init_ranked(&b->lock, LOCK_WRITE_BUFFER);
 	waitq_init(&b->changed);
 	waitq_init(&b->work);
 	int err = task_start(&b->task, "btree-buffer", flush_task, b);
@@ -177,6 +178,7 @@ static void wake_waiters(struct write_buffer *wb)
 
 static void wait_for_change(struct write_buffer *wb)
 {
+	task_may_wait_for(TASK_WRITE_BUFFER);
 	wb->waiters++;
 	waitq_wait(&wb->changed, &wb->lock);
 	wb->waiters--;
@@ -360,10 +362,12 @@ static int apply_one(struct write_buffer *wb)
 	wb->is_applying = true;
 	mutex_unlock(&wb->lock);
 
+	enum task_rank rank = task_rank_lower(TASK_WRITE_BUFFER);
 	key_nr = keys_sort(b->keys, key_nr);
 	err = batch_apply(wb->trees, b, key_nr);
 	if (!err)
 		journal_pin_drop(wb->trees->write_opts.journal, &b->pin);
+	task_rank_set(rank);
 
 	mutex_lock(&wb->lock);
 	wb->is_applying = false;

@@ -335,6 +335,7 @@ static void copygc_task(void *arg)
 	struct pass *p = calloc(1, sizeof(*p));
 	uint64_t wait = 0, needed_devs, due_devs;
 
+	task_rank_set(TASK_COPYGC);
 	while (p && allocator_evacuator_wait(c->allocator, wait, &needed_devs)) {
 		allocator_evacuation_due(c->allocator, atomic_load(&c->is_eager), &due_devs);
 		*p = (struct pass){ .c = c, .devs = needed_devs | due_devs, .is_needed = needed_devs };

@@ -52,9 +52,9 @@ int data_start_write(struct data *data, struct allocator *allocator)
 	w->allocator = allocator;
 	crew_init(&w->crew);
 	for (unsigned i = 0; i < INODE_LOCK_NR; i++)
-		mutex_init(&w->inode_locks[i]);
+		mutex_init_ranked(&w->inode_locks[i], LOCK_INODES);
 	mutex_init(&w->buffers_lock);
-	mutex_init(&w->shared_lock);
+	mutex_init_ranked(&w->shared_lock, LOCK_SHARED_EXTENTS);
 	mutex_init(&w->stuck_lock);
 	data->writer = w;
 	return 0;

@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/lock_order.h"
 #include "base/util.h"
 #include "device/ring.h"
 
@@ -45,6 +46,7 @@ void io_group_init_for(struct io_group *group, unsigned nr) { *group = (struct i
 
 void io_submit(struct io_group *group, struct device_io *io)
 {
+	task_may_wait(NULL); /* some devices do it at once */
 	io->err = 0;
 	io->is_done = false;
 	io->done_bytes = 0;
@@ -95,6 +97,7 @@ int io_group_wait(struct io_group *group)
 {
 	int err = 0;
 
+	task_may_wait(NULL);
 	while (group->in_flight)
 		group_progress(group, group->in_flight, false);
 

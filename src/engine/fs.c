@@ -277,7 +277,7 @@ int fs_open_fresh(struct device **devices, size_t device_nr, const struct kiln_o
 		return -ENOMEM;
 	}
 	reporter_init(&fs->reporter, options);
-	mutex_init(&fs->usage_lock);
+	mutex_init_ranked(&fs->usage_lock, LOCK_USAGE);
 	int err = open_super(fs, NULL, 0, devices, device_nr, options, FS_NAMESPACE, why);
 	if (!err && fs->super->needs_passphrase)
 		err = unlock(fs, options);
@@ -328,7 +328,7 @@ int fs_open(const char *const *args, size_t arg_nr, struct device **devices, siz
 	}
 
 	reporter_init(&fs->reporter, &options);
-	mutex_init(&fs->usage_lock);
+	mutex_init_ranked(&fs->usage_lock, LOCK_USAGE);
 	int err = open_super(fs, args, arg_nr, devices, device_nr, &options, depth, why);
 	if (!err)
 		err = open_steps(fs, &options, depth);

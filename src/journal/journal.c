@@ -80,7 +80,7 @@ int journal_start(const struct journal_opts *opts, struct journal **out)
 	*out = NULL;
 	if (!j)
 		return -ENOMEM;
-	mutex_init(&j->lock);
+	mutex_init_ranked(&j->lock, LOCK_JOURNAL);
 	waitq_init(&j->changed);
 	waitq_init(&j->write_work);
 	waitq_init(&j->reclaim_work);
@@ -131,6 +131,7 @@ static void tasks_stop(struct journal *j)
 
 int journal_stop_clean(struct journal *j, uint64_t *seq)
 {
+	task_may_wait_for(TASK_RECLAIM);
 	int err = journal_flush(j);
 
 	if (err)
@@ -239,6 +240,8 @@ int journal_flush_seq(struct journal *j, uint64_t seq)
 	mutex_lock(&j->lock);
 	seq = min(seq, j->seq_next - 1);
 	flush_want(j, seq);
+	if (j->seq_flushed < seq)
+		task_may_wait_for(TASK_JOURNAL_WRITER);
 	while (j->seq_flushed < seq && !(err = journal_error(j)))
 		waitq_wait(&j->changed, &j->lock);
 	mutex_unlock(&j->lock);

@@ -5,7 +5,8 @@
  * entry does. pin_front moves up when the lists at its end are empty and their entries written.
  *
  * Reclaim calls a pin's flush function without the lock; meanwhile nobody may free the pin, so who drops it waits until
- * the call is over. (The one exception is the call itself.)
+ * the call is over. (The one exception is the call itself.) The call is like a lock: it may take what comes after it in
+ * the order of locks, and who waits for it may hold what comes before, locks of nodes too.
  */
 #include <assert.h>
 #include <errno.h>
@@ -143,7 +144,7 @@ static void pin_take(struct journal *j, struct journal_pin *pin)
 static void wait_not_flushing(struct journal *j, struct journal_pin *pin)
 {
 	while (j->flushing == pin && j->flushing_task != task_identity())
-		waitq_wait(&j->flush_done, &j->lock);
+		waitq_wait_for_lock(&j->flush_done, &j->lock, LOCK_PIN_FLUSH);
 }
 
 void journal_pin_add(struct journal *j, struct journal_pin *pin, uint64_t seq,
@@ -204,7 +205,9 @@ uint64_t journal_pins_ask(struct journal *j, uint64_t seq)
 			j->flushing = pin;
 			j->flushing_task = task_identity();
 			mutex_unlock(&j->lock);
+			lock_order_taken(&j->flushing, LOCK_PIN_FLUSH);
 			flush(j, pin, s);
+			lock_order_released(&j->flushing);
 			mutex_lock(&j->lock);
 			j->flushing = NULL;
 			waitq_wake_all(&j->flush_done);
@@ -219,6 +222,7 @@ int journal_flush_pins(struct journal *j, uint64_t seq, uint64_t *flushed)
 	uint64_t asked = 0;
 	int err;
 
+	task_may_wait_for(TASK_RECLAIM);
 	mutex_lock(&j->lock);
 	while (!(err = journal_error(j)) && journal_has_pins(j, seq)) {
 		/* One task at a time calls flush functions. */

@@ -30,6 +30,7 @@ void journal_reclaim_task(void *arg)
 	struct journal *j = arg;
 	uint64_t asked_seq = 0, ask_again_ns = 0;
 
+	task_rank_set(TASK_RECLAIM);
 	mutex_lock(&j->lock);
 	while (!j->is_stopping && !__atomic_load_n(&j->error, __ATOMIC_ACQUIRE)) {
 		uint64_t seq = journal_space_reclaim_seq(j), now = clock_monotonic_ns();

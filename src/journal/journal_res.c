@@ -176,6 +176,7 @@ int journal_res_get(struct journal *j, struct journal_res *res, unsigned u64s, e
 		waitq_wake_all(&j->reclaim_work);
 		if (flags & JOURNAL_RES_TRY)
 			break;
+		task_may_wait_for(watermark == WATERMARK_RECLAIM ? TASK_JOURNAL_WRITER : TASK_RECLAIM);
 		j->stats.reservations_waited++;
 		waitq_wait(&j->changed, &j->lock);
 	}

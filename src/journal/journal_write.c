@@ -437,6 +437,7 @@ void journal_writer_task(void *arg)
 {
 	struct journal *j = arg;
 
+	task_rank_set(TASK_JOURNAL_WRITER);
 	mutex_lock(&j->lock);
 	while (!__atomic_load_n(&j->error, __ATOMIC_ACQUIRE)) {
 		uint64_t due = entry_close_if_due(j);

@@ -127,7 +127,7 @@ void prune_start(struct mount_server *s)
 	if (!p)
 		return;
 	p->server = s;
-	mutex_init(&p->lock);
+	mutex_init_ranked(&p->lock, LOCK_OUTERMOST);
 	waitq_init(&p->wake);
 	if (task_start(&p->task, "mount-prune", prune_run, p)) {
 		waitq_destroy(&p->wake);

@@ -234,10 +234,11 @@ static void remount_try(struct remount *r, const char *mountpoint)
 		if (!r->is_due)
 			return;
 	}
-	unsigned long flags = mount_flags(mountpoint) | MS_REMOUNT | MS_RDONLY;
+	/* Both calls ask this server: who waits for them must not be a part of it, or it might never die. */
 	r->child = fork();
 	if (!r->child)
-		_exit(mount(NULL, mountpoint, NULL, flags, NULL) ? errno : 0);
+		_exit(mount(NULL, mountpoint, NULL, mount_flags(mountpoint) | MS_REMOUNT | MS_RDONLY, NULL) ? errno
+													    : 0);
 	if (r->child < 0)
 		r->child = 0;
 }

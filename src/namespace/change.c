@@ -22,7 +22,7 @@ int namespace_start_write(struct namespace *ns, struct allocator *allocator)
 		return -ENOMEM;
 	write->allocator = allocator;
 	inum_allocator_init(&write->inums, ns->super);
-	mutex_init(&write->many_lock);
+	mutex_init_ranked(&write->many_lock, LOCK_BATCHES);
 	ns->write = write;
 
 	int err = deletions_start(ns);

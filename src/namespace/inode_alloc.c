@@ -22,7 +22,7 @@ void inum_allocator_init(struct inum_allocator *a, const struct super *super)
 	unsigned bits = super->options[OPT_INODES_32BIT] ? INUM_BITS_SHORT : INUM_BITS;
 
 	*a = (struct inum_allocator){ .min = INODE_NR_FIRST, .max = 1ull << bits, .hint = INODE_NR_FIRST };
-	mutex_init(&a->lock);
+	mutex_init_ranked(&a->lock, LOCK_INODE_NUMBERS);
 }
 
 void inum_allocator_destroy(struct inum_allocator *a) { mutex_destroy(&a->lock); }

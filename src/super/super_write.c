@@ -598,7 +598,7 @@ static int write_open_steps(struct super *s, const struct super_open_opts *opts)
 	s->write = calloc(1, sizeof(*s->write));
 	if (!s->write)
 		return -ENOMEM;
-	mutex_init(&s->write->lock);
+	mutex_init_ranked(&s->write->lock, LOCK_SUPERS);
 	s->write->is_very_degraded_ok = super_accepts_very_degraded(opts);
 	s->write->members = calloc(s->member_nr, sizeof(*s->write->members));
 	if (!s->write->members)

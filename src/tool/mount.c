@@ -281,7 +281,7 @@ static int serve_with_control(struct mount_command *m, kiln_fs *fs, struct mount
 					.is_readonly = m->mount.is_readonly };
 	struct control *control;
 
-	mutex_init(&facts.lock);
+	mutex_init_ranked(&facts.lock, LOCK_OUTERMOST);
 	int err = control_start(&control, mount_facts_answer, &facts);
 	if (err && m->open.is_verbose)
 		tool_error("there is no control socket: %s", strerror(-err));

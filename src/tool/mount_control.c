@@ -1,8 +1,8 @@
 /*
  * kiln status, sync and debug: what the servers of mounted filesystems say and do.
  *
- * Servers are found by their sockets, one per process. A socket that nobody listens at is left from a server that was
- * killed, and passed over.
+ * Servers are found by their sockets, one per process and named after it. A socket that nobody listens at is left from
+ * a server that was killed: it is passed over, and removed when there is no such process.
  */
 #include "tool/mount_control.h"
 
@@ -10,9 +10,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <glob.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -21,10 +23,27 @@
 #include "tool/mounted.h"
 #include "tool/tool.h"
 
+enum { STATUS_SECONDS_MAX = 30 };
+
 /* --- asking --- */
 
+/* Nobody listens at @path, unless its server is about to. */
+static void left_over_remove(const char *path)
+{
+	const char *name = strrchr(path, '/');
+	pid_t pid = name ? (pid_t)atoi(name + 1) : 0;
+
+	if (pid > 0 && kill(pid, 0) && errno == ESRCH)
+		unlink(path);
+}
+
+/*
+ * NULL: no answer. Who is asked for its status must say something in time, or it is stuck; what else it is told to do
+ * may take as long as it takes.
+ */
 static json_t *ask_at(const char *path, const char *command)
 {
+	const struct timeval limit = { .tv_sec = strcmp(command, "status") ? 0 : STATUS_SECONDS_MAX };
 	struct sockaddr_un to = { .sun_family = AF_UNIX };
 	json_t *reply = NULL;
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -35,7 +54,12 @@ static json_t *ask_at(const char *path, const char *command)
 		return NULL;
 	}
 	strcpy(to.sun_path, path);
-	FILE *f = connect(fd, (struct sockaddr *)&to, sizeof(to)) ? NULL : fdopen(fd, "r+");
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit)); /* of connecting too */
+	int err = connect(fd, (struct sockaddr *)&to, sizeof(to)) ? errno : 0;
+	FILE *f = err ? NULL : fdopen(fd, "r+");
+	if (err == ECONNREFUSED)
+		left_over_remove(path);
 	if (!f) {
 		close(fd);
 		return NULL;

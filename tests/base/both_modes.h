@@ -81,7 +81,7 @@ static inline struct task *start(const char *name, task_fn fn, void *arg)
 }
 
 /* Whether @fn ends its process by a signal or an error; tried in a child. For assertions that must hold. */
-static inline bool process_dies_in(task_fn fn)
+static inline bool process_dies_in_arg(task_fn fn, void *arg)
 {
 	int status;
 	pid_t child = fork();
@@ -89,12 +89,14 @@ static inline bool process_dies_in(task_fn fn)
 	if (child == 0) {
 		if (!freopen("/dev/null", "w", stderr))
 			_exit(0);
-		fn(NULL);
+		fn(arg);
 		_exit(0);
 	}
 	assert_true(child > 0);
 	assert_int_equal(waitpid(child, &status, 0), child);
 	return !WIFEXITED(status) || WEXITSTATUS(status) != 0;
 }
+
+static inline bool process_dies_in(task_fn fn) { return process_dies_in_arg(fn, NULL); }
 
 #endif

@@ -54,7 +54,7 @@ static void trace_body(void *arg)
 	struct traced_worker workers[3];
 	struct task *tasks[3];
 
-	mutex_init(&t->lock);
+	mutex_init_ranked(&t->lock, LOCK_UNORDERED);
 	waitq_init(&t->changed);
 	for (uint64_t i = 0; i < 20; i++)
 		fiber_sim_at(i * 100, trace_callback, t);
@@ -203,7 +203,7 @@ static unsigned lost_updates(bool has_lock)
 	for (uint64_t seed = 1; seed <= SEED_NR; seed++) {
 		struct race r = { .has_lock = has_lock };
 
-		mutex_init(&r.lock);
+		mutex_init_ranked(&r.lock, LOCK_UNORDERED);
 		simulate(seed, race_body, &r);
 		mutex_destroy(&r.lock);
 		lost_nr += r.total != 2;
@@ -226,7 +226,7 @@ static void wait_often(void *arg)
 {
 	struct trace *t = arg;
 
-	mutex_init(&t->lock);
+	mutex_init_ranked(&t->lock, LOCK_UNORDERED);
 	waitq_init(&t->changed);
 	mutex_lock(&t->lock);
 	for (int i = 0; i < WAIT_NR; i++) {
@@ -475,8 +475,8 @@ static void locks_in_opposite_orders_deadlock_under_some_seeds(void **state)
 		struct log_text log;
 		int err;
 
-		mutex_init(&l.first);
-		mutex_init(&l.second);
+		mutex_init_ranked(&l.first, LOCK_UNORDERED);
+		mutex_init_ranked(&l.second, LOCK_UNORDERED);
 		err = simulate_logged(seed, two_locks_body, &l, &log);
 		if (!err) {
 			assert_string_equal(log.text, "");
@@ -522,7 +522,7 @@ static void a_deadlock_report_says_who_waits_for_what(void **state)
 	struct never n;
 	struct log_text log;
 
-	mutex_init(&n.lock);
+	mutex_init_ranked(&n.lock, LOCK_UNORDERED);
 	waitq_init(&n.wake);
 	countdown_init(&n.zero, 3);
 	assert_int_equal(simulate_logged(9, never_body, &n, &log), -EDEADLK);
@@ -583,7 +583,7 @@ static void lock_twice(void *arg)
 {
 	struct mutex m;
 
-	mutex_init(&m);
+	mutex_init_ranked(&m, LOCK_UNORDERED);
 	mutex_lock(&m);
 	mutex_lock(&m);
 }
@@ -592,7 +592,7 @@ static void unlock_free_mutex(void *arg)
 {
 	struct mutex m;
 
-	mutex_init(&m);
+	mutex_init_ranked(&m, LOCK_UNORDERED);
 	mutex_unlock(&m);
 }
 
@@ -600,7 +600,7 @@ static void end_with_lock(void *arg)
 {
 	static struct mutex m;
 
-	mutex_init(&m);
+	mutex_init_ranked(&m, LOCK_UNORDERED);
 	mutex_lock(&m);
 }
 

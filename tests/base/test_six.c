@@ -91,7 +91,7 @@ static void agent_main(void *arg)
 static void agents_start(struct agents *all)
 {
 	*all = (struct agents){ 0 };
-	six_lock_init(&all->lock);
+	six_lock_init(&all->lock, NULL);
 	mutex_init(&all->mailbox);
 	waitq_init(&all->changed);
 	for (unsigned i = 0; i < AGENT_NR; i++) {
@@ -323,7 +323,7 @@ static void seq_body(void *arg)
 	struct six_lock lock;
 	uint32_t seq;
 
-	six_lock_init(&lock);
+	six_lock_init(&lock, NULL);
 	six_lock_read(&lock);
 	seq = six_seq(&lock);
 	six_unlock_read(&lock);
@@ -375,7 +375,7 @@ static void waiting_writer_body(void *arg)
 	struct task *writer;
 	uint32_t seq;
 
-	six_lock_init(&lock);
+	six_lock_init(&lock, NULL);
 	six_lock_read(&lock);
 	seq = six_seq(&lock);
 	writer = start("writer", write_in_turn, &lock);
@@ -424,7 +424,7 @@ static void starvation_body(void *arg)
 	struct relay r = { 0 };
 	struct task *readers[2];
 
-	six_lock_init(&r.lock);
+	six_lock_init(&r.lock, NULL);
 	for (unsigned i = 0; i < ARRAY_NR(readers); i++)
 		readers[i] = start("reader", read_overlapping, &r);
 	while (__atomic_load_n(&r.turn, __ATOMIC_RELAXED) < 3)
@@ -487,7 +487,7 @@ static void stop_body(void *arg)
 	struct asked a = { .lock = &lock };
 	struct task *waiter;
 
-	six_lock_init(&lock);
+	six_lock_init(&lock, NULL);
 	for (enum six_mode mode = SIX_READ; mode < SIX_MODE_NR; mode++) {
 		/* Never asked when the lock is free. */
 		if (mode == SIX_WRITE)
@@ -526,7 +526,7 @@ static void release_meanwhile_body(void *arg)
 {
 	struct six_lock lock;
 
-	six_lock_init(&lock);
+	six_lock_init(&lock, NULL);
 	six_lock_intent(&lock);
 	six_lock_read(&lock);
 	CHECK(six_lock_or_stop(&lock, SIX_WRITE, unlock_read_and_wait, &lock) == 0);
@@ -705,7 +705,7 @@ static void stress_body(void *arg)
 	struct worker workers[WORKER_NR];
 	struct task *tasks[WORKER_NR];
 
-	six_lock_init(&s.lock);
+	six_lock_init(&s.lock, NULL);
 	for (unsigned i = 0; i < WORKER_NR; i++) {
 		workers[i].shared = &s;
 		rng_init(&workers[i].rng, test_seed * WORKER_NR + i);
@@ -743,7 +743,7 @@ static void free_body(void *arg)
 		struct task *readers[WORKER_NR];
 
 		CHECK(o);
-		six_lock_init(&o->lock);
+		six_lock_init(&o->lock, NULL);
 		o->readers_left = WORKER_NR;
 		for (unsigned i = 0; i < WORKER_NR; i++)
 			readers[i] = start("reader", read_for_the_last_time, o);
@@ -776,7 +776,7 @@ static void queue_body(void *arg)
 	struct six_lock lock;
 	struct task *tasks[20];
 
-	six_lock_init(&lock);
+	six_lock_init(&lock, NULL);
 	six_lock_intent(&lock);
 	six_lock_write(&lock);
 	for (unsigned i = 0; i < ARRAY_NR(tasks); i++)
@@ -801,75 +801,6 @@ static void equal_seeds_give_equal_runs(void **state)
 		assert_int_equal(simulate(seed, stress_body, NULL).schedule_hash, hash);
 	}
 }
-
-/* --- hooks --- */
-
-struct heard {
-	char text[128];
-	const struct six_lock *lock;
-	const void *task;
-};
-
-static void hear(void *ctx, char event, const void *task, const struct six_lock *lock, enum six_mode mode)
-{
-	struct heard *h = ctx;
-	size_t nr = strlen(h->text);
-
-	CHECK(nr + 3 < sizeof(h->text));
-	CHECK(lock == h->lock && (!h->task || task == h->task));
-	h->task = task;
-	h->text[nr] = event;
-	h->text[nr + 1] = "riw"[mode];
-}
-
-static void hear_may_wait(void *ctx, const void *task, const struct six_lock *lock, enum six_mode mode)
-{
-	hear(ctx, '?', task, lock, mode);
-}
-
-static void hear_taken(void *ctx, const void *task, const struct six_lock *lock, enum six_mode mode)
-{
-	hear(ctx, '+', task, lock, mode);
-}
-
-static void hear_released(void *ctx, const void *task, const struct six_lock *lock, enum six_mode mode)
-{
-	hear(ctx, '-', task, lock, mode);
-}
-
-static void hooks_body(void *arg)
-{
-	struct six_lock lock;
-	struct heard heard = { .lock = &lock };
-	const struct six_hooks hooks = { hear_may_wait, hear_taken, hear_released, &heard };
-	uint32_t seq;
-
-	six_lock_init(&lock);
-	six_hooks_set(&hooks);
-	six_lock_read(&lock);
-	seq = six_seq(&lock);
-	six_unlock_read(&lock);
-	CHECK(six_trylock_read(&lock));
-	six_increment(&lock, SIX_READ);
-	six_unlock_read(&lock);
-	CHECK(six_tryupgrade(&lock));
-	CHECK(!six_trylock_intent(&lock));
-	CHECK(six_lock_or_stop(&lock, SIX_INTENT, always, NULL));
-	six_lock_write(&lock);
-	six_unlock_write(&lock);
-	six_downgrade(&lock);
-	six_unlock_read(&lock);
-	CHECK(!six_relock_read(&lock, seq));
-	CHECK(six_relock_intent(&lock, seq + 2));
-	six_unlock_intent(&lock);
-	six_hooks_set(NULL);
-	six_lock_read(&lock);
-	six_unlock_read(&lock);
-	CHECK(strcmp(heard.text, "?r+r-r+r+r-r-r+i?w+w-w-i+r-r+i-i") == 0);
-	six_lock_destroy(&lock);
-}
-
-static void hooks_hear_of_all_that_a_task_holds(void **state) { run_in_both_modes(hooks_body); }
 
 /* --- misuse is caught --- */
 
@@ -1006,7 +937,7 @@ static void misuse_is_caught(void **state)
 		end_with_a_lock,
 	};
 
-	six_lock_init(&misused);
+	six_lock_init(&misused, NULL);
 	for (unsigned i = 0; i < ARRAY_NR(misuses); i++)
 		if (!process_dies_in(misuses[i]))
 			fail_msg("misuse %u was not caught", i);
@@ -1023,7 +954,7 @@ static void unlock_write_with_intent_only(void *arg)
 
 static void unlocking_what_is_not_held_is_caught(void **state)
 {
-	six_lock_init(&misused);
+	six_lock_init(&misused, NULL);
 	assert_true(process_dies_in(unlock_read_of_nothing));
 	assert_true(process_dies_in(unlock_intent_of_nothing));
 	assert_true(process_dies_in(unlock_write_with_intent_only));
@@ -1062,7 +993,6 @@ int main(void)
 		cmocka_unit_test(an_object_may_be_freed_once_its_lock_was_had_for_write),
 		cmocka_unit_test(everybody_in_a_long_queue_gets_a_turn),
 		cmocka_unit_test(equal_seeds_give_equal_runs),
-		cmocka_unit_test(hooks_hear_of_all_that_a_task_holds),
 		cmocka_unit_test(misuse_is_caught),
 		cmocka_unit_test(unlocking_what_is_not_held_is_caught),
 		cmocka_unit_test(proper_use_is_not_caught),

@@ -37,7 +37,7 @@ static void mutex_admits_one_body(void *arg)
 	struct guarded g = { 0 };
 	struct task *workers[WORKER_NR];
 
-	mutex_init(&g.lock);
+	mutex_init_ranked(&g.lock, LOCK_UNORDERED);
 	for (int i = 0; i < WORKER_NR; i++)
 		workers[i] = start("worker", add_under_lock, &g);
 	for (int i = 0; i < WORKER_NR; i++)
@@ -60,7 +60,7 @@ static void trylock_body(void *arg)
 {
 	struct mutex m;
 
-	mutex_init(&m);
+	mutex_init_ranked(&m, LOCK_UNORDERED);
 	CHECK(mutex_trylock(&m));
 	task_join(start("other", try_what_is_held, &m));
 	mutex_unlock(&m);
@@ -128,7 +128,7 @@ static void queue_body(void *arg)
 	struct queue q = { 0 };
 	struct task *tasks[PRODUCER_NR + CONSUMER_NR];
 
-	mutex_init(&q.lock);
+	mutex_init_ranked(&q.lock, LOCK_UNORDERED);
 	waitq_init(&q.not_full);
 	waitq_init(&q.not_empty);
 	for (unsigned i = 0; i < ARRAY_NR(tasks); i++)
@@ -154,7 +154,7 @@ struct flag {
 static void flag_init(struct flag *f)
 {
 	*f = (struct flag){ 0 };
-	mutex_init(&f->lock);
+	mutex_init_ranked(&f->lock, LOCK_UNORDERED);
 	waitq_init(&f->changed);
 }
 
@@ -396,7 +396,7 @@ static void lock_in_read_section(void *arg)
 {
 	struct mutex m;
 
-	mutex_init(&m);
+	mutex_init_ranked(&m, LOCK_UNORDERED);
 	rcu_section_begin();
 	mutex_lock(&m);
 }

@@ -376,7 +376,7 @@ static void world_make(struct world *w)
 	world_open(w);
 	assert_int_equal(super_journals_init(w->super), 0);
 	for (unsigned i = 0; i < HOLDERS; i++)
-		mutex_init(&w->holders[i].lock);
+		mutex_init_ranked(&w->holders[i].lock, LOCK_UNORDERED);
 }
 
 static void journal_open(struct world *w)
