@@ -203,7 +203,11 @@ void commit_alloc(struct allocator *a, struct btree_txn *txn, const struct btree
 		return;
 	bool was_empty = bucket_type_is_empty(old.data_type), is_empty = bucket_type_is_empty(new.data_type);
 	if (was_empty != is_empty) {
-		new.journal_seq = is_empty &&new.journal_seq == seq ? 0 : seq;
+		/*
+		 * Also when it was empty before in this entry: being open, it may have been emptied and used again in
+		 * it, and what is durable still leads to what it held first.
+		 */
+		new.journal_seq = seq;
 		alloc_encode(&new, u->new_value);
 	}
 	bool was_free = old.data_type == DATA_FREE, is_free = new.data_type == DATA_FREE;

@@ -962,6 +962,48 @@ static void a_failed_write_leaves_what_was_there(void **state)
 	world_close(&w, false);
 }
 
+/* Buckets that wait for being discarded; and of those, the ones that wait for no entry behind @flushed. */
+static unsigned emptied_buckets(struct world *w, uint64_t flushed, unsigned *unguarded)
+{
+	struct btree_iter it;
+	struct bkey_ref k;
+	unsigned nr = 0;
+
+	*unguarded = 0;
+	btree_iter_open(&it, w->fs->trees, BTREE_ALLOC, POS_MIN, BTREE_ITER_ALL_SNAPSHOTS, 0);
+	for (; btree_iter_peek(&it, &k) > 0; btree_iter_advance(&it)) {
+		struct alloc a;
+
+		assert_int_equal(alloc_decode(k, &a, NULL), 0);
+		nr += a.data_type == DATA_NEED_DISCARD;
+		*unguarded += a.data_type == DATA_NEED_DISCARD && a.journal_seq <= flushed;
+	}
+	btree_iter_close(&it);
+	return nr;
+}
+
+/*
+ * A bucket is emptied, goes on being used since it is open, and is emptied again, all before the next flush: what is
+ * durable still leads to what was there first.
+ */
+static void a_bucket_that_is_emptied_twice_waits_for_the_flush(void **state)
+{
+	struct world w;
+	unsigned unguarded;
+
+	world_open(&w, 8, 1, "block_size=4k", 4096);
+	struct file *f = &w.files[0];
+	op_write(&w, f, 0, 100000);
+	assert_int_equal(journal_flush(w.fs->journal_writer), 0);
+	uint64_t flushed = journal_seq_flushed(w.fs->journal_writer);
+	op_truncate(&w, f, 0);
+	op_write(&w, f, 0, 100000);
+	op_truncate(&w, f, 0);
+	assert_true(emptied_buckets(&w, flushed, &unguarded) > 0);
+	assert_int_equal(unguarded, 0);
+	world_close(&w, true);
+}
+
 static void what_is_wrong_is_refused(void **state)
 {
 	struct world w;
@@ -1001,6 +1043,7 @@ int main(void)
 		cmocka_unit_test(a_device_whose_cache_fails_is_left),
 		cmocka_unit_test(a_device_that_is_needed_is_not_left),
 		cmocka_unit_test(a_failed_write_leaves_what_was_there),
+		cmocka_unit_test(a_bucket_that_is_emptied_twice_waits_for_the_flush),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
