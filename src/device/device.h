@@ -6,7 +6,9 @@
  * are errors here (-EIO, with how much came), so a completed request was served whole. An I/O that reaches beyond the
  * end of its device is -EIO too, and so never makes a file grow.
  *
- * A flush covers the writes that were complete when it was submitted, whichever group they belonged to.
+ * A flush covers the writes that were complete when it was submitted, whichever group they belonged to. When one fails,
+ * nobody knows which of them are there, and asking again would only seem to tell: a kernel reports it once. So from
+ * then on every flush of the device fails, whoever asks, until it is opened anew.
  *
  * A group may have I/O to any mix of devices. All file devices share one io_uring per group, borrowed from a pool when
  * the group first needs it and given back when nothing is in flight any more.
@@ -71,6 +73,8 @@ struct device_ops {
 	 * NULL: submit() calls io_done() or io_done_at() before it returns.
 	 */
 	bool (*poll)(struct device *dev, struct io_group *group, unsigned wait_nr);
+	/* For simulated disks, may be NULL: what no flush has covered yet will be covered by none. */
+	void (*cache_lose)(struct device *dev);
 	void (*close)(struct device *dev);
 };
 
@@ -87,6 +91,7 @@ struct device {
 	uint32_t mem_align_bytes; /* alignment of buffers that avoids a bounce copy */
 	bool is_readonly;
 	bool is_direct;
+	bool has_failed_flush;		    /* atomic: no flush succeeds any more */
 	uint64_t read_latency_ns;	    /* moving average; updated without locks, used to choose replicas */
 	uint64_t read_errors, write_errors; /* since open */
 };
@@ -220,7 +225,7 @@ struct device_fault {
 	uint64_t begin_bytes, end_bytes; /* range of the device it applies to, not for flushes; end 0: all */
 	uint32_t per_million;		 /* chance per I/O; 1000000: always */
 	uint64_t latency_ns;
-	int err;	    /* FAULT_ERROR: negative errno; the device below doesn't see the I/O */
+	int err;	    /* FAULT_ERROR: negative errno; the device below doesn't see the I/O, but loses its cache */
 	uint64_t remaining; /* times it fires; UINT64_MAX: for ever */
 };
 /* On error @below stays open. */

@@ -115,6 +115,8 @@ static void fault_submit(struct device *dev, struct device_io *io)
 	struct fault_plan plan = fault_plan_make(f, io);
 
 	if (plan.is_hit && plan.kind == FAULT_ERROR) {
+		if (io->op == DEVICE_FLUSH && f->wrap.below->ops->cache_lose)
+			f->wrap.below->ops->cache_lose(f->wrap.below);
 		io_done(io, plan.err);
 		return;
 	}

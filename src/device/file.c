@@ -14,7 +14,8 @@
  * Small reads that may be cached (device_io.may_be_cached) go through a second, buffered descriptor: waiting for one
  * small direct read after the other leaves the disk idle most of the time, whereas the kernel reads ahead.
  *
- * A failed fdatasync() is reported once by the kernel, and once by us: it isn't repeated.
+ * A failed fdatasync() is reported once by the kernel: it isn't repeated (io.c remembers it), unless it was
+ * interrupted.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -68,6 +69,7 @@ static bool file_poll(struct device *dev, struct io_group *group, unsigned wait_
 static void file_uring_complete(struct device_io *io, int result);
 static int file_run(struct file_device *f, struct device_io *io);
 static int file_transfer(struct file_device *f, struct device_io *io);
+static int file_flush(struct file_device *f);
 static int file_discard(struct file_device *f, const struct device_io *io);
 static unsigned iov_rest(const struct device_io *io, uint64_t skip_bytes, struct iovec *rest, unsigned rest_nr_max);
 static void file_close(struct device *dev);
@@ -205,7 +207,6 @@ static int file_lock_all(struct file_device *f, const char *path, bool is_writer
 }
 
 /* Who has the block device for itself: somebody like us, or the kernel. */
-static int file_lock_all(struct file_device *f, const char *path, bool is_writer, struct strbuf *why);
 static void file_claim_explain(const char *path, struct strbuf *why)
 {
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -390,7 +391,7 @@ static int file_run(struct file_device *f, struct device_io *io)
 	switch (io->op) {
 	case DEVICE_READ:
 	case DEVICE_WRITE: return file_transfer(f, io);
-	case DEVICE_FLUSH: return fdatasync(f->fd) ? -errno : 0;
+	case DEVICE_FLUSH: return file_flush(f);
 	case DEVICE_DISCARD: return file_discard(f, io);
 	}
 	return -EINVAL;
@@ -448,6 +449,16 @@ static unsigned iov_rest(const struct device_io *io, uint64_t skip_bytes, struct
 		skip_bytes = 0;
 	}
 	return nr;
+}
+
+static int file_flush(struct file_device *f)
+{
+	int failed;
+
+	do
+		failed = fdatasync(f->fd);
+	while (failed && errno == EINTR);
+	return failed ? -errno : 0;
 }
 
 static int file_discard(struct file_device *f, const struct device_io *io)

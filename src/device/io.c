@@ -26,6 +26,7 @@ struct bounce {
 	struct device_io *parent;
 };
 
+static int flush_check(const struct device *dev);
 static int io_check(const struct device_io *io);
 static bool io_is_aligned(const struct device_io *io);
 static void io_start(struct device_io *io);
@@ -119,6 +120,9 @@ void io_group_push(struct io_group *group)
 
 void io_done(struct device_io *io, int err)
 {
+	/* What another one was told meanwhile goes for this one too. */
+	if (!err && io->op == DEVICE_FLUSH)
+		err = flush_check(io->dev);
 	if (!err)
 		io->done_bytes = io->len_bytes;
 	io_account(io, err);
@@ -141,6 +145,12 @@ void io_done_at(struct device_io *io, int err, uint64_t due_ns)
 	*link = io;
 }
 
+/* Can a flush of the device still say something? */
+static int flush_check(const struct device *dev)
+{
+	return __atomic_load_n(&dev->has_failed_flush, __ATOMIC_ACQUIRE) ? -EIO : 0;
+}
+
 /* Whether the device can be asked to do this at all. */
 static int io_check(const struct device_io *io)
 {
@@ -148,7 +158,7 @@ static int io_check(const struct device_io *io)
 	uint64_t len_bytes = 0;
 
 	if (io->op == DEVICE_FLUSH)
-		return 0;
+		return flush_check(dev);
 	if (io->op != DEVICE_READ && dev->is_readonly)
 		return -EROFS;
 	if (io->op == DEVICE_DISCARD) {
@@ -207,7 +217,7 @@ static void io_finish(struct device_io *io, int err)
 	group->done_last = io;
 }
 
-/* Relaxed and not atomic as a whole: a lost update of an average does no harm. */
+/* What the device is known by. Not atomic as a whole: a lost update of an average does no harm. */
 static void io_account(const struct device_io *io, int err)
 {
 	struct device *dev = io->dev;
@@ -215,6 +225,8 @@ static void io_account(const struct device_io *io, int err)
 	if (err) {
 		uint64_t *count = io->op == DEVICE_READ ? &dev->read_errors : &dev->write_errors;
 
+		if (io->op == DEVICE_FLUSH)
+			__atomic_store_n(&dev->has_failed_flush, true, __ATOMIC_RELEASE);
 		if (err != -EOPNOTSUPP)
 			__atomic_fetch_add(count, 1, __ATOMIC_RELAXED);
 		return;

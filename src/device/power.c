@@ -30,6 +30,7 @@ struct record {
 	uint64_t offset_bytes, len_bytes;
 	uint64_t complete_ns; /* of the write */
 	uint64_t durable_ns;  /* when a flush that covers it is complete; UINT64_MAX: none yet */
+	bool is_lost;	      /* none will */
 	uint8_t *bytes;	      /* new ones, then the old ones */
 };
 
@@ -61,10 +62,17 @@ struct power_handle {
 	uint64_t generation;
 };
 
+static void disk_cut(struct power *p, struct disk *d);
 static void power_submit(struct device *dev, struct device_io *io);
+static void power_cache_lose(struct device *dev);
 static void power_close(struct device *dev) { free(container_of(dev, struct power_handle, dev)); }
 
-static const struct device_ops power_ops = { .kind = "simulated", .submit = power_submit, .close = power_close };
+static const struct device_ops power_ops = {
+	.kind = "simulated",
+	.submit = power_submit,
+	.cache_lose = power_cache_lose,
+	.close = power_close,
+};
 
 static void power_lock(struct power *p)
 {
@@ -123,12 +131,24 @@ int power_disk_add(struct power *p, uint64_t size_bytes, uint32_t logical_block_
 	return (int)p->disks_nr++;
 }
 
+static bool has_lost(const struct disk *d)
+{
+	bool any = false;
+
+	for (size_t i = 0; i < d->records_nr; i++)
+		any |= d->records[i].is_lost;
+	return any;
+}
+
 int power_disk_open(struct power *p, unsigned nr, struct device **dev)
 {
 	struct power_handle *h = calloc(1, sizeof(*h));
 
 	if (!h)
 		return -ENOMEM;
+	/* Nobody could ever tell from what is read that it isn't there. */
+	if (has_lost(&p->disks[nr]))
+		disk_cut(p, &p->disks[nr]);
 	h->power = p;
 	h->disk = &p->disks[nr];
 	h->generation = p->generation;
@@ -279,7 +299,7 @@ static void flush_records(struct disk *d, uint64_t now, uint64_t done_ns)
 {
 	records_settle(d, now);
 	for (size_t i = 0; i < d->records_nr; i++)
-		if (d->records[i].complete_ns <= now)
+		if (d->records[i].complete_ns <= now && !d->records[i].is_lost)
 			d->records[i].durable_ns = min(d->records[i].durable_ns, done_ns);
 }
 
@@ -337,4 +357,15 @@ static void power_submit(struct device *dev, struct device_io *io)
 		io_done_at(io, err, done_ns);
 	else
 		io_done(io, err);
+}
+
+/* It reads as if it were there, until the disk is opened anew or the power goes. */
+static void power_cache_lose(struct device *dev)
+{
+	struct power_handle *h = container_of(dev, struct power_handle, dev);
+
+	power_lock(h->power);
+	for (size_t i = 0; i < h->disk->records_nr; i++)
+		h->disk->records[i].is_lost |= h->disk->records[i].durable_ns == UINT64_MAX;
+	power_unlock(h->power);
 }

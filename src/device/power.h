@@ -4,7 +4,9 @@
  * A set of disks in memory shares one power supply. Until a disk has completed a flush, what was written to it since is
  * at risk: when the power goes, a random subset of those writes has reached the medium, each whole or torn at 512 bytes
  * or 4 KiB, in any order. Writes that were being made count as such; reads that come later fail with -EIO, as does
- * everything else until power_restore(). Then the disks go on with what survived.
+ * everything else until power_restore(). Then the disks go on with what survived. A flush that a wrapper lets fail
+ * (device_wrap_fault()) makes the risk last: no later one covers these writes, and when the disk is opened anew their
+ * fate is decided.
  *
  * Everything comes from the seed. In fiber mode I/O takes simulated time, different for each, so that completions come
  * in another order than submissions; in thread mode it is done at once.
