@@ -109,7 +109,7 @@ static int check_extent(void *ctx, struct bkey_ref k)
 		return 0;
 	int nr = extent_decode(k, d->c->kctx, ptrs, &is_poisoned, NULL);
 	for (int i = 0; i < nr && !is_poisoned; i++) {
-		if (ptrs[i].ptr.is_unwritten || !super_member_online(d->c->super, ptrs[i].ptr.dev))
+		if (ptrs[i].ptr.is_unwritten || !check_device_counts(d->c, ptrs[i].ptr.dev))
 			continue;
 		int err = check_replica(d, &k.k, &ptrs[i]);
 		if (!err)

@@ -74,9 +74,8 @@ int check_super(struct check *c)
 	const struct sb_disk *sb = c->super->sb;
 	int err = 0;
 
-	/* A member that failed isn't written from then on, so it may be behind. */
 	for (unsigned dev = 0; !err && dev < c->super->member_nr; dev++)
-		if (super_member_online(c->super, dev) && c->super->members[dev].m.state != MEMBER_FAILED)
+		if (check_device_counts(c, dev))
 			err = check_device(c, dev);
 	if (!c->is_newer && SB_CLEAN_FLAG(sb) && !c->t->is_writable && !bits_get(le64_get(sb->compat[0]), 0, 1))
 		check_report(c, CHECK_compat_alloc_info_clear, NULL, "superblock", "compat", "alloc_info", "not set");

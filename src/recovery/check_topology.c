@@ -282,7 +282,7 @@ static void check_replicas(struct topology *t, const struct btree_node_info *n)
 	for (unsigned i = 0; i < n->ptr.ptr_nr; i++) {
 		const struct extent_ptr *p = &n->ptr.ptrs[i];
 
-		if (!super_member_online(s, p->dev))
+		if (!check_device_counts(t->c, p->dev))
 			continue;
 		t->device = s->members[p->dev].name;
 		t->sector = p->sector;
