@@ -66,7 +66,7 @@ static int journal_init(struct journal *j, const struct journal_opts *opts)
 	int err = journal_rings_init(j, opts->state);
 	if (err)
 		return err;
-	j->seq_start = j->seq_unwritten = j->seq_unplaced = j->seq_next;
+	j->seq_unwritten = j->seq_unplaced = j->seq_next;
 	j->seq_flushed = j->seq_next - 1;
 	j->last_seq_ondisk = j->pin_front;
 	j->entry_bytes = min(j->entry_bytes, j->entry_bytes_max);
@@ -255,23 +255,6 @@ void journal_flush_async(struct journal *j, uint64_t seq)
 	mutex_lock(&j->lock);
 	flush_want(j, seq);
 	mutex_unlock(&j->lock);
-}
-
-bool journal_seq_range_may_have_flush(const struct journal *jc, uint64_t from, uint64_t to)
-{
-	struct journal *j = (struct journal *)jc;
-
-	mutex_lock(&j->lock);
-	unsigned nr = min(j->recent_flush_nr, (unsigned)ARRAY_NR(j->recent_flush));
-	/* Entries that aren't written yet may become flush entries; those of earlier mounts may have been some. */
-	bool may = to > j->seq_unwritten || from < j->seq_start;
-	for (unsigned i = 0; i < nr; i++)
-		may |= j->recent_flush[i] >= from && j->recent_flush[i] < to;
-	/* Older than what is remembered. */
-	if (nr == ARRAY_NR(j->recent_flush))
-		may |= from < j->recent_flush[j->recent_flush_nr % ARRAY_NR(j->recent_flush)];
-	mutex_unlock(&j->lock);
-	return may;
 }
 
 void journal_usage(struct journal *j, struct journal_usage *usage)

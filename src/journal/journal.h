@@ -143,8 +143,6 @@ int journal_flush_seq(struct journal *j, uint64_t seq);
 int journal_flush(struct journal *j);
 /* Start a flush of @seq and don't wait. */
 void journal_flush_async(struct journal *j, uint64_t seq);
-/* Was (will be, once written) an entry in [from, to) a flush entry? May say true when unsure (07 §8.8). */
-bool journal_seq_range_may_have_flush(const struct journal *j, uint64_t from, uint64_t to);
 /* 0, or why the journal died. */
 int journal_error(const struct journal *j);
 

@@ -123,7 +123,6 @@ struct journal {
 	uint64_t last_seq_ondisk; /* its last_seq */
 	uint64_t flush_wanted;	  /* entries up to here are to become durable */
 	uint64_t flushed_ns;	  /* when the last flush entry was written */
-	uint64_t seq_start;	  /* first of this journal_start() */
 	uint32_t entry_bytes;	  /* buffers get that much when they are used next */
 	uint32_t entry_bytes_max; /* the smallest bucket that is written to, or JOURNAL_ENTRY_BYTES_MAX */
 	unsigned unknown_root_nr; /* btrees with ids from BTREE_NR_1_4 on that have a root */
@@ -148,8 +147,6 @@ struct journal {
 
 	struct task *writer, *reclaimer;
 	struct journal_usage stats; /* counters of it */
-	uint64_t recent_flush[64];  /* seqs of flush entries written, newest at the end of a ring */
-	unsigned recent_flush_nr;
 };
 
 /* --- journal_res.c --- */

@@ -387,7 +387,6 @@ static void entry_take(struct journal *j, struct journal_buf *buf)
 		j->last_seq_ondisk = buf->last_seq;
 		j->flushed_ns = clock_monotonic_ns();
 		j->is_first_due = false;
-		j->recent_flush[j->recent_flush_nr++ % ARRAY_NR(j->recent_flush)] = buf->seq;
 	}
 	uint64_t seq = buf->seq;
 	buf->seq = 0;
