@@ -30,6 +30,7 @@ static const char *const rank_names[LOCK_RANK_NR] = {
 	[LOCK_INODES] = "inodes",
 	[LOCK_SHARED_EXTENTS] = "shared extents",
 	[LOCK_INODE_NUMBERS] = "inode numbers",
+	[LOCK_BUCKETS] = "buckets",
 	[LOCK_SUPERS] = "superblocks",
 	[LOCK_WRITE_POINT] = "write point",
 	[LOCK_NODES] = "SIX",

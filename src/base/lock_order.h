@@ -28,6 +28,7 @@ enum lock_rank {
 	LOCK_INODES, /* two of them: the one at the lower address first */
 	LOCK_SHARED_EXTENTS,
 	LOCK_INODE_NUMBERS,
+	LOCK_BUCKETS, /* not mutexes: a table of locks, of which a task takes all that it needs at once */
 	LOCK_SUPERS,
 	LOCK_WRITE_POINT,
 	LOCK_NODES,	/* SIX locks, which have an order of their own */

@@ -30,6 +30,7 @@
 	X(DEAD_INODES, "inodes without names stay after a crash")                             \
 	X(WRITE_BEHIND, "the journal goes on in the place of its newest entry")               \
 	X(MOVE_BEFORE_COPY, "moved data is pointed at before it has been written")            \
+	X(NOCOW_FLUSH, "devices aren't flushed after data was overwritten in place")          \
 	X(FSYNC, "fsync doesn't wait")                                                        \
 	X(COUNTERS, "counters of an entry are those of now")
 

@@ -5,6 +5,8 @@
  * and has no place on a device yet. A write puts an extent over it, and what the extent takes is what the promise
  * gives back, so it can't fail for want of space.
  *
+ * Of a nocow file the promise is the place itself: an extent that says *unwritten*, which reads as zeroes, too.
+ *
  * Only what belongs to the snapshot that is written to counts: a reservation of an ancestor stays with the ancestor,
  * whatever is written here, and so does its data.
  */
@@ -21,6 +23,7 @@ struct allocate_op {
 	bool is_zeroing; /* data goes as well */
 	struct disk_reservation reservation;
 	uint64_t *journal_seq;
+	struct write_op write; /* how the file is written */
 };
 
 /* In how many replicas the sectors of a key are promised or stored to the snapshot @snapshot already. */
@@ -143,6 +146,50 @@ int write_space_held(struct data *data, const struct data_write_target *file, ui
 
 /* --- putting them --- */
 
+/* The key of space that has been taken, for [at, at + e->sectors). */
+static int unwritten_make(const struct allocate_op *op, uint64_t at, const struct alloc_extent *e, struct key_buf *key)
+{
+	struct extent_value v = { .ptr_nr = e->ptr_nr };
+
+	key->k = (struct bkey){
+		.p = BPOS(op->file->inum, at + e->sectors, op->file->snapshot),
+		.size = e->sectors,
+		.type = KEY_EXTENT,
+	};
+	for (unsigned i = 0; i < e->ptr_nr; i++) {
+		v.ptrs[i] = (struct extent_ptr_decoded){ .ptr = e->ptrs[i], .crc = extent_crc_of_key(&key->k) };
+		v.ptrs[i].ptr.is_unwritten = true;
+	}
+	return extent_value_store(&v, key);
+}
+
+/* For a file that is written in place the promise is the place. */
+static int unwritten_put(struct allocate_op *op, uint64_t at, uint64_t end)
+{
+	struct allocator *allocator = op->data->writer->allocator;
+	struct alloc_request req = write_space_request(&op->write);
+	int err = 0;
+
+	op->write.reservation = op->reservation;
+	while (!err && at < end) {
+		uint32_t sectors = (uint32_t)min(end - at, (uint64_t)HOLE_SECTORS_MAX);
+		struct alloc_extent e;
+		struct key_buf key;
+		size_t done;
+
+		err = allocator_extent_get(allocator, &req, sectors, &e);
+		if (err)
+			break;
+		err = unwritten_make(op, at, &e, &key);
+		if (!err)
+			err = write_put_keys(&op->write, &key, 1, false, &done);
+		at += e.sectors;
+		allocator_extent_put(allocator, &e);
+	}
+	op->reservation = op->write.reservation;
+	return err;
+}
+
 struct promise_args {
 	const struct allocate_op *op;
 	uint64_t begin, end;
@@ -187,7 +234,12 @@ static int promises_put(struct allocate_op *op, uint64_t from, uint64_t to)
 	int ret;
 
 	while ((ret = lack_next(op, from, to, &a.begin, &end, &sectors)) > 0) {
-		for (a.end = end; !(ret < 0) && a.begin < end; a.begin = a.next)
+		a.end = end;
+		if (op->write.is_nocow) {
+			ret = unwritten_put(op, a.begin, end);
+			a.begin = end;
+		}
+		for (; !(ret < 0) && a.begin < end; a.begin = a.next)
 			ret = btree_txn_run(op->data->trees, &opts, promise_run, &a);
 		if (ret < 0)
 			break;
@@ -258,6 +310,12 @@ static int allocate_locked(struct allocate_op *op, uint64_t begin, uint64_t end,
 	if (err)
 		return err;
 	op->inode = &inode;
+	op->write = (struct write_op){
+		.data = op->data, .file = op->file, .is_size_kept = true, .journal_seq = op->journal_seq
+	};
+	err = write_options_take(&op->write, &inode);
+	if (err)
+		return err;
 	op->replicas = min(write_replicas(op->data, &inode), (unsigned)RESERVATION_REPLICAS_MAX);
 	if (flags & DATA_ALLOCATE_ZERO)
 		err = range_zero(op, inode.size, begin, end);

@@ -46,6 +46,9 @@ struct data_mover {
 	uint8_t io_of[MOVE_ITEMS_MAX];
 	struct move_part *parts;
 	size_t part_nr, part_max;
+	/* Held from reading to putting: who overwrites data in place stays out. */
+	uint16_t *locks;
+	size_t lock_nr, lock_max;
 	struct move_space *spaces;
 	size_t space_nr, space_max;
 	struct disk_reservation reservation;
@@ -93,6 +96,7 @@ void data_mover_free(struct data_mover *m)
 	section_end(m);
 	items_forget(m);
 	io_buffer_free(m->in);
+	free(m->locks);
 	free(m->parts);
 	free(m->spaces);
 	free(m);
@@ -793,6 +797,39 @@ static void parts_put(struct data_mover *m, struct data_move_stats *stats)
 
 /* --- the whole --- */
 
+/* What may be overwritten in place (06 §9.8) has no checksum. 0 or -ENOMEM. */
+static int buckets_lock(struct data_mover *m)
+{
+	const struct super *s = m->data->super;
+
+	m->lock_nr = 0;
+	for (unsigned i = 0; i < m->item_nr; i++) {
+		const struct extent_value *v = &m->items[i].v;
+
+		for (unsigned k = 0; k < v->ptr_nr; k++) {
+			const struct extent_ptr *p = &v->ptrs[k].ptr;
+
+			if (crc_is_encoded(&v->ptrs[k].crc) || p->dev >= s->member_nr ||
+			    !s->members[p->dev].m.bucket_sectors)
+				continue;
+			if (array_grow(&m->locks, &m->lock_max, m->lock_nr + 1, sizeof(*m->locks)))
+				return -ENOMEM;
+			m->locks[m->lock_nr++] =
+				bucket_lock_place(p->dev, p->sector / s->members[p->dev].m.bucket_sectors);
+		}
+	}
+	if (m->lock_nr)
+		bucket_locks_take(&m->data->writer->in_place.locks, BUCKET_LOCK_COPY, m->locks, m->lock_nr);
+	return 0;
+}
+
+static void buckets_unlock(struct data_mover *m)
+{
+	if (m->lock_nr)
+		bucket_locks_put(&m->data->writer->in_place.locks, BUCKET_LOCK_COPY, m->locks, m->lock_nr);
+	m->lock_nr = 0;
+}
+
 static void items_place(struct data_mover *m)
 {
 	uint64_t extra = space_extra(m);
@@ -814,8 +851,14 @@ static void items_place(struct data_mover *m)
 int data_mover_run(struct data_mover *m, struct data_move_stats *stats)
 {
 	struct allocator *allocator = m->data->writer->allocator;
-	int err = 0;
+	int err = buckets_lock(m);
 
+	if (err) {
+		section_end(m);
+		stats->keys_failed += m->item_nr;
+		items_forget(m);
+		return err;
+	}
 	items_read(m, stats);
 	section_end(m);
 	items_place(m);
@@ -827,6 +870,7 @@ int data_mover_run(struct data_mover *m, struct data_move_stats *stats)
 		parts_put(m, stats);
 	for (size_t s = 0; s < m->space_nr; s++)
 		allocator_extent_put(allocator, &m->spaces[s].e);
+	buckets_unlock(m);
 	if (m->reservation.sectors)
 		disk_reservation_put(allocator, &m->reservation);
 	for (unsigned i = 0; i < m->item_nr; i++) {

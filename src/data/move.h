@@ -17,8 +17,8 @@
  * 4. *Put.* Transactions change the pointers, each key only where it still is what it was when it was read: what was
  *    overwritten, trimmed or moved meanwhile is passed over, or taken for the part that is left.
  *
- * Nothing is locked from 1 to 4, so a move that loses a race costs work and nothing else. Nothing is ever written in
- * place.
+ * The keys aren't locked from 1 to 4, so a move that loses a race costs work and nothing else. What may be overwritten
+ * in place is kept from that from 2 to 4, by locks of its buckets (bucket_locks.h).
  */
 #ifndef KILN_DATA_MOVE_H
 #define KILN_DATA_MOVE_H

@@ -17,7 +17,7 @@
 
 struct mutex *inode_lock(struct data *data, uint64_t inum)
 {
-	return &data->writer->inode_locks[(inum * 0x9e3779b97f4a7c15ull) >> 56];
+	return &data->writer->inode_locks[inode_lock_place(inum)];
 }
 
 void *write_buffer_take(struct data_writer *w)
@@ -44,7 +44,6 @@ void write_buffer_give(struct data_writer *w, void *buf)
 
 int data_start_write(struct data *data, struct allocator *allocator)
 {
-	_Static_assert(INODE_LOCK_NR == 256, "inode_lock() takes 8 bits");
 	struct data_writer *w = calloc(1, sizeof(*w));
 
 	if (!w)
@@ -53,6 +52,7 @@ int data_start_write(struct data *data, struct allocator *allocator)
 	crew_init(&w->crew);
 	for (unsigned i = 0; i < INODE_LOCK_NR; i++)
 		mutex_init_ranked(&w->inode_locks[i], LOCK_INODES);
+	bucket_locks_init(&w->in_place.locks);
 	mutex_init(&w->buffers_lock);
 	mutex_init_ranked(&w->shared_lock, LOCK_SHARED_EXTENTS);
 	mutex_init(&w->stuck_lock);
@@ -74,6 +74,7 @@ void data_stop_write(struct data *data)
 		mutex_destroy(&w->inode_locks[i]);
 	while (w->buffers_nr)
 		io_buffer_free(w->buffers[--w->buffers_nr]);
+	bucket_locks_destroy(&w->in_place.locks);
 	mutex_destroy(&w->buffers_lock);
 	mutex_destroy(&w->shared_lock);
 	mutex_destroy(&w->stuck_lock);
@@ -113,7 +114,6 @@ int write_options_take(struct write_op *op, const struct inode *inode)
 	const struct data *data = op->data;
 	uint64_t csum = option_of(data, inode, INODE_OPT_DATA_CHECKSUM, OPT_DATA_CHECKSUM);
 
-	/* Nocow means the old place; until that is built, such files are written like others. */
 	op->csum_type = super_data_csum_type(data->super, csum);
 	if (op->csum_type >= CHECKSUM_TYPE_NR)
 		return -EOPNOTSUPP;
@@ -125,6 +125,12 @@ int write_options_take(struct write_op *op, const struct inode *inode)
 		.compression =
 			(uint8_t)option_of(data, inode, INODE_OPT_BACKGROUND_COMPRESSION, OPT_BACKGROUND_COMPRESSION),
 	};
+	/* What may be overwritten where it is can have nothing that depends on its bytes. */
+	op->is_nocow = option_of(data, inode, INODE_OPT_NOCOW, OPT_NOCOW);
+	if (op->is_nocow) {
+		op->csum_type = CHECKSUM_NONE;
+		op->compression = op->rebalance.compression = 0;
+	}
 	op->rebalance_devs = allocator_target_devs(data->writer->allocator, op->rebalance.target);
 	return 0;
 }
@@ -139,20 +145,12 @@ int write_features_mark(const struct write_op *op)
 
 bool write_options_are_same(const struct write_op *a, const struct write_op *b)
 {
-	return a->csum_type == b->csum_type && a->compression == b->compression && a->replicas == b->replicas &&
-	       a->target == b->target && a->rebalance.target == b->rebalance.target &&
+	return a->is_nocow == b->is_nocow && a->csum_type == b->csum_type && a->compression == b->compression &&
+	       a->replicas == b->replicas && a->target == b->target && a->rebalance.target == b->rebalance.target &&
 	       a->rebalance.compression == b->rebalance.compression;
 }
 
 /* --- bytes to blocks --- */
-
-/* Where the bytes of the blocks come from: what was given, and around it what is there. */
-struct write_source {
-	const uint8_t *buf;
-	uint64_t begin, end;		 /* bytes given */
-	uint64_t block_begin, block_end; /* whole blocks around them */
-	uint8_t *head, *tail;		 /* first and last block, where they are partial; NULL else */
-};
 
 static int old_block_read(struct data *data, const struct data_write_target *file, const struct inode *inode,
 			  uint64_t offset, uint8_t **block)
@@ -209,8 +207,7 @@ static void source_free(struct write_source *s)
 	io_buffer_free(s->tail);
 }
 
-/* Bytes [at, at + len) of the blocks. */
-static void source_copy(const struct write_source *s, uint64_t block, uint64_t at, uint8_t *to, size_t len)
+void write_source_copy(const struct write_source *s, uint64_t block, uint64_t at, uint8_t *to, size_t len)
 {
 	while (len) {
 		const uint8_t *from;
@@ -265,7 +262,7 @@ static int write_inline(struct write_op *op, const struct write_source *s, uint6
 		.value_u64s = (uint8_t)((bytes + 7) / 8),
 	};
 	memset(key.value, 0, bkey_value_bytes(&key.k));
-	source_copy(s, block, s->block_begin, key.value, bytes);
+	write_source_copy(s, block, s->block_begin, key.value, bytes);
 	*is_done = true;
 	return write_put_keys(op, &key, 1, true, &done);
 }
@@ -291,15 +288,15 @@ static int chunk_complete(struct write_chunk *c, bool is_last, uint64_t *put_to)
 	return err;
 }
 
+/* From *@put_to on; *@put_to moves on to where everything is there. */
 static int chunks_write(struct write_op *op, const struct write_source *s, uint64_t *put_to)
 {
-	uint64_t block = block_bytes_of(op->data), next = s->block_begin >> SECTOR_SHIFT;
+	uint64_t block = block_bytes_of(op->data), next = *put_to;
 	uint64_t end = s->block_end >> SECTOR_SHIFT;
 	struct write_chunk chunks[CHUNKS_IN_FLIGHT];
 	unsigned first = 0, nr = 0, made = 0;
 	int err = 0;
 
-	*put_to = next;
 	/* More than one only if there will be more; a chunk may come out smaller, then it is used again. */
 	unsigned wanted = end - next <= CHUNK_BYTES >> SECTOR_SHIFT ? 1 : CHUNKS_IN_FLIGHT;
 
@@ -312,7 +309,8 @@ static int chunks_write(struct write_op *op, const struct write_source *s, uint6
 			c->is_alone = wanted == 1;
 			c->begin = next;
 			c->end = chunk_end(next, end);
-			source_copy(s, block, c->begin << SECTOR_SHIFT, c->buf, (c->end - c->begin) << SECTOR_SHIFT);
+			write_source_copy(s, block, c->begin << SECTOR_SHIFT, c->buf,
+					  (c->end - c->begin) << SECTOR_SHIFT);
 			int start_err = write_chunk_start(c);
 			if (!start_err) {
 				next = c->end;
@@ -424,17 +422,22 @@ static int space_reserve(struct write_op *op, uint64_t begin, uint64_t end)
 
 static ssize_t blocks_write(struct write_op *op, const struct write_source *s)
 {
-	uint64_t block = block_bytes_of(op->data), put_to = 0;
-	bool is_inline;
+	uint64_t block = block_bytes_of(op->data), begin = s->block_begin >> SECTOR_SHIFT, put_to = begin;
+	bool is_inline = false;
+	int err = op->is_nocow ? write_in_place(op, s, &put_to) : 0;
 
-	int err = write_inline(op, s, block, &is_inline);
-	if (err || is_inline)
+	if (!err && put_to == begin)
+		err = write_inline(op, s, block, &is_inline);
+	if (is_inline)
 		return err ? err : (ssize_t)(s->end - s->begin);
-	err = space_reserve(op, s->block_begin >> SECTOR_SHIFT, s->block_end >> SECTOR_SHIFT);
-	if (err)
-		return err;
-	err = chunks_write(op, s, &put_to);
+	uint64_t last = s->block_end >> SECTOR_SHIFT;
+	if (!err && put_to < last)
+		err = space_reserve(op, put_to, last);
+	if (!err && put_to < last)
+		err = chunks_write(op, s, &put_to);
 	uint64_t end = min(put_to << SECTOR_SHIFT, s->end);
+	if (op->has_failed_in_place && put_to < last)
+		return -EIO;
 	if (end > s->begin)
 		return (ssize_t)(end - s->begin);
 	return err ? err : -ENOSPC;
@@ -457,6 +460,7 @@ ssize_t write_locked(struct data *data, const struct data_write_target *file, ui
 	err = quota_take(&op, &inode, offset_bytes, &len_bytes);
 	if (err)
 		return err;
+	op.size_bytes = inode.size;
 	op.end_bytes = max(offset_bytes + len_bytes, inode.size);
 	err = source_init(&source, data, file, &inode, offset_bytes, buf, len_bytes);
 	ssize_t ret = err ? err : blocks_write(&op, &source);

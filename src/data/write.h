@@ -96,4 +96,12 @@ int data_delete_extents(struct data *data, const struct data_write_target *file,
 /* Resume a truncation found in logged_ops after a crash (04 §8), and remove its key. */
 int data_resume_truncate(struct data *data, uint64_t op_nr, uint32_t snapshot, uint64_t inum, uint64_t new_size_bytes);
 
+/*
+ * No entry of the journal covers what was overwritten in place (nocow files): flush the devices that such writes of the
+ * inode (NULL: of any) went to since they were flushed last. Then flush the journal. 1, or 0
+ * when there was nothing to flush. *@failed has a bit for each device that may have lost them; it must not be relied on
+ * any more, as the next flush can't tell.
+ */
+int data_flush_in_place(struct data *data, const uint64_t *inum, uint64_t *failed);
+
 #endif

@@ -5,6 +5,7 @@
  *   write_key.c   a chunk: space, I/O, keys
  *   write_encode.c what its bytes are stored as: compressed, encrypted, checksummed
  *   crew.c        all cores compute at once
+ *   in_place.c    blocks of nocow files overwritten where they are
  *   write_put.c   transactions that put keys and bring the inode along
  *   write_batch.c contents of many new files in one chunk
  *   truncate.c    sizes and holes
@@ -18,6 +19,7 @@
 #ifndef KILN_DATA_WRITE_INTERNAL_H
 #define KILN_DATA_WRITE_INTERNAL_H
 
+#include "data/bucket_locks.h"
 #include "data/crew.h"
 #include "data/internal.h"
 #include "data/write.h"
@@ -34,6 +36,15 @@ enum {
 	CHUNKS_IN_FLIGHT = 3,
 	BUFFERS_IDLE_MAX = 8 * CHUNKS_IN_FLIGHT, /* kept: fresh memory costs a fault a page */
 	PUTS_PER_TXN_MAX = 8,			 /* extents that one transaction puts */
+	PLACE_DEVS_MAX = 64,			 /* devices whose data may be overwritten in place */
+};
+
+/* What was overwritten in place (in_place.c). */
+struct place_state {
+	struct bucket_locks locks;
+	/* Of each device: how many writes have ended, and how many of them a flush has covered. */
+	_Atomic uint64_t written[PLACE_DEVS_MAX], flushed[PLACE_DEVS_MAX];
+	_Atomic uint64_t last[INODE_LOCK_NR][PLACE_DEVS_MAX]; /* number of the last one of these inodes */
 };
 
 struct copygc;
@@ -43,6 +54,7 @@ struct data_writer {
 	struct copygc *copygc; /* NULL: not running */
 	struct crew crew;
 	struct mutex inode_locks[INODE_LOCK_NR];
+	struct place_state in_place;
 	struct mutex buffers_lock; /* of what follows: chunk buffers that nobody uses */
 	void *buffers[BUFFERS_IDLE_MAX];
 	unsigned buffers_nr;
@@ -55,6 +67,12 @@ struct data_writer {
 	bool has_lost_stuck; /* memory ran out for one: no file can be changed any more */
 };
 
+/* Which of the locks is an inode's. */
+static inline unsigned inode_lock_place(uint64_t inum)
+{
+	_Static_assert(INODE_LOCK_NR == 256, "8 bits");
+	return (inum * 0x9e3779b97f4a7c15ull) >> 56;
+}
 struct mutex *inode_lock(struct data *data, uint64_t inum);
 /* A buffer of CHUNK_BYTES, NULL when memory is short; and back. */
 void *write_buffer_take(struct data_writer *w);
@@ -66,6 +84,9 @@ struct write_op {
 	const struct data_write_target *file;
 	const struct data_write_times *times; /* NULL: none */
 	uint64_t end_bytes;		      /* where the bytes that were given end: the new size, if that is larger */
+	uint64_t size_bytes;		      /* of the file as it is */
+	bool has_failed_in_place;	      /* copies differ until the data has been written elsewhere */
+	bool is_nocow;			      /* in place where that can be */
 	bool is_size_kept;		      /* rewriting what is there: the size doesn't change */
 	unsigned csum_type;
 	unsigned compression; /* option encoding (06 §7.1) */
@@ -76,6 +97,21 @@ struct write_op {
 	struct disk_reservation reservation;
 	uint64_t *journal_seq;
 };
+
+/* Where the bytes of the blocks come from: what was given, and around it what is there. */
+struct write_source {
+	const uint8_t *buf;
+	uint64_t begin, end;		 /* bytes given */
+	uint64_t block_begin, block_end; /* whole blocks around them */
+	uint8_t *head, *tail;		 /* first and last block, where they are partial; NULL else */
+};
+/* Bytes [@at, @at + @len) of the blocks. */
+void write_source_copy(const struct write_source *s, uint64_t block, uint64_t at, uint8_t *to, size_t len);
+
+/* --- in_place.c; the inode is locked --- */
+
+/* Overwrite what can be, from the front: up to *@done_to, in sectors. What is left is to be written elsewhere. */
+int write_in_place(struct write_op *op, const struct write_source *s, uint64_t *done_to);
 
 /* --- write_put.c --- */
 
@@ -121,6 +157,8 @@ struct write_chunk {
 	struct key_buf *keys; /* of the regions */
 	size_t key_nr, key_max;
 };
+/* What the allocator is asked for. */
+struct alloc_request write_space_request(const struct write_op *op);
 int write_chunk_init(struct write_chunk *c, struct write_op *op);
 void write_chunk_destroy(struct write_chunk *c);
 /* Encode, allocate and submit what is in c->buf. Fewer sectors than asked for may be taken: c->end says. 0 or error. */

@@ -43,11 +43,9 @@ static uint64_t stored_sectors(const struct write_chunk *c, size_t from)
 	return sectors;
 }
 
-/* A piece of space for the regions from @i on. */
-static int extent_get(struct write_chunk *c, size_t i)
+struct alloc_request write_space_request(const struct write_op *op)
 {
-	const struct write_op *op = c->op;
-	struct alloc_request req = {
+	return (struct alloc_request){
 		.data_type = DATA_USER,
 		.watermark = WATERMARK_NORMAL,
 		.target = op->target,
@@ -56,10 +54,16 @@ static int extent_get(struct write_chunk *c, size_t i)
 		.writer = op->file->inum,
 		.can_wait = true,
 	};
+}
+
+/* A piece of space for the regions from @i on. */
+static int extent_get(struct write_chunk *c, size_t i)
+{
+	struct alloc_request req = write_space_request(c->op);
 
 	if (c->extent_nr == ARRAY_NR(c->extents))
 		return -ENOBUFS;
-	int err = allocator_extent_get(op->data->writer->allocator, &req, (uint32_t)stored_sectors(c, i),
+	int err = allocator_extent_get(c->op->data->writer->allocator, &req, (uint32_t)stored_sectors(c, i),
 				       &c->extents[c->extent_nr]);
 	c->extent_nr += !err;
 	return err;

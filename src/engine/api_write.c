@@ -6,6 +6,7 @@
 
 #include "base/mutant.h"
 #include "engine/api.h"
+#include "engine/fs_write.h"
 #include "namespace/change.h"
 
 enum { NAME_BYTES_MAX = 255 };
@@ -305,6 +306,40 @@ ssize_t kiln_copy_range(kiln_fs *fs, struct kiln_node from, uint64_t from_offset
 
 /* --- durability --- */
 
+static int in_place_lost(struct kiln_fs *fs, unsigned dev)
+{
+	int err = fs_device_leave(fs, dev);
+
+	report_emit(&fs->reporter.sink,
+		    &(struct report){ .level = err ? REPORT_FATAL : REPORT_RECOVERED,
+				      .err = -EIO,
+				      .device = fs->super->members[dev].name,
+				      .structure = "file data",
+				      .expected = "a flush of the device's cache",
+				      .found = error_name(-EIO),
+				      .advice = err ? "What was overwritten in place since the last one may be lost."
+						    : "It is marked as failed, and the others go on without it." });
+	if (err)
+		fs_shut_down(fs, -EIO, "data overwritten in place");
+	return err;
+}
+
+/*
+ * What was overwritten in place, of one inode or of all. A device whose cache can't be flushed is left if everything is
+ * on others, too; else nothing is acknowledged any more.
+ */
+static int flush_in_place(struct kiln_fs *fs, const uint64_t *inum)
+{
+	uint64_t failed;
+	int ret = data_flush_in_place(fs->data, inum, &failed), err = 0;
+
+	for (unsigned dev = 0; dev < 64; dev++)
+		if (failed >> dev & 1 && in_place_lost(fs, dev))
+			err = -EIO;
+	/* A flush that failed before, in the journal's task, is not to be made up for by one that doesn't. */
+	return err || !ret ? err : __atomic_load_n(&fs->shut_down, __ATOMIC_ACQUIRE);
+}
+
 int kiln_fsync(kiln_fs *fs, struct kiln_node node)
 {
 	struct inode inode = { 0 };
@@ -312,6 +347,8 @@ int kiln_fsync(kiln_fs *fs, struct kiln_node node)
 	if (!fs->is_writable || is_mutant(MUTANT_FSYNC))
 		return 0;
 	int err = namespace_inode(fs->ns, object_of(node), &inode);
+	if (!err)
+		err = flush_in_place(fs, &node.ino);
 	/* An entry that isn't there yet can't hold it: newer inodes don't exist, damaged ones do. */
 	if (!err)
 		err = inode.journal_seq > journal_seq(fs->journal_writer)
@@ -320,7 +357,14 @@ int kiln_fsync(kiln_fs *fs, struct kiln_node node)
 	return error_to_errno(err);
 }
 
-int kiln_sync(kiln_fs *fs) { return fs->is_writable ? error_to_errno(journal_flush(fs->journal_writer)) : 0; }
+int kiln_sync(kiln_fs *fs)
+{
+	if (!fs->is_writable)
+		return 0;
+	int err = flush_in_place(fs, NULL);
+
+	return error_to_errno(err ? err : journal_flush(fs->journal_writer));
+}
 
 /* --- objects in use --- */
 

@@ -102,13 +102,13 @@ static int journal_replicas_mark(void *ctx, const uint8_t *devs, unsigned dev_nr
 
 	return super_replicas_mark(fs->super, DATA_JOURNAL, 1, devs, dev_nr);
 }
-static int journal_device_lost(void *ctx, unsigned dev)
+int fs_device_leave(struct kiln_fs *fs, unsigned dev)
 {
-	struct kiln_fs *fs = ctx;
 	int err = allocator_device_leave(fs->allocator, dev);
 
 	return err ? err : super_member_fail(fs->super, dev);
 }
+static int journal_device_lost(void *ctx, unsigned dev) { return fs_device_leave(ctx, dev); }
 static unsigned journal_tail(void *ctx, uint64_t seq, void *at, unsigned max_u64s)
 {
 	struct kiln_fs *fs = ctx;
@@ -133,12 +133,7 @@ static void journal_flushed(void *ctx, uint64_t seq)
 /* An option in effect whose engine isn't built yet: new data would not be what it asks for. */
 static bool options_refused(const struct super *s, char why[KILN_ERROR_BYTES])
 {
-	static const enum option_id options[] = { OPT_ERASURE_CODE, OPT_NOCOW };
-
-	for (size_t i = 0; i < ARRAY_NR(options); i++)
-		if (super_option_unsupported(options[i], s->options[options[i]], why))
-			return true;
-	return false;
+	return super_option_unsupported(OPT_ERASURE_CODE, s->options[OPT_ERASURE_CODE], why);
 }
 
 bool fs_write_refused(const struct kiln_fs *fs, char why[KILN_ERROR_BYTES])

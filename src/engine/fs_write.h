@@ -35,6 +35,12 @@ bool fs_write_refused(const struct kiln_fs *fs, char why[KILN_ERROR_BYTES]);
 /* No more writes, for good; told to the user once. */
 void fs_shut_down(struct kiln_fs *fs, int err, const char *cause);
 
+/*
+ * A device lost what it was given: go on without it, for good. An error, and nothing has changed: there is something
+ * that only it has.
+ */
+int fs_device_leave(struct kiln_fs *fs, unsigned dev);
+
 /* btree_backend.write: all replicas at once, waiting for all. */
 int fs_node_write(void *ctx, const struct btree_ptr *p, const void *buf, size_t offset, size_t bytes, unsigned *failed);
 

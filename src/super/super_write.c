@@ -445,20 +445,10 @@ unsigned super_sb_csum_type(uint64_t metadata_checksum)
 
 bool super_option_unsupported(enum option_id id, uint64_t value, char why[256])
 {
-	static const struct {
-		enum option_id id;
-		const char *what;
-	} missing[] = {
-		{ OPT_ERASURE_CODE, "erasure coded data can be read but not written yet" },
-		{ OPT_NOCOW, "data can't be written in place yet" },
-	};
-
-	for (size_t i = 0; i < ARRAY_NR(missing); i++)
-		if (id == missing[i].id && value) {
-			snprintf(why, 256, "%s: %s", option_table[id].name, missing[i].what);
-			return true;
-		}
-	return false;
+	if (id != OPT_ERASURE_CODE || !value)
+		return false;
+	snprintf(why, 256, "%s: erasure coded data can be read but not written yet", option_table[id].name);
+	return true;
 }
 
 bool super_write_unsupported(const struct super *s, char why[256])

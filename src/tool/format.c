@@ -115,7 +115,7 @@ struct args {
 	struct strbuf options;		/* "name=value,..." */
 	uint8_t uuid[16];
 	const char *source;
-	bool is_quiet, has_no_passphrase;
+	bool is_quiet, has_no_passphrase, is_nocow;
 	/* getopt's table, and the names with dashes in it. */
 	struct option table[LONG_OPTIONS_MAX];
 	char names[LONG_OPTIONS_MAX][NAME_BYTES];
@@ -246,6 +246,7 @@ static int table_option(struct args *a, enum option_id id, const char *value)
 			tool_error("%s", reason);
 			return TOOL_FAILED;
 		}
+		a->is_nocow = id == OPT_NOCOW ? v : a->is_nocow;
 	} else if (strchr(value, ',')) {
 		return tool_usage_error(a->self, "--%s: a target with a comma can't be named", o->name);
 	}
@@ -364,6 +365,8 @@ static int args_parse(struct args *a, int argc, char **argv)
 		return tool_usage_error(a->self, "a passphrase and --no-passphrase contradict each other");
 	if ((has_passphrase || a->has_no_passphrase) && !(a->opts.flags & KILN_FORMAT_ENCRYPTED))
 		return tool_usage_error(a->self, "passphrases are for --encrypted");
+	if (a->is_nocow && a->opts.flags & KILN_FORMAT_ENCRYPTED)
+		tool_error("warning: with nocow the data of files is not encrypted");
 	return 0;
 }
 

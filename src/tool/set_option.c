@@ -79,6 +79,8 @@ static int settings_store(struct super *s, const struct setting *settings, size_
 			tool_error("%s can't be stored: %s", option_table[settings[i].id].name, error_name(err));
 			return TOOL_FAILED;
 		}
+		if (settings[i].id == OPT_NOCOW && settings[i].value && super_is_encrypted(s))
+			tool_error("warning: with nocow the data of files is not encrypted");
 	}
 	return TOOL_OK;
 }

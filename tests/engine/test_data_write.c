@@ -118,6 +118,16 @@ static void inode_of(struct world *w, const struct file *f, struct inode *inode)
 	assert_int_equal(inode_unpack(copy.k, inode, NULL), 0);
 }
 
+/* Space that was promised, and is nothing yet. */
+static bool key_is_promise(struct world *w, struct bkey_ref k)
+{
+	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
+
+	return k.k.type == KEY_RESERVATION ||
+	       (k.k.type == KEY_EXTENT && extent_decode(k, &w->fs->super->kctx, ptrs, NULL, NULL) > 0 &&
+		ptrs[0].ptr.is_unwritten);
+}
+
 /*
  * Sectors of the file's keys, and whether any is of @type. No data reaches behind the last block, none overlap.
  */
@@ -135,7 +145,7 @@ static uint64_t extents_sum(struct world *w, const struct file *f, unsigned type
 		assert_true(bkey_start_offset(&k.k) >= end);
 		assert_int_equal(k.k.size * SECTOR_BYTES % w->block_bytes, 0);
 		end = k.k.p.offset;
-		if (k.k.type != KEY_RESERVATION)
+		if (!key_is_promise(w, k))
 			assert_true(end * SECTOR_BYTES <= round_up_u64(f->size, w->block_bytes));
 		sum += k.k.size;
 		*of_type += k.k.type == type;
@@ -477,6 +487,15 @@ static void files_have_the_bytes_written_without_checksums(void **state)
 	against_bytes(1, "block_size=4k,data_checksum=none", 4096, 150);
 }
 
+static void files_have_the_bytes_written_in_place(void **state)
+{
+	against_bytes(1, "block_size=512,nocow=1", 512, 150);
+}
+static void files_have_the_bytes_written_in_place_twice(void **state)
+{
+	against_bytes(2, "block_size=4k,nocow=1,data_replicas=2,compression=zstd", 4096, 150);
+}
+
 /* --- compression --- */
 
 /*
@@ -813,6 +832,93 @@ static void sharing_alone_is_refused_where_it_cannot_be(void **state)
 	world_close(&w, true);
 }
 
+/* --- in place --- */
+
+/* Where the file's sector @at is on the first device, and with which checksum; 0: nowhere. */
+static uint64_t place_of(struct world *w, const struct file *f, uint64_t at, struct extent_ptr_decoded *ptr)
+{
+	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
+	struct btree_iter it;
+	struct bkey_ref k;
+	uint64_t sector = 0;
+
+	btree_iter_open(&it, w->fs->trees, BTREE_EXTENTS, BPOS(f->inum, at + 1, SNAPSHOT), 0, SNAPSHOT);
+	it.end = BPOS(f->inum, UINT64_MAX, UINT32_MAX);
+	if (btree_iter_peek(&it, &k) > 0 && bkey_start_offset(&k.k) <= at &&
+	    extent_decode(k, &w->fs->super->kctx, ptrs, NULL, NULL) > 0) {
+		*ptr = ptrs[0];
+		sector = ptrs[0].ptr.sector + ptrs[0].crc.offset_sectors + (at - bkey_start_offset(&k.k));
+	}
+	btree_iter_close(&it);
+	return sector;
+}
+
+static int nocow_set(struct btree_txn *txn, void *ctx)
+{
+	struct inode inode;
+	int err = inode_txn_get(txn, *(uint64_t *)ctx, SNAPSHOT, &inode);
+
+	inode.opts[INODE_OPT_NOCOW] = 2;
+	return err ? err : inode_txn_put(txn, &inode);
+}
+
+static void what_has_a_checksum_is_written_anew_and_then_in_place(void **state)
+{
+	struct btree_commit_opts opts = { .name = "test", .watermark = WATERMARK_NORMAL };
+	struct extent_ptr_decoded ptr;
+	struct world w;
+
+	world_open(&w, 11, 1, "block_size=4k,compression=lz4", 4096);
+	struct file *f = &w.files[0], *other = &w.files[1];
+	op_write(&w, f, 0, 100000);
+	assert_int_equal(btree_txn_run(w.fs->trees, &opts, nocow_set, &f->inum), 0);
+	uint64_t first = place_of(&w, f, 16, &ptr);
+	assert_true(ptr.crc.csum_type != 0);
+	op_write(&w, f, 8192, 4096);
+	uint64_t place = place_of(&w, f, 16, &ptr);
+	assert_int_not_equal(place, first);
+	assert_int_equal(ptr.crc.csum_type, 0);
+	assert_int_equal(ptr.crc.compression, COMPRESSION_NONE);
+	op_write(&w, f, 8200, 3000);
+	assert_int_equal(place_of(&w, f, 16, &ptr), place);
+	file_check(&w, f);
+	/* What is shared is nobody's to overwrite. */
+	op_copy(&w, f, 0, other, 0, 100000);
+	op_write(&w, f, 8192, 4096);
+	assert_int_not_equal(place_of(&w, f, 16, &ptr), place);
+	file_check(&w, f);
+	file_check(&w, other);
+	fs_check(&w);
+	world_close(&w, true);
+}
+
+static void promised_space_is_where_it_is_written(void **state)
+{
+	struct extent_ptr_decoded ptr;
+	struct world w;
+
+	world_open(&w, 12, 1, "block_size=4k,nocow=1", 4096);
+	struct file *f = &w.files[0];
+	op_allocate(&w, f, 0, 1 << 20, DATA_ALLOCATE_KEEP_SIZE);
+	assert_int_equal(keys_of_type(&w, f, KEY_RESERVATION), 0);
+	uint64_t place = place_of(&w, f, 64, &ptr);
+	assert_true(place && ptr.ptr.is_unwritten);
+	op_write(&w, f, 32768, 10000);
+	assert_int_equal(place_of(&w, f, 64, &ptr), place);
+	assert_false(ptr.ptr.is_unwritten);
+	assert_true(place_of(&w, f, 128, &ptr) && ptr.ptr.is_unwritten);
+	file_check(&w, f);
+	op_truncate(&w, f, 1 << 20);
+	file_check(&w, f);
+	/* Again and again, in the same place. */
+	for (unsigned i = 0; i < 20; i++)
+		op_write(&w, f, 1000 * i, 65536);
+	assert_int_equal(place_of(&w, f, 64, &ptr), place);
+	file_check(&w, f);
+	fs_check(&w);
+	world_close(&w, true);
+}
+
 /* --- devices that fail --- */
 
 static void writes_fail(struct world *w, unsigned dev, uint64_t times)
@@ -855,6 +961,23 @@ static void what_one_replica_keeps_is_written(void **state)
 	device_fault_clear(w.devices[1]);
 	assert_true(degraded_keys(&w, f) > 0);
 	file_check(&w, f);
+	world_close(&w, false);
+}
+
+static void what_one_replica_takes_in_place_is_written_elsewhere(void **state)
+{
+	struct world w;
+
+	world_open(&w, 13, 2, "block_size=4k,data_replicas=2,nocow=1", 4096);
+	struct file *f = &w.files[0];
+	op_write(&w, f, 0, 1 << 20);
+	writes_fail(&w, 1, 1);
+	op_write(&w, f, 4096, 65536);
+	device_fault_clear(w.devices[1]);
+	for (unsigned i = 0; i < 8; i++)
+		file_check(&w, f);
+	assert_int_equal(degraded_keys(&w, f), 0);
+	fs_check(&w);
 	world_close(&w, false);
 }
 
@@ -1036,6 +1159,11 @@ int main(void)
 		cmocka_unit_test(files_have_the_bytes_written_blocks_of_512),
 		cmocka_unit_test(files_have_the_bytes_written_two_replicas),
 		cmocka_unit_test(files_have_the_bytes_written_without_checksums),
+		cmocka_unit_test(what_has_a_checksum_is_written_anew_and_then_in_place),
+		cmocka_unit_test(promised_space_is_where_it_is_written),
+		cmocka_unit_test(what_one_replica_takes_in_place_is_written_elsewhere),
+		cmocka_unit_test(files_have_the_bytes_written_in_place),
+		cmocka_unit_test(files_have_the_bytes_written_in_place_twice),
 		cmocka_unit_test(files_have_the_bytes_written_compressed),
 		cmocka_unit_test(what_compresses_takes_less_and_what_does_not_says_so),
 		cmocka_unit_test(what_one_replica_keeps_is_written),

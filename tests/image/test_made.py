@@ -42,6 +42,7 @@ def layouts():
                 out.append((devices, ["--data-checksum=" + csum, "--metadata-checksum=" + csum, "--block-size=" + block,
                                       "--bucket-size=" + bucket, "--btree-node-size=" + node,
                                       "--replicas=%d" % replicas, *compressions[len(out) % 4]] +
+                            (["--nocow"] if len(out) % 10 == 5 else []) +
                             (["--encrypted", "--no-passphrase"] if encrypted else [])))
     return out if ALL else out[::5]
 

@@ -387,9 +387,9 @@ static void options_are_inherited_and_guard_links(void **state)
 	assert_int_equal(namespace_xattr_set(w.ns, dir, "bcachefs.data_checksum", "tar", 3, 0, NULL), -EINVAL);
 	assert_int_equal(namespace_xattr_set(w.ns, dir, "bcachefs.nonsense", "1", 1, 0, NULL), -EINVAL);
 	/* What files would then need to be written isn't there. */
-	assert_int_equal(namespace_xattr_set(w.ns, dir, "bcachefs.nocow", "1", 1, 0, NULL), -EOPNOTSUPP);
-	assert_int_equal(namespace_xattr_set(w.ns, dir, "bcachefs.nocow", "0", 1, 0, NULL), 0);
-	assert_int_equal(namespace_xattr_remove(w.ns, dir, "bcachefs.nocow", NULL), 0);
+	assert_int_equal(namespace_xattr_set(w.ns, dir, "bcachefs.erasure_code", "1", 1, 0, NULL), -EOPNOTSUPP);
+	assert_int_equal(namespace_xattr_set(w.ns, dir, "bcachefs.erasure_code", "0", 1, 0, NULL), 0);
+	assert_int_equal(namespace_xattr_remove(w.ns, dir, "bcachefs.erasure_code", NULL), 0);
 	struct object file = make(dir, "file", S_IFREG | 0644), sub = make(dir, "sub", S_IFDIR | 0755);
 	assert_int_equal(namespace_xattr_get(w.ns, file, "bcachefs_effective.data_checksum", text, sizeof(text)), 6);
 	assert_string_equal(text, "xxhash");
