@@ -42,7 +42,7 @@ int compare_exactly(struct sim *s)
 	int err = read_shares(s, got);
 
 	for (unsigned i = 0; i < s->tasks_nr && !err; i++) {
-		if (model_equal(&got[i], &s->tasks[i].model, UINT32_MAX, NULL, &why))
+		if (model_equal(&got[i], &s->tasks[i].model, UINT32_MAX, NULL, NULL, &why))
 			model_adopt_nodes(&s->tasks[i].model, &got[i]);
 		else
 			err = failed(s, "differs from the model", strbuf_text(&why));
@@ -76,21 +76,86 @@ static void apply_logged(const struct logged *l, struct model *m, uint64_t op_nr
 	operation_apply(&op, m, op_nr);
 }
 
+static bool is_shift(const struct operation *op)
+{
+	return op->kind == OP_FALLOCATE && op->flags & (KILN_FALLOC_COLLAPSE_RANGE | KILN_FALLOC_INSERT_RANGE);
+}
+
+static bool is_below_floor(void *ctx, const struct model_version *v)
+{
+	const struct workload *w = ctx;
+
+	for (size_t i = 0; i < w->floors.nr; i++)
+		if (w->floors.v[i].id == v->id && v->op_nr < w->floors.v[i].op_nr)
+			return true;
+	return false;
+}
+
+/*
+ * Where files are overwritten in place: all that they were since their data was last promised. Where a file's ranges
+ * are shifted meanwhile nothing is said: without the shift, what was written behind it is in other places.
+ */
+static const struct model_versions *versions_find(const struct workload *w, struct model_versions *versions)
+{
+	struct model m;
+
+	if (!w->s->is_nocow)
+		return NULL;
+	for (size_t i = 0; i < w->doubts.nr; i++) {
+		struct model_object o = { .data = w->doubts.v[i].data, .size = w->doubts.v[i].size };
+
+		model_version_add(versions, w->doubts.v[i].id, w->doubts.v[i].op_nr, &o);
+	}
+	model_copy(&m, &w->promised);
+	for (unsigned i = 0; i < m.nr; i++)
+		if (m.objects[i].exists && S_ISREG(m.objects[i].mode))
+			model_version_add(versions, i, w->promised_op, &m.objects[i]);
+	for (size_t i = 0; i < w->log_nr; i++) {
+		const struct operation *op = &w->log[i].op;
+		bool is_creation = op->kind == OP_CREATE || op->kind == OP_UNNAMED;
+		unsigned id = op->id;
+		uint64_t op_nr = w->promised_op + i + 1;
+
+		for (unsigned k = 0; is_creation && k <= m.nr; k++)
+			if (k == m.nr || !m.objects[k].exists) {
+				id = k;
+				break;
+			}
+		apply_logged(&w->log[i], &m, op_nr);
+		if (id < m.nr && m.objects[id].exists && (is_creation || operation_is_of_content(op)))
+			model_version_add(versions, id, op_nr, is_shift(op) ? NULL : &m.objects[id]);
+	}
+	model_free(&m);
+	model_versions_drop(versions, is_below_floor, (void *)(uintptr_t)w);
+	return versions;
+}
+
+/* A part of an operation whose data may be anywhere in between. */
+static bool partial_versions_fit(const struct model_versions *versions, const struct operation *op,
+				 const struct model_object *got, const struct model_object *before,
+				 const struct model_object *after)
+{
+	uint64_t least = min(before->size, after->size), most = max(before->size, after->size);
+
+	return versions && got->size >= least && got->size <= most && model_versions_allow(versions, op->id, got);
+}
+
 /* Is @got what it is with a part of @l done to @before? With @adopt, @before becomes that. */
 static bool partial_fits(const struct sim *s, const struct model *got, struct model *before, const struct logged *l,
-			 bool adopt)
+			 const struct model_versions *versions, bool adopt)
 {
 	unsigned got_id = UINT32_MAX;
 	struct model after;
 
 	if (!is_in_parts(&l->op) || !before->objects[l->op.id].exists ||
-	    !model_equal(got, before, l->op.id, &got_id, NULL) || got_id == UINT32_MAX)
+	    !model_equal(got, before, l->op.id, &got_id, versions, NULL) || got_id == UINT32_MAX)
 		return false;
 	model_copy(&after, before);
 	apply_logged(l, &after, 0);
 	const struct model_object *g = &got->objects[got_id];
 	struct model_object *o = &after.objects[l->op.id];
-	bool fits = operation_is_partial(&l->op, s->block_bytes, g, &before->objects[l->op.id], o);
+	bool fits = versions ? partial_versions_fit(versions, &l->op, g, &before->objects[l->op.id], o)
+			     : operation_is_partial(&l->op, s->block_bytes, g, &before->objects[l->op.id], o);
 	if (fits && adopt) {
 		/* It goes on with what is there. */
 		model_resize(o, g->size);
@@ -106,7 +171,8 @@ static bool partial_fits(const struct sim *s, const struct model *got, struct mo
 }
 
 static struct states states_find(const struct sim *s, const struct workload *w, const struct model *got,
-				 struct strbuf *first_why, struct strbuf *last_why)
+				 const struct model_versions *versions, struct strbuf *first_why,
+				 struct strbuf *last_why)
 {
 	struct states st = { calloc(w->log_nr + 1, 1), calloc(w->log_nr + 1, 1), false };
 	struct model candidate;
@@ -114,9 +180,9 @@ static struct states states_find(const struct sim *s, const struct workload *w, 
 	model_copy(&candidate, &w->promised);
 	for (size_t i = 0;; i++) {
 		strbuf_reset(last_why);
-		st.fits[i] = model_equal(got, &candidate, UINT32_MAX, NULL, i ? last_why : first_why);
+		st.fits[i] = model_equal(got, &candidate, UINT32_MAX, NULL, versions, i ? last_why : first_why);
 		if (i < w->log_nr && !st.fits[i])
-			st.fits_partial[i] = partial_fits(s, got, &candidate, &w->log[i], false);
+			st.fits_partial[i] = partial_fits(s, got, &candidate, &w->log[i], versions, false);
 		st.has_any |= st.fits[i] || st.fits_partial[i];
 		if (i == w->log_nr)
 			break;
@@ -127,7 +193,8 @@ static struct states states_find(const struct sim *s, const struct workload *w, 
 }
 
 /* The task goes on from state @at. */
-static void state_adopt(const struct sim *s, struct workload *w, const struct model *got, size_t at, bool is_partial)
+static void state_adopt(const struct sim *s, struct workload *w, const struct model *got,
+			const struct model_versions *versions, size_t at, bool is_partial)
 {
 	struct model m;
 
@@ -135,10 +202,12 @@ static void state_adopt(const struct sim *s, struct workload *w, const struct mo
 	for (size_t i = 0; i < at; i++)
 		apply_logged(&w->log[i], &m, w->promised_op + i + 1);
 	if (is_partial)
-		partial_fits(s, got, &m, &w->log[at], true);
+		partial_fits(s, got, &m, &w->log[at], versions, true);
 	model_free(&w->model);
 	w->model = m;
 	model_adopt_nodes(&w->model, got);
+	if (versions)
+		model_adopt_contents(&w->model, got);
 }
 
 /* --- all tasks at one moment --- */
@@ -212,6 +281,8 @@ int compare_after_crash(struct sim *s)
 {
 	struct strbuf first_why = strbuf_growing(), last_why = strbuf_growing();
 	struct states st[TASKS_MAX] = { 0 };
+	struct model_versions lists[TASKS_MAX] = { 0 };
+	const struct model_versions *versions[TASKS_MAX] = { 0 };
 	struct model got[TASKS_MAX];
 	size_t at[TASKS_MAX] = { 0 };
 	bool is_partial[TASKS_MAX] = { false };
@@ -220,7 +291,8 @@ int compare_after_crash(struct sim *s)
 	for (unsigned i = 0; i < s->tasks_nr && !err; i++) {
 		struct workload *w = &s->tasks[i];
 
-		st[i] = states_find(s, w, &got[i], &first_why, &last_why);
+		versions[i] = versions_find(w, &lists[i]);
+		st[i] = states_find(s, w, &got[i], versions[i], &first_why, &last_why);
 		if (st[i].has_any)
 			continue;
 		strbuf_printf(&first_why, "; as of operation %llu: %s", (unsigned long long)w->op_nr,
@@ -239,13 +311,14 @@ int compare_after_crash(struct sim *s)
 			printf("  task %u recovered to operation %llu%s of %llu to %llu\n", i,
 			       (unsigned long long)(w->promised_op + at[i]), is_partial[i] ? " and a part" : "",
 			       (unsigned long long)w->promised_op, (unsigned long long)w->op_nr);
-		state_adopt(s, w, &got[i], at[i], is_partial[i]);
+		state_adopt(s, w, &got[i], versions[i], at[i], is_partial[i]);
 	}
 	if (!err)
 		workload_promise_all(s);
 	for (unsigned i = 0; i < s->tasks_nr; i++) {
 		free(st[i].fits);
 		free(st[i].fits_partial);
+		model_versions_free(&lists[i]);
 	}
 	free_shares(got);
 	strbuf_free(&first_why);

@@ -105,10 +105,19 @@ static void draw_format_options(struct sim *s, uint64_t bucket_kib)
 		strbuf_printf(&text, ",compression=%s", pick(s, compressions, ARRAY_NR(compressions)));
 	if (one_in(s, 6))
 		strbuf_printf(&text, ",background_compression=%s", pick(s, compressions, ARRAY_NR(compressions)));
-	/* Of a seed that isn't one of these, nothing else changes by it. */
+	/*
+	 * Of a seed that isn't one of these, nothing else changes by it. After a crash copies of what was overwritten
+	 * in place may differ, so that what it holds depends on which one is read: nothing that a model could say.
+	 */
+	s->is_nocow = s->seed % 4 == 1;
+	if (s->is_nocow) {
+		s->data_replicas = 1;
+		strbuf_add(&text, ",nocow=1,data_replicas=1,data_replicas_required=1");
+	}
 	s->is_encrypted = s->seed % 3 == 2;
 	s->has_checksums |= s->is_encrypted;
 	s->has_data_checksums |= s->is_encrypted;
+	s->has_data_checksums &= !s->is_nocow;
 	if (s->is_encrypted)
 		strbuf_printf(&text, ",wide_macs=%u", (unsigned)(s->seed / 3 % 2));
 }

@@ -689,6 +689,8 @@ int episodes_run(struct sim *s)
 
 	s->tasks_nr = 1 + below(s, s->args->tasks_max);
 	s->limits = operation_limits_default;
+	s->limits.is_nocow = s->is_nocow;
+	s->limits.weights[OP_FSYNC] *= s->is_nocow ? 10 : 1;
 	s->limits.total_bytes_max /= s->tasks_nr;
 	s->limits.files_max /= s->tasks_nr;
 	if (!err)

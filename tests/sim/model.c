@@ -357,10 +357,64 @@ int model_share(struct model *to, const struct model *read, char first_letter, u
 	return 0;
 }
 
+/* --- versions --- */
+
+void model_version_add(struct model_versions *to, unsigned id, uint64_t op_nr, const struct model_object *o)
+{
+	if (array_grow(&to->v, &to->capacity, to->nr + 1, sizeof(*to->v)))
+		abort();
+	to->v[to->nr++] = (struct model_version){ .id = id,
+						  .op_nr = op_nr,
+						  .is_any = !o,
+						  .data = o ? copy_bytes(o->data, o->size) : NULL,
+						  .size = o ? o->size : 0 };
+}
+
+void model_versions_drop(struct model_versions *of, bool (*goes)(void *ctx, const struct model_version *v), void *ctx)
+{
+	size_t kept = 0;
+
+	for (size_t i = 0; i < of->nr; i++) {
+		if (goes(ctx, &of->v[i]))
+			free(of->v[i].data);
+		else
+			of->v[kept++] = of->v[i];
+	}
+	of->nr = kept;
+}
+
+void model_versions_free(struct model_versions *of)
+{
+	for (size_t i = 0; i < of->nr; i++)
+		free(of->v[i].data);
+	free(of->v);
+	*of = (struct model_versions){ 0 };
+}
+
+static bool byte_is_allowed(const struct model_versions *versions, unsigned id, uint64_t at, uint8_t byte)
+{
+	for (size_t i = versions->nr; i--;) {
+		const struct model_version *v = &versions->v[i];
+
+		if (v->id == id && (v->is_any || byte == (at < v->size ? v->data[at] : 0)))
+			return true;
+	}
+	return false;
+}
+
+bool model_versions_allow(const struct model_versions *versions, unsigned id, const struct model_object *got)
+{
+	for (uint64_t i = 0; i < got->size; i++)
+		if (!byte_is_allowed(versions, id, i, got->data[i]))
+			return false;
+	return true;
+}
+
 /* --- comparing --- */
 
 struct comparing {
 	const struct model *got, *want;
+	const struct model_versions *versions;
 	unsigned partial, *partial_got;
 	unsigned *got_of; /* by number in @want; UINT32_MAX: not met yet */
 	struct strbuf *why;
@@ -377,10 +431,13 @@ static bool differ(struct comparing *c, const char *path, const char *what, uint
 static bool contents_equal(struct comparing *c, const char *path, const struct model_object *got,
 			   const struct model_object *want)
 {
+	bool has_versions = c->versions && S_ISREG(want->mode);
+	unsigned id = (unsigned)(want - c->want->objects);
+
 	if (got->size != want->size)
 		return differ(c, path, "size", got->size, want->size);
 	for (uint64_t i = 0; i < got->size; i++)
-		if (got->data[i] != want->data[i]) {
+		if (has_versions ? !byte_is_allowed(c->versions, id, i, got->data[i]) : got->data[i] != want->data[i]) {
 			char what[64];
 
 			snprintf(what, sizeof(what), "byte %llu of %llu", (unsigned long long)i,
@@ -478,9 +535,14 @@ static bool objects_equal(struct comparing *c, const char *path, unsigned got, u
 }
 
 bool model_equal(const struct model *got, const struct model *want, unsigned partial, unsigned *partial_got,
-		 struct strbuf *why)
+		 const struct model_versions *versions, struct strbuf *why)
 {
-	struct comparing c = { .got = got, .want = want, .partial = partial, .partial_got = partial_got, .why = why };
+	struct comparing c = { .got = got,
+			       .want = want,
+			       .versions = versions,
+			       .partial = partial,
+			       .partial_got = partial_got,
+			       .why = why };
 
 	c.got_of = must(malloc(want->nr * sizeof(*c.got_of)));
 	memset(c.got_of, 0xff, want->nr * sizeof(*c.got_of));
@@ -515,4 +577,22 @@ void model_adopt_nodes(struct model *m, const struct model *read)
 			model_object_free(m, i);
 	}
 	free(is_met);
+}
+
+void model_adopt_contents(struct model *m, const struct model *read)
+{
+	for (unsigned i = 0; i < m->nr; i++) {
+		struct model_object *o = &m->objects[i];
+		const struct model_object *r = NULL;
+
+		for (unsigned k = 0; o->exists && S_ISREG(o->mode) && k < read->nr && !r; k++)
+			if (read->objects[k].exists && read->objects[k].node.ino == o->node.ino &&
+			    read->objects[k].node.subvol == o->node.subvol)
+				r = &read->objects[k];
+		if (!r)
+			continue;
+		model_resize(o, r->size);
+		if (r->size)
+			memcpy(o->data, r->data, r->size);
+	}
 }

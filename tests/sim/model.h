@@ -39,13 +39,35 @@ struct model_object {
 	unsigned held;
 	/* Of the filesystem it runs beside. */
 	struct kiln_node node;
-	uint64_t last_op; /* the last operation that fsync of it promises */
+	uint64_t last_op;    /* the last operation that fsync of it promises */
+	uint64_t content_op; /* ... and that changed its contents */
 };
 
 struct model {
 	struct model_object *objects;
 	size_t nr, capacity;
 };
+
+/*
+ * What files may hold after a crash whose blocks are overwritten in place: of each byte, what it was in any of these
+ * versions. Behind a version's size it was zero.
+ */
+struct model_version {
+	unsigned id;
+	uint64_t op_nr; /* the file was this after that operation */
+	bool is_any;	/* it may hold anything */
+	uint8_t *data;
+	uint64_t size;
+};
+struct model_versions {
+	struct model_version *v;
+	size_t nr, capacity;
+};
+void model_version_add(struct model_versions *to, unsigned id, uint64_t op_nr, const struct model_object *o);
+/* Forget those that @goes says. */
+void model_versions_drop(struct model_versions *of, bool (*goes)(void *ctx, const struct model_version *v), void *ctx);
+void model_versions_free(struct model_versions *of);
+bool model_versions_allow(const struct model_versions *versions, unsigned id, const struct model_object *got);
 
 void model_free(struct model *m);
 /* A copy that shares nothing. */
@@ -71,10 +93,13 @@ int model_share(struct model *to, const struct model *read, char first_letter, u
 /*
  * Are the trees equal? Objects without names don't count. Else @why (may be NULL) says where they differ. @partial_id:
  * the contents of this object of @want may differ (UINT32_MAX: of none); its number in @got goes to *@partial_got.
+ * @versions (NULL: none): contents of files are one of these, byte by byte, instead.
  */
 bool model_equal(const struct model *got, const struct model *want, unsigned partial_id, unsigned *partial_got,
-		 struct strbuf *why);
+		 const struct model_versions *versions, struct strbuf *why);
 /* Objects of @m become the ones of the filesystem that @read was read from; they are equal. Nobody holds any. */
 void model_adopt_nodes(struct model *m, const struct model *read);
+/* After that: files hold what they were read to hold. */
+void model_adopt_contents(struct model *m, const struct model *read);
 
 #endif

@@ -194,9 +194,23 @@ static bool draw_content(struct operation *op, struct rng *rng, const struct mod
 		return true;
 	}
 	op->len = max(draw_bytes(rng, limits->file_bytes_max / 2), (uint64_t)(op->kind == OP_PUNCH));
-	if (op->kind == OP_WRITE)
+	if (op->kind == OP_WRITE) {
 		op->len = min(op->len, max_bytes - op->offset);
+		op->flags = rng_below(rng, limits->is_nocow ? 4 : 2) ? KILN_WRITE_KEEP_TIMES : 0;
+		op->may_be_unknown = op->flags && limits->is_nocow;
+	}
 	return true;
+}
+
+/* In place, what counts is to sync what has just been written, before anything else flushes its device. */
+static unsigned draw_to_sync(struct rng *rng, const struct model *m, const struct operation_limits *limits)
+{
+	unsigned id = draw_object(rng, m, is_any);
+
+	for (unsigned i = 0; limits->is_nocow && i < m->nr; i++)
+		if (is_file(&m->objects[i]) && m->objects[i].content_op > m->objects[id].content_op)
+			id = i;
+	return id;
 }
 
 static bool draw_fallocate(struct operation *op, struct rng *rng, const struct model *m,
@@ -299,7 +313,7 @@ static bool try_draw(struct operation *op, struct rng *rng, const struct model *
 	case OP_REMOVEXATTR: return draw_attributes(op, rng, m, limits);
 	case OP_HOLD: op->id = draw_object(rng, m, is_file); return op->id != UINT32_MAX;
 	case OP_RELEASE: op->id = draw_object(rng, m, is_held); return op->id != UINT32_MAX;
-	case OP_FSYNC: op->id = draw_object(rng, m, is_any); return true;
+	case OP_FSYNC: op->id = draw_to_sync(rng, m, limits); return true;
 	case OP_LIST: op->id = draw_object(rng, m, is_dir); return true;
 	default: return true;
 	}
@@ -566,6 +580,12 @@ static void apply_attributes(const struct operation *op, struct model_object *o)
 	}
 }
 
+bool operation_is_of_content(const struct operation *op)
+{
+	return op->kind == OP_WRITE || op->kind == OP_PUNCH || op->kind == OP_TRUNCATE || op->kind == OP_FALLOCATE ||
+	       op->kind == OP_COPY;
+}
+
 void operation_apply(const struct operation *op, struct model *m, uint64_t op_nr)
 {
 	struct model_object *o = &m->objects[op->id];
@@ -594,12 +614,19 @@ void operation_apply(const struct operation *op, struct model *m, uint64_t op_nr
 		apply_content(op, o);
 		if (op->kind == OP_WRITE && !op->result)
 			return; /* nothing that fsync could promise */
+		o->content_op = op_nr;
+		if (op->may_be_unknown)
+			return;
 		break;
-	case OP_FALLOCATE: apply_fallocate(op, o); break;
+	case OP_FALLOCATE:
+		apply_fallocate(op, o);
+		o->content_op = op_nr;
+		break;
 	case OP_COPY:
 		apply_copy(op, m);
 		if (!op->result)
 			return;
+		o->content_op = op_nr;
 		break;
 	case OP_SETATTR:
 		apply_attributes(op, o);
@@ -688,7 +715,7 @@ static ssize_t run_on_fs(const struct operation *op, struct model *m, kiln_fs *f
 	case OP_RENAME:
 		return kiln_rename(fs, dir, op->name, strlen(op->name), m->objects[op->dir2].node, op->name2,
 				   strlen(op->name2), op->flags);
-	case OP_WRITE: return kiln_write(fs, node, op->offset, bytes, op->len);
+	case OP_WRITE: return kiln_write_with(fs, node, op->offset, bytes, op->len, op->flags);
 	case OP_PUNCH: return kiln_punch(fs, node, op->offset, op->len);
 	case OP_FALLOCATE: return kiln_fallocate(fs, node, op->flags, op->offset, op->len);
 	case OP_COPY: return kiln_copy_range(fs, m->objects[op->id2].node, op->offset2, node, op->offset, op->len, 0);
@@ -820,7 +847,7 @@ void operation_to_text(const struct operation *op, struct strbuf *out)
 	if (op->kind == OP_WRITE || op->kind == OP_PUNCH || op->kind == OP_TRUNCATE || op->kind == OP_READ ||
 	    op->kind == OP_FALLOCATE || op->kind == OP_COPY)
 		strbuf_printf(out, " at %llu +%llu", (unsigned long long)op->offset, (unsigned long long)op->len);
-	if (op->kind == OP_FALLOCATE)
+	if (op->kind == OP_FALLOCATE || (op->kind == OP_WRITE && op->flags))
 		strbuf_printf(out, " mode %u", op->flags);
 	if (op->kind == OP_COPY)
 		strbuf_printf(out, " from object %u at %llu", op->id2, (unsigned long long)op->offset2);

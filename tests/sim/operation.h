@@ -49,6 +49,8 @@ struct operation {
 	uint64_t offset2;
 	uint64_t data_seed;
 	unsigned xattr;
+	/* Perhaps it changes nothing but data, in place: the journal then knows nothing of it. */
+	bool may_be_unknown;
 	/* What running it gave. */
 	ssize_t result;
 	unsigned new_id;
@@ -62,6 +64,7 @@ struct operation_limits {
 	 * begin with a letter of its own, and only the first changes the attributes of the directory itself.
 	 */
 	unsigned mate, mates_nr;
+	bool is_nocow;
 };
 enum { OPERATION_MATE_LETTER = 'A' };
 extern const struct operation_limits operation_limits_default;
@@ -75,6 +78,8 @@ void operation_draw(struct operation *op, struct rng *rng, const struct model *m
  * no failure, the operation just did nothing.
  */
 int operation_run(struct operation *op, struct model *m, kiln_fs *fs, uint64_t op_nr, struct strbuf *why);
+/* Does it change what a file holds? */
+bool operation_is_of_content(const struct operation *op);
 /* Run it on a model, with the result that it had. */
 void operation_apply(const struct operation *op, struct model *m, uint64_t op_nr);
 /* An operation that is in doubt did happen: what is its result, on the model before it? */

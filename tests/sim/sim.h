@@ -99,6 +99,12 @@ struct workload {
 	struct logged *log; /* operations behind it */
 	size_t log_nr, log_capacity;
 	uint64_t op_nr;
+	/*
+	 * Of files that are overwritten in place: what they were before operations that were promised, but whose data
+	 * wasn't; and the last operations that changed the contents of those whose contents were promised (versions
+	 * without data).
+	 */
+	struct model_versions doubts, floors;
 	bool has_stopped; /* something failed: what is there is not known before the filesystem is opened anew */
 	struct task *task;
 };
@@ -117,7 +123,7 @@ struct sim {
 	uint32_t block_bytes;
 	unsigned metadata_replicas, data_replicas;
 	bool is_redundant; /* everything has a copy on another disk */
-	bool has_checksums, has_data_checksums, is_encrypted;
+	bool has_checksums, has_data_checksums, is_encrypted, is_nocow;
 	char options[512], mount_options[256];
 	kiln_fs *fs;
 	/* What it must be. */

@@ -30,6 +30,8 @@ static void promise_all(struct workload *w)
 	model_copy(&w->promised, &w->model);
 	w->promised_op = w->op_nr;
 	w->log_nr = 0;
+	model_versions_free(&w->doubts);
+	model_versions_free(&w->floors);
 }
 
 void workload_promise_all(struct sim *s)
@@ -46,17 +48,46 @@ void workload_closed(struct sim *s)
 	workload_promise_all(s);
 }
 
-/* Everything up to operation @op_nr is durable. */
-static void promise(struct workload *w, uint64_t op_nr)
+struct settling {
+	unsigned id; /* UINT32_MAX: all */
+	uint64_t op_nr;
+};
+
+static bool is_settled(void *ctx, const struct model_version *v)
+{
+	const struct settling *s = ctx;
+
+	return (s->id == UINT32_MAX || s->id == v->id) && v->op_nr < s->op_nr;
+}
+
+/*
+ * Everything up to operation @op_nr is durable; but what is overwritten in place is no part of the journal: of that
+ * only the data of object @id is (UINT32_MAX: of all).
+ */
+static void promise(struct workload *w, uint64_t op_nr, unsigned id)
 {
 	size_t nr = 0;
 
-	for (; nr < w->log_nr && w->promised_op < op_nr; nr++)
-		operation_apply(&w->log[nr].op, &w->promised, ++w->promised_op);
+	for (; nr < w->log_nr && w->promised_op < op_nr; nr++) {
+		const struct operation *op = &w->log[nr].op;
+
+		if (w->s->is_nocow && operation_is_of_content(op) && op->result >= 0 && id != UINT32_MAX &&
+		    op->id != id)
+			model_version_add(&w->doubts, op->id, w->promised_op, &w->promised.objects[op->id]);
+		operation_apply(op, &w->promised, ++w->promised_op);
+	}
+	model_versions_drop(&w->doubts, is_settled, &(struct settling){ id, id == UINT32_MAX ? op_nr : UINT64_MAX });
 	if (!nr)
 		return;
 	memmove(w->log, w->log + nr, (w->log_nr - nr) * sizeof(*w->log));
 	w->log_nr -= nr;
+}
+
+/* What the file holds is durable, whether the journal knows of it or not. */
+static void promise_contents(struct workload *w, unsigned id)
+{
+	model_versions_drop(&w->floors, is_settled, &(struct settling){ id, UINT64_MAX });
+	model_version_add(&w->floors, id, w->model.objects[id].content_op, NULL);
 }
 
 /* --- one operation --- */
@@ -103,10 +134,12 @@ static void operation_ended(struct workload *w, struct logged *l, int err, const
 		failed(s, "error", strbuf_text(why));
 	} else if (!err && !power_is_off(s->power) && l->op.kind == OP_SYNC) {
 		for (unsigned i = 0; i < s->tasks_nr; i++)
-			promise(&s->tasks[i], points[i]);
-		promise(w, w->op_nr);
+			promise(&s->tasks[i], points[i], UINT32_MAX);
+		promise(w, w->op_nr, UINT32_MAX);
 	} else if (!err && !power_is_off(s->power) && l->op.kind == OP_FSYNC && w->model.objects[l->op.id].exists) {
-		promise(w, w->model.objects[l->op.id].last_op);
+		promise(w, w->model.objects[l->op.id].last_op, l->op.id);
+		if (s->is_nocow)
+			promise_contents(w, l->op.id);
 	}
 	if (err)
 		COUNT(s, failed_ops, 1);
@@ -226,5 +259,7 @@ void workload_free(struct sim *s)
 		model_free(&s->tasks[i].model);
 		model_free(&s->tasks[i].promised);
 		free(s->tasks[i].log);
+		model_versions_free(&s->tasks[i].doubts);
+		model_versions_free(&s->tasks[i].floors);
 	}
 }
