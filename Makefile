@@ -48,7 +48,7 @@ soak: all
 	tests/sim/upstream.py build/tests/sim/sim 1-6 --only clean --ops 1000 --episodes 100 || [ $$? = 77 ]
 	KILN_TEST_MIB=256 KILN_TEST_TIMES=100 KILN_TEST_ROUNDS=20 build/tests/test-engine-copygc
 	KILN_TEST_ROUNDS=100 meson test -C build image-full --timeout-multiplier 0 --print-errorlogs
-	[ -d build-asan ] || CC=clang meson setup build-asan -Db_sanitize=address,undefined -Db_lundef=false -Dfuzz=true -Dbench=false
+	[ -d build-asan ] || CC=clang meson setup build-asan -Db_sanitize=address,undefined -Db_lundef=false -Dbench=false
 	TIDY_NODES=225000 scripts/check-tidy build-asan
 
 demo: all

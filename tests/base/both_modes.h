@@ -25,7 +25,7 @@
 #include "base/util.h"
 
 /* ThreadSanitizer takes long to make a fiber, and finds races of threads. */
-enum { THREAD_RUNS = 20, SEED_NR = KILN_TSAN ? 40 : 200 };
+enum { THREAD_RUNS = KILN_SANITIZED ? 10 : 20, SEED_NR = KILN_TSAN ? 20 : KILN_ASAN ? 70 : 200 };
 
 /* The seed of the simulation that runs. */
 static uint64_t test_seed;

@@ -15,6 +15,7 @@
 
 #include "alloc/allocator.h"
 #include "base/clock.h"
+#include "base/sanitizer.h"
 #include "base/util.h"
 #include "data/write.h"
 #include "engine/format.h"
@@ -22,7 +23,14 @@
 #include "format/file_data.h"
 #include "format/key_edit.h"
 
-enum { DEVS_MAX = 2, FILES = 3, FILE_BYTES_MAX = 3 << 20, INUM_FIRST = 5000, SNAPSHOT = UINT32_MAX };
+enum {
+	RANDOM_OPS = KILN_SANITIZED ? 50 : 150,
+	DEVS_MAX = 2,
+	FILES = 3,
+	FILE_BYTES_MAX = 3 << 20,
+	INUM_FIRST = 5000,
+	SNAPSHOT = UINT32_MAX
+};
 
 struct file {
 	uint64_t inum, size;
@@ -473,18 +481,21 @@ static void against_bytes(unsigned dev_nr, const char *options, uint64_t block_b
 	world_close(&w, true);
 }
 
-static void files_have_the_bytes_written_blocks_of_4096(void **state) { against_bytes(1, "block_size=4k", 4096, 150); }
+static void files_have_the_bytes_written_blocks_of_4096(void **state)
+{
+	against_bytes(1, "block_size=4k", 4096, RANDOM_OPS);
+}
 static void files_have_the_bytes_written_blocks_of_512(void **state)
 {
-	against_bytes(1, "block_size=512,data_checksum=xxhash", 512, 150);
+	against_bytes(1, "block_size=512,data_checksum=xxhash", 512, RANDOM_OPS);
 }
 static void files_have_the_bytes_written_two_replicas(void **state)
 {
-	against_bytes(2, "block_size=4k,data_replicas=2,data_checksum=crc64", 4096, 150);
+	against_bytes(2, "block_size=4k,data_replicas=2,data_checksum=crc64", 4096, RANDOM_OPS);
 }
 static void files_have_the_bytes_written_without_checksums(void **state)
 {
-	against_bytes(1, "block_size=4k,data_checksum=none", 4096, 150);
+	against_bytes(1, "block_size=4k,data_checksum=none", 4096, RANDOM_OPS);
 }
 
 static void files_have_the_bytes_written_in_place(void **state)
@@ -524,7 +535,7 @@ static void files_have_the_bytes_written_compressed(void **state)
 				 maxima[pick / 2 / ARRAY_NR(csums)],
 				 rng_below(&rng, 4) ? "" : ",background_compression=gzip");
 			print_message("%s\n", options);
-			against_bytes(1, options, block, 25);
+			against_bytes(1, options, block, RANDOM_OPS / 6);
 		}
 }
 

@@ -19,6 +19,7 @@
 #include <cmocka.h>
 
 #include "base/fiber.h"
+#include "base/sanitizer.h"
 #include "base/sync.h"
 #include "format/extent.h"
 #include "journal/journal.h"
@@ -588,7 +589,7 @@ static void world_run(void *arg)
 	rng_init(&w->rng, w->seed);
 	world_make(w);
 	first_entry(w);
-	for (unsigned round = 0; round < 12; round++)
+	for (unsigned round = 0; round < (KILN_SANITIZED ? 4 : 12); round++)
 		one_round(w);
 	journal_state_free(w->state);
 	super_close(w->super);

@@ -6,7 +6,10 @@ checked here.
 import concurrent.futures
 import os
 import sys
+import time
 import traceback
+
+LONG_SECONDS = 3  # what takes so long is told
 
 
 class Skip(Exception):
@@ -24,9 +27,11 @@ def run(cases, workers=2):
     failed = 0
 
     def call(function):
+        begin = time.monotonic()
         try:
             function()
-            return "ok", "", []
+            took = time.monotonic() - begin
+            return "ok", "", ["%.0f s" % took] if took >= LONG_SECONDS else []
         except Skip as e:
             return "ok", " # SKIP %s" % e, []
         except AssertionError as e:

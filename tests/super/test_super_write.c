@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "base/clock.h"
+#include "base/sanitizer.h"
 #include "base/sync.h"
 #include "format/jset.h"
 #include "format/sb_sections.h"
@@ -509,7 +510,7 @@ static void power_cuts_leave_the_old_or_the_new_state(void **state)
 
 	print_message("KILN_TEST_SEED=%llu\n", (unsigned long long)seed);
 	rng_init(&rng, seed);
-	for (unsigned round = 0; round < 100; round++) {
+	for (unsigned round = 0; round < (KILN_SANITIZED ? 15 : 60); round++) {
 		struct recording r = { .nr = 0 };
 		struct disks d;
 		struct super *s;

@@ -520,7 +520,7 @@ def test_truncated_images_never_crash():
     if not name:
         return
     size = os.path.getsize(image(name))
-    for length in 512, 4096, 4608, 5000, 8192, 1 << 20, 3 << 20, 5 << 20, size - 512:
+    for length in (4608, 3 << 20) if QUICK else (512, 4096, 4608, 5000, 8192, 1 << 20, 3 << 20, 5 << 20, size - 512):
         copy = sparse_copy(image(name))
         os.truncate(copy, length)
         for args in ["show-super"], ["list", "-b", "all"], ["list-journal", "-a"], ["usage", "--json"]:
