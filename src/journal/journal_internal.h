@@ -46,6 +46,7 @@ enum {
 	JOURNAL_SEQS_MAX = 32768,	   /* what next seq - last_seq is held below (03 §5.3), but after a crash */
 	JOURNAL_REPLAY_SEQS_MAX = 1 << 20, /* to be replayed; room for their pins is needed */
 	JOURNAL_COPIES_MAX = 4,
+	JOURNAL_GROUP_DEPTH_MAX = 64, /* what is deeper is no valid label */
 	JOURNAL_ROOT_U64S_MAX = 15,
 	/* Replicas entries that may be added between opening an entry and writing it. */
 	JOURNAL_TAIL_SLACK_U64S = 128,
@@ -79,6 +80,9 @@ struct journal_ring {
 	bool is_usable; /* may get new entries */
 	bool is_left;	/* the device's cache couldn't be flushed: it isn't used for anything any more */
 	bool has_discard;
+	/* Labels that the device has, from its own up: superblocks' sections move when others change them. */
+	unsigned group_nr;
+	uint32_t groups[JOURNAL_GROUP_DEPTH_MAX];
 	uint64_t *bucket;	/* numbers, in ring order */
 	uint64_t *bucket_seq;	/* highest seq in it */
 	unsigned cur_idx;	/* being filled */

@@ -38,6 +38,19 @@ static bool member_is_usable(const struct super_member *m)
 	return m->dev && !m->dev->is_readonly && m->m.state == MEMBER_RW && m->m.data_allowed & 1u << DATA_JOURNAL;
 }
 
+static void ring_groups_read(struct journal_ring *r, const struct super *s)
+{
+	unsigned group = s->members[r->dev].m.group;
+
+	while (group && group <= sb_disk_group_nr(s->sb) && r->group_nr < JOURNAL_GROUP_DEPTH_MAX) {
+		struct disk_group g;
+
+		r->groups[r->group_nr++] = group;
+		sb_disk_group(s->sb, group - 1, &g);
+		group = g.parent;
+	}
+}
+
 static int ring_init(struct journal *j, struct journal_ring *r, unsigned dev)
 {
 	const struct super *s = j->super;
@@ -60,6 +73,7 @@ static int ring_init(struct journal *j, struct journal_ring *r, unsigned dev)
 	r->bucket_sectors = m->m.bucket_sectors;
 	r->durability = m->m.durability;
 	r->has_discard = m->m.has_discard;
+	ring_groups_read(r, s);
 	/* In smaller ones, taking what is kept in hand wouldn't mean that space is low. */
 	r->is_usable = member_is_usable(m) && r->durability && r->nr >= RING_BUCKETS_MIN;
 	r->bucket = calloc(nr, sizeof(*r->bucket));
@@ -171,26 +185,18 @@ void journal_rings_free(struct journal *j)
 
 /* --- which may be used --- */
 
-static bool dev_is_in_target(const struct super *s, unsigned dev)
+static bool ring_is_in_target(const struct journal *j, const struct journal_ring *r)
 {
-	uint64_t target =
-		s->options[OPT_METADATA_TARGET] ? s->options[OPT_METADATA_TARGET] : s->options[OPT_FOREGROUND_TARGET];
+	const uint64_t *options = j->super->options;
+	uint64_t target = options[OPT_METADATA_TARGET] ? options[OPT_METADATA_TARGET] : options[OPT_FOREGROUND_TARGET];
+	bool has_label = false;
 
-	if (!target)
-		return true;
 	if (target <= TARGET_DEVS)
-		return target - 1 == dev;
-	/* Labels contain the labels below them. The walk is bounded: links of a damaged section may be a circle. */
-	unsigned group = s->members[dev].m.group;
-	for (unsigned steps = 0; group && steps < UINT8_MAX; steps++) {
-		struct disk_group g;
-
-		if (group == target - TARGET_DEVS || group > sb_disk_group_nr(s->sb))
-			return group == target - TARGET_DEVS;
-		sb_disk_group(s->sb, group - 1, &g);
-		group = g.parent;
-	}
-	return false;
+		return !target || target - 1 == r->dev;
+	/* Labels contain the labels below them. */
+	for (unsigned i = 0; i < r->group_nr; i++)
+		has_label |= r->groups[i] == target - TARGET_DEVS;
+	return has_label;
 }
 
 static unsigned replicas_wanted(const struct journal *j)
@@ -363,7 +369,7 @@ static struct journal_ring *place_find(struct journal *j, uint64_t last_seq, uin
 		for (unsigned k = 0; k < place_nr; k++)
 			is_taken |= places[k].ring == r;
 		if (!r->is_usable || is_taken || !ring_fits(r, sectors, may_take_last ? 0 : 1) ||
-		    (round == ROUND_TARGET && !dev_is_in_target(j->super, i)))
+		    (round == ROUND_TARGET && !ring_is_in_target(j, r)))
 			continue;
 		if (!best || ring_free_sectors(r) > ring_free_sectors(best))
 			best = r;
