@@ -137,15 +137,17 @@ int journal_stop_clean(struct journal *j, uint64_t *seq)
 	if (err)
 		return err;
 	mutex_lock(&j->lock);
-	/* Everything is written, so it has nothing in it and nothing before it is needed. */
+	/* When everything is written, it has nothing in it and nothing before it is needed. */
 	j->pin_waiters++;
-	while (!(err = journal_error(j)) && journal_has_pins(j, j->seq_next))
+	while (!(err = journal_error(j))) {
+		bool is_rest_written = j->seq_unwritten == (journal_is_open(j) ? j->seq_next - 1 : j->seq_next);
+
+		if (is_rest_written && !journal_has_pins(j, j->seq_next) &&
+		    (err = journal_open_flush_entry(j, seq)) != -EAGAIN)
+			break;
 		waitq_wait(&j->changed, &j->lock);
-	j->pin_waiters--;
-	while (!err && (err = journal_open_flush_entry(j, seq)) == -EAGAIN) {
-		waitq_wait(&j->changed, &j->lock);
-		err = journal_error(j);
 	}
+	j->pin_waiters--;
 	if (!err) {
 		const struct journal_buf *buf = &j->buf[*seq % JOURNAL_BUF_NR];
 
