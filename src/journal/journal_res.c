@@ -38,14 +38,14 @@ void journal_close_entry(struct journal *j)
 	waitq_wake_all(&j->write_work);
 }
 
-/* Room for an entry in @buf, whose content is no longer needed. */
-static int buf_make_room(struct journal *j, struct journal_buf *buf)
+/* Room for an entry in @buf, whose content is no longer needed. Without memory what it has may do for @needed bytes. */
+static int buf_make_room(struct journal *j, struct journal_buf *buf, uint64_t needed)
 {
 	if (buf->bytes >= j->entry_bytes)
 		return 0;
 	void *data = io_buffer_alloc(j->entry_bytes);
 	if (!data)
-		return buf->data ? 0 : -ENOMEM;
+		return buf->bytes >= needed ? 0 : -ENOMEM;
 	io_buffer_free(buf->data);
 	buf->data = data;
 	buf->bytes = j->entry_bytes;
@@ -67,7 +67,7 @@ int journal_open_entry(struct journal *j, unsigned u64s, bool is_flush)
 					    reserved + (is_flush ? u64s : max(u64s, (unsigned)WORTHWHILE_U64S)));
 	if (!bytes)
 		return -EAGAIN;
-	int err = buf_make_room(j, buf);
+	int err = buf_make_room(j, buf, ((uint64_t)reserved + u64s) * 8);
 	if (!err)
 		err = journal_pins_grow(j, j->seq_next);
 	if (err)
