@@ -263,7 +263,11 @@ int super_member_fail(struct super *s, unsigned dev)
 	struct sb_member_disk *m = sb_member_record(&s->write->master, dev);
 	m->flags = le64_of(bits_set(le64_get(m->flags), 0, 4, MEMBER_FAILED));
 	s->write->members[dev].is_given_up = true;
-	return super_change_end(s, 0);
+	err = super_change_publish(s, 0);
+	if (err)
+		s->write->members[dev].is_given_up = false;
+	super_lock_release(s);
+	return err;
 }
 
 void super_checksum_error_count(struct super *s, unsigned dev)

@@ -531,6 +531,9 @@ static int member_write_open(struct super *s, unsigned i)
 		snprintf(found, sizeof(found), "%s in its superblock is %s", fault.field, fault.found);
 		return write_refuse(s, -EROFS, m->name, found);
 	}
+	/* Entries, nodes and data begin where buckets do, and end in whole blocks. */
+	if (m->m.bucket_sectors % le16_get(m->sb->block_size))
+		return write_refuse(s, -EROFS, m->name, "its buckets don't consist of whole blocks");
 
 	struct sb_disk *sb = calloc(1, room);
 	if (!sb)

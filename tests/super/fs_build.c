@@ -33,6 +33,7 @@ void fs_init(struct fs *fs, unsigned dev_nr)
 		.seq = 7,
 		.write_time = 1000,
 		.block_sectors = FS_BLOCK_SECTORS,
+		.bucket_sectors = FS_BUCKET_SECTORS,
 		.csum_type = 1,
 		.is_initialized = true,
 		.features = 0x7ba80,
@@ -68,8 +69,8 @@ static void member_make(const struct fs *fs, unsigned i, uint8_t m[128])
 {
 	memset(m, 0, 128);
 	memset(m, fs->member[i].uuid_byte, 16);
-	le64_store(m + 16, FS_BUCKETS);
-	le16_store(m + 26, FS_BUCKET_SECTORS);
+	le64_store(m + 16, FS_BUCKETS * FS_BUCKET_SECTORS / fs->bucket_sectors);
+	le16_store(m + 26, (uint16_t)fs->bucket_sectors);
 	le64_store(m + 40, 0x600e0000 | fs->member[i].state | (uint64_t)fs->member[i].group << 20);
 	le64_store(m + 120, fs->member[i].seq);
 }

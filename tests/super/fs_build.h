@@ -28,6 +28,7 @@ struct fs {
 	unsigned version, version_min;
 	uint64_t seq, write_time;
 	unsigned block_sectors;
+	unsigned bucket_sectors;
 	unsigned csum_type;
 	bool is_clean, is_initialized;
 	uint64_t features;

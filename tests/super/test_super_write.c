@@ -773,6 +773,24 @@ static void what_cannot_be_written_is_refused_by_name(void **state)
 	}
 }
 
+/* What begins where a bucket does would not begin with a block, and what fills one would not end with one. */
+static void buckets_that_are_no_whole_blocks_are_not_written(void **state)
+{
+	struct disks d;
+	struct super *s;
+
+	fs_init(&d.fs, 1);
+	d.fs.bucket_sectors = FS_BUCKET_SECTORS + FS_BLOCK_SECTORS / 2;
+	fs_write_sb(&d.fs);
+	d.kept[0] = (struct kept){ .dev = *d.fs.dev[0], .below = d.fs.dev[0] };
+	d.kept[0].dev.ops = &kept_ops;
+	assert_int_equal(disks_open_with(&d, (struct super_open_opts){ .is_write = true }, 1, &s), -EROFS);
+	assert_non_null(strstr(reports.text, "whole blocks"));
+	assert_int_equal(disks_open_with(&d, (struct super_open_opts){ .is_write = false }, 1, &s), 0);
+	super_close(s);
+	disks_free(&d);
+}
+
 static void missing_members_need_degraded(void **state)
 {
 	static const uint8_t both[] = { 0, 1 };
@@ -889,6 +907,7 @@ int main(void)
 		cmocka_unit_test(damaged_primary_is_written_anew_but_a_different_one_is_not),
 		cmocka_unit_test(nothing_is_written_before_initialisation),
 		cmocka_unit_test(what_cannot_be_written_is_refused_by_name),
+		cmocka_unit_test(buckets_that_are_no_whole_blocks_are_not_written),
 		cmocka_unit_test(missing_members_need_degraded),
 		cmocka_unit_test(version_1_3_is_raised),
 		cmocka_unit_test(concurrent_marks_share_updates),
