@@ -195,6 +195,22 @@ void allocator_stats(struct allocator *a, struct allocator_stats *stats)
 	stats->waits_for_journal = atomic_load(&a->journal_waits);
 }
 
+void alloc_task_result(struct allocator *a, const char *work, int err, int *told)
+{
+	bool is_told_elsewhere = err == -EROFS || err == -ECANCELED || (a->journal && journal_error(a->journal));
+	bool is_news = err < 0 && err != -ENOMEM && err != -ENOSPC && !is_told_elsewhere && err != *told;
+
+	*told = min(err, 0);
+	if (is_news)
+		report_emit(a->reports,
+			    &(struct report){ .level = REPORT_DAMAGE,
+					      .err = err,
+					      .structure = "allocation",
+					      .position = work,
+					      .found = error_name(err),
+					      .advice = "Space that was given up may not become free. Run fsck." });
+}
+
 /* --- hooks --- */
 
 int allocator_trigger(struct allocator *a, struct btree_txn *txn, const struct btree_update *u)

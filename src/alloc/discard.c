@@ -200,8 +200,8 @@ static void task_round(struct allocator *a, bool is_flush_wanted)
 {
 	uint64_t waiting_seq = 0;
 
-	invalidate_run(a);
-	discards_run(a, &waiting_seq);
+	alloc_task_result(a, "taking back cached buckets", invalidate_run(a), &a->discards.err_told[0]);
+	alloc_task_result(a, "making empty buckets free", discards_run(a, &waiting_seq), &a->discards.err_told[1]);
 	if (waiting_seq && a->journal && (is_flush_wanted || space_is_low(a))) {
 		atomic_fetch_add(&a->journal_waits, 1);
 		journal_flush_async(a->journal, waiting_seq);

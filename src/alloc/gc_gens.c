@@ -12,12 +12,15 @@
 #include <string.h>
 
 #include "alloc/internal.h"
+#include "base/clock.h"
 #include "format/key_edit.h"
 
 enum {
 	POINTER_AGE_MAX = 16, /* pointers that are staler are dropped */
 	RUN_EVERY = 16,	      /* once for every 1/16 of the capacity that was written */
+	PIECE_KEYS = 4096,    /* between two looks whether it is to end */
 };
+static const uint64_t retry_ns = 1000000000;
 
 void gc_gens_init(struct gc_gens *g)
 {
@@ -226,7 +229,7 @@ static int keys_walk(struct allocator *a, unsigned btree_id)
 		bool has_too_old = false;
 
 		btree_iter_open(&it, a->trees, btree_id, pos, BTREE_ITER_ALL_SNAPSHOTS, 0);
-		while (!has_too_old && (found = btree_iter_peek(&it, &k)) > 0) {
+		for (unsigned i = 0; i < PIECE_KEYS && !has_too_old && (found = btree_iter_peek(&it, &k)) > 0; i++) {
 			has_too_old = pointers_note(a, k, false);
 			pos = k.k.p;
 			btree_iter_advance(&it);
@@ -239,8 +242,9 @@ static int keys_walk(struct allocator *a, unsigned btree_id)
 
 			if (err)
 				return err;
-			pos = bpos_successor(pos);
 		}
+		if (found > 0)
+			pos = bpos_successor(pos);
 	}
 	return found;
 }
@@ -281,36 +285,40 @@ static int raise_txn(struct btree_txn *txn, void *ctx)
 	return alloc_key_put(txn, dev, args->pos.offset, &v, 0);
 }
 
-/* The next alloc key at or behind *@pos that is behind. 1, 0 or an error. */
-static int behind_find(struct allocator *a, struct bpos *pos)
+/*
+ * Look for an alloc key that is behind, at or behind *@pos, which moves to the last one that was looked at. 1: there
+ * may be more; 0: there are no more; or an error.
+ */
+static int behind_find(struct allocator *a, struct bpos *pos, bool *is_behind)
 {
 	struct btree_iter it;
 	struct bkey_ref k;
-	int found;
-	bool is_behind = false;
+	int found = 1;
 
+	*is_behind = false;
 	btree_iter_open(&it, a->trees, BTREE_ALLOC, *pos, BTREE_ITER_ALL_SNAPSHOTS, 0);
-	while (!is_behind && (found = btree_iter_peek(&it, &k)) > 0) {
+	for (unsigned i = 0; i < PIECE_KEYS && !*is_behind && (found = btree_iter_peek(&it, &k)) > 0; i++) {
 		struct alloc v;
 		unsigned dev = k.k.p.inode < ALLOC_DEVS_MAX ? (unsigned)k.k.p.inode : ALLOC_DEVS_MAX;
 
 		*pos = k.k.p;
-		is_behind = alloc_dev_of(a, dev) && k.k.p.offset < a->devs[dev].bucket_nr &&
-			    !alloc_decode(k, &v, NULL) && alloc_is_behind(a, &v, dev, k.k.p.offset);
+		*is_behind = alloc_dev_of(a, dev) && k.k.p.offset < a->devs[dev].bucket_nr &&
+			     !alloc_decode(k, &v, NULL) && alloc_is_behind(a, &v, dev, k.k.p.offset);
 		btree_iter_advance(&it);
 	}
 	btree_iter_close(&it);
-	return is_behind ? 1 : found;
+	return found;
 }
 
 static int oldest_write(struct allocator *a)
 {
 	static const struct btree_commit_opts opts = { .name = "gc_gens", .watermark = WATERMARK_BTREE_COPYGC };
 	struct raise_args args = { .a = a, .pos = POS_MIN };
+	bool is_behind;
 	int found;
 
-	while ((found = behind_find(a, &args.pos)) > 0) {
-		int err = btree_txn_run(a->trees, &opts, raise_txn, &args);
+	while ((found = behind_find(a, &args.pos, &is_behind)) > 0) {
+		int err = is_behind ? btree_txn_run(a->trees, &opts, raise_txn, &args) : 0;
 
 		if (err)
 			return err;
@@ -351,6 +359,7 @@ static void gc_gens_task(void *arg)
 {
 	struct allocator *a = arg;
 	struct gc_gens *g = &a->gc;
+	uint64_t not_before_ns = 0;
 
 	task_rank_set(TASK_DISCARD);
 	mutex_lock(&g->lock);
@@ -359,13 +368,23 @@ static void gc_gens_task(void *arg)
 			waitq_wait(&g->work, &g->lock);
 			continue;
 		}
+		if (not_before_ns > clock_monotonic_ns()) {
+			waitq_wait_until(&g->work, &g->lock, not_before_ns);
+			continue;
+		}
 		g->is_wanted = false;
 		g->clock_last = atomic_load(&a->clock[1]);
 		mutex_unlock(&g->lock);
 		background_enter(btrees_background(a->trees));
-		gc_gens_run(a);
+		int err = gc_gens_run(a);
 		background_leave(btrees_background(a->trees));
+		alloc_task_result(a, "raising generations", err, &g->err_told);
 		mutex_lock(&g->lock);
+		/* Buckets may be waiting for it. */
+		if (err == -ENOMEM || err == -ENOSPC) {
+			g->is_wanted = true;
+			not_before_ns = clock_monotonic_ns() + retry_ns;
+		}
 	}
 	mutex_unlock(&g->lock);
 }

@@ -219,8 +219,6 @@ void node_pool_sift(struct allocator *a);
 /* End the task and give up what is there; what comes back later isn't kept. */
 void node_pool_stop(struct allocator *a);
 
-/* --- discard.c --- */
-
 /* --- evacuation.c --- */
 
 /* Guarded by discards.lock; the atomics are read without. */
@@ -256,6 +254,8 @@ void readers_destroy(struct readers *r);
 /* Until everybody is done who was in a read section at the call. One task at a time. Switch point. */
 void readers_wait(struct readers *r);
 
+/* --- discard.c --- */
+
 struct discards {
 	struct mutex lock;
 	struct waitq work;  /* for the task */
@@ -263,6 +263,7 @@ struct discards {
 	uint64_t freed_nr;  /* grows whenever a bucket can have become available */
 	bool is_wanted, is_flush_wanted, is_stopping;
 	struct task *task;
+	int err_told[2]; /* the task's own: of taking buckets back, and of making them free */
 };
 
 void discards_init(struct discards *d);
@@ -304,6 +305,7 @@ struct gc_gens {
 	struct generations all; /* while it walks */
 	atomic_bool is_walking;
 	struct task *task;
+	int err_told; /* the task's own */
 };
 
 void gc_gens_init(struct gc_gens *g);
@@ -409,6 +411,11 @@ static inline uint64_t alloc_clock(struct allocator *a, unsigned rw)
 
 	return (now ? now : 1) & ((1ull << LRU_TIME_BITS) - 1);
 }
+/*
+ * What became of work in the background for which nobody waits. An error is reported when it is another than *@told,
+ * the last one; not what passes (no memory, no space), nor what ends all writing, which others tell.
+ */
+void alloc_task_result(struct allocator *a, const char *work, int err, int *told);
 /* Buckets that requests with @watermark leave alone (07 §13). */
 uint64_t alloc_watermark_reserve(const struct alloc_dev *d, enum watermark watermark);
 

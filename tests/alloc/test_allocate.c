@@ -416,6 +416,26 @@ static void old_generations_are_forgotten(void **state)
 	space_close(&s);
 }
 
+/* Nobody waits for what is done in the background, so what fails there is told; once. */
+static void what_fails_in_the_background_is_told_once(void **state)
+{
+	static const struct {
+		int err;
+		unsigned reports; /* after it */
+	} results[] = { { 0, 0 },    { -ENOMEM, 0 }, { -ENOSPC, 0 }, { -EROFS, 0 },
+			{ -EIO, 1 }, { -EIO, 1 },    { 3, 1 },	     { -EIO, 2 } };
+	struct space s;
+	int told = 0;
+
+	space_open(&s, &(struct space_opts){ .dev_nr = 1, .dev_bytes = 24 * MIB });
+	for (unsigned i = 0; i < ARRAY_NR(results); i++) {
+		alloc_task_result(s.allocator, "a test", results[i].err, &told);
+		assert_int_equal(s.reports, results[i].reports);
+	}
+	s.reports = 0; /* they were expected */
+	space_close(&s);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -427,6 +447,7 @@ int main(void)
 		cmocka_unit_test(many_empty_buckets_become_free_in_few_transactions),
 		cmocka_unit_test(cached_buckets_are_taken_back),
 		cmocka_unit_test(old_generations_are_forgotten),
+		cmocka_unit_test(what_fails_in_the_background_is_told_once),
 	};
 
 	return cmocka_run_group_tests_name("allocate", tests, NULL, NULL);
