@@ -7,7 +7,6 @@
 
 #include <cmocka.h>
 
-#include "base/sanitizer.h"
 #include "base/spill.h"
 #include "fixture.h"
 
@@ -180,7 +179,7 @@ static void a_btree_without_root_has_its_journal_keys(void **state)
 
 static void journal_keys_of_one_position_do_not_accumulate(void **state)
 {
-	enum { ADDS = KILN_SANITIZED ? 20000 : 60000, INODES = 3, OFFSETS = 1000 };
+	enum { ADDS = 60000, INODES = 3, OFFSETS = 1000 };
 	struct overlay_usage usage;
 	struct fixture f;
 	struct model m = { 0 };
