@@ -355,7 +355,7 @@ static int pieces_finish(struct place_write *w, bool is_last, uint64_t *done)
 					  .reservation = &op->reservation };
 	struct finish_args a = { .w = w, .is_last = is_last, .from = w->begin };
 	uint64_t end = w->pieces[w->piece_nr - 1].end;
-	bool has_change = is_last && op->times && (op->times->is_set || op->times->clear_setid);
+	bool has_change = is_last && op->changes_inode;
 	int err = 0;
 
 	has_change |= !op->is_size_kept && min(end << SECTOR_SHIFT, op->end_bytes) > op->size_bytes;

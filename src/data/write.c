@@ -461,6 +461,7 @@ ssize_t write_locked(struct data *data, const struct data_write_target *file, ui
 	if (err)
 		return err;
 	op.size_bytes = inode.size;
+	op.changes_inode = times && (times->is_set || (times->clear_setid && inode.mode & 06000));
 	op.end_bytes = max(offset_bytes + len_bytes, inode.size);
 	err = source_init(&source, data, file, &inode, offset_bytes, buf, len_bytes);
 	ssize_t ret = err ? err : blocks_write(&op, &source);

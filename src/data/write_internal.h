@@ -85,6 +85,7 @@ struct write_op {
 	const struct data_write_times *times; /* NULL: none */
 	uint64_t end_bytes;		      /* where the bytes that were given end: the new size, if that is larger */
 	uint64_t size_bytes;		      /* of the file as it is */
+	bool changes_inode;		      /* whatever is written where */
 	bool has_failed_in_place;	      /* copies differ until the data has been written elsewhere */
 	bool is_nocow;			      /* in place where that can be */
 	bool is_size_kept;		      /* rewriting what is there: the size doesn't change */

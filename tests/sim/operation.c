@@ -198,6 +198,9 @@ static bool draw_content(struct operation *op, struct rng *rng, const struct mod
 		op->len = min(op->len, max_bytes - op->offset);
 		op->flags = rng_below(rng, limits->is_nocow ? 4 : 2) ? KILN_WRITE_KEEP_TIMES : 0;
 		op->may_be_unknown = op->flags && limits->is_nocow;
+		/* What only overwrites changes no key. */
+		if (op->may_be_unknown && op->offset < o->size)
+			op->len = min(op->len, o->size - op->offset);
 	}
 	return true;
 }
