@@ -95,8 +95,7 @@ int allocator_fragment_update(struct allocator *a, struct allocator_fragment *f)
 
 /* --- when --- */
 
-/* Buckets that are free, or become so without anything being moved, beyond what is kept for @watermark. */
-static uint64_t dev_available(struct allocator *a, unsigned dev, enum watermark watermark)
+uint64_t alloc_dev_available(struct allocator *a, unsigned dev, enum watermark watermark)
 {
 	struct counters *c = &a->counters;
 
@@ -115,7 +114,7 @@ uint64_t allocator_evacuation_level(struct allocator *a, uint64_t devs)
 
 	for (unsigned dev = 0; dev < a->dev_nr; dev++)
 		if (devs >> dev & 1 && a->devs[dev].is_member)
-			nr += dev_available(a, dev, WATERMARK_RECLAIM);
+			nr += alloc_dev_available(a, dev, WATERMARK_RECLAIM);
 	mutex_lock(&a->open.lock);
 	nr += a->open.opened_by_users;
 	mutex_unlock(&a->open.lock);
@@ -132,7 +131,7 @@ uint64_t allocator_evacuation_due(struct allocator *a, bool is_eager, uint64_t *
 
 		if (!d->is_member || !d->is_writable)
 			continue;
-		uint64_t available = dev_available(a, dev, WATERMARK_STRIPE);
+		uint64_t available = alloc_dev_available(a, dev, WATERMARK_STRIPE);
 		uint64_t allowed = is_eager ? 0 : available * d->bucket_sectors / 2;
 		uint64_t fragmented = counters_dev_fragmented(&a->counters, dev);
 

@@ -234,6 +234,8 @@ struct evacuation {
 	bool is_due, is_needed, has_mover, has_gained, is_stopping;
 };
 
+/* Buckets that are free, or become so without anything being moved, beyond what is kept for @watermark. */
+uint64_t alloc_dev_available(struct allocator *a, unsigned dev, enum watermark watermark);
 void evacuation_init(struct evacuation *e);
 void evacuation_destroy(struct evacuation *e);
 /* Users wrote so much more. */

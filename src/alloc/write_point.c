@@ -103,17 +103,6 @@ int allocator_device_leave(struct allocator *a, unsigned dev)
 	return 0;
 }
 
-/* What striping compares: buckets that are free, or will be for the asking. */
-static uint64_t dev_available(struct allocator *a, unsigned dev)
-{
-	struct counters *c = &a->counters;
-	uint64_t nr = open_buckets_available(a, dev, WATERMARK_NORMAL);
-
-	return nr + (uint64_t)counters_dev_buckets(c, dev, DATA_CACHED) +
-	       (uint64_t)counters_dev_buckets(c, dev, DATA_NEED_GC_GENS) +
-	       (uint64_t)counters_dev_buckets(c, dev, DATA_NEED_DISCARD);
-}
-
 /* --- choosing buckets --- */
 
 /* What has been chosen for one request. Each bucket holds a reference, which the write point gets. */
@@ -199,7 +188,8 @@ static void choose_from_devs(struct choice *c, uint64_t devs)
 
 		if (!err) {
 			choose(c, idx);
-			write_point_stripe(c->w->next, (unsigned)dev, dev_available(c->a, (unsigned)dev));
+			write_point_stripe(c->w->next, (unsigned)dev,
+					   alloc_dev_available(c->a, (unsigned)dev, WATERMARK_NORMAL));
 			continue;
 		}
 		/* A cache without room is no reason to wait. */

@@ -26,12 +26,6 @@
 static const char UUID_PREFIX[] = "UUID=";
 enum { UUID_BYTES = 16, UUID_PREFIX_LEN = sizeof(UUID_PREFIX) - 1 };
 
-/* Today's, and the one that was used before (01 §3.1). */
-static const uint8_t sb_magics[][16] = {
-	{ 0xc6, 0x85, 0x73, 0xf6, 0x66, 0xce, 0x90, 0xa9, 0xd9, 0x6a, 0x60, 0xcf, 0x80, 0x3d, 0xf7, 0xef },
-	{ 0xc6, 0x85, 0x73, 0xf6, 0x4e, 0x1a, 0x45, 0xca, 0x82, 0x65, 0xf5, 0x7f, 0x48, 0xba, 0x6d, 0x81 },
-};
-
 static int paths_add(struct device_paths *p, const char *path, size_t len);
 static int paths_add_list(struct device_paths *p, const char *list);
 static size_t list_item_len(const char *list);
@@ -216,10 +210,9 @@ static bool block_device_has_uuid(const char *path, dev_t number, const uint8_t 
 		return false;
 	if (!fstat(fd, &st) && S_ISBLK(st.st_mode) && st.st_rdev == number &&
 	    pread(fd, &sb, sizeof(sb), SB_SECTOR * SECTOR_BYTES) == (ssize_t)sizeof(sb)) {
-		bool has_magic = false;
+		bool has_magic = !memcmp(sb.magic, sb_magic, sizeof(sb.magic)) ||
+				 !memcmp(sb.magic, sb_magic_old, sizeof(sb.magic));
 
-		for (unsigned i = 0; i < ARRAY_NR(sb_magics); i++)
-			has_magic |= !memcmp(sb.magic, sb_magics[i], sizeof(sb.magic));
 		has_uuid = has_magic && (!memcmp(sb.user_uuid, uuid, UUID_BYTES) ||
 					 (!external_only && !memcmp(sb.uuid, uuid, UUID_BYTES)));
 	}
