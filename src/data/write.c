@@ -467,7 +467,10 @@ ssize_t write_locked(struct data *data, const struct data_write_target *file, ui
 	ssize_t ret = err ? err : blocks_write(&op, &source);
 	source_free(&source);
 	disk_reservation_put(data->writer->allocator, &op.reservation);
-	return ret;
+	/* The times come with the last key, which isn't there when it ended early. */
+	if (ret > 0 && (size_t)ret < len_bytes)
+		err = write_size_raise(data, file, 0, times, journal_seq);
+	return err ? err : ret;
 }
 
 ssize_t data_write(struct data *data, const struct data_write_target *file, uint64_t offset_bytes, const void *buf,

@@ -975,6 +975,40 @@ static void what_one_replica_keeps_is_written(void **state)
 	world_close(&w, false);
 }
 
+/* Whatever ends a write on the way: what was written is a write, with the times and without the privileges. */
+static void a_write_that_ends_early_is_a_write(void **state)
+{
+	struct world w;
+	struct inode inode;
+	unsigned ended_early = 0;
+
+	world_open(&w, 14, 1, "block_size=4k", 4096);
+	struct data_write_target file = target_of(&w.files[0]);
+	memset(w.buf, 0x5a, FILE_BYTES_MAX);
+	for (unsigned good = 1; good < 12; good++) {
+		struct device_fault pass = { .kind = FAULT_LATENCY,
+					     .op = DEVICE_WRITE,
+					     .per_million = 1000000,
+					     .latency_ns = 1,
+					     .remaining = good };
+		struct data_write_times times = { .is_set = true, .mtime = good, .ctime = good, .clear_setid = true };
+		uint64_t seq = 0;
+
+		assert_int_equal(device_fault_add(w.devices[0], &pass), 0);
+		writes_fail(&w, 0, 1);
+		ssize_t n = data_write(w.fs->data, &file, 0, w.buf, FILE_BYTES_MAX, &times, &seq);
+		device_fault_clear(w.devices[0]);
+		if (n <= 0)
+			continue;
+		ended_early += n < FILE_BYTES_MAX;
+		inode_of(&w, &w.files[0], &inode);
+		assert_int_equal(inode.mtime, good);
+		assert_int_equal(inode.mode & 06000, 0);
+	}
+	assert_true(ended_early > 0);
+	world_close(&w, true);
+}
+
 static void what_one_replica_takes_in_place_is_written_elsewhere(void **state)
 {
 	struct world w;
@@ -1178,6 +1212,7 @@ int main(void)
 		cmocka_unit_test(files_have_the_bytes_written_compressed),
 		cmocka_unit_test(what_compresses_takes_less_and_what_does_not_says_so),
 		cmocka_unit_test(what_one_replica_keeps_is_written),
+		cmocka_unit_test(a_write_that_ends_early_is_a_write),
 		cmocka_unit_test(a_device_that_takes_no_writes_is_survived),
 		cmocka_unit_test(a_device_whose_cache_fails_is_left),
 		cmocka_unit_test(a_device_that_is_needed_is_not_left),
