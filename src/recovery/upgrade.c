@@ -64,6 +64,14 @@ static bool skip_list_is_good(const struct snapshot_table *t, const struct snaps
 	return true;
 }
 
+/* Does the way up, where ids grow, lead to a root? */
+static bool has_all_ancestors(const struct snapshot_table *t, const struct snapshot *s)
+{
+	while (s && s->parent)
+		s = snapshot_table_find(t, s->parent);
+	return s;
+}
+
 static int snapshot_upgrade(struct recovery *r, const struct snapshot_table *t, struct snapshot_entry *e)
 {
 	const struct snapshot *parent = e->s.parent ? snapshot_table_find(t, e->s.parent) : NULL;
@@ -73,7 +81,7 @@ static int snapshot_upgrade(struct recovery *r, const struct snapshot_table *t, 
 		.key = { .p = BPOS(0, e->id, 0), .type = KEY_SNAPSHOT, .value_u64s = SNAPSHOT_BYTES / 8 }
 	};
 
-	if (e->s.parent && !parent) /* for repair */
+	if (!has_all_ancestors(t, &e->s)) /* for repair */
 		return 0;
 	if (e->s.depth == depth && skip_list_is_good(t, &e->s))
 		return 0;
