@@ -7,13 +7,13 @@
  *	loading		the task that wanted it first is reading it; the others wait
  *	ready		guarded by its own lock, until it is evicted
  *	failed		no replica could be read; remembered, so that it isn't tried again, and evicted like others. A
- *read that failed for want of memory is tried again by the next task that comes.
+ * read that failed for want of memory is tried again by the next task that comes.
  *
  * Budget. What a read can need at most is reserved before it starts and given back, down to what the node takes, when
- *it ends. A task that finds no room evicts; if that isn't enough, it waits for another read under way to end; if there
- *is none, everything in memory is held by somebody, and it goes over the budget. So a task waits only for tasks that
- *have their reservation, and these wait only for devices: there is no deadlock, whatever references the waiting task
- *and others hold. And at most one read at a time goes over the budget.
+ * it ends. A task that finds no room evicts; if that isn't enough, it waits for another read under way to end; if there
+ * is none, everything in memory is held by somebody, and it goes over the budget. So a task waits only for tasks that
+ * have their reservation, and these wait only for devices: there is no deadlock, whatever references the waiting task
+ * and others hold. And at most one read at a time goes over the budget.
  *
  * Locks: a shard's, or the budget's; never two at once.
  */

@@ -39,7 +39,7 @@
  * Write-buffered btrees (lru, backpointers, deleted_inodes, rebalance_work) take *blind* puts: journalled like others,
  * kept in memory, applied sorted and in batches later. Whoever reads such a btree calls btree_write_buffer_flush()
  * first, outside of transactions; a transaction that must decide from one uses btree_txn_get() after that, and
- *validates like every other.
+ * validates like every other.
  */
 #ifndef KILN_BTREE_TXN_H
 #define KILN_BTREE_TXN_H

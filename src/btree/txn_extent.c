@@ -2,7 +2,7 @@
  * Putting extents over extents, in snapshots (05 §4.2, §4.3; 06 §5.2), and deleting what is visible (05 §3.3).
  *
  * A new extent N = [start, end) of snapshot S goes over whatever is visible there from S. Each extent K that it
- *overlaps is in S itself or in an ancestor A of it, and what must remain of K remains in K's own snapshot:
+ * overlaps is in S itself or in an ancestor A of it, and what must remain of K remains in K's own snapshot:
  *
  *	K in A:       |------------------------|            ends at ke
  *	N in S:               |========|

@@ -9,7 +9,7 @@
  *
  * Any nd rows are invertible, so any nd good blocks give the data blocks back, and with them the wanted one: its row
  * times the inverse. That covers every case of 08 §4's table. Further parity blocks have no defined row and aren't
- *used.
+ * used.
  *
  * Checksums are over *granules* of each block, and a granule can be megabytes, so blocks are not held in memory: piece
  * after piece is read, added to the checksums of its granule and combined. When at the end of the granule a block turns

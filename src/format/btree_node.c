@@ -11,9 +11,9 @@
  * The checksum is over everything behind it, up to the last key, as stored (after encryption).
  *
  * Nothing in a set is believed before its checksum was found good, but for three things that checking it needs: the
- *seq, which tells a set from what an earlier user of the space left; the checksum's type; and the length, which is
- *checked against the node. A good checksum means only that somebody wrote these bytes: keys are then checked one by
- *one.
+ * seq, which tells a set from what an earlier user of the space left; the checksum's type; and the length, which is
+ * checked against the node. A good checksum means only that somebody wrote these bytes: keys are then checked one by
+ * one.
  */
 #include "format/btree_node.h"
 

@@ -8,10 +8,10 @@
  *
  * A hold exists while somebody holds the object or its deletion is queued or under way:
  *
- *	count > 0              held
- *	is_dead                it lost its last name; delete it when the count gets to 0 (and, while is_deleting: the
- *number came back to life and died again, so look again) is_deleting            queued, or being deleted: it can't get
- *a name any more
+ *	count > 0	held
+ *	is_dead		it lost its last name: delete it when the count gets to 0
+ *			(while is_deleting: its number came back to life and died again, so look again)
+ *	is_deleting	queued, or being deleted: it can't get a name any more
  *
  * What is marked dead is only tried: the transactions look for the flag in the inode, so that one which has got a name
  * since is left alone.

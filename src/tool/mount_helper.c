@@ -5,7 +5,7 @@
  *	mount.kiln SOURCE DIRECTORY [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]
  *
  * and does what `kiln mount -o OPTIONS SOURCE DIRECTORY` does; or, with the option remount, has the kernel change what
- *is its own affair: read-only or not, and what may be done with devices, programs and setuid there.
+ * is its own affair: read-only or not, and what may be done with devices, programs and setuid there.
  */
 #include <errno.h>
 #include <stdlib.h>
