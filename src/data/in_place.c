@@ -96,6 +96,19 @@ static bool key_qualifies(const struct write_op *op, struct bkey_ref k, struct p
 	return piece->ptr_nr && durability >= op->replicas;
 }
 
+/*
+ * Behind the end of a file its last block holds zeroes. A write that makes the file larger may be there after a crash
+ * although the new size isn't: so it doesn't go over that block in place, unless what is there doesn't count yet.
+ */
+static bool piece_spares_end(const struct write_op *op, struct place_piece *piece)
+{
+	uint64_t block = block_bytes_of(op->data);
+
+	if (!piece->is_unwritten && !op->is_size_kept && op->end_bytes > op->size_bytes)
+		piece->end = min(piece->end, op->size_bytes / block * block >> SECTOR_SHIFT);
+	return piece->end > piece->begin;
+}
+
 /* The pieces from w->begin on, as far as they qualify, behind one another. 0 or an error. */
 static int pieces_find(struct place_write *w)
 {
@@ -114,7 +127,8 @@ static int pieces_find(struct place_write *w)
 		struct place_piece *piece = &w->pieces[w->piece_nr];
 
 		*piece = (struct place_piece){ .begin = at, .end = min(k.k.p.offset, w->end) };
-		if (bkey_start_offset(&k.k) > at || k.k.p.offset <= at || !key_qualifies(w->op, k, piece))
+		if (bkey_start_offset(&k.k) > at || k.k.p.offset <= at || !key_qualifies(w->op, k, piece) ||
+		    !piece_spares_end(w->op, piece))
 			break;
 		for (unsigned i = 0; i < piece->ptr_nr; i++)
 			w->locks[w->lock_nr++] = bucket_lock_place(piece->ptrs[i].dev, bucket_of(s, &piece->ptrs[i]));

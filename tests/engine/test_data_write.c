@@ -893,6 +893,15 @@ static void what_has_a_checksum_is_written_anew_and_then_in_place(void **state)
 	op_write(&w, f, 8200, 3000);
 	assert_int_equal(place_of(&w, f, 16, &ptr), place);
 	file_check(&w, f);
+	/* Behind the end of the file there must be zeroes, also when the new size gets lost. */
+	op_write(&w, f, 98304, 1696);
+	place = place_of(&w, f, 192, &ptr);
+	op_write(&w, f, 98304, 1696);
+	assert_int_equal(place_of(&w, f, 192, &ptr), place);
+	op_write(&w, f, 99000, 2000);
+	assert_int_not_equal(place_of(&w, f, 192, &ptr), place);
+	file_check(&w, f);
+	place = place_of(&w, f, 16, &ptr);
 	/* What is shared is nobody's to overwrite. */
 	op_copy(&w, f, 0, other, 0, 100000);
 	op_write(&w, f, 8192, 4096);
