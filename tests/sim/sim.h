@@ -135,6 +135,7 @@ struct sim {
 	enum episode_kind kind;
 	uint64_t op_nr;
 	uint64_t cut_path[DEPTH_MAX]; /* the writes at which the power went, exhaustively */
+	unsigned cut_after_fsyncs;    /* so many, then the power goes; 0: not by that */
 	bool is_stopping;	      /* tasks come to an end */
 	bool is_faulty;		      /* damage is expected: reports don't matter */
 	bool has_damage_reports;      /* ... but there were some */

@@ -140,6 +140,10 @@ static void operation_ended(struct workload *w, struct logged *l, int err, const
 		promise(w, w->model.objects[l->op.id].last_op, l->op.id);
 		if (s->is_nocow)
 			promise_contents(w, l->op.id);
+		if (s->cut_after_fsyncs && !--s->cut_after_fsyncs) {
+			s->is_stopping = true;
+			power_cut(s->power);
+		}
 	}
 	if (err)
 		COUNT(s, failed_ops, 1);
