@@ -941,6 +941,14 @@ static void promised_space_is_where_it_is_written(void **state)
 
 /* --- devices that fail --- */
 
+/* Nothing is left to be written for what was done before. */
+static void all_flush(struct world *w)
+{
+	assert_int_equal(btrees_flush_all(w->fs->trees), 0);
+	assert_int_equal(journal_flush(w->fs->journal_writer), 0);
+}
+
+/* The next @times writes of a device: those of data, if all_flush() came before. */
 static void writes_fail(struct world *w, unsigned dev, uint64_t times)
 {
 	struct device_fault fault = {
@@ -975,8 +983,9 @@ static void what_one_replica_keeps_is_written(void **state)
 	world_open(&w, 2, 2, "block_size=4k,data_replicas=2", 4096);
 	struct file *f = &w.files[0];
 	op_write(&w, f, 0, 1 << 20);
-	writes_fail(&w, 1, 1);
+	all_flush(&w);
 	assert_int_equal(degraded_keys(&w, f), 0);
+	writes_fail(&w, 1, 1);
 	op_write(&w, f, 4096, 256 << 10);
 	device_fault_clear(w.devices[1]);
 	assert_true(degraded_keys(&w, f) > 0);
@@ -1003,6 +1012,7 @@ static void a_write_that_ends_early_is_a_write(void **state)
 		struct data_write_times times = { .is_set = true, .mtime = good, .ctime = good, .clear_setid = true };
 		uint64_t seq = 0;
 
+		all_flush(&w);
 		assert_int_equal(device_fault_add(w.devices[0], &pass), 0);
 		writes_fail(&w, 0, 1);
 		ssize_t n = data_write(w.fs->data, &file, 0, w.buf, FILE_BYTES_MAX, &times, &seq);
@@ -1025,6 +1035,7 @@ static void what_one_replica_takes_in_place_is_written_elsewhere(void **state)
 	world_open(&w, 13, 2, "block_size=4k,data_replicas=2,nocow=1", 4096);
 	struct file *f = &w.files[0];
 	op_write(&w, f, 0, 1 << 20);
+	all_flush(&w);
 	writes_fail(&w, 1, 1);
 	op_write(&w, f, 4096, 65536);
 	device_fault_clear(w.devices[1]);
@@ -1130,6 +1141,7 @@ static void a_failed_write_leaves_what_was_there(void **state)
 	uint64_t seq = 0;
 	op_write(&w, f, 0, 100000);
 	memset(w.buf, 0x5a, 65536);
+	all_flush(&w);
 	writes_fail(&w, 0, 1);
 	assert_int_equal(data_write(w.fs->data, &target, 8192, w.buf, 65536, NULL, &seq), -EIO);
 	device_fault_clear(w.devices[0]);
