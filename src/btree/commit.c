@@ -575,7 +575,10 @@ static int commit_try(struct btree_txn *txn, bool may_split)
 	return err;
 }
 
-/* Room in the write buffer for the updates that go there. */
+/*
+ * Room in the write buffer for the updates that go there. Who runs alone doesn't wait for it: applying the buffer can
+ * take nodes, and so commits that free buckets, which don't pass the gate.
+ */
 static int commit_buffer_reserve(struct btree_txn *txn, size_t *key_nr, size_t *u64s)
 {
 	*key_nr = *u64s = 0;
@@ -587,7 +590,8 @@ static int commit_buffer_reserve(struct btree_txn *txn, size_t *key_nr, size_t *
 		++*key_nr;
 		*u64s += (size_t)BKEY_U64S + u->u.new.k.value_u64s;
 	}
-	return *key_nr ? write_buffer_reserve(txn->trees, *key_nr, *u64s, txn->opts->watermark) : 0;
+	enum watermark watermark = txn->is_exclusive ? WATERMARK_RECLAIM : txn->opts->watermark;
+	return *key_nr ? write_buffer_reserve(txn->trees, *key_nr, *u64s, watermark) : 0;
 }
 
 int txn_commit(struct btree_txn *txn)
