@@ -125,8 +125,13 @@ static int check_types(struct btree_txn *txn, const struct rename_args *a)
 	if (ret || is_swap || !a->to.is_there)
 		return ret;
 
-	if (is_dir(&a->from) != is_dir(&a->to))
-		return is_dir(&a->to) ? -EISDIR : -ENOTDIR;
+	if (is_dir(&a->from) && !is_dir(&a->to))
+		return -ENOTDIR;
+	if (!is_dir(&a->from) && is_dir(&a->to)) {
+		/* A directory that the file lies in can't be empty, and that comes first. */
+		ret = check_not_below(txn, a->from_dir, a->to.inode.inum);
+		return ret == -EINVAL ? -ENOTEMPTY : ret ? ret : -EISDIR;
+	}
 	ret = is_dir(&a->to) ? dir_txn_has_entries(txn, &a->to.inode) : 0;
 	return ret > 0 ? -ENOTEMPTY : ret;
 }

@@ -215,8 +215,10 @@ static int rename_expected(const struct entry *from, const struct entry *to, str
 		return 0;
 	if (flags == RENAME_SWAP)
 		return S_ISDIR(to->node->mode) && is_below(from_dir, to->node) ? -EINVAL : 0;
-	if (S_ISDIR(from->node->mode) != S_ISDIR(to->node->mode))
-		return S_ISDIR(to->node->mode) ? -EISDIR : -ENOTDIR;
+	if (S_ISDIR(from->node->mode) && !S_ISDIR(to->node->mode))
+		return -ENOTDIR;
+	if (!S_ISDIR(from->node->mode) && S_ISDIR(to->node->mode))
+		return is_below(from_dir, to->node) ? -ENOTEMPTY : -EISDIR;
 	return to->node->entry_nr ? -ENOTEMPTY : 0;
 }
 

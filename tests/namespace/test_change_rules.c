@@ -522,6 +522,10 @@ static void directories_do_not_move_below_themselves(void **state)
 	assert_int_equal(move(world_root, "a", a, "x", 0), -EINVAL);
 	assert_int_equal(move(b, "c", world_root, "a", 0), -ENOTEMPTY);
 	assert_int_equal(move(b, "c", world_root, "a", RENAME_SWAP), -EINVAL);
+	make(b, "file", S_IFREG);
+	assert_int_equal(move(b, "file", a, "b", 0), -ENOTEMPTY);
+	assert_int_equal(move(b, "file", world_root, "a", 0), -ENOTEMPTY);
+	assert_int_equal(move(b, "file", b, "c", 0), -EISDIR);
 	assert_int_equal(move(b, "c", world_root, "c", 0), 0);
 	assert_int_equal(move(world_root, "a", c, "a", 0), 0);
 	assert_int_equal(inode_of(c).nlink, 1);
