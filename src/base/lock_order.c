@@ -36,9 +36,9 @@ static const char *const rank_names[LOCK_RANK_NR] = {
 	[LOCK_NODES] = "SIX",
 	[LOCK_PIN_FLUSH] = "flushing of pins",
 	[LOCK_OPEN_BUCKETS] = "open buckets",
-	[LOCK_COUNTERS] = "counters",
 	[LOCK_WRITE_BUFFER] = "write buffer",
 	[LOCK_JOURNAL] = "journal",
+	[LOCK_COUNTERS] = "counters",
 	[LOCK_INNERMOST] = "innermost",
 };
 
@@ -144,35 +144,23 @@ static void held_remove(struct held_locks *h, const void *lock, unsigned mode)
 		h->held[i] = h->held[i + 1];
 }
 
-/* --- mutexes --- */
+/* --- mutexes, and what is held like them --- */
 
-void lock_order_mutex_ask(const struct mutex *m)
+void lock_order_ask(const void *what, enum lock_rank rank, const struct mutex *let_go)
 {
 	struct held_locks *h = held_self();
 
-	if (!h || m->rank == LOCK_UNORDERED)
+	if (!h || rank == LOCK_UNORDERED)
 		return;
-	const struct held_lock asked = { m, (uint8_t)m->rank, 0 };
+	const struct held_lock asked = { what, (uint8_t)rank, 0 };
 	for (uint32_t i = 0; i < h->nr; i++) {
 		const struct held_lock *l = &h->held[i];
-		bool is_in_order = l->rank < m->rank ||
-				   (l->rank == m->rank && m->rank == LOCK_INODES && (uintptr_t)l->lock < (uintptr_t)m);
+		bool is_in_order = l->rank < rank ||
+				   (l->rank == rank && rank == LOCK_INODES && (uintptr_t)l->lock < (uintptr_t)what);
 
-		if (!is_in_order)
-			violation(h, "takes", &asked);
+		if (!is_in_order && l->lock != let_go)
+			violation(h, "asks for", &asked);
 	}
-}
-
-void lock_order_ask(enum lock_rank rank, const struct mutex *m)
-{
-	struct held_locks *h = held_self();
-
-	if (!h)
-		return;
-	const struct held_lock asked = { NULL, (uint8_t)rank, 0 };
-	for (uint32_t i = 0; i < h->nr; i++)
-		if (h->held[i].lock != m && h->held[i].rank >= rank)
-			violation(h, "waits for", &asked);
 }
 
 void lock_order_taken(const void *what, enum lock_rank rank)
@@ -202,7 +190,7 @@ static bool six_is_in_order(const struct held_lock *l, const struct six_lock *lo
 	if (l->rank > LOCK_NODES)
 		return false;
 	/* One of those without an order may be in order with every other. */
-	if (!held->class || !lock->class || (held == lock && mode == SIX_WRITE && l->mode == SIX_INTENT))
+	if (!held->class || !lock->class)
 		return true;
 	/* Intent on all of them is had before write is asked for on the first. */
 	if (mode == SIX_WRITE && l->mode == SIX_INTENT)

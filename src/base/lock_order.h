@@ -94,10 +94,8 @@ struct held_locks {
 	uint8_t is_below_user; /* TASK_USER - its rank, so that zeroes are right at first */
 };
 
-/* This task is about to wait for @m. */
-void lock_order_mutex_ask(const struct mutex *m);
-/* It is about to wait for what is held like a lock of @rank, letting go of @m. */
-void lock_order_ask(enum lock_rank rank, const struct mutex *m);
+/* This task is about to wait for @what, held by its like; it lets @let_go go for that. NULL: nothing. */
+void lock_order_ask(const void *what, enum lock_rank rank, const struct mutex *let_go);
 /* @mode is of enum six_mode. */
 void lock_order_six_ask(const struct six_lock *lock, unsigned mode);
 void lock_order_six_taken(const struct six_lock *lock, unsigned mode);

@@ -40,7 +40,7 @@ void mutex_destroy(struct mutex *m)
 void mutex_lock(struct mutex *m)
 {
 	rcu_assert_outside();
-	lock_order_mutex_ask(m);
+	lock_order_ask(m, m->rank, NULL);
 	if (fiber_mode())
 		fiber_mutex_lock(m);
 	else
@@ -87,24 +87,25 @@ void waitq_destroy(struct waitq *q)
 	pthread_cond_destroy(&q->thread);
 }
 
-void waitq_wait(struct waitq *q, struct mutex *m)
+static void queue_wait(struct waitq *q, struct mutex *m)
 {
 	rcu_assert_outside();
-	task_may_wait(m);
 	if (fiber_mode())
 		fiber_waitq_wait_until(q, m, UINT64_MAX);
 	else
 		pthread_cond_wait(&q->thread, &m->thread);
 }
 
+void waitq_wait(struct waitq *q, struct mutex *m)
+{
+	task_may_wait(m);
+	queue_wait(q, m);
+}
+
 void waitq_wait_for_lock(struct waitq *q, struct mutex *m, enum lock_rank rank)
 {
-	rcu_assert_outside();
-	lock_order_ask(rank, m);
-	if (fiber_mode())
-		fiber_waitq_wait_until(q, m, UINT64_MAX);
-	else
-		pthread_cond_wait(&q->thread, &m->thread);
+	lock_order_ask(q, rank, m);
+	queue_wait(q, m);
 }
 
 bool waitq_wait_until(struct waitq *q, struct mutex *m, uint64_t deadline_ns)

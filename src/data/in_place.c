@@ -37,6 +37,7 @@ struct place_piece {
 
 struct place_write {
 	struct write_op *op;
+	const struct write_source *source;
 	uint8_t *buf;	     /* CHUNK_BYTES: the bytes from @begin on */
 	uint64_t begin, end; /* sectors of the file: what is in it */
 	struct place_piece pieces[PIECES_MAX];
@@ -49,11 +50,6 @@ struct place_write {
 };
 
 /* --- what qualifies --- */
-
-static uint64_t bucket_of(const struct super *s, const struct extent_ptr *p)
-{
-	return p->sector / s->members[p->dev].m.bucket_sectors;
-}
 
 /* May the pointer be written through? Then its sector becomes that of @piece's begin. */
 static bool ptr_qualifies(const struct super *s, const struct place_piece *piece, uint64_t key_begin,
@@ -71,7 +67,7 @@ static bool ptr_qualifies(const struct super *s, const struct place_piece *piece
 	at->sector += p->crc.offset_sectors + (piece->begin - key_begin);
 	/* Not beyond what it owns. */
 	return at->sector / m->m.bucket_sectors == (at->sector + sectors - 1) / m->m.bucket_sectors &&
-	       bucket_of(s, &p->ptr) == bucket_of(s, at) &&
+	       ptr_bucket(s, &p->ptr) == ptr_bucket(s, at) &&
 	       crc_is_sane(&p->crc, (p->crc.offset_sectors + (piece->end - key_begin)) << SECTOR_SHIFT);
 }
 
@@ -131,7 +127,7 @@ static int pieces_find(struct place_write *w)
 		    !piece_spares_end(w->op, piece))
 			break;
 		for (unsigned i = 0; i < piece->ptr_nr; i++)
-			w->locks[w->lock_nr++] = bucket_lock_place(piece->ptrs[i].dev, bucket_of(s, &piece->ptrs[i]));
+			w->locks[w->lock_nr++] = bucket_lock_place(piece->ptrs[i].dev, ptr_bucket(s, &piece->ptrs[i]));
 		at = piece->end;
 		w->piece_nr++;
 		btree_iter_advance(&it);
@@ -146,7 +142,7 @@ static int bucket_is_right(const struct place_write *w, const struct extent_ptr 
 	const struct super *s = w->op->data->super;
 	struct bkey_copy copy;
 	struct alloc a;
-	int found = btree_lookup(w->op->data->trees, BTREE_ALLOC, BPOS(p->dev, bucket_of(s, p), 0), &copy);
+	int found = btree_lookup(w->op->data->trees, BTREE_ALLOC, BPOS(p->dev, ptr_bucket(s, p), 0), &copy);
 
 	if (found <= 0)
 		return found;
@@ -238,6 +234,9 @@ static int place_write_locked(struct place_write *w)
 	uint16_t locks[ARRAY_NR(w->locks)];
 	int err = pieces_find(w);
 
+	if (!err && w->piece_nr)
+		write_source_copy(w->source, block_bytes_of(w->op->data), w->begin << SECTOR_SHIFT, w->buf,
+				  (w->end - w->begin) << SECTOR_SHIFT);
 	for (unsigned retries = 0; !err && w->piece_nr && retries < RETRIES_MAX; retries++) {
 		unsigned lock_nr = w->lock_nr;
 
@@ -399,14 +398,13 @@ int write_in_place(struct write_op *op, const struct write_source *s, uint64_t *
 	if (!w)
 		return -ENOMEM;
 	w->op = op;
+	w->source = s;
 	w->buf = write_buffer_take(op->data->writer);
 	if (!w->buf)
 		err = -ENOMEM;
 	while (!err && is_going_on && *done_to < end) {
 		w->begin = *done_to;
 		w->end = min(end, w->begin + (CHUNK_BYTES >> SECTOR_SHIFT));
-		write_source_copy(s, block_bytes_of(op->data), w->begin << SECTOR_SHIFT, w->buf,
-				  (w->end - w->begin) << SECTOR_SHIFT);
 		err = place_write_locked(w);
 		is_going_on = !err && w->piece_nr;
 		if (!is_going_on)

@@ -69,6 +69,12 @@ static inline bool crc_is_encoded(const struct extent_crc *crc)
 	return crc->csum_type || compression_is_compressed(crc->compression);
 }
 
+/* The bucket on its device; the member's buckets have a size. */
+static inline uint64_t ptr_bucket(const struct super *s, const struct extent_ptr *p)
+{
+	return p->sector / s->members[p->dev].m.bucket_sectors;
+}
+
 /* Is what a descriptor says possible, and are the first @end_bytes of its region, decompressed, inside of it? */
 static inline bool crc_is_sane(const struct extent_crc *crc, uint64_t end_bytes)
 {

@@ -814,8 +814,7 @@ static int buckets_lock(struct data_mover *m)
 				continue;
 			if (array_grow(&m->locks, &m->lock_max, m->lock_nr + 1, sizeof(*m->locks)))
 				return -ENOMEM;
-			m->locks[m->lock_nr++] =
-				bucket_lock_place(p->dev, p->sector / s->members[p->dev].m.bucket_sectors);
+			m->locks[m->lock_nr++] = bucket_lock_place(p->dev, ptr_bucket(s, p));
 		}
 	}
 	if (m->lock_nr)

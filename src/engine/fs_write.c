@@ -130,16 +130,13 @@ static void journal_flushed(void *ctx, uint64_t seq)
 
 /* --- what can't be written --- */
 
-/* An option in effect whose engine isn't built yet: new data would not be what it asks for. */
-static bool options_refused(const struct super *s, char why[KILN_ERROR_BYTES])
-{
-	return super_option_unsupported(OPT_ERASURE_CODE, s->options[OPT_ERASURE_CODE], why);
-}
-
 bool fs_write_refused(const struct kiln_fs *fs, char why[KILN_ERROR_BYTES])
 {
 	const struct super *s = fs->super;
-	if (super_write_unsupported(s, why) || options_refused(s, why))
+
+	/* Or an option is in effect whose engine isn't built yet: new data would not be what it asks for. */
+	if (super_write_unsupported(s, why) ||
+	    super_option_unsupported(OPT_ERASURE_CODE, s->options[OPT_ERASURE_CODE], why))
 		return true;
 	if (namespace_fallback(fs->ns)) {
 		snprintf(why, KILN_ERROR_BYTES, "part of its metadata is damaged: %s", namespace_fallback(fs->ns));
