@@ -386,7 +386,7 @@ static ssize_t copy_run(struct copy_op *op, uint64_t at, uint64_t to_at, uint64_
 	int err = write_inode_read(op->data, op->from, &from);
 
 	if (!err)
-		err = write_inode_read(op->data, op->to, &to);
+		err = write_inode_begin(op->data, op->to, to_at, &to);
 	if (err)
 		return err;
 	if (flags & DATA_COPY_SHARE_ONLY && (at > from.size || len > from.size - at))

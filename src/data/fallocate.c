@@ -305,7 +305,7 @@ static int allocate_locked(struct allocate_op *op, uint64_t begin, uint64_t end,
 {
 	uint64_t block = block_bytes_of(op->data);
 	struct inode inode;
-	int err = write_inode_read(op->data, op->file, &inode);
+	int err = write_inode_begin(op->data, op->file, begin, &inode);
 
 	if (err)
 		return err;

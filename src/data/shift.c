@@ -358,7 +358,7 @@ static int start(struct shift_op *s)
 static int shift_locked(struct shift_op *s)
 {
 	struct inode inode;
-	int err = write_inode_read(s->data, s->file, &inode);
+	int err = write_inode_begin(s->data, s->file, s->op.src_sector << SECTOR_SHIFT, &inode);
 
 	if (!err)
 		err = start(s);

@@ -261,7 +261,7 @@ static int truncate_locked(struct data *data, const struct data_write_target *fi
 	struct size_args a = { .file = file, .times = times, .size = size, .hole_from = block_end >> SECTOR_SHIFT };
 	struct inode inode;
 
-	int err = write_inode_read(data, file, &inode);
+	int err = write_inode_begin(data, file, size, &inode);
 	if (!err && size < inode.size)
 		err = write_zero_part(data, file, inode.size, size, block_end, journal_seq);
 	/*
@@ -334,14 +334,19 @@ int write_punch(struct data *data, const struct data_write_target *file, uint64_
 int data_punch(struct data *data, const struct data_write_target *file, uint64_t offset_bytes, uint64_t len_bytes,
 	       const struct data_write_times *times, uint64_t *journal_seq)
 {
+	struct inode inode;
+
 	if (!data->writer)
 		return -EROFS;
 	if (offset_bytes > INT64_MAX || !len_bytes)
 		return offset_bytes > INT64_MAX ? -EFBIG : -EINVAL;
 	struct mutex *lock = inode_lock(data, file->inum);
 	mutex_lock(lock);
-	int err = write_punch(data, file, offset_bytes,
-			      offset_bytes + min(len_bytes, (uint64_t)INT64_MAX - offset_bytes), times, journal_seq);
+	int err = write_inode_begin(data, file, offset_bytes, &inode);
+	if (!err)
+		err = write_punch(data, file, offset_bytes,
+				  offset_bytes + min(len_bytes, (uint64_t)INT64_MAX - offset_bytes), times,
+				  journal_seq);
 	mutex_unlock(lock);
 	return err;
 }

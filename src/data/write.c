@@ -96,6 +96,17 @@ int write_inode_read(struct data *data, const struct data_write_target *file, st
 	return inode_unpack(copy.k, inode, NULL) ? -EIO : 0;
 }
 
+int write_inode_begin(struct data *data, const struct data_write_target *file, uint64_t offset_bytes,
+		      struct inode *inode)
+{
+	int err = write_inode_read(data, file, inode);
+
+	if (err)
+		return err;
+	bool is_inside = offset_bytes < inode->size;
+	return inode->flags & (file->forbidding | (is_inside ? file->forbidding_inside : 0)) ? -EPERM : 0;
+}
+
 /* --- options of a write (06 §9.1) --- */
 
 /* The inode's own, else the filesystem's. */
@@ -443,39 +454,50 @@ static ssize_t blocks_write(struct write_op *op, const struct write_source *s)
 	return err ? err : -ENOSPC;
 }
 
+static ssize_t inode_write(struct write_op *op, const struct inode *inode, uint64_t offset_bytes, const void *buf,
+			   size_t len_bytes)
+{
+	const struct data_write_times *times = op->times;
+	struct data *data = op->data;
+	struct write_source source = { 0 };
+
+	int err = write_options_take(op, inode);
+	if (!err)
+		err = write_features_mark(op);
+	if (err)
+		return err;
+	err = quota_take(op, inode, offset_bytes, &len_bytes);
+	if (err)
+		return err;
+	op->size_bytes = inode->size;
+	op->changes_inode = times && (times->is_set || (times->clear_setid && inode->mode & 06000));
+	op->end_bytes = max(offset_bytes + len_bytes, inode->size);
+	err = source_init(&source, data, op->file, inode, offset_bytes, buf, len_bytes);
+	ssize_t ret = err ? err : blocks_write(op, &source);
+	source_free(&source);
+	disk_reservation_put(data->writer->allocator, &op->reservation);
+	/* The times come with the last key, which isn't there when it ended early. */
+	if (ret > 0 && (size_t)ret < len_bytes)
+		err = write_size_raise(data, op->file, 0, times, op->journal_seq);
+	return err ? err : ret;
+}
+
 ssize_t write_locked(struct data *data, const struct data_write_target *file, uint64_t offset_bytes, const void *buf,
 		     size_t len_bytes, const struct data_write_times *times, uint64_t *journal_seq)
 {
 	struct write_op op = { .data = data, .file = file, .times = times, .journal_seq = journal_seq };
-	struct write_source source = { 0 };
 	struct inode inode;
-
 	int err = write_inode_read(data, file, &inode);
-	if (!err)
-		err = write_options_take(&op, &inode);
-	if (!err)
-		err = write_features_mark(&op);
-	if (err)
-		return err;
-	err = quota_take(&op, &inode, offset_bytes, &len_bytes);
-	if (err)
-		return err;
-	op.size_bytes = inode.size;
-	op.changes_inode = times && (times->is_set || (times->clear_setid && inode.mode & 06000));
-	op.end_bytes = max(offset_bytes + len_bytes, inode.size);
-	err = source_init(&source, data, file, &inode, offset_bytes, buf, len_bytes);
-	ssize_t ret = err ? err : blocks_write(&op, &source);
-	source_free(&source);
-	disk_reservation_put(data->writer->allocator, &op.reservation);
-	/* The times come with the last key, which isn't there when it ended early. */
-	if (ret > 0 && (size_t)ret < len_bytes)
-		err = write_size_raise(data, file, 0, times, journal_seq);
-	return err ? err : ret;
+
+	return err ? err : inode_write(&op, &inode, offset_bytes, buf, len_bytes);
 }
 
 ssize_t data_write(struct data *data, const struct data_write_target *file, uint64_t offset_bytes, const void *buf,
 		   size_t len_bytes, const struct data_write_times *times, uint64_t *journal_seq)
 {
+	struct write_op op = { .data = data, .file = file, .times = times, .journal_seq = journal_seq };
+	struct inode inode;
+
 	if (!data->writer)
 		return -EROFS;
 	if (offset_bytes > INT64_MAX || len_bytes > (uint64_t)INT64_MAX - offset_bytes)
@@ -484,7 +506,9 @@ ssize_t data_write(struct data *data, const struct data_write_target *file, uint
 		return 0;
 	struct mutex *lock = inode_lock(data, file->inum);
 	mutex_lock(lock);
-	ssize_t ret = write_locked(data, file, offset_bytes, buf, len_bytes, times, journal_seq);
+	ssize_t ret = write_inode_begin(data, file, offset_bytes, &inode);
+	if (!ret)
+		ret = inode_write(&op, &inode, offset_bytes, buf, len_bytes);
 	mutex_unlock(lock);
 	if (ret > 0)
 		allocator_clock_add(data->writer->allocator, true, (uint64_t)ret >> SECTOR_SHIFT);

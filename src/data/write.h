@@ -7,6 +7,7 @@
  * it is durable when the journal has been flushed up to *@journal_seq.
  *
  * Calls on one file that change overlapping ranges are ordered by a lock per inode (hashed); the rest runs in parallel.
+ * Whether a file's flags and size let it be changed is looked at under that lock: what is said before is old by then.
  */
 #ifndef KILN_DATA_WRITE_H
 #define KILN_DATA_WRITE_H
@@ -35,6 +36,8 @@ struct data_write_target {
 	uint64_t inum;
 	uint32_t snapshot;
 	uint32_t subvol; /* for truncation: what a logged operation says; resuming knows its snapshot */
+	/* Flags of the inode that forbid to change the file: -EPERM. And those that forbid it before the file's end. */
+	uint32_t forbidding, forbidding_inside;
 };
 
 /* What else changes in the inode with the write, in the same transaction as the last part of it. */
@@ -46,7 +49,7 @@ struct data_write_times {
 
 /*
  * Write @len bytes at @offset. Returns bytes written (fewer only when space ran out part way), or -ENOSPC, -EIO,
- * -EROFS, -EFBIG, -ENOENT (no such inode).
+ * -EROFS, -EFBIG, -ENOENT (no such inode), -EPERM (its flags forbid it).
  */
 ssize_t data_write(struct data *data, const struct data_write_target *file, uint64_t offset_bytes, const void *buf,
 		   size_t len_bytes, const struct data_write_times *times, uint64_t *journal_seq);

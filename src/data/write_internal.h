@@ -186,7 +186,7 @@ int write_regions_seal(struct write_chunk *c);
 /* How far sectors [@begin, @end) can be filled when @room are new at most: *@to; and how many are new: *@added. */
 int write_new_sectors(struct data *data, const struct data_write_target *file, uint64_t begin, uint64_t end,
 		      uint64_t room, uint64_t *added, uint64_t *to);
-/* data_write() without the lock, and with a choice: @is_size_kept to rewrite within the file. */
+/* data_write() without the lock: for part of another call, which has begun with the inode. */
 ssize_t write_locked(struct data *data, const struct data_write_target *file, uint64_t offset_bytes, const void *buf,
 		     size_t len_bytes, const struct data_write_times *times, uint64_t *journal_seq);
 /* How a write to @inode is to be done: what it says, else the filesystem. 0 or -EOPNOTSUPP. */
@@ -201,6 +201,12 @@ size_t write_inline_bytes_max(const struct data *data);
 void data_damage_note(void *ctx, uint64_t offset, uint64_t len, int err);
 /* The inode of a file that is to be changed, as it is now. 0, -ENOENT or an error. */
 int write_inode_read(struct data *data, const struct data_write_target *file, struct inode *inode);
+/*
+ * The same where a call begins that changes the file from @offset on. -EPERM when the inode has flags that @file says
+ * forbid it.
+ */
+int write_inode_begin(struct data *data, const struct data_write_target *file, uint64_t offset_bytes,
+		      struct inode *inode);
 
 /* Copies that the file's data is to have. */
 unsigned write_replicas(const struct data *data, const struct inode *inode);

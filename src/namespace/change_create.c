@@ -249,7 +249,7 @@ static int symlink_long(struct create_args *a, uint64_t *journal_seq)
 	if (err)
 		return err;
 	struct object o = { a->dir.subvol, a->inode.inum };
-	struct data_write_target file = { o.inum, a->inode.snapshot };
+	struct data_write_target file = { .inum = o.inum, .snapshot = a->inode.snapshot };
 
 	namespace_hold(ns, o);
 	deletions_add(ns, o);

@@ -288,7 +288,8 @@ static int dead_delete(struct namespace *ns, struct dead_inode *dead)
 	if (err || !dead->is_dead || dead->has_entries)
 		return err;
 	if (dead->has_extents)
-		err = data_delete_extents(ns->data, &(struct data_write_target){ dead->inum, dead->snapshot }, NULL);
+		err = data_delete_extents(
+			ns->data, &(struct data_write_target){ .inum = dead->inum, .snapshot = dead->snapshot }, NULL);
 	if (!err)
 		err = table_clear(ns, dead, BTREE_XATTRS);
 	if (!err)

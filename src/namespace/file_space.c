@@ -14,8 +14,8 @@ int namespace_fallocate(struct namespace *ns, struct object o, enum fallocate_op
 
 	if (err)
 		return err;
-	if (inode.flags & INODE_IMMUTABLE || (inode.flags & INODE_APPEND && !adds_only))
-		return -EPERM;
+	if (!adds_only)
+		file.forbidding |= INODE_APPEND;
 	uint64_t now = change_time(ns->super);
 	struct data_write_times times = { .is_set = true, .mtime = now, .ctime = now, .clear_setid = true };
 	switch (op) {
@@ -46,7 +46,7 @@ static int source_get(struct namespace *ns, struct object o, struct data_write_t
 	if (!err)
 		err = namespace_subvol(ns, o.subvol, &sv);
 	if (!err)
-		*file = (struct data_write_target){ o.inum, sv.snapshot, o.subvol };
+		*file = (struct data_write_target){ .inum = o.inum, .snapshot = sv.snapshot, .subvol = o.subvol };
 	return err;
 }
 
@@ -61,8 +61,7 @@ ssize_t namespace_copy_range(struct namespace *ns, struct object from, uint64_t 
 		err = source_get(ns, from, &source);
 	if (err)
 		return err;
-	if (inode.flags & INODE_IMMUTABLE || (inode.flags & INODE_APPEND && to_offset < inode.size))
-		return -EPERM;
+	file.forbidding_inside = INODE_APPEND;
 	uint64_t now = change_time(ns->super);
 	struct data_write_times times = { .is_set = true, .mtime = now, .ctime = now, .clear_setid = true };
 	return data_copy_range(ns->data, &source, from_offset, &file, to_offset, len, flags, &times, journal_seq);

@@ -128,7 +128,9 @@ int change_file_get(struct namespace *ns, struct object o, struct inode *inode, 
 		err = namespace_inode(ns, o, inode);
 	if (err)
 		return err;
-	*file = (struct data_write_target){ o.inum, view.snapshot, o.subvol };
+	*file = (struct data_write_target){
+		.inum = o.inum, .snapshot = view.snapshot, .subvol = o.subvol, .forbidding = INODE_IMMUTABLE
+	};
 	if (S_ISDIR(inode->mode))
 		return -EISDIR;
 	return S_ISREG(inode->mode) ? 0 : -EINVAL;
@@ -143,6 +145,8 @@ static int size_set(struct setattr_args *a, uint64_t *journal_seq)
 					  .clear_setid = !a->attr->keeps_setid && !(a->attr->fields & SETATTR_MODE) };
 	int err = change_file_get(a->ns, a->o, &a->inode, &file);
 
+	file.forbidding |= INODE_APPEND;
+	/* What else is set comes after the size, and mustn't fail then. */
 	if (!err)
 		err = setattr_check(&a->inode, a->attr);
 	return err ? err : data_truncate(a->ns->data, &file, a->attr->size, &times, journal_seq);
@@ -173,10 +177,7 @@ ssize_t namespace_write(struct namespace *ns, struct object o, uint64_t offset, 
 
 	if (err)
 		return err;
-	if (inode.flags & INODE_IMMUTABLE || (inode.flags & INODE_APPEND && offset < inode.size && !keeps_times))
-		return -EPERM;
-	if (!len)
-		return 0;
+	file.forbidding_inside = keeps_times ? 0 : INODE_APPEND;
 	uint64_t now = change_time(ns->super);
 	struct data_write_times times = {
 		.is_set = !keeps_times, .mtime = now, .ctime = now, .clear_setid = !(flags & WRITE_KEEPS_SETID)

@@ -15,6 +15,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <linux/fs.h>
+
 #include <cmocka.h>
 
 #include "base/clock.h"
@@ -22,7 +24,16 @@
 #include "base/util.h"
 #include "engine/whole.h"
 
-enum { TASKS = 4, DIRS = 3, FILES = 24, BYTES_MAX = 40000, COMMON_STAMP = 12345 };
+enum {
+	TASKS = 4,
+	DIRS = 3,
+	FILES = 24,
+	BYTES_MAX = 40000,
+	COMMON_STAMP = 12345,
+	PATH_BYTES = 32,
+	APPENDS = 50,
+	APPEND_BYTES = 8192
+};
 
 #ifndef OPS
 #define OPS 400
@@ -214,27 +225,37 @@ static void crew_task(void *arg)
 	}
 }
 
-static void tasks_that_share_directories_lose_nothing(void **state)
+/* A fresh filesystem in a file of @bytes, whose path is put into @path. */
+static kiln_fs *fresh(char path[PATH_BYTES], uint64_t bytes)
 {
-	uint64_t seed = seed_print();
-	char path[] = "/tmp/kiln-threads-XXXXXX", why[KILN_ERROR_BYTES], name[8];
-	struct kiln_format_device dev = { .path = path, .file_bytes = 256 << 20 };
+	struct kiln_format_device dev = { .path = path, .file_bytes = bytes };
 	struct kiln_format_options format = { .struct_bytes = sizeof(format),
 					      .device_struct_bytes = sizeof(dev),
 					      .flags = KILN_FORMAT_FORCE };
+	char why[KILN_ERROR_BYTES];
+	kiln_fs *fs;
+
+	snprintf(path, PATH_BYTES, "/tmp/kiln-threads-XXXXXX");
+	int fd = mkstemp(path);
+	assert_true(fd >= 0);
+	close(fd);
+	if (kiln_format(&dev, 1, &format, &fs, why))
+		fail_msg("%s", why);
+	return fs;
+}
+
+static void tasks_that_share_directories_lose_nothing(void **state)
+{
+	uint64_t seed = seed_print();
+	char path[PATH_BYTES], name[8];
 	struct kiln_create dir_attr = { .mode = S_IFDIR | 0755 };
 	struct kiln_node dirs[DIRS];
 	struct crew *crew = calloc(TASKS, sizeof(*crew));
 	struct task *tasks[TASKS];
 	struct kiln_stat st;
-	kiln_fs *fs;
-	int fd = mkstemp(path);
+	kiln_fs *fs = fresh(path, 256 << 20);
 
 	(void)state;
-	assert_true(fd >= 0);
-	close(fd);
-	if (kiln_format(&dev, 1, &format, &fs, why))
-		fail_msg("%s", why);
 	for (unsigned d = 0; d < DIRS; d++) {
 		snprintf(name, sizeof(name), "d%u", d);
 		assert_int_equal(kiln_create(fs, kiln_root(fs), name, 2, &dir_attr, &st), 0);
@@ -273,9 +294,80 @@ static void tasks_that_share_directories_lose_nothing(void **state)
 	free(crew);
 }
 
+/* --- files that only grow --- */
+
+struct appender {
+	kiln_fs *fs;
+	struct kiln_node node;
+	bool by_copying;
+	unsigned id, written;
+};
+
+/* Append at what seems to be the end: another one may be quicker. What is written takes long enough for that. */
+static void append_task(void *arg)
+{
+	static const uint8_t bytes[APPEND_BYTES];
+	struct appender *c = arg;
+	struct kiln_stat st;
+
+	for (unsigned i = 0; i < APPENDS; i++) {
+		MUST(!kiln_stat(c->fs, c->node, &st));
+		ssize_t n = c->by_copying ? kiln_copy_range(c->fs, c->node, 0, c->node, st.size, APPEND_BYTES, 0)
+					  : kiln_write(c->fs, c->node, st.size, bytes, APPEND_BYTES);
+		MUST(n == APPEND_BYTES || n == -EPERM);
+		c->written += n > 0;
+	}
+}
+
+static void nobody_overwrites_what_was_appended_meanwhile(void **state)
+{
+	struct kiln_setattr only_grows = { .fields = KILN_SET_FLAGS, .flags = FS_APPEND_FL },
+			    is_fixed = { .fields = KILN_SET_FLAGS, .flags = FS_IMMUTABLE_FL },
+			    first = { .fields = KILN_SET_SIZE, .size = APPEND_BYTES },
+			    cut = { .fields = KILN_SET_SIZE };
+	struct kiln_create attr = { .mode = S_IFREG | 0644 };
+	struct appender appender[TASKS];
+	struct task *tasks[TASKS];
+	struct kiln_stat st;
+	uint64_t written = 0;
+	char path[PATH_BYTES];
+	kiln_fs *fs = fresh(path, 64 << 20);
+
+	(void)state;
+	assert_int_equal(kiln_create(fs, kiln_root(fs), "log", 3, &attr, &st), 0);
+	struct kiln_node log = st.node;
+	assert_int_equal(kiln_setattr(fs, log, &first, NULL), 0);
+	assert_int_equal(kiln_setattr(fs, log, &only_grows, NULL), 0);
+	for (unsigned i = 0; i < TASKS; i++) {
+		appender[i] = (struct appender){ .fs = fs, .node = log, .id = i, .by_copying = i % 2 };
+		assert_int_equal(task_start(&tasks[i], "append", append_task, &appender[i]), 0);
+	}
+	for (unsigned i = 0; i < TASKS; i++) {
+		task_join(tasks[i]);
+		written += appender[i].written;
+	}
+	assert_int_equal(kiln_stat(fs, log, &st), 0);
+	assert_int_equal(st.size, (1 + written) * APPEND_BYTES);
+
+	assert_int_equal(kiln_setattr(fs, log, &cut, NULL), -EPERM);
+	assert_int_equal(kiln_punch(fs, log, 0, 1), -EPERM);
+	assert_int_equal(kiln_fallocate(fs, log, 0, st.size, 1), 0);
+	assert_int_equal(kiln_setattr(fs, log, &is_fixed, NULL), 0);
+	assert_int_equal(kiln_write(fs, log, st.size + 1, "x", 1), -EPERM);
+	assert_int_equal(kiln_copy_range(fs, log, 0, log, st.size + 1, 1, 0), -EPERM);
+	assert_int_equal(kiln_fallocate(fs, log, 0, st.size, 2), -EPERM);
+	must_be_consistent(fs);
+	assert_int_equal(kiln_shutdown(fs), 0);
+	kiln_close(fs);
+	unlink(path);
+}
+
 int main(void)
 {
-	const struct CMUnitTest tests[] = { cmocka_unit_test(tasks_that_share_directories_lose_nothing) };
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(tasks_that_share_directories_lose_nothing),
+		cmocka_unit_test(nobody_overwrites_what_was_appended_meanwhile),
+	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -426,7 +426,6 @@ static void flags_forbid_changes(void **state)
 	assert_int_equal(namespace_link(w.ns, file, dir, "y", 1, NULL), -EPERM);
 	assert_int_equal(namespace_setattr(w.ns, file, &mode, NULL, NULL), -EPERM);
 	assert_int_equal(namespace_xattr_set(w.ns, file, "user.a", "", 0, 0, NULL), -EPERM);
-	assert_int_equal(namespace_write(w.ns, file, 0, "x", 1, 0, NULL), -EPERM);
 	assert_int_equal(namespace_setattr(w.ns, file, &clear, NULL, NULL), 0);
 	assert_int_equal(inode_of(file).flags, 0);
 
