@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "data/rebalance.h"
 #include "format/options.h"
 #include "namespace/change_internal.h"
 
@@ -194,7 +195,9 @@ static int option_change(struct btree_txn *txn, void *ctx)
 	if (!a->is_removal)
 		inode.fields_set = (uint16_t)(inode.fields_set | 1u << a->option);
 	inode.ctime = a->now;
-	return inode_txn_put(txn, &inode);
+	err = inode_txn_put(txn, &inode);
+	bool is_of_stored = a->option == INODE_OPT_BACKGROUND_TARGET || a->option == INODE_OPT_BACKGROUND_COMPRESSION;
+	return err || !is_of_stored || !S_ISREG(inode.mode) ? err : rebalance_scan_request(txn, inode.inum, a->now);
 }
 
 static int project_parse(const char *text, uint64_t *value)

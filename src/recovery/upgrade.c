@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "data/rebalance.h"
 #include "format/inode.h"
 #include "format/snapshot.h"
 #include "namespace/snapshots.h"
@@ -151,20 +152,10 @@ int upgrade_deleted_inodes(struct recovery *r)
 
 /* --- rebalance_work --- */
 
-/* 06 §12.3: the scan of everything. Each request counts one up. */
+/* 06 §12.4: the scan of everything. */
 static int scan_request_run(struct btree_txn *txn, void *ctx)
 {
-	static const struct bpos pos = { .offset = UINT64_MAX - 1, .snapshot = UINT32_MAX };
-	struct bkey key = { .p = pos, .type = KEY_COOKIE, .value_u64s = 1 };
-	struct bkey_ref k;
-	uint8_t value[8];
-	int ret = btree_txn_get(txn, BTREE_REBALANCE_WORK, pos, 0, &k);
-
-	(void)ctx;
-	if (ret < 0)
-		return ret;
-	le64_store(value, 1 + (ret && k.k.type == KEY_COOKIE ? le64_load(k.value) : 0));
-	return btree_txn_put(txn, BTREE_REBALANCE_WORK, &key, value, 0);
+	return rebalance_scan_request(txn, 0, clock_realtime_ns());
 }
 
 int upgrade_rebalance_work(struct recovery *r)

@@ -410,6 +410,35 @@ static void options_are_inherited_and_guard_links(void **state)
 	assert_int_equal(namespace_xattr_remove(w.ns, sub, "bcachefs.project", NULL), -ENODATA);
 }
 
+/* Requested anew by each change of what is wanted of a file's data in the end, and by nothing else: 06 §12.4. */
+static uint64_t scan_request_of(struct object o)
+{
+	struct bkey_copy copy;
+
+	assert_int_equal(btree_write_buffer_flush(w.trees), 0);
+	int found = btree_lookup(w.trees, BTREE_REBALANCE_WORK, BPOS(o.inum, UINT64_MAX - 1, UINT32_MAX), &copy);
+	assert_true(found >= 0);
+	if (!found)
+		return 0;
+	assert_int_equal(copy.k.k.type, KEY_COOKIE);
+	return le64_load(copy.k.value);
+}
+
+static void other_background_options_ask_for_a_scan(void **state)
+{
+	struct object file = make(world_root, "file", S_IFREG | 0644), dir = make(world_root, "dir", S_IFDIR | 0755);
+
+	assert_int_equal(namespace_xattr_set(w.ns, file, "bcachefs.data_checksum", "xxhash", 6, 0, NULL), 0);
+	assert_int_equal(namespace_xattr_set(w.ns, dir, "bcachefs.background_compression", "none", 4, 0, NULL), 0);
+	assert_int_equal(scan_request_of(file), 0);
+	assert_int_equal(scan_request_of(dir), 0);
+	assert_int_equal(namespace_xattr_set(w.ns, file, "bcachefs.background_compression", "none", 4, 0, NULL), 0);
+	uint64_t first = scan_request_of(file);
+	assert_int_not_equal(first, 0);
+	assert_int_equal(namespace_xattr_remove(w.ns, file, "bcachefs.background_compression", NULL), 0);
+	assert_int_not_equal(scan_request_of(file), first);
+}
+
 /* --- flags, limits --- */
 
 static void flags_forbid_changes(void **state)
@@ -778,6 +807,7 @@ int main(void)
 		TEST(a_default_acl_is_inherited),
 		TEST(acls_that_make_no_sense_are_refused),
 		TEST(options_are_inherited_and_guard_links),
+		TEST(other_background_options_ask_for_a_scan),
 		TEST(flags_forbid_changes),
 		TEST(limits_are_kept),
 		TEST(a_read_only_subvolume_is_not_changed),
