@@ -27,6 +27,7 @@ enum {
 	SHIFT_BLOCKS = 3,
 	AT_BLOCK = 7,
 	STEPS_BEFORE_DEATH = 300,
+	PAUSE_US = 20000,
 	DEATH_STATUS = 7,
 	VICTIMS_MAX = 20
 };
@@ -34,7 +35,7 @@ enum {
 /* The lock of a process that died goes away when the kernel has cleaned up behind it. */
 static kiln_fs *must_open(const char *path, unsigned flags)
 {
-	enum { ATTEMPTS = 200, PAUSE_US = 20000 };
+	enum { ATTEMPTS = 200 };
 	struct kiln_open_options options = { .struct_bytes = sizeof(options), .flags = flags };
 	char why[KILN_ERROR_BYTES];
 	kiln_fs *fs;
@@ -90,9 +91,12 @@ static void die_at_step(void *ctx, uint64_t seq, const struct btree_update *u)
 		return;
 	if (++v->steps == 1)
 		v->syncs_at_first_step = v->syncs;
+	if (v->steps < STEPS_BEFORE_DEATH)
+		return;
 	/* One may have been under way at the first step, so that the second is the first to count. */
-	if (v->steps >= STEPS_BEFORE_DEATH && v->syncs >= v->syncs_at_first_step + 2)
+	if (v->syncs >= v->syncs_at_first_step + 2)
 		_exit(DEATH_STATUS);
+	usleep(PAUSE_US);
 }
 
 static void sync_task(void *arg)

@@ -45,6 +45,8 @@ def run(cases, workers=2):
             for line in lines[:40]:
                 print("# " + line[:1000])
             sys.stdout.flush()
+            if result != "ok":  # meson shows what fails from here
+                print("\n".join(["not ok - " + name] + ["# " + line[:1000] for line in lines[:40]]), file=sys.stderr)
             failed += result != "ok"
     return 1 if failed else 0
 
