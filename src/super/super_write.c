@@ -32,7 +32,9 @@ struct super_publish {
 		size_t buf_bytes;
 		struct device_io io;
 		struct iovec iov;
+		uint64_t errors_taken[3]; /* as below: read, write, checksum */
 	} members[SB_MEMBERS_MAX];
+	uint64_t errors_taken[SUPER_ERROR_IDS]; /* what the master counts since: given back if it is undone */
 };
 
 static bool is_shared_section(unsigned type)
@@ -64,8 +66,10 @@ static bool member_is_updated(const struct super *s, unsigned i)
 /* --- steps 1 to 3: the master --- */
 
 /* Errors that were counted of the member since the last update. */
-static void member_errors_add(struct super *s, unsigned i)
+static void member_errors_take(struct super_publish *p, unsigned i)
 {
+	struct super *s = p->s;
+	uint64_t *taken = p->members[i].errors_taken;
 	struct super_write_member *w = &s->write->members[i];
 	struct sb_member_disk *m = sb_member_record(&s->write->master, i);
 	const struct device *dev = s->members[i].dev;
@@ -73,32 +77,44 @@ static void member_errors_add(struct super *s, unsigned i)
 			    __atomic_load_n(&dev->write_errors, __ATOMIC_RELAXED) };
 
 	for (unsigned k = 0; k < 2; k++) {
-		m->errors[k] = le64_of(le64_get(m->errors[k]) + now[k] - w->errors_counted[k]);
+		taken[k] = now[k] - w->errors_counted[k];
 		w->errors_counted[k] = now[k];
 	}
-	uint64_t checksum_errors = __atomic_exchange_n(&w->checksum_errors, 0, __ATOMIC_RELAXED);
-	m->errors[2] = le64_of(le64_get(m->errors[2]) + checksum_errors);
+	taken[2] = __atomic_exchange_n(&w->checksum_errors, 0, __ATOMIC_RELAXED);
+	for (unsigned k = 0; k < 3; k++)
+		m->errors[k] = le64_of(le64_get(m->errors[k]) + taken[k]);
 }
 
-static int errors_section_update(struct super *s, uint64_t now)
+static int errors_section_update(struct super_publish *p, uint64_t now)
 {
-	struct super_write *w = s->write;
+	struct super_write *w = p->s->write;
 	int err = sb_section_ensure(&w->master, SB_ERRORS, 1) ? 0 : -ENOSPC;
 
 	for (unsigned id = 0; id < SUPER_ERROR_IDS && !err; id++) {
-		uint64_t count = __atomic_exchange_n(&w->errors_pending[id], 0, __ATOMIC_RELAXED);
-
-		if (!count)
-			continue;
-		err = sb_errors_add(&w->master, id, count, now);
-		if (err)
-			__atomic_fetch_add(&w->errors_pending[id], count, __ATOMIC_RELAXED);
+		p->errors_taken[id] = __atomic_exchange_n(&w->errors_pending[id], 0, __ATOMIC_RELAXED);
+		if (p->errors_taken[id])
+			err = sb_errors_add(&w->master, id, p->errors_taken[id], now);
 	}
 	return err;
 }
 
-static int master_prepare(struct super *s)
+/* The master becomes again what it was before: what it has counted is still to be counted. */
+static void errors_give_back(struct super_publish *p)
 {
+	struct super_write *w = p->s->write;
+
+	for (unsigned i = 0; i < p->s->member_nr; i++) {
+		for (unsigned k = 0; k < 2; k++)
+			w->members[i].errors_counted[k] -= p->members[i].errors_taken[k];
+		__atomic_fetch_add(&w->members[i].checksum_errors, p->members[i].errors_taken[2], __ATOMIC_RELAXED);
+	}
+	for (unsigned id = 0; id < SUPER_ERROR_IDS; id++)
+		__atomic_fetch_add(&w->errors_pending[id], p->errors_taken[id], __ATOMIC_RELAXED);
+}
+
+static int master_prepare(struct super_publish *p)
+{
+	struct super *s = p->s;
 	struct super_write *w = s->write;
 	struct sb_disk *sb = s->sb;
 	uint64_t now = now_seconds(), seq = le64_get(sb->seq) + 1;
@@ -117,12 +133,12 @@ static int master_prepare(struct super *s)
 			continue;
 		if (!w->members[i].is_given_up)
 			sb_member_record(&w->master, i)->seq = le64_of(seq);
-		member_errors_add(s, i);
+		member_errors_take(p, i);
 	}
 	if (!sb_section_ensure(&w->master, SB_COUNTERS, 1 + COUNTER_NR_1_4) ||
 	    !sb_section_ensure(&w->master, SB_DOWNGRADE, 1))
 		return -ENOSPC;
-	int err = errors_section_update(s, now);
+	int err = errors_section_update(p, now);
 	return err ? err : sb_members_v1_update(&w->master);
 }
 
@@ -352,7 +368,7 @@ static int publish(struct super *s, bool *is_final)
 	if (!p)
 		return err;
 	p->s = s;
-	err = master_prepare(s);
+	err = master_prepare(p);
 	if (!err)
 		err = copies_make(p);
 	if (err)
@@ -369,6 +385,8 @@ static int publish(struct super *s, bool *is_final)
 	copies_write(p);
 	err = result_check(p);
 out:
+	if (err && !*is_final)
+		errors_give_back(p);
 	publish_free(p);
 	return err;
 }

@@ -378,21 +378,36 @@ static void full_superblock_refuses_and_goes_on(void **state)
 	int err = 0;
 	unsigned added = 0;
 	static uint8_t roots[1 << 20];
+	struct sb_error e;
 
 	disks_init(&d, 1);
 	disks_open(&d, &s);
+	uint64_t errors[3];
+	memcpy(errors, s->members[0].m.errors, sizeof(errors));
 	assert_int_equal(super_mark_clean(s, 1, NULL, 0, roots, sizeof(roots) / 8), -ENOSPC);
 	assert_false(SB_CLEAN_FLAG(s->sb));
 	assert_int_equal(super_mark_clean(s, 1, NULL, 0, roots, sizeof(roots) / 8 - 1000), 0);
-	while (!(err = super_blacklist_add(s, 10ull + 10 * added, 11ull + 10 * added)))
-		added++;
+	for (;; added++) {
+		super_error_count(s, 75);
+		super_checksum_error_count(s, 0);
+		s->members[0].dev->read_errors++;
+		err = super_blacklist_add(s, 10ull + 10 * added, 11ull + 10 * added);
+		if (err)
+			break;
+	}
 	assert_int_equal(err, -ENOSPC);
 	assert_non_null(strstr(reports.text, "no space in superblock"));
 	assert_int_equal(sb_blacklist_nr(s->sb), added);
+	/* What was counted until the one that failed comes with the next. */
 	assert_int_equal(super_update(s), 0);
 	super_close(s);
 	disks_look(&d, &s);
 	assert_int_equal(sb_blacklist_nr(s->sb), added);
+	sb_error(s->sb, SB_ERRORS, 0, &e);
+	assert_int_equal(e.id, 75);
+	assert_int_equal(e.count, added + 1);
+	assert_int_equal(s->members[0].m.errors[0], errors[0] + added + 1);
+	assert_int_equal(s->members[0].m.errors[2], errors[2] + added + 1);
 	super_close(s);
 	disks_free(&d);
 }
