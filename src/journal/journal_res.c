@@ -184,6 +184,16 @@ int journal_res_get(struct journal *j, struct journal_res *res, unsigned u64s, e
 	return err;
 }
 
+/* The count of a buffer has fallen, @s being the state since: one who couldn't be counted may try again. */
+static void count_fell(struct journal *j, uint64_t s, unsigned buf)
+{
+	if (state_count(s, buf) != JOURNAL_COUNT_MAX - 1)
+		return;
+	mutex_lock(&j->lock);
+	waitq_wake_all(&j->changed);
+	mutex_unlock(&j->lock);
+}
+
 /* Make @res, of which nothing was used, undone, if it is the last of its entry; else it is put. */
 static void res_give_back(struct journal *j, struct journal_res *res)
 {
@@ -199,6 +209,7 @@ static void res_give_back(struct journal *j, struct journal_res *res)
 		}
 		new = old + res->u64s - (1ull << state_count_shift(res->buf));
 	} while (!__atomic_compare_exchange_n(&j->state, &old, new, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE));
+	count_fell(j, new, res->buf);
 }
 
 int journal_res_wait(struct journal *j, unsigned u64s, enum watermark watermark)
@@ -251,13 +262,10 @@ void journal_res_put(struct journal *j, struct journal_res *res)
 	uint64_t s = __atomic_sub_fetch(&j->state, 1ull << state_count_shift(res->buf), __ATOMIC_ACQ_REL);
 	bool is_open_one = state_left(s) != JOURNAL_CLOSED && state_buf(s) == res->buf;
 
+	count_fell(j, s, res->buf);
 	if (!state_count(s, res->buf) && !is_open_one) {
 		mutex_lock(&j->lock);
 		waitq_wake_all(&j->write_work);
-		mutex_unlock(&j->lock);
-	} else if (state_count(s, res->buf) == JOURNAL_COUNT_MAX - 1) {
-		mutex_lock(&j->lock);
-		waitq_wake_all(&j->changed);
 		mutex_unlock(&j->lock);
 	}
 	*res = (struct journal_res){ 0 };

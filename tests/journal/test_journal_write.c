@@ -325,6 +325,67 @@ static void rings_go_round_with_pins_in_a_simulation(void **unused)
 	}
 }
 
+struct waiter {
+	struct journal *j;
+	bool gives_back, is_done;
+};
+
+static void waiter_task(void *arg)
+{
+	struct waiter *a = arg;
+	struct journal_res res;
+
+	if (a->gives_back) {
+		assert_int_equal(journal_res_wait(a->j, 4, WATERMARK_NORMAL), 0);
+	} else {
+		assert_int_equal(journal_res_get(a->j, &res, 4, WATERMARK_NORMAL, 0), 0);
+		journal_res_put(a->j, &res);
+	}
+	a->is_done = true;
+}
+
+static void crowd_main(void *arg)
+{
+	static struct journal_res held[2000];
+	struct device *devs[DEVS_MAX];
+	struct world *w = malloc(sizeof(*w));
+	struct waiter waiters[4];
+	struct task *tasks[4];
+	unsigned nr = 0;
+	int err;
+
+	world_make(w, devs, 1, 1, 64);
+	while (!(err = journal_res_get(w->j, &held[nr], 4, WATERMARK_NORMAL, JOURNAL_RES_TRY)))
+		assert_true(++nr < ARRAY_NR(held));
+	assert_int_equal(err, -EAGAIN);
+	assert_int_equal(held[nr - 1].seq, held[0].seq);
+	for (unsigned i = 0; i < ARRAY_NR(waiters); i++) {
+		waiters[i] = (struct waiter){ .j = w->j, .gives_back = i % 2 };
+		assert_int_equal(task_start(&tasks[i], "waiter", waiter_task, &waiters[i]), 0);
+	}
+	sleep_ns(1000000);
+	/* One place for them all, each after the other; the entry isn't due for long. */
+	journal_res_put(w->j, &held[--nr]);
+	sleep_ns(1000000);
+	for (unsigned i = 0; i < ARRAY_NR(waiters); i++)
+		assert_true(waiters[i].is_done);
+	while (nr)
+		journal_res_put(w->j, &held[--nr]);
+	for (unsigned i = 0; i < ARRAY_NR(waiters); i++)
+		task_join(tasks[i]);
+	journal_abort(w->j);
+	journal_free(w->j);
+	world_close(w);
+	free(w);
+}
+
+static void who_cannot_be_counted_goes_on_when_one_is_gone(void **unused)
+{
+	(void)unused;
+	for (uint64_t seed = 1; seed <= 10; seed++)
+		assert_int_equal(fiber_sim_run(&(struct fiber_sim_opts){ .seed = seed }, crowd_main, NULL, NULL), 0);
+}
+
 static void threads_share_the_open_entry(void **unused)
 {
 	struct sim sim = { .seed = 9, .dev_nr = 1, .replicas = 1, .bucket_kib = 64 };
@@ -339,6 +400,7 @@ int main(void)
 		cmocka_unit_test(what_was_flushed_is_read_back),
 		cmocka_unit_test(a_clean_shutdown_leaves_an_empty_entry),
 		cmocka_unit_test(rings_go_round_with_pins_in_a_simulation),
+		cmocka_unit_test(who_cannot_be_counted_goes_on_when_one_is_gone),
 		cmocka_unit_test(threads_share_the_open_entry),
 	};
 
