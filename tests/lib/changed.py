@@ -49,20 +49,24 @@ def stat(image, path):
     return clean(json.loads(kiln("stat", "--json", image, path).stdout)[0])
 
 
-def check(image):
-    """Is it consistent? Kiln's own check says, and upstream's where it is."""
-    kiln("check", image)
+def check(fs):
+    """Is it consistent? Kiln's own check says, and upstream's where it is. @fs: an image, or several with colons between."""
+    kiln("check", fs)
     upstream = os.environ.get("KILN_UPSTREAM")
     if not upstream:
         return
-    copy = image + ".upstream"
-    subprocess.run(["cp", "--sparse=always", image, copy], check=True)
+    images = fs.split(":")
+    copies = [image + ".upstream" for image in images]
     try:
-        p = subprocess.run([upstream, "fsck", "-n", copy], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        for image, copy in zip(images, copies):
+            subprocess.run(["cp", "--sparse=always", image, copy], check=True)
+        p = subprocess.run([upstream, "fsck", "-n", *copies], stdin=subprocess.DEVNULL, capture_output=True, text=True,
                            timeout=TIME_LIMIT)
         assert p.returncode == 0, "upstream's fsck: exit status %d: %s%s" % (p.returncode, p.stdout, p.stderr)
     finally:
-        os.unlink(copy)
+        for copy in copies:
+            if os.path.exists(copy):
+                os.unlink(copy)
 
 
 def wait_free(image):

@@ -226,7 +226,44 @@ def interrupted_it_leaves_what_it_did(work):
         assert says in text, "it was never interrupted"
 
 
-TESTS = [trees_come_back_as_they_were, what_is_in_a_directory_goes_into_another, options_of_the_format_hold_trees_too,
+def sectors_by_device(fs, data_type):
+    return {d["label"]: d["types"][data_type]["bytes"] for d in json.loads(kiln("usage", "--json", fs).stdout)["devices"]}
+
+
+def targets_say_where_things_go(work):
+    """To the group that the filesystem names, or the file; and elsewhere when there is no room."""
+    devs = {label: os.path.join(work, label) for label in ("fast.a", "fast.b", "slow.a")}
+    args = [arg for label, dev in devs.items() for arg in ("--label=" + label, dev)]
+    kiln("format", "-q", "--size", "64M", "--foreground-target=fast", "--metadata-target=fast.b", *args)
+    fs, source = ":".join(devs.values()), os.path.join(work, "source")
+
+    def put(name, size):
+        with open(source, "wb") as f:
+            f.write(os.urandom(size))
+        kiln("put", fs, source, name)
+        before[name] = open(source, "rb").read()
+
+    before = {}
+    put("/first", 20 * MIB)
+    user, nodes = sectors_by_device(fs, "user"), sectors_by_device(fs, "btree")
+    assert user["fast.a"] and user["fast.b"] and not user["slow.a"], user
+    assert sum(user.values()) == 20 * MIB, user
+    assert nodes["fast.b"] and not nodes["fast.a"] and not nodes["slow.a"], nodes
+    # A file's own target, and a directory's for what is made in it.
+    kiln("mkdir", fs, "/slow")
+    kiln("setfattr", "-n", "bcachefs.foreground_target", "-v", "slow", fs, "/slow")
+    put("/slow/file", 5 * MIB)
+    assert sectors_by_device(fs, "user") == {**user, "slow.a": 5 * MIB}, sectors_by_device(fs, "user")
+    # More than is left of the target: what is too much goes where there is room.
+    put("/second", 100 * MIB)
+    user = sectors_by_device(fs, "user")
+    assert sum(user.values()) == 125 * MIB and user["slow.a"] > 5 * MIB, user
+    for name, data in before.items():
+        assert kiln("cat", fs, name, text=False).stdout == data, name
+    changed.check(fs)
+
+
+TESTS = [targets_say_where_things_go, trees_come_back_as_they_were, what_is_in_a_directory_goes_into_another, options_of_the_format_hold_trees_too,
          the_tree_of_everything, archives_are_unpacked, archives_of_others_are_unpacked,
          archives_stay_in_their_directory, what_exists_is_replaced_only_when_asked, single_files_and_wrong_arguments,
          a_full_filesystem_is_told_once_and_stays_consistent, interrupted_it_leaves_what_it_did]
