@@ -12,14 +12,16 @@ struct invalidate_args {
 	struct allocator *a;
 	unsigned dev;
 	uint64_t bucket, time;
+	bool is_taken; /* out: it was as the LRU says, and nobody has it open */
 };
 
 static int invalidate_txn(struct btree_txn *txn, void *ctx)
 {
-	const struct invalidate_args *args = ctx;
+	struct invalidate_args *args = ctx;
 	struct alloc v;
 	int err = alloc_key_get(args->a, txn, args->dev, args->bucket, &v);
 
+	args->is_taken = false;
 	if (err || v.data_type != DATA_CACHED || v.io_time[0] != args->time ||
 	    open_bucket_is_open(args->a, args->dev, args->bucket))
 		return err;
@@ -28,6 +30,7 @@ static int invalidate_txn(struct btree_txn *txn, void *ctx)
 	v.flags &= ~(uint32_t)ALLOC_NEED_INC_GEN;
 	v.io_time[0] = alloc_clock(args->a, 0);
 	v.io_time[1] = alloc_clock(args->a, 1);
+	args->is_taken = true;
 	return alloc_key_put(txn, args->dev, args->bucket, &v, BTREE_PUT_HOOK_FLAG);
 }
 
@@ -45,32 +48,33 @@ static uint64_t buckets_wanted(struct allocator *a, unsigned dev)
 		   (uint64_t)counters_dev_buckets(&a->counters, dev, DATA_CACHED));
 }
 
-/* The first entries of the device's read LRU. Their number, or an error. */
-static int lru_read(struct allocator *a, unsigned dev, struct bpos batch[BATCH_NR])
+/* The next entries of the device's read LRU at or behind *@pos. Their number, or an error. */
+static int lru_read(struct allocator *a, unsigned dev, struct bpos *pos, struct bpos batch[BATCH_NR])
 {
 	struct btree_iter it;
 	struct bkey_ref k;
 	int found = 0, nr = 0;
 
-	btree_iter_open(&it, a->trees, BTREE_LRU, bucket_lru_pos(dev, 0, 0, 0), BTREE_ITER_ALL_SNAPSHOTS, 0);
+	btree_iter_open(&it, a->trees, BTREE_LRU, *pos, BTREE_ITER_ALL_SNAPSHOTS, 0);
 	it.end = bpos_predecessor(bucket_lru_pos(dev + 1, 0, 0, 0));
 	while (nr < BATCH_NR && (found = btree_iter_peek(&it, &k)) > 0) {
 		batch[nr++] = k.k.p;
 		btree_iter_advance(&it);
 	}
 	btree_iter_close(&it);
+	if (nr)
+		*pos = bpos_successor(batch[nr - 1]);
 	return found < 0 ? found : nr;
 }
 
-static int invalidate_dev(struct allocator *a, unsigned dev, uint64_t wanted)
+/* Of a batch, until *@wanted more have been taken back. 0 or an error. */
+static int batch_invalidate(struct allocator *a, unsigned dev, const struct bpos *batch, int nr, uint64_t *wanted)
 {
 	static const struct btree_commit_opts opts = { .name = "invalidate", .watermark = WATERMARK_BTREE_COPYGC };
 	const uint64_t low = (1ull << LRU_TIME_BITS) - 1;
-	struct bpos batch[BATCH_NR];
-	int err = btree_write_buffer_flush(a->trees);
-	int nr = err ? err : lru_read(a, dev, batch);
+	int err = 0;
 
-	for (int i = 0; i < nr && (uint64_t)i < wanted; i++) {
+	for (int i = 0; i < nr && *wanted && !err; i++) {
 		struct invalidate_args args = {
 			.a = a, .dev = dev, .bucket = batch[i].offset & low, .time = batch[i].inode & low
 		};
@@ -78,10 +82,20 @@ static int invalidate_dev(struct allocator *a, unsigned dev, uint64_t wanted)
 		if (batch[i].offset >> LRU_TIME_BITS != dev || args.bucket >= a->devs[dev].bucket_nr)
 			continue;
 		err = btree_txn_run(a->trees, &opts, invalidate_txn, &args);
-		if (err)
-			return err;
+		if (!err && args.is_taken)
+			--*wanted;
 	}
-	return min(nr, 0);
+	return err;
+}
+
+static int invalidate_dev(struct allocator *a, unsigned dev, uint64_t wanted)
+{
+	struct bpos batch[BATCH_NR], pos = bucket_lru_pos(dev, 0, 0, 0);
+	int err = btree_write_buffer_flush(a->trees), nr = 0;
+
+	while (!err && wanted && (nr = lru_read(a, dev, &pos, batch)) > 0)
+		err = batch_invalidate(a, dev, batch, nr, &wanted);
+	return err ? err : min(nr, 0);
 }
 
 int invalidate_run(struct allocator *a)

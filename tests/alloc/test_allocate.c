@@ -364,6 +364,43 @@ static void cached_buckets_are_taken_back(void **state)
 	space_close(&s);
 }
 
+/* However many of the longest unread ones somebody has open. */
+static void open_buckets_dont_hide_cached_ones(void **state)
+{
+	enum { EXTENTS = 180, OPEN = 100 };
+	static struct alloc_extent e[EXTENTS];
+	struct space s;
+	struct alloc_request req = request(1);
+	unsigned nr = 0, taken = 0;
+
+	space_open(&s, &(struct space_opts){ .dev_nr = 1, .dev_bytes = 24 * MIB });
+	discards_stop(s.allocator);
+	for (; nr < EXTENTS && !allocator_extent_get(s.allocator, &req, 256, &e[nr]); nr++) {
+		struct alloc_extent put = e[nr];
+
+		allocator_clock_add(s.allocator, false, 10);
+		put.ptrs[0].is_cached = true;
+		put_at(&s, &put, (uint64_t)nr * 256);
+		if (nr >= OPEN)
+			allocator_extent_put(s.allocator, &put);
+	}
+	assert_true(nr > OPEN + 20 && nr < EXTENTS);
+	write_points_drop(s.allocator, false);
+	assert_int_equal(invalidate_run(s.allocator), 0);
+	for (unsigned i = 0; i < nr; i++) {
+		bool is_taken = alloc_at(&s, &e[i].ptrs[0]).gen != e[i].ptrs[0].gen;
+
+		assert_false(is_taken && i < OPEN);
+		taken += is_taken;
+	}
+	assert_true(taken > 0);
+	for (unsigned i = 0; i < OPEN; i++)
+		allocator_extent_put(s.allocator, &e[i]);
+	assert_int_equal(discards_start(s.allocator), 0);
+	space_check(&s);
+	space_close(&s);
+}
+
 static void old_generations_are_forgotten(void **state)
 {
 	struct space s;
@@ -446,6 +483,7 @@ int main(void)
 		cmocka_unit_test(reservations_bound_what_is_promised),
 		cmocka_unit_test(many_empty_buckets_become_free_in_few_transactions),
 		cmocka_unit_test(cached_buckets_are_taken_back),
+		cmocka_unit_test(open_buckets_dont_hide_cached_ones),
 		cmocka_unit_test(old_generations_are_forgotten),
 		cmocka_unit_test(what_fails_in_the_background_is_told_once),
 	};
