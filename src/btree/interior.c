@@ -123,7 +123,7 @@ static int key_list_add(struct key_list *l, struct bkey_ref k, uint32_t u64s)
 	return 0;
 }
 
-/* All that @node has, journal keys included; without what @skip says, ascending. */
+/* All that @node has, journal keys included, ascending. */
 static int key_list_add_node(struct btrees *trees, struct key_list *l, const struct btree_node *node)
 {
 	const struct node_keys *keys = &node->keys;
@@ -564,18 +564,23 @@ static struct btree_node *path_writing(const struct path *path)
 
 /* --- the switch --- */
 
-static void overlay_take(struct btrees *trees, const struct btree_node *node)
+/* The journal keys that lie over @node are in the new nodes now, and in their entries until these can be reached. */
+static void overlay_take(struct interior_update *u, const struct btree_node *node)
 {
-	struct overlay_range range = overlay_range_get(&trees->overlay, node->id.btree_id, node->id.level,
+	struct journal *j = u->trees->write_opts.journal;
+	struct overlay_range range = overlay_range_get(&u->trees->overlay, node->id.btree_id, node->id.level,
 						       node->id.ptr.min_key, node->id.max_key);
 
-	for (; range.begin < range.end; range.begin++)
+	for (; overlay_range_skip(&range); range.begin++) {
+		if (j)
+			journal_pin_add(j, &u->pin, range.begin->seq, NULL);
 		atomic_store_explicit(&range.begin->is_overwritten, true, memory_order_relaxed);
+	}
 }
 
 static void node_retire(struct interior_update *u, struct btree_node *node)
 {
-	overlay_take(u->trees, node);
+	overlay_take(u, node);
 	node_set_retired(u->trees, node, &u->pin);
 }
 

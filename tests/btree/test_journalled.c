@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,6 +42,7 @@ struct world {
 	struct mutex lock;
 	uint64_t node_nr; /* ever given out */
 	bool is_failed;
+	atomic_bool is_stalled; /* nodes aren't written */
 	uint64_t sets_appended, splits;
 	struct {
 		uint64_t value;
@@ -82,6 +84,8 @@ static int node_write(void *ctx, const struct btree_ptr *p, const void *buf, siz
 {
 	struct world *w = ctx;
 
+	while (atomic_load(&w->is_stalled))
+		sleep_ns(1000 * 1000);
 	*failed = 0;
 	return device_write(w->dev, p->ptrs[0].sector * SECTOR_BYTES + offset, buf, bytes);
 }
@@ -171,6 +175,7 @@ static void world_crash(struct world *w)
 	w->sets_appended += stats.sets_appended;
 	w->splits += stats.splits;
 	journal_abort(w->j);
+	atomic_store(&w->is_stalled, false);
 	btrees_stop_write(w->trees);
 	btrees_close(w->trees);
 	journal_free(w->j);
@@ -209,18 +214,24 @@ struct put {
 	unsigned words;
 };
 
-static int put_txn(struct btree_txn *txn, void *ctx)
+static int put_unbuffered_txn(struct btree_txn *txn, void *ctx)
 {
 	const struct put *p = ctx;
 	struct bkey k = { .p = BPOS(1, p->at, UINT32_MAX), .type = p->words ? KEY_COOKIE : KEY_DELETED };
 	uint64_t value[BKEY_VALUE_U64S_MAX];
 
 	k.value_u64s = (uint8_t)p->words;
-	struct bkey set = { .p = BPOS(1, p->at, 0), .type = p->words ? KEY_SET : KEY_DELETED };
-
 	for (unsigned i = 0; i < p->words; i++)
 		value[i] = p->value + i;
-	int err = btree_txn_put(txn, ID, &k, value, 0);
+	return btree_txn_put(txn, ID, &k, value, 0);
+}
+
+static int put_txn(struct btree_txn *txn, void *ctx)
+{
+	const struct put *p = ctx;
+	struct bkey set = { .p = BPOS(1, p->at, 0), .type = p->words ? KEY_SET : KEY_DELETED };
+	int err = put_unbuffered_txn(txn, ctx);
+
 	/* Says the same, in a btree that is write-buffered. */
 	return err ? err : btree_txn_put(txn, BUFFERED_ID, &set, NULL, 0);
 }
@@ -322,6 +333,69 @@ static void rounds(void *arg)
 	}
 	world_crash(w);
 	assert_true(w->sets_appended > 0 && w->splits > 0);
+	journal_state_free(w->state);
+	super_close(w->super);
+	mutex_destroy(&w->lock);
+	free(w);
+}
+
+/* --- replay --- */
+
+/* A key of twelve words in an entry of its own. */
+static void put_flushed(struct world *w, uint64_t at)
+{
+	const struct btree_commit_opts opts = { .name = "test", .watermark = WATERMARK_NORMAL };
+	struct put p = { at, at, 12 };
+
+	assert_int_equal(btree_txn_run(w->trees, &opts, put_unbuffered_txn, &p), 0);
+	assert_int_equal(journal_flush(w->j), 0);
+}
+
+static void check_flushed(struct world *w, uint64_t nr)
+{
+	struct btree_iter it;
+	struct bkey_ref k;
+
+	btree_iter_open(&it, w->trees, ID, POS_MIN, BTREE_ITER_ALL_SNAPSHOTS, 0);
+	for (uint64_t at = 0; at < nr; at++) {
+		assert_int_equal(btree_iter_peek(&it, &k), 1);
+		assert_int_equal(k.k.p.offset, at);
+		btree_iter_advance(&it);
+	}
+	btree_iter_close(&it);
+}
+
+/*
+ * A leaf that replay splits takes along the keys that the journal has for it. They stay in the journal until the new
+ * nodes can be reached, which may take longer than replay.
+ */
+static void what_replay_splits_stays_in_the_journal(void **state)
+{
+	enum { ON_DISK = 20, IN_JOURNAL = 20 };
+	struct world *w = calloc(1, sizeof(*w));
+
+	world_make(w);
+	world_open(w);
+	for (unsigned i = 0; i < ON_DISK; i++)
+		put_flushed(w, i);
+	assert_int_equal(btrees_flush_all(w->trees), 0);
+	atomic_store(&w->is_stalled, true);
+	/* From the end: what the leaf has no room for is in older entries than what it takes before it is split. */
+	for (unsigned i = IN_JOURNAL; i--;)
+		put_flushed(w, ON_DISK + i);
+	world_crash(w);
+
+	world_open(w);
+	atomic_store(&w->is_stalled, true);
+	assert_int_equal(btrees_replay(w->trees), 0);
+	journal_replay_done(w->j);
+	put_flushed(w, 0);
+	world_crash(w);
+
+	world_open(w);
+	check_flushed(w, ON_DISK + IN_JOURNAL);
+	world_crash(w);
+	assert_true(w->splits > 0);
 	journal_state_free(w->state);
 	super_close(w->super);
 	mutex_destroy(&w->lock);
@@ -436,6 +510,7 @@ static void a_btree_shrinks_in_a_simulation(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(what_replay_splits_stays_in_the_journal),
 		cmocka_unit_test(a_btree_shrinks_with_what_is_in_it),
 		cmocka_unit_test(a_btree_shrinks_in_a_simulation),
 		cmocka_unit_test(crashes_lose_nothing_that_was_flushed),
