@@ -692,7 +692,8 @@ int btree_apply(struct btrees *trees, const struct btree_applied_key *keys, size
 
 		if (ret < 0)
 			return ret;
-		if (!ret) { /* keys above the root mean nothing (03 §8.2) */
+		if (!ret) { /* keys above the root mean nothing (03 §8.2), nor do they when it rises */
+			overlay_set_overwritten(&trees->overlay, keys->btree_id, keys->level, keys->k.k.p);
 			keys++, nr--;
 			continue;
 		}
