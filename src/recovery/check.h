@@ -61,25 +61,30 @@ enum { CHECK_PASSES_MAX = 32 };
 int check_passes_parse(const char *names, uint32_t *passes);
 
 struct quotas;
+/* What is checked: super, journal and trees always, the others where there is something. */
 struct check_target {
 	const struct super *super;
 	struct journal_state *journal;
 	struct btrees *trees;
-	const struct usage *usage; /* counters; NULL: read them, unless is_writable */
+	/*
+	 * Counters. NULL: those that the journal or the clean section has; when is_writable these are old, and none are
+	 * compared.
+	 */
+	const struct usage *usage;
 	uint64_t journal_seq_next; /* no seq at or above it can be; 0: as the journal says */
 	/*
 	 * Open read-write: what the devices say of a clean shutdown isn't looked at. No update is under way, the write
 	 * buffer is empty, and no node waits to be written for the first time.
 	 */
 	bool is_writable;
-	struct quotas *quotas; /* what is counted, all of it; NULL: nothing */
+	struct quotas *quotas; /* what has been counted of owners, all of it; NULL: it isn't compared */
 };
 
 struct check_opts {
-	uint64_t memory_bytes; /* of tables; 0: 64 MiB. At least 1 MiB */
-	uint32_t passes;       /* bit per row of the table; 0: all that aren't optional */
-	uint64_t report_max;   /* of each error this many are reported, the others counted; 0: all */
-	const struct report_sink *reports;
+	uint64_t memory_bytes;		   /* of tables; 0: 64 MiB. At least 1 MiB */
+	uint32_t passes;		   /* bit per row of the table; 0: all that aren't optional */
+	uint64_t report_max;		   /* of each error this many are reported, the others counted; 0: all */
+	const struct report_sink *reports; /* NULL: what is found is only counted */
 	/*
 	 * Called every now and then. @total 0: unknown. @position: where it is. Non-zero stops the check, and is
 	 * returned by check_run(). May be NULL.
