@@ -562,6 +562,7 @@ static int rows_of_super(struct allocator *a)
 	return err;
 }
 
+/* Those that aren't known are 0, which is for allocator_init_fresh(); nobody writes another one without counters. */
 int counters_read(struct allocator *a)
 {
 	struct counters *c = &a->counters;

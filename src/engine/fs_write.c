@@ -146,6 +146,11 @@ bool fs_write_refused(const struct kiln_fs *fs, char why[KILN_ERROR_BYTES])
 		snprintf(why, KILN_ERROR_BYTES, "its journal is incomplete: repair comes first");
 		return true;
 	}
+	/* Only who counts everything knows them, and taken as 0 they would be written down as 0. */
+	if (!journal_has_counters(fs->journal)) {
+		snprintf(why, KILN_ERROR_BYTES, "counters of its space are missing: repair comes first");
+		return true;
+	}
 	return false;
 }
 

@@ -70,8 +70,10 @@ static void usage_apply(struct journal_state *state, const struct jset_entry_dis
 {
 	uint64_t v = le64_load(jset_entry_payload(e));
 
-	if (e->btree_id == USAGE_KEY_VERSION)
+	if (e->btree_id == USAGE_KEY_VERSION) {
 		state->key_version = v;
+		state->has_key_version = true;
+	}
 	/* From 1.9 on counters are keys; what an older version left in this form is out of date (12 §5.1). */
 	if (state->super->kctx.upgrade_complete >= VERSION(1, 9))
 		return;
@@ -80,7 +82,29 @@ static void usage_apply(struct journal_state *state, const struct jset_entry_dis
 		state->has_usage = true;
 	} else if (e->btree_id == USAGE_RESERVED && e->level < ARRAY_NR(state->reserved)) {
 		state->reserved[e->level] = v;
+		state->has_reserved |= 1u << e->level;
 	}
+}
+
+/* What it says is for whoever wants to know (alloc/usage.h). */
+static void dev_usage_note(struct journal_state *state, const struct jset_entry_disk *e)
+{
+	struct jset_dev_usage u;
+
+	if (!jset_dev_usage_decode(e, &u, NULL) && u.dev < 64)
+		state->has_dev_usage |= 1ull << u.dev;
+}
+
+bool journal_has_counters(const struct journal_state *state)
+{
+	const struct super *s = state->super;
+	bool has_all = state->has_usage && state->has_key_version &&
+		       state->has_reserved == (1u << ARRAY_NR(state->reserved)) - 1;
+
+	for (unsigned i = 0; i < min(s->member_nr, 64u); i++)
+		if (s->members[i].m.exists && s->members[i].m.bucket_sectors)
+			has_all &= state->has_dev_usage >> i & 1;
+	return has_all;
 }
 
 static int sub_entry_apply(struct journal_state *state, const struct jset_entry_disk *e, const char *where)
@@ -94,6 +118,7 @@ static int sub_entry_apply(struct journal_state *state, const struct jset_entry_
 		if (bytes >= 8)
 			usage_apply(state, e);
 		return 0;
+	case JSET_ENTRY_DEV_USAGE: dev_usage_note(state, e); return 0;
 	case JSET_ENTRY_CLOCK:
 		if (bytes >= 16 && payload[0] < ARRAY_NR(state->io_clock))
 			state->io_clock[payload[0]] = le64_load(payload + 8);

@@ -66,6 +66,10 @@ struct journal_state {
 	struct btree_root roots[BTREE_NR_MAX];
 	uint64_t nr_inodes, key_version, reserved[4];
 	bool has_usage; /* usage entries were there (1.4; not from 1.9 on) */
+	/* Of the other counters of 1.4: is it there, bit per number of replicas, bit per member. */
+	bool has_key_version;
+	unsigned has_reserved;
+	uint64_t has_dev_usage;
 	uint64_t io_clock[2];
 	struct seq_range *missing; /* holes, ascending: entries that should be there */
 	size_t missing_nr;
@@ -129,6 +133,12 @@ void journal_reader_close(struct journal_reader *reader); /* NULL is allowed */
  * state->missing if it would have been. Of bad ones the bytes are given as far as they can be read. 0 or -ENOMEM.
  */
 int journal_entry_load(struct journal_reader *reader, struct journal_entry *e, const struct jset_disk **jset);
+
+/*
+ * Are the counters there that each entry of 1.4 has (03 §5.1), of all members? One that isn't reads as 0, which is not
+ * what it was. (A row of data_usage may be missing: what was marked in superblocks only is 0.)
+ */
+bool journal_has_counters(const struct journal_state *state);
 
 bool journal_seq_is_blacklisted(const struct journal_state *state, uint64_t seq);
 

@@ -17,7 +17,9 @@
 
 #include "base/sync.h"
 #include "base/util.h"
+#include "format/jset.h"
 #include "kiln/kiln.h"
+#include "super/super.h"
 
 static char folder[] = "/tmp/kiln-open-XXXXXX";
 
@@ -116,6 +118,70 @@ static void a_missing_member_is_named(void **state)
 	kiln_fs *fs;
 	assert_int_equal(kiln_open(&device, 1, &options, &fs, NULL), 0);
 	kiln_close(fs);
+}
+
+/* --- counters --- */
+
+/* Take the entries of one kind out of what a clean shutdown left. */
+static void counter_take_out(const char *path, unsigned type, unsigned id, unsigned level)
+{
+	static uint64_t kept[2][1 << 14]; /* counters, roots */
+	unsigned u64s[2] = { 0, 0 };
+	struct super_open_opts opts = { .is_write = true };
+	const struct jset_entry_disk *e;
+	struct jset_walk walk;
+	struct super *s;
+	uint64_t seq;
+
+	assert_int_equal(super_open((char *const *)&path, 1, &opts, NULL, NULL, &s), 0);
+	assert_true(sb_clean(s->sb, &seq, &walk.pos, &walk.end));
+	while (jset_walk_next(&walk, &e, NULL) > 0) {
+		unsigned is_root = e->type == JSET_ENTRY_BTREE_ROOT, nr = 1u + le16_get(e->u64s);
+
+		if (e->type == type && e->btree_id == id && e->level == level)
+			continue;
+		assert_true(u64s[is_root] + nr <= ARRAY_NR(kept[0]));
+		memcpy(&kept[is_root][u64s[is_root]], e, nr * 8);
+		u64s[is_root] += nr;
+	}
+	assert_int_equal(super_mark_clean(s, seq, kept[0], u64s[0], kept[1], u64s[1]), 0);
+	super_close(s);
+}
+
+static void without_counters_it_is_only_read(void **state)
+{
+	static const struct {
+		unsigned type, id, level;
+	} taken[] = {
+		{ JSET_ENTRY_CLOCK, 9, 0 }, /* nothing: there is none */
+		{ JSET_ENTRY_USAGE, 0, 2 }, { JSET_ENTRY_USAGE, 1, 0 },
+		{ JSET_ENTRY_USAGE, 2, 0 }, { JSET_ENTRY_DEV_USAGE, 0, 0 },
+	};
+	struct kiln_open_options options = { .struct_bytes = sizeof(options),
+					     .flags = KILN_OPEN_NO_SCAN | KILN_OPEN_WRITE };
+	const char *path = path_of("counters");
+	struct kiln_format_device dev = { .path = path, .file_bytes = 32 << 20 };
+	struct kiln_format_options format = { .struct_bytes = sizeof(format),
+					      .device_struct_bytes = sizeof(dev),
+					      .flags = KILN_FORMAT_FORCE };
+	struct kiln_stat st;
+	kiln_fs *fs;
+
+	(void)state;
+	for (unsigned i = 0; i < ARRAY_NR(taken); i++) {
+		assert_int_equal(kiln_format(&dev, 1, &format, &fs, NULL), 0);
+		assert_int_equal(kiln_shutdown(fs), 0);
+		kiln_close(fs);
+		counter_take_out(path, taken[i].type, taken[i].id, taken[i].level);
+		assert_int_equal(kiln_open(&path, 1, &options, &fs, NULL), 0);
+		const char *why = kiln_write_refused(fs);
+		if (i && (!why || !strstr(why, "counters")))
+			fail_msg("%u: %s", i, why ? why : "it is written");
+		if (!i)
+			assert_null(why);
+		assert_int_equal(kiln_lookup_path(fs, "lost+found", 0, &st), 0);
+		kiln_close(fs);
+	}
 }
 
 /* --- passphrases --- */
@@ -227,6 +293,7 @@ int main(void)
 		cmocka_unit_test(bytes_that_are_no_filesystem_are_told_as_such),
 		cmocka_unit_test(a_device_of_another_filesystem_is_refused_by_name),
 		cmocka_unit_test(a_missing_member_is_named),
+		cmocka_unit_test(without_counters_it_is_only_read),
 		cmocka_unit_test(passphrases_are_asked_for_until_one_fits),
 		cmocka_unit_test(threads_open_and_close_independently),
 	};
