@@ -22,6 +22,8 @@
 #include "base/clock.h"
 #include "base/sync.h"
 #include "base/util.h"
+#include "data/copygc.h"
+#include "engine/fs.h"
 #include "engine/whole.h"
 
 enum {
@@ -362,9 +364,122 @@ static void nobody_overwrites_what_was_appended_meanwhile(void **state)
 	unlink(path);
 }
 
+/* --- overwritten in place, and moved --- */
+
+enum { BLOCK_BYTES = 4096, PIECE_BLOCKS_MAX = 8 };
+
+/* A task has every so-many-th run of blocks of one file to itself: all lie in the same buckets. */
+struct overwriter {
+	kiln_fs *fs;
+	struct kiln_node node;
+	unsigned id;
+	uint64_t seed, runs, ops;
+	uint32_t *versions; /* of the file's blocks; 0: a hole */
+};
+
+static void block_fill(uint8_t *to, uint64_t block, uint32_t version)
+{
+	uint64_t word = (block << 32 | version) * (version != 0);
+
+	for (unsigned i = 0; i < BLOCK_BYTES; i += 8)
+		memcpy(to + i, &word, 8);
+}
+
+static uint64_t run_begin(const struct overwriter *c, uint64_t run) { return (run * TASKS + c->id) * PIECE_BLOCKS_MAX; }
+
+static void run_check(const struct overwriter *c, uint64_t run)
+{
+	uint8_t got[PIECE_BLOCKS_MAX * BLOCK_BYTES], want[BLOCK_BYTES];
+	uint64_t first = run_begin(c, run);
+
+	MUST(kiln_read(c->fs, c->node, first * BLOCK_BYTES, got, sizeof(got)) == sizeof(got));
+	for (unsigned i = 0; i < PIECE_BLOCKS_MAX; i++) {
+		block_fill(want, first + i, c->versions[first + i]);
+		MUST(!memcmp(want, got + i * BLOCK_BYTES, BLOCK_BYTES));
+	}
+}
+
+static void run_write(struct overwriter *c, uint64_t at, uint64_t nr)
+{
+	uint8_t bytes[PIECE_BLOCKS_MAX * BLOCK_BYTES];
+
+	for (uint64_t i = 0; i < nr; i++)
+		block_fill(bytes + i * BLOCK_BYTES, at + i, ++c->versions[at + i]);
+	MUST(kiln_write(c->fs, c->node, at * BLOCK_BYTES, bytes, nr * BLOCK_BYTES) == (ssize_t)(nr * BLOCK_BYTES));
+}
+
+static void overwrite_task(void *arg)
+{
+	struct overwriter *c = arg;
+	struct rng rng;
+
+	rng_init(&rng, c->seed);
+	for (uint64_t op = 0; op < c->ops; op++) {
+		uint64_t run = rng_below(&rng, c->runs), nr = 1 + rng_below(&rng, PIECE_BLOCKS_MAX);
+		uint64_t at = run_begin(c, run) + rng_below(&rng, PIECE_BLOCKS_MAX + 1 - nr);
+
+		if (rng_below(&rng, 8)) {
+			run_write(c, at, nr);
+		} else {
+			MUST(!kiln_punch(c->fs, c->node, at * BLOCK_BYTES, nr * BLOCK_BYTES));
+			memset(&c->versions[at], 0, nr * sizeof(c->versions[0]));
+		}
+		run_check(c, rng_below(&rng, c->runs));
+	}
+}
+
+static void what_is_overwritten_in_place_may_be_moved_meanwhile(void **state)
+{
+	enum { RUNS = 100, BLOCKS = RUNS * TASKS * PIECE_BLOCKS_MAX, ROUNDS_MAX = 50, MOVED_MIN = 100 };
+	uint64_t seed = seed_print();
+	struct kiln_create attr = { .mode = S_IFREG | 0644 };
+	struct overwriter c[TASKS];
+	struct copygc_stats stats = { 0 };
+	struct task *tasks[TASKS];
+	uint32_t *versions = calloc(BLOCKS, sizeof(*versions));
+	struct kiln_stat st;
+	char path[PATH_BYTES];
+	kiln_fs *fs = fresh(path, 48 << 20);
+
+	(void)state;
+	assert_int_equal(kiln_create(fs, kiln_root(fs), "file", 4, &attr, &st), 0);
+	assert_int_equal(kiln_setxattr(fs, st.node, "bcachefs.nocow", "1", 1, 0), 0);
+	for (unsigned i = 0; i < TASKS; i++) {
+		c[i] = (struct overwriter){
+			.fs = fs, .node = st.node, .id = i, .runs = RUNS, .ops = OPS, .versions = versions
+		};
+		for (uint64_t run = 0; run < RUNS; run++)
+			run_write(&c[i], run_begin(&c[i], run), PIECE_BLOCKS_MAX);
+	}
+	copygc_set_eager(fs->data);
+	for (unsigned round = 0; round < ROUNDS_MAX && stats.extents_moved < MOVED_MIN; round++) {
+		for (unsigned i = 0; i < TASKS; i++) {
+			c[i].seed = seed * TASKS + i + round * 1000;
+			assert_int_equal(task_start(&tasks[i], "overwrite", overwrite_task, &c[i]), 0);
+		}
+		for (unsigned i = 0; i < TASKS; i++)
+			task_join(tasks[i]);
+		copygc_stats(fs->data, &stats);
+	}
+	assert_true(stats.extents_moved >= MOVED_MIN);
+	assert_int_equal(kiln_shutdown(fs), 0);
+	kiln_close(fs);
+	fs = must_open(path, 0);
+	for (unsigned i = 0; i < TASKS; i++) {
+		c[i].fs = fs;
+		for (uint64_t run = 0; run < RUNS; run++)
+			run_check(&c[i], run);
+	}
+	must_be_consistent(fs);
+	kiln_close(fs);
+	unlink(path);
+	free(versions);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(what_is_overwritten_in_place_may_be_moved_meanwhile),
 		cmocka_unit_test(tasks_that_share_directories_lose_nothing),
 		cmocka_unit_test(nobody_overwrites_what_was_appended_meanwhile),
 	};
