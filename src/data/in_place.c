@@ -61,7 +61,7 @@ static bool ptr_qualifies(const struct super *s, const struct place_piece *piece
 	    !super_member_online(s, p->ptr.dev))
 		return false;
 	const struct super_member *m = &s->members[p->ptr.dev];
-	if (m->m.state != MEMBER_RW || m->dev->is_readonly || !m->m.bucket_sectors)
+	if (super_member_state(s, p->ptr.dev) != MEMBER_RW || m->dev->is_readonly || !m->m.bucket_sectors)
 		return false;
 	*at = p->ptr;
 	at->sector += p->crc.offset_sectors + (piece->begin - key_begin);
@@ -424,7 +424,7 @@ int write_in_place(struct write_op *op, const struct write_source *s, uint64_t *
 static bool must_be_flushed(struct data_writer *writer, const struct super *s, unsigned dev, uint64_t nr)
 {
 	return nr > atomic_load(&writer->in_place.flushed[dev]) && super_member_online(s, dev) &&
-	       s->members[dev].m.state != MEMBER_FAILED && !s->members[dev].dev->is_readonly;
+	       super_member_state(s, dev) != MEMBER_FAILED && !s->members[dev].dev->is_readonly;
 }
 
 static int devices_flush(struct data *data, uint64_t devs, uint64_t *failed)

@@ -45,7 +45,7 @@ static unsigned durability_of(const struct piece *p, const struct extent_ptr *pt
 {
 	const struct super *s = p->data->super;
 
-	if (ptr->is_cached || ptr->dev >= s->member_nr || s->members[ptr->dev].m.state == MEMBER_FAILED)
+	if (ptr->is_cached || ptr->dev >= s->member_nr || super_member_state(s, ptr->dev) == MEMBER_FAILED)
 		return 0;
 	return s->members[ptr->dev].m.durability;
 }

@@ -235,7 +235,7 @@ int region_decode(struct region *r, const void *value)
 /* Before 1.33 this state means that the device isn't to be used; since then, that it is being emptied. */
 static bool device_is_distrusted(const struct super *s, unsigned dev)
 {
-	return s->members[dev].m.state == MEMBER_FAILED && s->kctx.version < VERSION(1, 33);
+	return super_member_state(s, dev) == MEMBER_FAILED && s->kctx.version < VERSION(1, 33);
 }
 
 /*

@@ -159,7 +159,8 @@ static bool device_is_flushed(struct journal *j, unsigned i)
 {
 	const struct super_member *m = &j->super->members[i];
 
-	return m->dev && !m->dev->is_readonly && m->m.state != MEMBER_FAILED && !j->rings[i].is_left;
+	return m->dev && !m->dev->is_readonly && super_member_state(j->super, i) != MEMBER_FAILED &&
+	       !j->rings[i].is_left;
 }
 
 /*

@@ -101,7 +101,7 @@ static inline const struct member_geometry *check_member(const struct check *c, 
 /* Must what is on the device be right? One that failed isn't written from then on, and may have lost what it had. */
 static inline bool check_device_counts(const struct check *c, unsigned dev)
 {
-	return super_member_online(c->super, dev) && c->super->members[dev].m.state != MEMBER_FAILED;
+	return super_member_online(c->super, dev) && super_member_state(c->super, dev) != MEMBER_FAILED;
 }
 /* Bucket of a pointer; false when there is none. */
 bool check_pointer_bucket(const struct check *c, const struct extent_ptr *p, uint64_t *bucket);

@@ -108,7 +108,8 @@ bool super_write_unsupported(const struct super *s, char why[256]);
  * it was. All may be called by any thread, none while holding a lock of a room below. Switch points. ---
  *
  * Sections of the master may move meanwhile: whoever looks into them (labels, errors) beside these functions holds
- * super_lock(). Header, flags and `members` stay where they are.
+ * super_lock(). Header, flags and `members` stay where they are; whoever may run beside them reads a member's state by
+ * super_member_state(), and of the rest what doesn't change while it is open: sizes, durability, what is allowed there.
  */
 
 /* Write all superblocks as they are, with the next seq. */
@@ -141,7 +142,10 @@ int super_blacklist_add(struct super *s, uint64_t start, uint64_t end);
 int super_feature_set(struct super *s, enum sb_feature feature);
 /* Before the option has effect with this value, which may need features. Nothing but a look when they are set. */
 int super_option_features_set(struct super *s, enum option_id id, uint64_t value);
-/* Bits [lo, hi) of a member's flags (MEMBER_FLAG_*, format/sb_sections.h). */
+/*
+ * Bits [lo, hi) of a member's flags (MEMBER_FLAG_*, format/sb_sections.h): its state, and whether its freespace is
+ * initialised. Of others `members` shows what they were at open.
+ */
 int super_member_flags_set(struct super *s, unsigned dev, unsigned lo, unsigned hi, uint64_t value);
 /*
  * An online member can't be relied on any more: its state becomes "failed" in the superblocks of the others, and its
@@ -177,6 +181,12 @@ void super_error_note(struct super *s, bool is_topology);
 static inline bool super_member_online(const struct super *s, unsigned dev)
 {
 	return dev < s->member_nr && s->members[dev].dev;
+}
+
+/* MEMBER_RW and its like: the one thing of a member in use that may change at any time. */
+static inline unsigned super_member_state(const struct super *s, unsigned dev)
+{
+	return __atomic_load_n(&s->members[dev].m.state, __ATOMIC_RELAXED);
 }
 
 #endif

@@ -338,16 +338,18 @@ static int result_check(struct super_publish *p)
 	return 0;
 }
 
+/* What others read without lock isn't written, but for the state (super.h). */
 static void members_refresh(struct super *s)
 {
 	for (unsigned i = 0; i < s->member_nr; i++) {
-		struct member m;
+		struct member *now = &s->members[i].m, m;
 
 		sb_member(s->sb, i, &m);
-		if (m.flags != s->members[i].m.flags || m.last_mount != s->members[i].m.last_mount)
-			s->members[i].m = m;
-		else
-			s->members[i].m.seq = m.seq;
+		__atomic_store_n(&now->state, m.state, __ATOMIC_RELAXED);
+		now->is_freespace_initialized = m.is_freespace_initialized;
+		now->flags = m.flags;
+		now->last_mount = m.last_mount;
+		now->seq = m.seq;
 	}
 }
 

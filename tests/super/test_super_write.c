@@ -859,6 +859,21 @@ struct marker {
 	int err;
 };
 
+/* What everybody looks at without lock. */
+static void look_at_members(void *arg)
+{
+	struct marker *m = arg;
+
+	for (unsigned i = 0; i < 1000 && !m->err; i++) {
+		unsigned dev = i % 4, state = super_member_state(m->s, dev);
+
+		if (!super_member_online(m->s, dev) || m->s->members[dev].m.bucket_sectors != m->first ||
+		    (state != MEMBER_RW && state != MEMBER_RO))
+			m->err = -EIO;
+		task_yield();
+	}
+}
+
 static void mark_many(void *arg)
 {
 	struct marker *m = arg;
@@ -876,8 +891,8 @@ static void concurrent_marks_share_updates(void **state)
 {
 	struct disks d;
 	struct super *s;
-	struct task *tasks[4];
-	struct marker markers[4];
+	struct task *tasks[5];
+	struct marker markers[5];
 	struct replicas_entry e;
 	unsigned nr = 0;
 
@@ -887,11 +902,15 @@ static void concurrent_marks_share_updates(void **state)
 		markers[i] = (struct marker){ s, i * 3, 0 };
 		assert_int_equal(task_start(&tasks[i], "marker", mark_many, &markers[i]), 0);
 	}
-	for (unsigned i = 0; i < 4; i++) {
+	markers[4] = (struct marker){ s, s->members[0].m.bucket_sectors, 0 };
+	assert_int_equal(task_start(&tasks[4], "looker", look_at_members, &markers[4]), 0);
+	assert_int_equal(super_member_flags_set(s, 2, MEMBER_FLAG_STATE_LO, MEMBER_FLAG_STATE_HI, MEMBER_RO), 0);
+	assert_int_equal(super_member_flags_set(s, 2, MEMBER_FLAG_STATE_LO, MEMBER_FLAG_STATE_HI, MEMBER_RW), 0);
+	for (unsigned i = 0; i < 5; i++) {
 		task_join(tasks[i]);
 		assert_int_equal(markers[i].err, 0);
 	}
-	assert_int_equal(d.kept[0].writes, 12 * FS_COPIES);
+	assert_int_equal(d.kept[0].writes, (12 + 2) * FS_COPIES);
 	assert_int_equal(super_update(s), 0);
 	super_close(s);
 	disks_look(&d, &s);
