@@ -37,13 +37,14 @@ static int replay_journal(struct recovery *r)
 
 static int init_freespace(struct recovery *r) { return allocator_freespace_init(r->allocator); }
 
-/* One logged operation, by its number; -ENOENT when there is none at or behind *@nr. */
+/* One logged operation, by its number; -ENOENT when there is none at or behind *@nr. Those elsewhere are nobody's. */
 static int logged_op_next(struct btrees *trees, uint64_t *nr, struct bkey_copy *op)
 {
 	struct btree_iter it;
 	struct bkey_ref k;
 
 	btree_iter_open(&it, trees, BTREE_LOGGED_OPS, BPOS(0, *nr, 0), 0, 0);
+	it.end = BPOS(0, UINT64_MAX, 0);
 	int found = btree_iter_peek(&it, &k);
 	if (found > 0) {
 		*nr = k.k.p.offset;
@@ -98,15 +99,14 @@ static int resume_logged_ops(struct recovery *r)
 
 	if (is_mutant(MUTANT_LOGGED_OPS))
 		return 0;
-	while (!(err = logged_op_next(r->trees, &nr, &op))) {
+	for (; !(err = logged_op_next(r->trees, &nr, &op)); nr++) {
 		switch (op.k.k.type) {
 		case KEY_LOGGED_OP_TRUNCATE: err = resume_truncate(r, nr, op.k); break;
 		case KEY_LOGGED_OP_FINSERT: err = resume_shift(r, nr, op.k); break;
 		default: /* of newer versions: theirs to finish */ break;
 		}
-		if (err)
+		if (err || nr == UINT64_MAX)
 			return err;
-		nr++;
 	}
 	return err == -ENOENT ? 0 : err;
 }
