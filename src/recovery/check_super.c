@@ -9,6 +9,9 @@
 
 #include "recovery/check_internal.h"
 
+/* Of the device: up to sector 7, read with its neighbours, as devices with larger sectors need. */
+enum { START_BYTES = (SB_LAYOUT_SECTOR + 1) * SECTOR_BYTES };
+
 static const uint32_t features_base = 1u << SB_FEATURE_NEW_SIPHASH | 1u << SB_FEATURE_NEW_EXTENT_OVERWRITE |
 				      1u << SB_FEATURE_BTREE_PTR_V2 | 1u << SB_FEATURE_NEW_VARINT |
 				      1u << SB_FEATURE_JOURNAL_NO_FLUSH | 1u << SB_FEATURE_ALLOC_V2 |
@@ -48,15 +51,14 @@ static int check_device(struct check *c, unsigned dev)
 	const struct super_member *m = &c->super->members[dev];
 	const struct sb_layout_disk *layout = &m->sb->layout;
 	size_t bytes = (size_t)SECTOR_BYTES << min(layout->sb_max_size_bits, (uint8_t)SB_SIZE_BITS_MAX);
-	void *buf = io_buffer_alloc(bytes);
+	void *buf = io_buffer_alloc(max(bytes, (size_t)START_BYTES));
 	struct fault fault = { 0 };
 
 	if (!buf)
 		return -ENOMEM;
 	for (unsigned i = 0; i < min((unsigned)layout->nr_superblocks, (unsigned)SB_LAYOUT_COPIES_MAX); i++)
 		check_copy(c, dev, le64_get(layout->sb_offset[i]), buf, bytes);
-	/* Sector 7, read with its neighbours, as devices with larger sectors need. */
-	int err = device_read(m->dev, 0, buf, 4096);
+	int err = device_read(m->dev, 0, buf, START_BYTES);
 	const struct sb_layout_disk *stored =
 		(const struct sb_layout_disk *)((uint8_t *)buf + SB_LAYOUT_SECTOR * SECTOR_BYTES);
 	if (err || sb_layout_validate(stored, &fault))
