@@ -160,7 +160,7 @@ static int note_genbits(void *ctx, struct bkey_ref k)
 {
 	struct free_compare *w = ctx;
 
-	w->genbits_seen |= 1u << ((k.k.p.offset - 1) >> GENBITS_SHIFT & (GENBITS_NR - 1));
+	w->genbits_seen |= 1u << min((k.k.p.offset - 1) >> GENBITS_SHIFT, (uint64_t)GENBITS_NR - 1);
 	return 0;
 }
 

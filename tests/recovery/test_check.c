@@ -298,6 +298,10 @@ static void freespace_genbits(struct filesystem *f)
 
 	put(f, BTREE_FREESPACE, BPOS(0, 1ull << 56 | k.k.k.p.offset, 0), 1, KEY_SET, NULL, 0);
 }
+static void freespace_genbits_none(struct filesystem *f)
+{
+	put(f, BTREE_FREESPACE, BPOS(0, 20ull << 56 | 50, 0), 1, KEY_SET, NULL, 0);
+}
 static void freespace_no_device(struct filesystem *f) { put(f, BTREE_FREESPACE, BPOS(9, 50, 0), 1, KEY_SET, NULL, 0); }
 /* An empty bucket that was never discarded. */
 static void discard_missing(struct filesystem *f)
