@@ -163,6 +163,13 @@ static int mark_stripe(void *ctx, struct bkey_ref k)
 		devs[i] = s.ptrs[i].dev;
 		if (!b)
 			continue;
+		if (s.ptrs[i].sector % check_member(a->c, s.ptrs[i].dev)->bucket_sectors)
+			check_report_pos(a->c, CHECK_stripe_sectors_wrong, BTREE_STRIPES, k.k.p,
+					 "blocks that begin where buckets do", "block %u at sector %llu", i,
+					 (unsigned long long)s.ptrs[i].sector);
+		if (b->stripe)
+			check_report_pos(a->c, ERROR_alloc_key_stripe_wrong, BTREE_STRIPES, k.k.p,
+					 "buckets of no other stripe", "block %u in one of stripe %u", i, b->stripe);
 		if (b->flags & BUCKET_HAS_KEY && b->gen != s.ptrs[i].gen)
 			check_report_pos(a->c,
 					 gen_cmp(s.ptrs[i].gen, b->gen) > 0 ? ERROR_ptr_gen_newer_than_bucket_gen
