@@ -111,13 +111,22 @@ int check_root(struct check *c)
 static int check_subvol_root(struct check *c, const struct inode *root)
 {
 	struct bpos p = BPOS(0, root->inum, root->snapshot);
-	struct subvolume parent;
+	struct subvolume sv, parent;
 	struct bkey_copy found;
 	struct dirent e = { 0 };
 
 	if (root->subvol == SUBVOL_ROOT && root->inum == INODE_NR_ROOT)
 		return 0;
-	int n = check_subvol_lookup(c, root->parent_subvol, &parent);
+	int n = check_subvol_lookup(c, root->subvol, &sv);
+	if (n < 0)
+		return n == -ENOMEM ? n : 0;
+	if (n && sv.inode != root->inum)
+		check_report_pos(c, ERROR_inode_bi_subvol_wrong, BTREE_INODES, p, "the root of its subvolume",
+				 "bi_subvol %u, whose root is %llu", root->subvol, (unsigned long long)sv.inode);
+	/* Its deletion has begun (05 §5.3): it has no entry any more. */
+	if (n && sv.is_unlinked)
+		return 0;
+	n = check_subvol_lookup(c, root->parent_subvol, &parent);
 	if (n < 0)
 		return n == -ENOMEM ? n : 0;
 	if (!n)

@@ -1158,6 +1158,36 @@ static bool is_subvol_root(struct bkey_ref k) { return inode_of(k).subvol > 1 &&
 INODE_ROW(subvol_root_of_other, is_subvol_root, i.subvol += 70)
 INODE_ROW(subvol_in_itself, is_subvol_root, i.parent_subvol = i.subvol)
 
+/* Its deletion has begun: nothing names it any more. */
+static void subvol_unlinked(struct filesystem *f)
+{
+	struct bkey_copy k = find(BTREE_INODES, is_subvol_root), subvol;
+	struct inode root = inode_of(ref(&k));
+	struct subvolume sv;
+	uint8_t value[SUBVOLUME_BYTES];
+
+	assert_int_equal(btree_lookup(good.trees, BTREE_SUBVOLUMES, BPOS(0, root.subvol, 0), &subvol), 1);
+	subvolume_decode(subvol.k, &sv);
+	sv.is_unlinked = true;
+	subvolume_encode(&sv, value);
+	put(f, BTREE_SUBVOLUMES, subvol.k.k.p, 0, KEY_SUBVOLUME, value, sizeof(value));
+	delete (f, BTREE_DIRENTS, find_from(BTREE_DIRENTS, BPOS(root.dir, root.dir_offset, 0), NULL).k.k.p);
+	root.dir = root.dir_offset = 0;
+	put_inode(f, &root);
+}
+/* A directory that says it is the root of a subvolume, which has one. */
+static void subvol_root_twice(struct filesystem *f)
+{
+	struct bkey_copy k = find(BTREE_INODES, is_empty_dir), r = find(BTREE_INODES, is_subvol_root);
+	struct inode i = inode_of(ref(&k)), root = inode_of(ref(&r));
+
+	i.subvol = root.subvol;
+	i.parent_subvol = root.parent_subvol;
+	i.dir = root.dir;
+	i.dir_offset = root.dir_offset;
+	put_inode(f, &i);
+}
+
 static void sb_dirty(struct filesystem *f)
 {
 	struct sb_disk *sb = f->super->sb;
