@@ -1,7 +1,7 @@
 /*
  * The checker: table of passes, reports, and what passes walk with. See check.h.
  *
- * Memory: the snapshot table (64 bytes per snapshot), and a btree iterator or a few.
+ * Memory: the snapshot table (68 bytes per snapshot), and a btree iterator or a few.
  */
 #include "recovery/check.h"
 
@@ -384,24 +384,26 @@ bool check_pointer_bucket(const struct check *c, const struct extent_ptr *p, uin
 	return *bucket < m->bucket_nr;
 }
 
-bool check_snapshot_is_live(struct check *c, uint32_t id)
+uint32_t check_snapshot_view(struct check *c, uint32_t id)
 {
 	const struct snapshot *s = snapshot_table_find(&c->snapshots, id);
 
-	return s && c->is_live[container_of(s, struct snapshot_entry, s) - c->snapshots.entries];
+	return s ? c->views[container_of(s, struct snapshot_entry, s) - c->snapshots.entries] : 0;
 }
 
 /* In ascending order children come before their parents. */
-static int find_live(struct check *c)
+static int find_views(struct check *c)
 {
-	c->is_live = calloc(c->snapshots.nr + 1, sizeof(*c->is_live));
-	if (!c->is_live)
+	c->views = calloc(c->snapshots.nr + 1, sizeof(*c->views));
+	if (!c->views)
 		return -ENOMEM;
 	for (size_t i = 0; i < c->snapshots.nr; i++) {
 		const struct snapshot_entry *e = &c->snapshots.entries[i];
+		uint32_t a = check_snapshot_view(c, e->s.children[0]);
+		uint32_t b = check_snapshot_view(c, e->s.children[1]);
 
-		c->is_live[i] = !e->s.will_delete && (e->s.is_subvol || check_snapshot_is_live(c, e->s.children[0]) ||
-						      check_snapshot_is_live(c, e->s.children[1]));
+		if (!e->s.will_delete)
+			c->views[i] = e->s.is_subvol || (a && b) ? e->id : max(a, b);
 	}
 	return 0;
 }
@@ -449,7 +451,7 @@ int check_run(const struct check_target *target, const struct check_opts *opts, 
 		return -EINVAL;
 	int err = snapshot_table_read(&c.snapshots, c.trees, NULL);
 	if (!err)
-		err = find_live(&c);
+		err = find_views(&c);
 	if (!err && !target->usage)
 		err = usage_read(c.super, target->journal, c.trees, &c.usage);
 	c.has_usage = !err && !target->usage;
@@ -458,7 +460,7 @@ int check_run(const struct check_target *target, const struct check_opts *opts, 
 			err = run_pass(&c, i);
 	if (c.has_usage)
 		usage_free(&c.usage);
-	free(c.is_live);
+	free(c.views);
 	snapshot_table_free(&c.snapshots);
 	return err;
 }

@@ -25,6 +25,9 @@ struct check_version *check_owner_exact(struct check_owner *o, uint32_t s)
 
 struct check_version *check_owner_at(struct check *c, struct check_owner *o, uint32_t s)
 {
+	uint32_t view = check_snapshot_view(c, s);
+
+	s = view ? view : s;
 	for (size_t i = 0; i < o->nr; i++)
 		if (o->v[i].snapshot >= s && check_is_ancestor(c, s, o->v[i].snapshot))
 			return o->v[i].is_hole ? NULL : &o->v[i];
@@ -48,7 +51,11 @@ static int owner_add(struct check *c, struct check_owner *o, struct bkey_ref k)
 	if (!snapshot_exists(c, BTREE_INODES, &k.k))
 		return 0;
 	v.is_hole = k.k.type != KEY_INODE_V3 && k.k.type != KEY_INODE_V2 && k.k.type != KEY_INODE;
-	v.is_live = check_snapshot_is_live(c, v.snapshot);
+	v.view = check_snapshot_view(c, v.snapshot);
+	/* Versions of one chain come from its end on. */
+	for (size_t i = o->nr; v.view != v.snapshot && i-- > 0;)
+		if (o->v[i].view == v.view)
+			v.view = 0;
 	if (!v.is_hole && inode_unpack(k, &v.inode, NULL))
 		return 0;
 	if (array_grow(&o->v, &o->capacity, o->nr + 1, sizeof(*o->v)))

@@ -17,7 +17,7 @@ enum dir_state { DIR_UNKNOWN, DIR_GOOD, DIR_BAD };
 
 struct dir {
 	uint64_t inum, parent;
-	uint32_t snapshot, subvol;
+	uint32_t snapshot, view, subvol;
 	uint8_t state;
 };
 
@@ -154,13 +154,15 @@ static int dirs_begin(void *ctx, struct check_owner *o)
 		const struct check_version *v = &o->v[i];
 		int err = 0;
 
-		if (v->is_hole || !v->is_live || !S_ISDIR(v->inode.mode) || v->inode.flags & INODE_UNLINKED)
+		if (v->is_hole || !v->view || !S_ISDIR(v->inode.mode) || v->inode.flags & INODE_UNLINKED)
 			continue;
 		if (v->inode.subvol)
 			err = check_subvol_root(d->c, &v->inode);
-		struct dir dir = {
-			.inum = o->inum, .parent = v->inode.dir, .snapshot = v->snapshot, .subvol = v->inode.subvol
-		};
+		struct dir dir = { .inum = o->inum,
+				   .parent = v->inode.dir,
+				   .snapshot = v->snapshot,
+				   .view = v->view,
+				   .subvol = v->inode.subvol };
 		if (!err)
 			err = check_table_add(&d->table, &dir);
 		if (err)
@@ -197,10 +199,10 @@ static struct dir *dir_find(struct dirs *d, uint64_t inum, uint32_t s)
 /* Go the way again, and say of all on it that are in the same snapshot that they are good or bad. */
 static void mark_way(struct dirs *d, struct dir *from, enum dir_state state, uint64_t steps)
 {
-	uint32_t s = from->snapshot;
+	uint32_t s = from->view;
 
 	for (struct dir *at = from; at && steps--; at = dir_find(d, at->parent, s)) {
-		if (at->snapshot == s)
+		if (at->view == s)
 			at->state = (uint8_t)state;
 		if (at->subvol)
 			break;
@@ -212,8 +214,8 @@ static void climb(struct dirs *d, struct dir *from)
 	uint64_t steps = 0;
 	struct dir *at = from;
 
-	while (at && !at->subvol && !(at->snapshot == from->snapshot && at->state) && steps <= d->table.nr) {
-		at = dir_find(d, at->parent, from->snapshot);
+	while (at && !at->subvol && !(at->view == from->view && at->state) && steps <= d->table.nr) {
+		at = dir_find(d, at->parent, from->view);
 		steps++;
 	}
 	if (steps > d->table.nr) {

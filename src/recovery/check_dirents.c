@@ -109,7 +109,7 @@ static int dirents_key(void *ctx, struct check_owner *o, struct bkey_ref k)
 	struct dirent e;
 	int err = check_hash_key(&d->hash, o, k);
 
-	if (err || k.k.type != KEY_DIRENT || !check_snapshot_is_live(d->c, k.k.p.snapshot))
+	if (err || k.k.type != KEY_DIRENT || !check_hash_is_seen(&d->hash))
 		return err;
 	const struct check_version *v = check_owner_at(d->c, o, k.k.p.snapshot);
 	if (!v)
@@ -135,7 +135,7 @@ static int dirents_end(void *ctx, struct check_owner *o)
 		const struct check_version *v = &o->v[i];
 		struct bpos p = BPOS(0, o->inum, v->snapshot);
 
-		if (v->is_hole || !v->is_live || !S_ISDIR(v->inode.mode))
+		if (v->is_hole || !v->view || !S_ISDIR(v->inode.mode))
 			continue;
 		if (v->inode.flags & INODE_UNLINKED && v->is_found)
 			check_report_pos(d->c, ERROR_inode_dir_unlinked_but_not_empty, BTREE_INODES, p,
@@ -197,7 +197,7 @@ static void count_link(struct dirents *d, struct check_owner *o, struct bpos p, 
 
 	for (size_t i = 0; i < o->nr; i++) {
 		struct check_version *v = &o->v[i];
-		bool is_seen = !v->is_hole && link_is_seen(d, p, v->snapshot);
+		bool is_seen = !v->is_hole && v->view && link_is_seen(d, p, v->view);
 		unsigned is = v->inode.subvol ? DIRENT_TYPE_SUBVOL : v->inode.mode >> 12;
 
 		if (!is_seen && v != own)
@@ -207,7 +207,7 @@ static void count_link(struct dirents *d, struct check_owner *o, struct bpos p, 
 			v->count++;
 			v->is_found |= v->inode.dir == p.inode && v->inode.dir_offset == p.offset;
 		}
-		if (is != type && !is_told && v->is_live) {
+		if (is != type && !is_told && v->view) {
 			is_told = true;
 			check_report_pos(d->c, ERROR_dirent_d_type_wrong, BTREE_DIRENTS, p, "the type of its inode",
 					 "type %u instead of %u", type, is);
@@ -273,7 +273,7 @@ static int links_begin(void *ctx, struct check_owner *o)
 			count_link(d, o, p, type);
 	}
 	for (size_t i = 0; i < o->nr; i++)
-		if (!o->v[i].is_hole && o->v[i].is_live && !o->v[i].inode.subvol)
+		if (!o->v[i].is_hole && o->v[i].view && !o->v[i].inode.subvol)
 			check_links(d->c, &o->v[i], BPOS(0, o->inum, o->v[i].snapshot));
 	return 0;
 }

@@ -14,7 +14,7 @@
 
 /* What is remembered of the keys at one offset. */
 struct extent_version {
-	uint32_t snapshot, size;
+	uint32_t snapshot, view, size;
 	uint8_t type;
 	bool may_be_past_end; /* reservations, unwritten space */
 };
@@ -151,9 +151,8 @@ static void group_end(struct extents *e, struct check_owner *o)
 		struct check_version *v = &o->v[i];
 		const struct extent_version *seen = NULL;
 
-		for (size_t j = 0; !v->is_hole && v->is_live && !seen && j < e->nr; j++)
-			if (e->group[j].snapshot >= v->snapshot &&
-			    check_is_ancestor(e->c, v->snapshot, e->group[j].snapshot))
+		for (size_t j = 0; !v->is_hole && v->view && !seen && j < e->nr; j++)
+			if (e->group[j].snapshot >= v->view && check_is_ancestor(e->c, v->view, e->group[j].snapshot))
 				seen = &e->group[j];
 		if (seen && seen->size)
 			see(e, o, v, seen, &is_told_past, &is_told_overlap);
@@ -173,16 +172,28 @@ static int extents_begin(void *ctx, struct check_owner *o)
 	return 0;
 }
 
+/* Does anything see a key at the offset of the group? In its chain another may be nearer. */
+static bool is_seen(const struct extents *e, const struct extent_version *x)
+{
+	for (size_t i = 0; x->view != x->snapshot && i < e->nr; i++)
+		if (e->group[i].view == x->view)
+			return false;
+	return x->view;
+}
+
 static int extents_key(void *ctx, struct check_owner *o, struct bkey_ref k)
 {
 	struct extents *e = ctx;
-	struct extent_version x = { .snapshot = k.k.p.snapshot, .size = k.k.size, .type = k.k.type };
+	struct extent_version x = { .snapshot = k.k.p.snapshot,
+				    .view = check_snapshot_view(e->c, k.k.p.snapshot),
+				    .size = k.k.size,
+				    .type = k.k.type };
 	struct check_version *v;
 
 	if (e->nr && e->offset != k.k.p.offset)
 		group_end(e, o);
 	e->offset = k.k.p.offset;
-	if (!key_type_is_whiteout(k.k.type) && k.k.type != KEY_COOKIE && check_snapshot_is_live(e->c, x.snapshot)) {
+	if (!key_type_is_whiteout(k.k.type) && k.k.type != KEY_COOKIE && is_seen(e, &x)) {
 		check_extent_key(e->c, BTREE_EXTENTS, k, &x.may_be_past_end);
 		x.may_be_past_end |= k.k.type == KEY_RESERVATION;
 		v = check_owner_at(e->c, o, x.snapshot);
@@ -192,7 +203,7 @@ static int extents_key(void *ctx, struct check_owner *o, struct bkey_ref k)
 		if (!S_ISREG(v->inode.mode) && !S_ISLNK(v->inode.mode))
 			return check_report_pos(e->c, ERROR_extent_in_non_reg_inode, BTREE_EXTENTS, k.k.p,
 						"a file or symbolic link", "mode %o", v->inode.mode);
-		if (v->snapshot != x.snapshot)
+		if (v->view != x.view)
 			check_report_pos(e->c, CHECK_extent_without_inode_version, BTREE_EXTENTS, k.k.p,
 					 "an inode key in its snapshot", "the nearest in snapshot %u", v->snapshot);
 	}
@@ -210,8 +221,8 @@ static int extents_end(void *ctx, struct check_owner *o)
 	for (size_t i = 0; i < o->nr; i++) {
 		const struct check_version *v = &o->v[i];
 
-		if (!v->is_hole && v->is_live && !(v->inode.flags & INODE_SECTORS_DIRTY) &&
-		    v->sum != v->inode.sectors && check_is_whole(e->c, CHECK_BTREE(BTREE_EXTENTS)))
+		if (!v->is_hole && v->view && !(v->inode.flags & INODE_SECTORS_DIRTY) && v->sum != v->inode.sectors &&
+		    check_is_whole(e->c, CHECK_BTREE(BTREE_EXTENTS)))
 			check_report_pos(e->c, ERROR_inode_i_sectors_wrong, BTREE_INODES, BPOS(0, o->inum, v->snapshot),
 					 "the sectors of its extents", "%llu instead of %llu",
 					 (unsigned long long)v->inode.sectors, (unsigned long long)v->sum);

@@ -88,7 +88,7 @@ static void check_entry(struct check_hash *h, struct check_owner *o, const struc
 
 	if (k->slot == k->offset)
 		return;
-	if (is_duplicate(h, k, v->snapshot))
+	if (is_duplicate(h, k, v->view))
 		check_report_pos(h->c, ERROR_hash_table_key_duplicate, h->btree_id, p, "each name once",
 				 "the name twice, in snapshot %u", v->snapshot);
 	else if (k->slot > k->offset || k->slot < v->run_start)
@@ -109,7 +109,7 @@ static void slot_end(struct check_hash *h, struct check_owner *o)
 	for (size_t i = 0; i < o->nr; i++) {
 		struct check_version *v = &o->v[i];
 		const struct check_hash_key *k =
-			v->is_hole || !v->is_live ? NULL : key_seen(h->c, h->keys, h->nr, v->snapshot);
+			v->is_hole || !v->view ? NULL : key_seen(h->c, h->keys, h->nr, v->view);
 
 		if (!k || !k->is_occupied)
 			continue;
@@ -149,6 +149,17 @@ int check_hash_key(struct check_hash *h, struct check_owner *o, struct bkey_ref 
 		return -ENOMEM;
 	h->keys[h->nr++] = key;
 	return 0;
+}
+
+bool check_hash_is_seen(const struct check_hash *h)
+{
+	uint32_t s = h->keys[h->nr - 1].snapshot, view = check_snapshot_view(h->c, s);
+
+	/* In its chain another key may be nearer. */
+	for (size_t i = 0; view != s && i + 1 < h->nr; i++)
+		if (check_snapshot_view(h->c, h->keys[i].snapshot) == view)
+			return false;
+	return view;
 }
 
 void check_hash_end(struct check_hash *h, struct check_owner *o) { slot_end(h, o); }

@@ -29,6 +29,8 @@ struct check_hash {
 /* For each inode: begin, its keys in order, end. */
 void check_hash_begin(struct check_hash *h, struct check_owner *o);
 int check_hash_key(struct check_hash *h, struct check_owner *o, struct bkey_ref k);
+/* Does anything see the key that was added last? */
+bool check_hash_is_seen(const struct check_hash *h);
 void check_hash_end(struct check_hash *h, struct check_owner *o);
 void check_hash_free(struct check_hash *h);
 

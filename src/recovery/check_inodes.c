@@ -44,7 +44,7 @@ static int inode_begin(void *ctx, struct check_owner *o)
 		struct check_version *v = &o->v[i];
 
 		v->is_found = false;
-		if (v->is_hole)
+		if (v->is_hole || !v->view)
 			continue;
 		check_version(c, v);
 		if (first && (first->inode.hash_seed != v->inode.hash_seed ||

@@ -28,7 +28,7 @@ struct check {
 	bool has_usage;
 	struct usage usage;
 	struct snapshot_table snapshots;
-	bool *is_live;			       /* of each of its entries */
+	uint32_t *views;		       /* of each of its entries: check_snapshot_view() */
 	uint64_t damaged;		       /* bit per btree with unreadable nodes */
 	uint32_t features_used, features_told; /* bits, of extents */
 	uint64_t keys[BTREE_NR_MAX];	       /* of each btree, about: for progress */
@@ -112,8 +112,11 @@ static inline bool check_is_ancestor(struct check *c, uint32_t id, uint32_t ance
 {
 	return id == ancestor || snapshot_is_ancestor(&c->snapshots, id, ancestor);
 }
-/* Does anything see this snapshot: is it neither deleted nor waiting for that? */
-bool check_snapshot_is_live(struct check *c, uint32_t id);
+/*
+ * The snapshot that sees what is in this one: itself, or, where deletions have left a chain that will be made one (05
+ * §6), the last of it, in which keys have begun to gather. 0: nothing sees it, it is deleted or waits for that.
+ */
+uint32_t check_snapshot_view(struct check *c, uint32_t id);
 
 /* --- by inode (check_by_inode.c) --- */
 
@@ -121,8 +124,8 @@ bool check_snapshot_is_live(struct check *c, uint32_t id);
 struct check_version {
 	struct inode inode;
 	uint32_t snapshot;
-	bool is_hole; /* no inode here: a whiteout, or what is left of a deleted one */
-	bool is_live; /* its snapshot is */
+	bool is_hole;  /* no inode here: a whiteout, or what is left of a deleted one */
+	uint32_t view; /* of its snapshot; 0 also when another version in its chain is nearer */
 	/* for the passes */
 	uint64_t sum, end;
 	uint32_t count;
@@ -134,7 +137,6 @@ struct check_owner {
 	uint64_t inum;
 	struct check_version *v; /* ascending snapshots */
 	size_t nr, capacity;
-	bool is_lost; /* part of its keys couldn't be read */
 };
 /* The inode that snapshot @s sees, or NULL. */
 struct check_version *check_owner_at(struct check *c, struct check_owner *o, uint32_t s);

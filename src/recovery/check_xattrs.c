@@ -15,10 +15,11 @@ static int xattrs_key(void *ctx, struct check_owner *o, struct bkey_ref k)
 {
 	struct check_hash *h = ctx;
 
-	if (k.k.type == KEY_XATTR && check_snapshot_is_live(h->c, k.k.p.snapshot) &&
-	    !check_owner_at(h->c, o, k.k.p.snapshot))
+	int err = check_hash_key(h, o, k);
+
+	if (!err && k.k.type == KEY_XATTR && check_hash_is_seen(h) && !check_owner_at(h->c, o, k.k.p.snapshot))
 		check_report_pos(h->c, ERROR_xattr_in_missing_inode, BTREE_XATTRS, k.k.p, "an inode", "none");
-	return check_hash_key(h, o, k);
+	return err;
 }
 
 static int xattrs_end(void *ctx, struct check_owner *o)

@@ -1188,6 +1188,63 @@ static void subvol_root_twice(struct filesystem *f)
 	put_inode(f, &i);
 }
 
+static bool is_in_leaf(struct bkey_ref k)
+{
+	struct bkey_copy s;
+
+	assert_int_equal(btree_lookup(good.trees, BTREE_SNAPSHOTS, BPOS(0, k.k.p.snapshot, 0), &s), 1);
+	return snapshot_of(ref(&s)).is_subvol;
+}
+static bool is_file_in_leaf(struct bkey_ref k) { return is_file(k) && is_in_leaf(k); }
+static void move_to_snapshot(struct filesystem *f, unsigned btree, struct bkey_copy k, uint32_t snapshot)
+{
+	delete (f, btree, k.k.k.p);
+	k.k.k.p.snapshot = snapshot;
+	put_key(f, btree, &k);
+}
+/*
+ * Deletions have left a chain of two snapshots, which is being made one: some of the inodes are in the lower one by
+ * now, while what belongs to them is not; and of one there is a version that nothing sees.
+ */
+static void snapshot_chain(struct filesystem *f)
+{
+	struct bkey_copy file = find(BTREE_INODES, is_file_in_leaf), k;
+	uint32_t upper = file.k.k.p.snapshot, lower = find(BTREE_SNAPSHOTS, NULL).k.k.p.offset - 1;
+	uint8_t value[SNAPSHOT_BYTES], subvol_value[SUBVOLUME_BYTES];
+	struct subvolume sv;
+
+	assert_int_equal(btree_lookup(good.trees, BTREE_SNAPSHOTS, BPOS(0, upper, 0), &k), 1);
+	struct snapshot above = snapshot_of(k.k), below = above;
+	below.parent = upper;
+	below.depth++;
+	for (unsigned i = 0; i < 3; i++)
+		below.skip[i] = upper;
+	above.is_subvol = false;
+	above.subvol = 0;
+	above.children[0] = lower;
+	snapshot_encode(&above, value);
+	put(f, BTREE_SNAPSHOTS, BPOS(0, upper, 0), 0, KEY_SNAPSHOT, value, sizeof(value));
+	snapshot_encode(&below, value);
+	put(f, BTREE_SNAPSHOTS, BPOS(0, lower, 0), 0, KEY_SNAPSHOT, value, sizeof(value));
+	assert_int_equal(btree_lookup(good.trees, BTREE_SUBVOLUMES, BPOS(0, below.subvol, 0), &k), 1);
+	subvolume_decode(k.k, &sv);
+	sv.snapshot = lower;
+	subvolume_encode(&sv, subvol_value);
+	put(f, BTREE_SUBVOLUMES, k.k.k.p, 0, KEY_SUBVOLUME, subvol_value, sizeof(subvol_value));
+
+	move_to_snapshot(f, BTREE_INODES, file, lower);
+	struct inode i = inode_of(ref(&file));
+	k = find_from(BTREE_INODES, BPOS(0, i.dir, upper), NULL);
+	assert_true(k.k.k.p.offset == i.dir && k.k.k.p.snapshot == upper);
+	struct inode dir = inode_of(ref(&k));
+	dir.nlink += 7;
+	put_inode(f, &dir);
+	dir.nlink -= 7;
+	dir.snapshot = lower;
+	put_inode(f, &dir);
+	f->journal->nr_inodes++;
+}
+
 static void sb_dirty(struct filesystem *f)
 {
 	struct sb_disk *sb = f->super->sb;
