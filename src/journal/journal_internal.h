@@ -44,7 +44,7 @@ enum {
 	JOURNAL_ENTRY_BYTES_MIN = 64 << 10,
 	JOURNAL_ENTRY_BYTES_MAX = 4 << 20,
 	JOURNAL_SEQS_MAX = 32768,	   /* what next seq - last_seq is held below (03 §5.3), but after a crash */
-	JOURNAL_REPLAY_SEQS_MAX = 1 << 20, /* to be replayed; room for their pins is needed */
+	JOURNAL_REPLAY_SEQS_MAX = 1 << 16, /* to be replayed that are pinned each for itself; what is older is as one */
 	JOURNAL_COPIES_MAX = 4,
 	JOURNAL_GROUP_DEPTH_MAX = 64, /* what is deeper is no valid label */
 	JOURNAL_ROOT_U64S_MAX = 15,
@@ -140,6 +140,8 @@ struct journal {
 	uint64_t pin_nr;
 	uint64_t pin_front; /* last_seq of an entry that were closed now, if that is not below it */
 	unsigned pin_waiters;
+	uint64_t folded_front; /* the list of this seq stands for all from folded_seq on too; 0: none does */
+	uint64_t folded_seq;
 	uint64_t replay_seq;	      /* entries from here on are to be replayed; 0: done */
 	struct journal_pin *flushing; /* whose flush function is running */
 	const void *flushing_task;    /* in which task */

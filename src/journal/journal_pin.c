@@ -2,7 +2,9 @@
  * Pins: which entries must stay replayable.
  *
  * One list per seq, in an array that is used as a ring and grows when the distance between the oldest and the newest
- * entry does. pin_front moves up when the lists at its end are empty and their entries written.
+ * entry does. pin_front moves up when the lists at its end are empty and their entries written. After a crash any
+ * number of entries may be to be replayed; memory for lists is bounded, so those that are far back share the list of
+ * one seq, and all are pinned as long as one of them is.
  *
  * Reclaim calls a pin's flush function without the lock; meanwhile nobody may free the pin, so who drops it waits until
  * the call is over. (The one exception is the call itself.) The call is like a lock: it may take what comes after it in
@@ -20,6 +22,8 @@ enum {
 	ASK_AGAIN_NS = 10000000,
 };
 
+/* The seq in whose list those of @seq are. */
+static uint64_t pin_seq(const struct journal *j, uint64_t seq) { return max(seq, j->folded_front); }
 static struct journal_pin_list *pin_list(struct journal *j, uint64_t seq) { return &j->pins[seq & (j->pin_nr - 1)]; }
 
 static void list_init(struct journal_pin_list *l) { l->head.next = l->head.prev = &l->head; }
@@ -68,8 +72,11 @@ int journal_pins_init(struct journal *j)
 {
 	uint64_t nr = PINS_MIN;
 
-	if (j->seq_next - j->pin_front > JOURNAL_REPLAY_SEQS_MAX)
-		return -ENOMEM;
+	if (j->seq_next - j->pin_front > JOURNAL_REPLAY_SEQS_MAX) {
+		j->folded_seq = j->pin_front;
+		j->folded_front = j->pin_front = j->seq_next - JOURNAL_REPLAY_SEQS_MAX;
+		j->replay_seq = pin_seq(j, j->replay_seq);
+	}
 	while (nr < j->seq_next - j->pin_front + 1)
 		nr *= 2;
 	return pins_resize(j, nr);
@@ -102,11 +109,12 @@ int journal_pins_grow(struct journal *j, uint64_t seq)
 uint64_t journal_last_seq(struct journal *j, uint64_t seq)
 {
 	front_advance(j);
-	return min(j->pin_front, seq);
+	return min(j->pin_front == j->folded_front ? j->folded_seq : j->pin_front, seq);
 }
 
 bool journal_has_pins(struct journal *j, uint64_t seq)
 {
+	seq = pin_seq(j, seq);
 	for (uint64_t s = j->pin_front; s <= seq && s < j->seq_next; s++)
 		if (!list_is_empty(pin_list(j, s)))
 			return true;
@@ -116,7 +124,7 @@ bool journal_has_pins(struct journal *j, uint64_t seq)
 bool journal_is_pinned(struct journal *j, uint64_t seq)
 {
 	mutex_lock(&j->lock);
-	bool is_pinned = (j->replay_seq && j->replay_seq <= seq) || journal_has_pins(j, seq);
+	bool is_pinned = (j->replay_seq && j->replay_seq <= pin_seq(j, seq)) || journal_has_pins(j, seq);
 	mutex_unlock(&j->lock);
 	return is_pinned;
 }
@@ -124,6 +132,7 @@ bool journal_is_pinned(struct journal *j, uint64_t seq)
 static void pin_put(struct journal *j, struct journal_pin *pin, uint64_t seq,
 		    void (*flush)(struct journal *, struct journal_pin *, uint64_t))
 {
+	seq = pin_seq(j, seq);
 	assert(seq >= j->pin_front && seq < j->seq_next);
 	pin->seq = seq;
 	pin->flush = flush;
@@ -188,6 +197,7 @@ uint64_t journal_pins_ask(struct journal *j, uint64_t seq)
 {
 	uint64_t asked = 0;
 
+	seq = pin_seq(j, seq);
 	for (uint64_t s = j->pin_front; s <= seq && s < j->seq_next; s = max(s + 1, j->pin_front)) {
 		uint64_t nr = 0;
 

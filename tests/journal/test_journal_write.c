@@ -24,6 +24,7 @@ struct world {
 	struct super *super;
 	struct journal *j;
 	struct journal_state *state;
+	uint64_t seq_next; /* without state; 0: 1 */
 	uint64_t tail_seq; /* newest that the tail was asked for */
 	unsigned flushed_calls;
 	int failed;
@@ -60,7 +61,7 @@ static void journal_open(struct world *w)
 	struct journal_opts opts = {
 		.super = w->super,
 		.state = w->state,
-		.seq_next = w->state ? w->state->seq_next : 1,
+		.seq_next = w->state ? w->state->seq_next : max(w->seq_next, (uint64_t)1),
 		.seq_pinned = w->state && !w->state->was_clean ? w->state->seq_last
 			      : w->state		       ? w->state->seq_next
 							       : 1,
@@ -379,6 +380,42 @@ static void crowd_main(void *arg)
 	free(w);
 }
 
+/* In bounded memory: those that are far back are pinned as long as one of them is. */
+static void any_number_of_entries_can_be_replayed(void **unused)
+{
+	struct journal_pin old = { 0 }, young = { 0 };
+	struct device *devs[DEVS_MAX];
+	struct journal_usage u;
+	struct world *w = malloc(sizeof(*w));
+
+	(void)unused;
+	world_make(w, devs, 1, 1, 128);
+	journal_abort(w->j);
+	journal_free(w->j);
+	w->seq_next = 100000000;
+	journal_open(w);
+	assert_true(journal_is_pinned(w->j, 1));
+	journal_pin_add(w->j, &old, 12345, NULL);
+	journal_pin_add(w->j, &young, w->seq_next - 5, NULL);
+	for (unsigned i = 0; i < 3; i++) {
+		assert_int_equal(commit(w, 1, WATERMARK_RECLAIM, 0), 0);
+		assert_int_equal(journal_flush(w->j), 0);
+		journal_usage(w->j, &u);
+		assert_true(u.last_seq_ondisk == (i < 2 ? 1 : w->seq_next - 5));
+		if (!i)
+			journal_replay_done(w->j);
+		assert_int_equal(journal_is_pinned(w->j, 1000), i < 2);
+		if (i == 1)
+			journal_pin_drop(w->j, &old);
+	}
+	journal_pin_drop(w->j, &young);
+	assert_false(journal_is_pinned(w->j, w->seq_next - 1));
+	journal_abort(w->j);
+	journal_free(w->j);
+	world_close(w);
+	free(w);
+}
+
 static void who_cannot_be_counted_goes_on_when_one_is_gone(void **unused)
 {
 	(void)unused;
@@ -400,6 +437,7 @@ int main(void)
 		cmocka_unit_test(what_was_flushed_is_read_back),
 		cmocka_unit_test(a_clean_shutdown_leaves_an_empty_entry),
 		cmocka_unit_test(rings_go_round_with_pins_in_a_simulation),
+		cmocka_unit_test(any_number_of_entries_can_be_replayed),
 		cmocka_unit_test(who_cannot_be_counted_goes_on_when_one_is_gone),
 		cmocka_unit_test(threads_share_the_open_entry),
 	};
