@@ -6,7 +6,11 @@
  * now, and leaves the record for the journal entry it went into; records of one entry are put together where there is
  * room. When the journal writes entry N, the records of all entries up to N are folded into the base, which is what the
  * entry says. So an entry holds the state after the transactions before and in it, and nothing later.
+ *
+ * An entry has room for the rows that there were when it was opened, and TAIL_ROWS_SPARE more. Who needs a row beyond
+ * closes it before he commits, so what an entry has no room for can't have changed in it: it is empty there.
  */
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,7 +22,7 @@
 
 enum {
 	RECORD_SPARE = 64,    /* more deltas than those of the transaction that made it */
-	TAIL_ROWS_SPARE = 32, /* rows that can come between asking for the size of an entry's tail and writing it */
+	TAIL_ROWS_SPARE = 32, /* rows that can come into use while an entry is open */
 	AVAIL_NUM = 64,
 	AVAIL_DEN = 65,
 };
@@ -234,6 +238,22 @@ static int row_counter(struct counters *c, const struct usage_replicas *e)
 	return counter;
 }
 
+/* Let the transaction that counts in this row be in an entry that has room for it. */
+static void row_make_room(struct allocator *a, unsigned row)
+{
+	struct counters *c = &a->counters;
+
+	if (row < atomic_load(&c->tail_row_nr) + TAIL_ROWS_SPARE || !a->journal)
+		return;
+	mutex_lock(&c->lock);
+	size_t row_nr = c->row_nr;
+	mutex_unlock(&c->lock);
+	journal_entry_close(a->journal);
+	mutex_lock(&c->lock);
+	atomic_store(&c->tail_row_nr, max(atomic_load(&c->tail_row_nr), row_nr));
+	mutex_unlock(&c->lock);
+}
+
 static int prepare_rows(struct allocator *a, struct btree_txn *txn, struct alloc_txn *t)
 {
 	for (size_t i = 0; i < t->row_nr; i++) {
@@ -244,6 +264,7 @@ static int prepare_rows(struct allocator *a, struct btree_txn *txn, struct alloc
 		int counter = row_counter(&a->counters, &t->rows[i].entry);
 		if (counter < 0)
 			return counter;
+		row_make_room(a, (unsigned)counter - COUNTER_ROWS);
 		err = alloc_txn_count(txn, (unsigned)counter, t->rows[i].delta);
 		if (err)
 			return err;
@@ -502,9 +523,11 @@ unsigned allocator_journal_tail(struct allocator *a, uint64_t seq, void *at, uns
 	for (size_t i = 0; i < c->row_nr; i++) {
 		size_t bytes = 8 + (size_t)round_up_u64(row_bytes(&c->rows[i].entry), 8);
 
-		/* Rows that came while the entry was open, more than were allowed for: empty ones may be left out. */
-		if (bytes > left || (!c->rows[i].base && left < (size_t)TAIL_ROWS_SPARE * ROW_BYTES_MAX))
+		/* Rows are in order of coming: those that have no room are empty in this entry. */
+		if (bytes > left) {
+			assert(!c->rows[i].base);
 			continue;
+		}
 		left -= bytes;
 		p = row_put(p, &c->rows[i]);
 	}
@@ -521,6 +544,7 @@ unsigned allocator_journal_tail_u64s_max(struct allocator *a)
 {
 	size_t u64s = FIXED_U64S + dev_u64s(a);
 
+	/* Called when an entry is to be opened: with what row_make_room() says, it will have room. */
 	mutex_lock(&a->counters.lock);
 	for (size_t i = 0; i < a->counters.row_nr; i++)
 		u64s += 1 + (size_t)div_round_up_u64(row_bytes(&a->counters.rows[i].entry), 8);
@@ -585,7 +609,10 @@ int counters_read(struct allocator *a)
 	for (size_t i = 0; !err && i < u.replicas_nr; i++)
 		err = row_add(c, &u.replicas[i], u.replicas[i].sectors);
 	usage_free(&u);
-	return err ? err : rows_of_super(a);
+	if (!err)
+		err = rows_of_super(a);
+	atomic_store(&c->tail_row_nr, c->row_nr);
+	return err;
 }
 
 int allocator_init_fresh(struct allocator *a)

@@ -66,6 +66,7 @@ struct counters {
 	int64_t now[COUNTER_ROWS], base[COUNTER_ROWS];
 	struct counter_row *rows;
 	size_t row_nr, row_max;
+	atomic_size_t tail_row_nr;	/* entries opened from now on have room for so many, and TAIL_ROWS_SPARE more */
 	struct counter_record *records; /* committed and not folded, in no order */
 	uint64_t online_reserved;	/* sectors promised to running operations */
 };

@@ -9,7 +9,7 @@
 #include "device/device.h"
 #include "journal/journal_internal.h"
 
-enum { NS_PER_MS = 1000000, CLEAN_TAIL_U64S_MAX = 64 << 10 };
+enum { NS_PER_MS = 1000000, TAIL_U64S_MAX = JOURNAL_ENTRY_BYTES_MAX / 8 };
 
 /* --- starting --- */
 
@@ -58,9 +58,8 @@ static int journal_init(struct journal *j, const struct journal_opts *opts)
 	j->flushed_ns = clock_monotonic_ns();
 	roots_take(j, opts->state);
 	j->last_roots_max = BTREE_NR_MAX * (1 + BKEY_U64S_MAX);
-	j->last_tail_max = CLEAN_TAIL_U64S_MAX;
 	j->last_roots = malloc((size_t)j->last_roots_max * 8);
-	j->last_tail = malloc((size_t)j->last_tail_max * 8);
+	j->last_tail = malloc((size_t)TAIL_U64S_MAX * 8); /* of which only what is used takes memory */
 	if (!j->last_roots || !j->last_tail)
 		return -ENOMEM;
 	int err = journal_rings_init(j, opts->state);

@@ -48,8 +48,6 @@ enum {
 	JOURNAL_COPIES_MAX = 4,
 	JOURNAL_GROUP_DEPTH_MAX = 64, /* what is deeper is no valid label */
 	JOURNAL_ROOT_U64S_MAX = 15,
-	/* Replicas entries that may be added between opening an entry and writing it. */
-	JOURNAL_TAIL_SLACK_U64S = 128,
 };
 
 static inline unsigned state_left(uint64_t s) { return (unsigned)(s & 0xfffff); }
@@ -149,7 +147,7 @@ struct journal {
 	/* The writer's own. */
 	struct journal_root roots[BTREE_NR_MAX];
 	uint64_t *last_roots, *last_tail;
-	unsigned last_roots_u64s, last_tail_u64s, last_roots_max, last_tail_max;
+	unsigned last_roots_u64s, last_tail_u64s, last_roots_max;
 
 	struct task *writer, *reclaimer;
 	struct journal_usage stats; /* counters of it */

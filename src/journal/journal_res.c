@@ -17,7 +17,7 @@ unsigned journal_reserved_u64s(struct journal *j)
 {
 	/* A btree that has no root yet may get one in this entry, but then it's a reservation that brings it. */
 	return HEADER_U64S + (BTREE_NR_1_4 + j->unknown_root_nr) * JOURNAL_ROOT_U64S_MAX +
-	       j->ops.tail_u64s_max(j->ops.ctx) + JOURNAL_TAIL_SLACK_U64S;
+	       j->ops.tail_u64s_max(j->ops.ctx);
 }
 
 void journal_close_entry(struct journal *j)
@@ -36,6 +36,13 @@ void journal_close_entry(struct journal *j)
 	buf->is_closed = true;
 	journal_space_update(j);
 	waitq_wake_all(&j->write_work);
+}
+
+void journal_entry_close(struct journal *j)
+{
+	mutex_lock(&j->lock);
+	journal_close_entry(j);
+	mutex_unlock(&j->lock);
 }
 
 /* Room for an entry in @buf, whose content is no longer needed. Without memory what it has may do for @needed bytes. */

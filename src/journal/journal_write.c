@@ -92,8 +92,8 @@ static void tail_complete(struct journal *j, struct journal_buf *buf, unsigned *
 	unsigned used = j->ops.tail(j->ops.ctx, buf->seq, at, room);
 
 	assert(used <= room);
-	j->last_tail_u64s = min(used, j->last_tail_max);
-	memcpy(j->last_tail, at, (size_t)j->last_tail_u64s * 8);
+	j->last_tail_u64s = used;
+	memcpy(j->last_tail, at, (size_t)used * 8);
 	*u64s += used;
 }
 

@@ -13,7 +13,7 @@
 
 #include <cmocka.h>
 
-#include "alloc/allocator.h"
+#include "alloc/internal.h"
 #include "base/clock.h"
 #include "base/sanitizer.h"
 #include "base/util.h"
@@ -25,7 +25,7 @@
 
 enum {
 	RANDOM_OPS = KILN_SANITIZED ? 50 : 150,
-	DEVS_MAX = 2,
+	DEVS_MAX = 8,
 	FILES = 3,
 	FILE_BYTES_MAX = 3 << 20,
 	INUM_FIRST = 5000,
@@ -1193,6 +1193,55 @@ static void a_bucket_that_is_emptied_twice_waits_for_the_flush(void **state)
 	world_close(&w, true);
 }
 
+struct set_count {
+	uint8_t devs[DEVS_MAX];
+	unsigned nr;
+};
+
+static int set_count_txn(struct btree_txn *txn, void *ctx)
+{
+	const struct set_count *set = ctx;
+
+	uint64_t inum = INUM_FIRST;
+	int err = inode_make(txn, &inum); /* what changes nothing isn't committed */
+
+	return err ? err : alloc_txn_count_replicas(txn, DATA_USER, 1, set->devs, set->nr, 8);
+}
+
+/* As many as come in use in one journal entry: after a crash each is counted. */
+static void every_new_set_of_devices_is_counted(void **state)
+{
+	static const struct btree_commit_opts opts = { .name = "test", .watermark = WATERMARK_NORMAL };
+	struct journal_state *journal;
+	struct usage usage;
+	unsigned made = 0, counted = 0;
+	struct world w;
+
+	world_open(&w, 9, 8, "block_size=4k", 4096);
+	assert_int_equal(journal_flush(w.fs->journal_writer), 0);
+	for (unsigned mask = 1; mask < 1u << w.dev_nr; mask++) {
+		struct set_count set = { .nr = 0 };
+
+		for (unsigned dev = 0; dev < w.dev_nr; dev++)
+			if (mask >> dev & 1)
+				set.devs[set.nr++] = (uint8_t)dev;
+		if (set.nr < 2 || set.nr > 4)
+			continue;
+		assert_int_equal(btree_txn_run(w.fs->trees, &opts, set_count_txn, &set), 0);
+		made++;
+	}
+	assert_int_equal(journal_flush(w.fs->journal_writer), 0);
+	assert_int_equal(journal_read(w.fs->super, &(struct journal_read_opts){ 0 }, &journal), 0);
+	assert_int_equal(usage_read(w.fs->super, journal, w.fs->trees, &usage), 0);
+	for (size_t i = 0; i < usage.replicas_nr; i++)
+		counted += usage.replicas[i].nr_devs > 1 && usage.replicas[i].data_type == DATA_USER &&
+			   usage.replicas[i].sectors == 8;
+	assert_int_equal(counted, made);
+	usage_free(&usage);
+	journal_state_free(journal);
+	world_close(&w, true);
+}
+
 static void what_is_wrong_is_refused(void **state)
 {
 	struct world w;
@@ -1215,6 +1264,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(short_tails_are_inline_and_grow_out_of_it),
 		cmocka_unit_test(what_is_wrong_is_refused),
+		cmocka_unit_test(every_new_set_of_devices_is_counted),
 		cmocka_unit_test(promised_space_reads_as_zeroes_and_is_a_hole),
 		cmocka_unit_test(zeroing_keeps_the_space),
 		cmocka_unit_test(promised_space_is_kept_for_who_has_it),
