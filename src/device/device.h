@@ -8,7 +8,9 @@
  *
  * A flush covers the writes that were complete when it was submitted, whichever group they belonged to. When one fails,
  * nobody knows which of them are there, and asking again would only seem to tell: a kernel reports it once. So from
- * then on every flush of the device fails, whoever asks, until it is opened anew.
+ * then on every flush of the device fails, whoever asks, until it is opened anew. Of several at a time any may be the
+ * one that is told; so one that went well is given back when all that it overlapped have ended, and fails if one of
+ * them did. A group that has flushes gives them back when all of its I/O is done: wait for it, and for nothing else.
  *
  * A group may have I/O to any mix of devices. All file devices share one io_uring per group, borrowed from a pool when
  * the group first needs it and given back when nothing is in flight any more.
@@ -55,6 +57,7 @@ struct device_io {
 	struct io_group *group;
 	uint64_t submitted_ns;
 	uint64_t due_ns;			/* io_done_at() */
+	unsigned flush_slot;			/* its bit in flushes_open */
 	void (*complete)(struct device_io *io); /* of an I/O that a wrapper made; NULL: goes to the group */
 };
 
@@ -92,6 +95,8 @@ struct device {
 	bool is_readonly;
 	bool is_direct;
 	bool has_failed_flush;		    /* atomic: no flush succeeds any more */
+	uint64_t flushes_begun;		    /* atomic: how many ever were */
+	uint64_t flushes_open;		    /* atomic: a bit for each whose end isn't known yet */
 	uint64_t read_latency_ns;	    /* moving average; updated without locks, used to choose replicas */
 	uint64_t read_errors, write_errors; /* since open */
 };

@@ -26,7 +26,11 @@ struct bounce {
 	struct device_io *parent;
 };
 
+enum { FLUSH_SLOT_NR = 64, FLUSH_POLL_NS = 50000 };
+
 static int flush_check(const struct device *dev);
+static void flush_begin(struct device_io *io);
+static void flush_settle(struct device_io *io);
 static int io_check(const struct device_io *io);
 static bool io_is_aligned(const struct device_io *io);
 static void io_start(struct device_io *io);
@@ -59,9 +63,11 @@ void io_submit(struct io_group *group, struct device_io *io)
 	bool has_nothing_to_do = io->op == DEVICE_FLUSH ? io->dev->is_readonly : !io->len_bytes;
 	if (err || has_nothing_to_do)
 		io_finish(io, err);
-	else if (io_is_aligned(io))
+	else if (io_is_aligned(io)) {
+		if (io->op == DEVICE_FLUSH)
+			flush_begin(io);
 		io_start(io);
-	else if (io->op == DEVICE_READ)
+	} else if (io->op == DEVICE_READ)
 		bounce_start(io);
 	else
 		io_finish(io, -EINVAL);
@@ -81,6 +87,12 @@ struct device_io *io_group_next(struct io_group *group)
 {
 	while (!group->done_first && group->in_flight)
 		group_progress(group, 1, true);
+	/* While others may wait for its own, it must not wait for theirs. */
+	if (group->done_first && group->done_first->op == DEVICE_FLUSH) {
+		while (group->in_flight)
+			group_progress(group, group->in_flight, false);
+		flush_settle(group->done_first);
+	}
 	if (!group->in_flight)
 		group_drop_ring(group);
 
@@ -126,6 +138,8 @@ void io_done(struct device_io *io, int err)
 	if (!err)
 		io->done_bytes = io->len_bytes;
 	io_account(io, err);
+	if (io->op == DEVICE_FLUSH && !io->complete)
+		__atomic_fetch_and(&io->dev->flushes_open, ~(1ull << io->flush_slot), __ATOMIC_ACQ_REL);
 	io_finish(io, err);
 }
 
@@ -149,6 +163,41 @@ void io_done_at(struct device_io *io, int err, uint64_t due_ns)
 static int flush_check(const struct device *dev)
 {
 	return __atomic_load_n(&dev->has_failed_flush, __ATOMIC_ACQUIRE) ? -EIO : 0;
+}
+
+/* Take a bit of the device. They go round, so that who waits for one isn't kept by its next user. */
+static void flush_begin(struct device_io *io)
+{
+	uint64_t *open = &io->dev->flushes_open, old = __atomic_load_n(open, __ATOMIC_ACQUIRE);
+	unsigned first = __atomic_fetch_add(&io->dev->flushes_begun, 1, __ATOMIC_RELAXED) % FLUSH_SLOT_NR;
+
+	do {
+		while (!~old) {
+			sleep_ns(FLUSH_POLL_NS);
+			old = __atomic_load_n(open, __ATOMIC_ACQUIRE);
+		}
+		io->flush_slot = first;
+		while (old >> io->flush_slot & 1)
+			io->flush_slot = (io->flush_slot + 1) % FLUSH_SLOT_NR;
+	} while (!__atomic_compare_exchange_n(open, &old, old | 1ull << io->flush_slot, false, __ATOMIC_ACQ_REL,
+					      __ATOMIC_ACQUIRE));
+}
+
+/*
+ * A flush has ended. If it went well, the failure of another one that was under way meanwhile may not have come to
+ * light yet: its owner has it, or will see it soon, and waits for nothing but his I/O.
+ */
+static void flush_settle(struct device_io *io)
+{
+	const struct device *dev = io->dev;
+	uint64_t others = __atomic_load_n(&dev->flushes_open, __ATOMIC_ACQUIRE);
+
+	while (!io->err && others) {
+		sleep_ns(FLUSH_POLL_NS);
+		others &= __atomic_load_n(&dev->flushes_open, __ATOMIC_ACQUIRE);
+	}
+	if (!io->err)
+		io->err = flush_check(dev);
 }
 
 /* Whether the device can be asked to do this at all. */

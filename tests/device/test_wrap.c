@@ -243,6 +243,80 @@ static void flush_can_fail(void **state)
 	device_close(dev);
 }
 
+/* A device that flushes late: the nth ends after so long, so. */
+struct late {
+	struct device dev;
+	unsigned nr;
+	uint64_t takes_ns[2];
+	int err[2];
+};
+
+static void late_submit(struct device *dev, struct device_io *io)
+{
+	struct late *late = container_of(dev, struct late, dev);
+	unsigned n = late->nr++;
+
+	io_done_at(io, late->err[n], clock_monotonic_ns() + late->takes_ns[n]);
+}
+
+static const struct device_ops late_ops = { .kind = "late", .submit = late_submit };
+
+struct flusher {
+	struct late *late; /* two */
+	int err[2];
+};
+
+static void flusher_task(void *arg)
+{
+	struct flusher *f = arg;
+	struct device_io ios[2];
+	struct io_group group;
+
+	io_group_init(&group);
+	for (unsigned i = 0; i < 2; i++) {
+		ios[i] = (struct device_io){ .op = DEVICE_FLUSH, .dev = &f->late[i].dev };
+		io_submit(&group, &ios[i]);
+	}
+	for (struct device_io *io; (io = io_group_next(&group));)
+		f->err[io - ios] = io->err;
+}
+
+/* Two tasks flush two devices at a time; of each device the one flush ends early and well, the other late. */
+static void flushes_overlap(void *arg)
+{
+	struct late late[2];
+	struct flusher flushers[2];
+	struct task *tasks[2];
+
+	for (unsigned i = 0; i < 2; i++)
+		late[i] = (struct late){ .dev = { .ops = &late_ops, .name = "late" },
+					 .takes_ns = { i ? 3000000 : 1000000, i ? 1000000 : 3000000 },
+					 .err = { 0, 0 } };
+	late[0].err[1] = *(const int *)arg;
+	for (unsigned i = 0; i < 2; i++) {
+		flushers[i] = (struct flusher){ .late = late };
+		assert_int_equal(task_start(&tasks[i], "flusher", flusher_task, &flushers[i]), 0);
+	}
+	for (unsigned i = 0; i < 2; i++)
+		task_join(tasks[i]);
+	for (unsigned i = 0; i < 2; i++) {
+		assert_int_equal(flushers[i].err[0], *(const int *)arg);
+		assert_int_equal(flushers[i].err[1], 0);
+	}
+	assert_int_equal(late[0].dev.flushes_open | late[1].dev.flushes_open, 0);
+}
+
+static void a_flush_that_failed_fails_those_it_overlapped(void **state)
+{
+	(void)state;
+	for (uint64_t seed = 1; seed <= 8; seed++) {
+		int err = seed % 2 ? -EIO : 0;
+
+		assert_int_equal(fiber_sim_run(&(struct fiber_sim_opts){ .seed = seed }, flushes_overlap, &err, NULL),
+				 0);
+	}
+}
+
 static void bit_flip_hits_one_bit_inside_its_range(void **state)
 {
 	struct device *dev = fault_open(test_seed());
@@ -447,6 +521,7 @@ int main(void)
 		cmocka_unit_test(error_hits_its_range_and_operation_only),
 		cmocka_unit_test(failed_write_does_not_reach_the_device_below),
 		cmocka_unit_test(flush_can_fail),
+		cmocka_unit_test(a_flush_that_failed_fails_those_it_overlapped),
 		cmocka_unit_test(bit_flip_hits_one_bit_inside_its_range),
 		cmocka_unit_test(short_read_is_eio_and_says_how_much_came),
 		cmocka_unit_test(latency_delays_one_io_and_no_other),
