@@ -332,7 +332,8 @@ static int node_load_here(struct btrees *trees, struct cache_shard *shard, struc
 	mutex_lock(&shard->lock);
 	node->keys = keys;
 	node->generation = generation;
-	node->log_sectors = node->id.ptr.sectors_written;
+	/* What is read ends with a set, and these are made of blocks. */
+	node->log_sectors = (uint32_t)round_up_u64(node->id.ptr.sectors_written, trees->opts.kctx->block_sectors);
 	node->err = err;
 	node->bytes = bytes;
 	node->state = err ? NODE_FAILED : NODE_READY;
