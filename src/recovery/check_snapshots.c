@@ -42,6 +42,9 @@ static int check_tree(void *ctx, struct bkey_ref k)
 	if (!root || root->parent || root->tree != k.k.p.offset)
 		return check_report_pos(c, ERROR_snapshot_tree_to_missing_snapshot, BTREE_SNAPSHOT_TREES, k.k.p,
 					"a root snapshot that is in this tree", "%u", t.root_snapshot);
+	/* All of it waits for its deletion; its subvolumes are gone. */
+	if (!check_snapshot_view(c, t.root_snapshot))
+		return 0;
 	int n = check_subvol_lookup(c, t.master_subvol, &sv);
 	if (n < 0)
 		return lookup_failed(n);

@@ -1175,6 +1175,30 @@ static void subvol_unlinked(struct filesystem *f)
 	root.dir = root.dir_offset = 0;
 	put_inode(f, &root);
 }
+/* It was the only one of its tree, which waits for its deletion now. */
+static bool is_sole_subvol_root(struct bkey_ref k)
+{
+	struct bkey_copy s;
+
+	assert_int_equal(btree_lookup(good.trees, BTREE_SNAPSHOTS, BPOS(0, k.k.p.snapshot, 0), &s), 1);
+	return is_subvol_root(k) && !snapshot_of(ref(&s)).parent && !snapshot_of(ref(&s)).children[0];
+}
+static void tree_dead(struct filesystem *f)
+{
+	struct bkey_copy k = find(BTREE_INODES, is_sole_subvol_root), snapshot;
+	struct inode root = inode_of(ref(&k));
+	uint8_t value[SNAPSHOT_BYTES];
+
+	assert_int_equal(btree_lookup(good.trees, BTREE_SNAPSHOTS, BPOS(0, root.snapshot, 0), &snapshot), 1);
+	struct snapshot s = snapshot_of(snapshot.k);
+	s.will_delete = true;
+	s.is_subvol = false;
+	s.subvol = 0;
+	snapshot_encode(&s, value);
+	put(f, BTREE_SNAPSHOTS, snapshot.k.k.p, 0, KEY_SNAPSHOT, value, sizeof(value));
+	delete (f, BTREE_SUBVOLUMES, BPOS(0, root.subvol, 0));
+	delete (f, BTREE_DIRENTS, find_from(BTREE_DIRENTS, BPOS(root.dir, root.dir_offset, 0), NULL).k.k.p);
+}
 /* A directory that says it is the root of a subvolume, which has one. */
 static void subvol_root_twice(struct filesystem *f)
 {
