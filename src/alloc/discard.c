@@ -298,6 +298,7 @@ bool discards_wait(struct allocator *a, uint64_t seen, uint64_t move_devs)
 	bool is_in_time = true;
 
 	task_may_wait_for(move_devs ? TASK_COPYGC : TASK_DISCARD);
+	background_need(btrees_background(a->trees));
 	mutex_lock(&d->lock);
 	/* A pass that is under way may have been past what could be gained; one that begins from here on is for us too.
 	 */
@@ -324,6 +325,7 @@ bool discards_wait(struct allocator *a, uint64_t seen, uint64_t move_devs)
 	}
 	bool has_freed = d->freed_nr != seen;
 	mutex_unlock(&d->lock);
+	background_need_end(btrees_background(a->trees));
 	return has_freed;
 }
 

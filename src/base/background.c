@@ -7,7 +7,8 @@ void background_init(struct background *b)
 {
 	mutex_init(&b->lock);
 	waitq_init(&b->changed);
-	b->inside = b->paused = 0;
+	b->inside = b->paused = b->needed = 0;
+	b->begun_nr = 0;
 }
 
 void background_destroy(struct background *b)
@@ -20,9 +21,10 @@ void background_destroy(struct background *b)
 void background_enter(struct background *b)
 {
 	mutex_lock(&b->lock);
-	while (b->paused)
+	while (b->paused && !b->needed)
 		waitq_wait(&b->changed, &b->lock);
 	b->inside++;
+	b->begun_nr++;
 	mutex_unlock(&b->lock);
 }
 
@@ -52,4 +54,28 @@ void background_resume(struct background *b)
 	if (!--b->paused)
 		waitq_wake_all(&b->changed);
 	mutex_unlock(&b->lock);
+}
+
+void background_need(struct background *b)
+{
+	mutex_lock(&b->lock);
+	b->needed++;
+	waitq_wake_all(&b->changed);
+	mutex_unlock(&b->lock);
+}
+
+void background_need_end(struct background *b)
+{
+	mutex_lock(&b->lock);
+	assert(b->needed);
+	b->needed--;
+	mutex_unlock(&b->lock);
+}
+
+uint64_t background_begun_nr(struct background *b)
+{
+	mutex_lock(&b->lock);
+	uint64_t nr = b->begun_nr;
+	mutex_unlock(&b->lock);
+	return nr;
 }

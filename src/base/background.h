@@ -4,6 +4,9 @@
  *
  * Pausing waits for a moment when no piece is being done; until then others are still begun, since one that is being
  * done may wait for them. It is for times when little goes on: under load that moment may be long in coming.
+ *
+ * Somebody may need what is done there all the same, space for instance. As long as he says so the pause is lifted: who
+ * paused it can tell that something was begun meanwhile, and try again.
  */
 #ifndef KILN_BASE_BACKGROUND_H
 #define KILN_BASE_BACKGROUND_H
@@ -13,7 +16,8 @@
 struct background {
 	struct mutex lock;
 	struct waitq changed;
-	unsigned inside, paused; /* how many are */
+	unsigned inside, paused, needed; /* how many are */
+	uint64_t begun_nr;		 /* pieces, ever */
 };
 
 void background_init(struct background *b);
@@ -26,5 +30,10 @@ void background_leave(struct background *b);
 /* Several may pause it; it goes on when each has resumed it. Never from inside. Switch points. */
 void background_pause(struct background *b);
 void background_resume(struct background *b);
+/* Around a wait for what is done there. Not switch points. */
+void background_need(struct background *b);
+void background_need_end(struct background *b);
+/* Pieces that have been begun, ever. */
+uint64_t background_begun_nr(struct background *b);
 
 #endif

@@ -69,17 +69,35 @@ static void result_fill(struct kiln_check_result *out, const struct check_result
 }
 
 /*
+ * Everything is in the nodes, and the background is paused. To flush may need space, and so somebody in the background:
+ * then the pause was lifted, and what he did must be flushed too. Each time less is left.
+ */
+static int flush_and_pause(kiln_fs *fs)
+{
+	struct background *background = btrees_background(fs->trees);
+
+	for (;;) {
+		int err = btrees_flush_all(fs->trees);
+
+		background_pause(background);
+		uint64_t begun_nr = background_begun_nr(background);
+		if (!err)
+			err = btrees_flush_all(fs->trees);
+		if (err || background_begun_nr(background) == begun_nr)
+			return err;
+		background_resume(background);
+	}
+}
+
+/*
  * What is in memory only goes to the nodes, and the counters come from where they are kept. The background is paused
- * before they are read, so that they are still those of the keys when these have been counted. Only after a first
- * flush: that may need space, and so somebody in the background. (Merges of nodes are waited for by a flush.)
+ * before they are read, so that they are still those of the keys when these have been counted. (Merges of nodes are
+ * waited for by a flush.)
  */
 static int settle(kiln_fs *fs, struct check_target *target, struct usage *usage)
 {
-	int err = btrees_flush_all(fs->trees);
+	int err = flush_and_pause(fs);
 
-	background_pause(btrees_background(fs->trees));
-	if (!err)
-		err = btrees_flush_all(fs->trees);
 	if (!err)
 		err = allocator_usage(fs->allocator, usage);
 	if (err)

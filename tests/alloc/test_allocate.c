@@ -319,6 +319,37 @@ static void many_empty_buckets_become_free_in_few_transactions(void **state)
 	space_close(&s);
 }
 
+/* It is on his behalf then. */
+static void who_waits_for_a_bucket_lifts_a_pause_of_the_background(void **state)
+{
+	enum { EXTENTS = 200 };
+	static struct alloc_extent e[EXTENTS];
+	struct space s;
+	struct alloc_request req = request(1);
+	unsigned nr = 0;
+
+	space_open(&s, &(struct space_opts){ .dev_nr = 1, .dev_bytes = 24 * MIB });
+	background_pause(btrees_background(s.trees));
+	for (; nr < EXTENTS && !allocator_extent_get(s.allocator, &req, 256, &e[nr]); nr++) {
+		struct alloc_extent put = e[nr];
+
+		put_at(&s, &e[nr], nr * 256ull);
+		allocator_extent_put(s.allocator, &put);
+	}
+	assert_true(nr > 20 && nr < EXTENTS);
+	for (unsigned i = 0; i < nr; i++)
+		remove_at(&s, i * 256ull, 256);
+	uint64_t begun_nr = background_begun_nr(btrees_background(s.trees));
+	req.can_wait = true;
+	assert_int_equal(allocator_extent_get(s.allocator, &req, 256, &e[0]), 0);
+	assert_true(background_begun_nr(btrees_background(s.trees)) > begun_nr);
+	allocator_extent_put(s.allocator, &e[0]);
+	background_resume(btrees_background(s.trees));
+	write_points_drop(s.allocator, false);
+	space_check(&s);
+	space_close(&s);
+}
+
 static void cached_buckets_are_taken_back(void **state)
 {
 	enum { EXTENTS = 200 };
@@ -482,6 +513,7 @@ int main(void)
 		cmocka_unit_test(nodes_find_room_when_data_doesnt),
 		cmocka_unit_test(reservations_bound_what_is_promised),
 		cmocka_unit_test(many_empty_buckets_become_free_in_few_transactions),
+		cmocka_unit_test(who_waits_for_a_bucket_lifts_a_pause_of_the_background),
 		cmocka_unit_test(cached_buckets_are_taken_back),
 		cmocka_unit_test(open_buckets_dont_hide_cached_ones),
 		cmocka_unit_test(old_generations_are_forgotten),
