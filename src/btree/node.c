@@ -422,7 +422,8 @@ static void replicas_report(struct node_reader *r, int good)
 	for (unsigned i = 0; i < r->p->ptr.ptr_nr; i++) {
 		int err = r->results[i].err;
 
-		if (!err || (int)i == good)
+		/* That there was no memory to read it says nothing about it. */
+		if (!err || (int)i == good || err == -ENOMEM)
 			continue;
 		/* Replicas are equal bytes: when the one that serves lacks keys, another isn't worse for that. */
 		if (r->bad_key_nr && r->results[i].is_partial)

@@ -259,6 +259,15 @@ static void a_read_that_lacked_memory_is_tried_again(void **state)
 	check_complete(&t);
 	assert_int_equal(t.f.reports[REPORT_DAMAGE], 0);
 	tree_free(&t);
+
+	/* Or another replica serves, which says nothing against the first. */
+	tree_make(&t, 4, 2);
+	t.f.dev_err[0] = -ENOMEM;
+	tree_open(&t);
+	check_complete(&t);
+	assert_int_equal(t.f.reports[REPORT_RECOVERED] + t.f.reports[REPORT_DAMAGE], 0);
+	assert_int_equal(t.f.bad_replicas, 0);
+	tree_free(&t);
 }
 
 static void sets_that_are_missing_make_a_node_unreadable(void **state)
