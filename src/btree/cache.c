@@ -7,7 +7,7 @@
  *	loading		the task that wanted it first is reading it; the others wait
  *	ready		guarded by its own lock, until it is evicted
  *	failed		no replica could be read; remembered, so that it isn't tried again, and evicted like others. A
- * read that failed for want of memory is tried again by the next task that comes.
+ * read that failed for want of memory, or may succeed by now, is tried again by the next task that comes.
  *
  * Budget. What a read can need at most is reserved before it starts and given back, down to what the node takes, when
  * it ends. A task that finds no room evicts; if that isn't enough, it waits for another read under way to end; if there
@@ -308,7 +308,7 @@ struct btree_node *node_ref(struct btrees *trees, const struct node_ptr *p, bool
 			goto out;
 		shard_insert(shard, bucket, node);
 		*must_load = true;
-	} else if (node->state == NODE_FAILED && node->err == -ENOMEM) {
+	} else if (node->state == NODE_FAILED && node->may_retry) {
 		node->state = NODE_LOADING;
 		*must_load = true;
 	}
@@ -335,6 +335,7 @@ static int node_load_here(struct btrees *trees, struct cache_shard *shard, struc
 	/* What is read ends with a set, and these are made of blocks. */
 	node->log_sectors = (uint32_t)round_up_u64(node->id.ptr.sectors_written, trees->opts.kctx->block_sectors);
 	node->err = err;
+	node->may_retry = err == -ENOMEM;
 	node->bytes = bytes;
 	node->state = err ? NODE_FAILED : NODE_READY;
 	waitq_wake_all(&shard->loaded);
@@ -362,6 +363,19 @@ int node_load(struct btrees *trees, struct btree_node *node, bool must_load)
 	if (err)
 		node_put(node);
 	return err;
+}
+
+void cache_forget_failures(struct btrees *trees)
+{
+	for (unsigned i = 0; i < CACHE_SHARD_NR; i++) {
+		struct cache_shard *shard = &trees->cache.shards[i];
+
+		mutex_lock(&shard->lock);
+		struct btree_node *node = shard->hand;
+		for (size_t k = 0; k < shard->node_nr; k++, node = node->clock_next)
+			node->may_retry = true;
+		mutex_unlock(&shard->lock);
+	}
 }
 
 void cache_insert(struct btrees *trees, struct btree_node *node)

@@ -183,8 +183,9 @@ struct btree_node {
 	 */
 	struct node_ptr id;
 	struct btrees *trees;
-	enum { NODE_LOADING, NODE_READY, NODE_FAILED } state; /* guarded by the shard's lock, final but for -ENOMEM */
+	enum { NODE_LOADING, NODE_READY, NODE_FAILED } state; /* guarded by the shard's lock, final but for may_retry */
 	int err;
+	bool may_retry;	       /* NODE_FAILED: who comes next reads it again; guarded by the shard's lock */
 	struct six_lock lock;  /* guards the members below, down to `bytes` */
 	struct node_keys keys; /* NODE_READY */
 	uint32_t generation;
@@ -250,6 +251,8 @@ static inline void node_get_again(struct btree_node *node)
 {
 	atomic_fetch_add_explicit(&node->refs, 1, memory_order_relaxed);
 }
+/* Nodes that couldn't be read are read again by who comes next. */
+void cache_forget_failures(struct btrees *trees);
 /* Put a new node into the cache, which has one reference. */
 void cache_insert(struct btrees *trees, struct btree_node *node);
 /* A node that isn't in the cache yet; NULL: no memory. */
@@ -542,6 +545,11 @@ void write_failed(struct btrees *trees, int err);
  */
 int node_replicas_drop(struct btrees *trees, struct btree_node *node, unsigned failed);
 int write_error(struct btrees *trees);
+/*
+ * What is done to write nodes back has failed with @err: should it be tried again? Only errors of reading may pass, and
+ * then this waits a little, longer each time. *@tries is 0 at first. No lock is held. Switch point.
+ */
+bool write_retry(struct btrees *trees, int err, unsigned *tries);
 
 /* --- merge.c --- */
 

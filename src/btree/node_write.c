@@ -15,6 +15,10 @@
  * A node whose log has no room for the set is replaced (interior.c), which needs no set: all that was dirty goes into
  * the new node. What can't be written now is deferred until node_write_kick(): new nodes and their parents before their
  * interior update is committed, and nodes to be replaced while there is another interior update.
+ *
+ * All of that reads nodes: parents, and what the triggers of pointers change. Where one can't be read nothing is lost
+ * yet, since what is dirty stays so and pinned; so it is tried again for some seconds, in case it passes. An error that
+ * lasts is the end of writing: without its pins going the journal would fill up, and everybody would wait for good.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -27,6 +31,7 @@
 #include "format/btree_node_write.h"
 
 enum { BATCH_MAX = 16, DIRTY_MIN = 8, DEFER_NS = 100 * 1000 * 1000, THROTTLE_NS = DEFER_NS };
+enum { RETRIES_MAX = 6, RETRY_NS = 50 * 1000 * 1000 }; /* the last one after 1.6 s, all in all 3.2 */
 
 /* --- the list --- */
 
@@ -180,6 +185,15 @@ void node_write_throttle(struct btrees *trees)
 }
 
 int write_error(struct btrees *trees) { return trees->write ? atomic_load(&trees->write->err) : 0; }
+
+bool write_retry(struct btrees *trees, int err, unsigned *tries)
+{
+	if (err != -EIO || *tries == RETRIES_MAX || write_error(trees))
+		return false;
+	sleep_ns((uint64_t)RETRY_NS << (*tries)++);
+	cache_forget_failures(trees);
+	return true;
+}
 
 void write_failed(struct btrees *trees, int err)
 {
@@ -390,7 +404,13 @@ static int batch_commit(struct set_batch *b)
 		.flags = BTREE_COMMIT_NO_SPLIT,
 	};
 
-	return btree_txn_run(b->trees, &opts, batch_txn, b);
+	unsigned tries = 0;
+	int err;
+
+	do {
+		err = btree_txn_run(b->trees, &opts, batch_txn, b);
+	} while (err && write_retry(b->trees, err, &tries));
+	return err;
 }
 
 /* Replicas that lack the set are no good any more. */
@@ -498,8 +518,12 @@ static unsigned batch_pick(struct write_state *w, struct btree_node **nodes)
 /* A node whose log is full. */
 static void node_replace_full(struct btrees *trees, struct btree_node *node)
 {
-	int err = interior_replace(trees, node, INTERIOR_REWRITE, WATERMARK_RECLAIM, false);
+	unsigned tries = 0;
+	int err;
 
+	do {
+		err = interior_replace(trees, node, INTERIOR_REWRITE, WATERMARK_RECLAIM, false);
+	} while (err && write_retry(trees, err, &tries));
 	if (err == -EAGAIN || err == -ENOMEM)
 		node_defer(trees, node);
 	else if (err)

@@ -9,7 +9,7 @@
 
 #include "base/clock.h"
 #include "base/sync.h"
-#include "btree/txn.h"
+#include "btree/internal.h"
 #include "format/version.h"
 
 enum { NODE_BYTES = 4096, ID = BTREE_XATTRS };
@@ -237,6 +237,71 @@ static void count_task(void *arg)
 	}
 }
 
+/* --- errors that pass --- */
+
+static struct {
+	int (*read)(void *ctx, const struct btree_ptr *p, unsigned replica, void *buf, size_t bytes);
+	atomic_uint fail_nr; /* so many reads fail, the next ones */
+} flaky;
+
+static int flaky_read(void *ctx, const struct btree_ptr *p, unsigned replica, void *buf, size_t bytes)
+{
+	unsigned nr = atomic_load(&flaky.fail_nr);
+
+	while (nr && !atomic_compare_exchange_weak(&flaky.fail_nr, &nr, nr - 1))
+		;
+	return nr ? -EIO : flaky.read(ctx, p, replica, buf, bytes);
+}
+
+/* All that nobody holds. */
+static void evict(struct volume *v)
+{
+	uint64_t bytes_max = v->trees->cache.bytes_max;
+
+	v->trees->cache.bytes_max = 0;
+	cache_shrink(v->trees);
+	cache_shrink(v->trees);
+	v->trees->cache.bytes_max = bytes_max;
+}
+
+/* Where the nodes above one that is written back can't be read for a moment, both when it is appended to and replaced.
+ */
+static void an_error_that_passes_does_not_end_writing(void **state)
+{
+	enum { SPREAD = 500, ROUNDS = 12 };
+	struct btrees_write_stats before, after;
+	struct btree_iter it;
+	struct bkey_ref k;
+	struct volume v;
+
+	volume_open(&v, 64 << 20);
+	for (unsigned i = 0; i < SPREAD; i++)
+		put(&v, i, i, 50);
+	assert_int_equal(btrees_flush_all(v.trees), 0);
+	assert_true(btree_root_level(v.trees, ID) > 0);
+	flaky.read = v.trees->opts.backend.read;
+	v.trees->opts.backend.read = flaky_read;
+	btrees_write_stats(v.trees, &before);
+	for (unsigned round = 0; round < ROUNDS; round++) {
+		put(&v, 100, round, 50);
+		evict(&v);
+		atomic_store(&flaky.fail_nr, 1);
+		assert_int_equal(btrees_flush_all(v.trees), 0);
+		assert_int_equal(atomic_load(&flaky.fail_nr), 0);
+	}
+	btrees_write_stats(v.trees, &after);
+	assert_true(after.sets_appended > before.sets_appended && after.rewrites > before.rewrites);
+	evict(&v);
+	btree_iter_open(&it, v.trees, ID, POS_MIN, BTREE_ITER_ALL_SNAPSHOTS, 0);
+	for (unsigned i = 0; i < SPREAD; i++) {
+		assert_int_equal(btree_iter_peek(&it, &k), 1);
+		assert_true(le64_load(k.value) == (i == 100 ? ROUNDS - 1 : i));
+		btree_iter_advance(&it);
+	}
+	btree_iter_close(&it);
+	volume_close(&v);
+}
+
 static void transfers_keep_the_sum(void **state)
 {
 	struct task *tasks[TASKS];
@@ -270,6 +335,7 @@ int main(void)
 		cmocka_unit_test(random_puts_are_what_a_table_says),
 		cmocka_unit_test(nodes_that_become_small_are_merged),
 		cmocka_unit_test(rewritten_nodes_hold_what_they_held),
+		cmocka_unit_test(an_error_that_passes_does_not_end_writing),
 		cmocka_unit_test(transfers_keep_the_sum),
 	};
 
