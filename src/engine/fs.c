@@ -292,6 +292,41 @@ int fs_open_fresh(struct device **devices, size_t device_nr, const struct kiln_o
 	return 0;
 }
 
+static int open_and_recover(struct kiln_fs *fs, const struct kiln_open_options *options, enum fs_depth depth,
+			    char why[KILN_ERROR_BYTES])
+{
+	int err = open_steps(fs, options, depth);
+
+	if (!err && depth == FS_NAMESPACE && options->flags & KILN_OPEN_WRITE &&
+	    !fs_write_refused(fs, fs->write_refused))
+		err = fs_write_start(fs, why);
+	return err;
+}
+
+/* The first opening for writing of a filesystem that consists of superblocks makes the rest. */
+static bool is_to_be_initialized(const struct kiln_fs *fs, const struct kiln_open_options *options, enum fs_depth depth)
+{
+	char why_unused[256];
+
+	return depth == FS_NAMESPACE && options->flags & KILN_OPEN_WRITE && !SB_INITIALIZED(fs->super->sb) &&
+	       !super_write_unsupported(fs->super, why_unused);
+}
+
+static int open_and_initialize(struct kiln_fs *fs, const struct kiln_open_options *options, char why[KILN_ERROR_BYTES])
+{
+	int err = 0;
+
+	if (fs->super->is_degraded) {
+		snprintf(why, KILN_ERROR_BYTES, "it has never been started, and a device is missing: name all of them");
+		return -ENODEV;
+	}
+	if (fs->super->needs_passphrase)
+		err = unlock(fs, options);
+	if (!err)
+		err = open_fresh_steps(fs, options);
+	return err ? err : fs_write_start_fresh(fs, options->memory_bytes, why);
+}
+
 static int open_refuse(struct kiln_fs *fs, struct device **devices, size_t device_nr, int err)
 {
 	for (size_t i = 0; devices && i < device_nr; i++)
@@ -330,11 +365,10 @@ int fs_open(const char *const *args, size_t arg_nr, struct device **devices, siz
 	reporter_init(&fs->reporter, &options);
 	mutex_init_ranked(&fs->usage_lock, LOCK_USAGE);
 	int err = open_super(fs, args, arg_nr, devices, device_nr, &options, depth, why);
-	if (!err)
-		err = open_steps(fs, &options, depth);
-	if (!err && depth == FS_NAMESPACE && options.flags & KILN_OPEN_WRITE &&
-	    !fs_write_refused(fs, fs->write_refused))
-		err = fs_write_start(fs, why);
+	if (!err && is_to_be_initialized(fs, &options, depth))
+		err = open_and_initialize(fs, &options, why);
+	else if (!err)
+		err = open_and_recover(fs, &options, depth, why);
 	if (err) {
 		describe_failure(fs, err, why);
 		kiln_close(fs);

@@ -198,6 +198,27 @@ def table_for_people(work):
         assert word in usage
 
 
+def the_first_change_makes_the_rest(work):
+    """Of filesystems that are superblocks alone, of one and more devices, encrypted too."""
+    secret = os.path.join(work, "secret")
+    with open(secret, "w") as f:
+        f.write("secret\n")
+    for nr, args, opening in ((1, [], []), (2, ["--replicas=2", "--label=a.b", "--metadata-target=a"], []),
+                              (1, ["--encrypted", "--passphrase-file", secret], ["--passphrase-file", secret])):
+        images = [os.path.join(work, "first%d.img" % i) for i in range(nr)]
+        fs = ":".join(images)
+        fmt("-f", "--size=64M", *args, *images)
+        assert "Mount it once" in kiln("ls", *opening, fs, "/", status=FAILED).stderr
+        if nr > 1:
+            assert "missing" in kiln("mkdir", "--degraded", images[0], "/dir", status=FAILED).stderr
+        kiln("mkdir", *opening, fs, "/dir")
+        assert kiln("ls", *opening, fs, "/").stdout.split() == ["dir", "lost+found"]
+        kiln("check", *opening, fs)
+        if not opening:
+            status, text = upstream_fsck("-n", images) if os.environ.get("KILN_UPSTREAM") else (0, "")
+            assert status == 0, text
+
+
 def upstream_fsck(option, images):
     """Output and status of upstream's fsck, which initialises a filesystem that isn't yet, too."""
     if not os.environ.get("KILN_UPSTREAM"):
@@ -236,7 +257,7 @@ TESTS = [image_files_are_made_and_grow, what_is_there_is_overwritten_by_force_on
          nothing_of_a_filesystem_that_was_not_finished_is_left,
          options_of_the_table_are_stored, device_options_hold_for_devices_behind_them,
          what_is_not_built_is_refused_by_name, mistakes_are_told, a_source_that_does_not_fit_is_no_success, table_for_people,
-         upstream_initialises_superblocks_in_silence]
+         the_first_change_makes_the_rest, upstream_initialises_superblocks_in_silence]
 
 if __name__ == "__main__":
     sys.exit(tap.run([(t.__name__, functools.partial(in_directory, t)) for t in TESTS]))
