@@ -344,8 +344,12 @@ struct inode_time inode_time_decode(const struct key_context *ctx, uint64_t t)
 uint64_t inode_time_encode(const struct key_context *ctx, struct inode_time t)
 {
 	uint32_t unit = time_unit_ns(ctx);
+	int64_t x;
 
-	return (uint64_t)t.sec * (NSEC_PER_SEC / unit) + t.nsec / unit - ctx->time_base_ns / unit;
+	if (__builtin_mul_overflow(t.sec, (int64_t)(NSEC_PER_SEC / unit), &x) ||
+	    __builtin_add_overflow(x, (int64_t)(t.nsec / unit), &x))
+		x = t.sec < 0 ? INT64_MIN : INT64_MAX;
+	return (uint64_t)x - ctx->time_base_ns / unit;
 }
 
 /* Rules of option fields. Above 1.4 they don't apply: an option from the future must not cost the file. */

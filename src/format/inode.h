@@ -78,6 +78,10 @@ struct inode_time {
 	int64_t sec;
 	uint32_t nsec;
 };
+/*
+ * Times as the format has them: 64 bits, in units of the filesystem, so with the usual nanoseconds from 1677-09-21 to
+ * 2262-04-11. A time outside becomes the nearest that there is.
+ */
 struct inode_time inode_time_decode(const struct key_context *ctx, uint64_t t);
 uint64_t inode_time_encode(const struct key_context *ctx, struct inode_time t);
 

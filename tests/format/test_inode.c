@@ -238,6 +238,12 @@ static void times_convert_both_ways(void **state)
 			assert_true(t.sec == times[i].sec);
 			assert_int_equal(t.nsec, times[i].nsec / precisions[p] * precisions[p]);
 		}
+	/* What can't be said becomes the nearest that can. */
+	ctx.time_precision_ns = 1;
+	t = inode_time_decode(&ctx, inode_time_encode(&ctx, (struct inode_time){ .sec = 16725225600 }));
+	assert_true(t.sec == 9223372036 && t.nsec == 854775807);
+	t = inode_time_decode(&ctx, inode_time_encode(&ctx, (struct inode_time){ .sec = INT64_MIN, .nsec = 1 }));
+	assert_true(t.sec == -9223372037 && t.nsec == 145224192);
 	ctx.time_precision_ns = 0;
 	t = inode_time_decode(&ctx, UINT64_MAX);
 	assert_true(t.nsec < 1000000000);
