@@ -17,6 +17,8 @@
 	X(PREFLUSH, "only devices that get the journal entry are flushed before it")          \
 	X(ENTRY_FLUSH, "devices aren't flushed after a flush entry")                          \
 	X(BUCKET_REUSE, "empty buckets are used again before a flush entry says so")          \
+	X(BUFFER_PIN, "keys in the write buffer don't pin the journal")                       \
+	X(NODE_NONCES, "encrypted nodes are appended to after a crash")                       \
 	X(SET_PIN, "the pin goes before sectors_written is committed")                        \
 	X(UPDATE_PIN, "the pins of replaced nodes go before the new ones are reachable")      \
 	X(LAST_SEQ_AT_CLOSE, "last_seq is taken when the entry is written")                   \

@@ -232,7 +232,7 @@ static size_t set_bytes(const struct btrees *trees, const struct node_keys *keys
 
 static bool must_replace(const struct btrees *trees, const struct btree_node *node, size_t bytes)
 {
-	if (trees->write_opts.must_rewrite_old && !node->is_new)
+	if (trees->write_opts.must_rewrite_old && !node->is_new && !is_mutant(MUTANT_NODE_NONCES))
 		return true;
 	return (size_t)node->log_sectors * SECTOR_BYTES + bytes > trees->node_bytes - sizeof(uint64_t) ||
 	       node->keys.live_u64s > node_u64s_max(trees);

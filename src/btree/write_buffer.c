@@ -25,6 +25,7 @@
 #include <string.h>
 
 #include "base/array.h"
+#include "base/mutant.h"
 #include "base/util.h"
 #include "btree/internal.h"
 
@@ -257,7 +258,8 @@ void write_buffer_add(struct btrees *trees, unsigned btree_id, const struct bkey
 	b->value_u64s += k->value_u64s;
 	if (!b->seq_oldest || seq < b->seq_oldest) {
 		b->seq_oldest = seq;
-		journal_pin_add(trees->write_opts.journal, &b->pin, seq, flush_for_reclaim);
+		if (!is_mutant(MUTANT_BUFFER_PIN))
+			journal_pin_add(trees->write_opts.journal, &b->pin, seq, flush_for_reclaim);
 	}
 	if (b->key_nr > wb->keys_max / 2)
 		want_flush(wb);
