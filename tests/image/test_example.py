@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The example program, which is built on the public header alone, lists and extracts: test_example.py EXAMPLE"""
+"""The example programs, which are built on the public header alone, do what they say: test_example.py EXAMPLE WRITE KILN"""
 import hashlib
 import os
 import subprocess
@@ -12,11 +12,12 @@ import images  # noqa: E402
 import manifest  # noqa: E402
 import tap  # noqa: E402
 
-EXAMPLE, FOLDER, NAME = os.path.abspath(sys.argv[1]), os.path.join(TESTS, "images"), "small-zstd-replicas2"
+EXAMPLE, WRITE, KILN = map(os.path.abspath, sys.argv[1:4])
+FOLDER, NAME = os.path.join(TESTS, "images"), "small-zstd-replicas2"
 
 
-def run(*args):
-    p = subprocess.run([EXAMPLE, *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def run(*args, program=EXAMPLE):
+    p = subprocess.run([program, *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert b"Sanitizer" not in p.stderr and b"runtime error" not in p.stderr, p.stderr.decode()
     return p.returncode, p.stdout, p.stderr.decode()
 
@@ -42,4 +43,16 @@ def says_why_it_cannot():
         assert status == 1 and "nothing" in err, err
 
 
-sys.exit(tap.run([(c.__name__, c) for c in (lists_and_extracts, says_why_it_cannot)]))
+def writes_what_is_read_and_consistent():
+    with images.temporary() as to:
+        image = os.path.join(to, "new.img")
+        written = run(image, program=WRITE)
+        assert written[0] == 0 and written[1] and not written[2], written
+        assert run(image, "hello.txt") == written
+        status, out, err = run("check", image, program=KILN)
+        assert status == 0, (out, err)
+        status, out, err = run(image, program=WRITE)
+        assert status == 1 and "new.img" in err and not out, err
+
+
+sys.exit(tap.run([(c.__name__, c) for c in (lists_and_extracts, says_why_it_cannot, writes_what_is_read_and_consistent)]))
