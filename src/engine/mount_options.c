@@ -42,7 +42,7 @@ static int option_apply(char *item, uint64_t values[OPT_NR], bool is_set[OPT_NR]
 		return 0;
 	if (id < 0 || !(option_table[id].where & OPTION_MOUNT)) {
 		snprintf(why, KILN_ERROR_BYTES,
-			 "%s mount option '%.100s'; the manual page of kiln-mount lists the options",
+			 "%s mount option '%.100s'; the manual pages kiln-mount(1) and kiln-options(7) list them",
 			 id < 0 ? "unknown" : "not a", item);
 		return -EINVAL;
 	}

@@ -38,11 +38,11 @@ enum { F = OPTION_FORMAT, M = OPTION_MOUNT, R = OPTION_RUNTIME, I = OPTION_INODE
 const struct option_def option_table[OPT_NR] = {
 	[OPT_BLOCK_SIZE] = { "block_size", SIZE(512, 32768), .where = F, .initial = 4096, .is_power_of_2 = true,
 			     .is_sectors = true, STORED(OPTION_SB_BLOCK_SIZE, 0, 16),
-			     .help = "unit of allocation of data, the journal and btree writes; default: the devices' "
-				     "block size" },
+			     .help = "unit of allocation of data, the journal and btree writes; above 4k only to be "
+				     "read" },
 	[OPT_BTREE_NODE_SIZE] = { "btree_node_size", SIZE(512, 512 << 10), .where = F, .initial = 256 << 10,
 				  .is_power_of_2 = true, .is_sectors = true, STORED(0, 12, 28),
-				  .help = "size of btree nodes; default: 256k, or the smallest bucket size" },
+				  .help = "size of btree nodes, at most that of the smallest buckets" },
 	[OPT_ERRORS] = { "errors", WORDS(words_errors), .where = F | M | R, .initial = OPTION_ERRORS_RO,
 			 STORED(0, 8, 12), .help = "what to do when the filesystem turns out to be inconsistent" },
 	[OPT_METADATA_REPLICAS] = { "metadata_replicas", UINT(1, 3), .where = F | M | R, .initial = 1,
@@ -65,11 +65,10 @@ const struct option_def option_table[OPT_NR] = {
 	[OPT_DATA_CHECKSUM] = { "data_checksum", WORDS(words_checksum), .where = F | M | R | I, .initial = 1,
 				STORED(0, 44, 48), .help = "checksum of file data" },
 	[OPT_COMPRESSION] = { "compression", .type = OPTION_COMPRESSION, .max = 0xff, .where = F | M | R | I,
-			      .sb = { 1, 4, 8 }, .sb_high = { 4, 56, 60 },
-			      .help = "compress data when it is written: type[:level]" },
+			      .sb = { 1, 4, 8 }, .sb_high = { 4, 56, 60 }, .help = "compress data when it is written" },
 	[OPT_BACKGROUND_COMPRESSION] = { "background_compression", .type = OPTION_COMPRESSION, .max = 0xff,
 					 .where = F | M | R | I, .sb = { 2, 0, 4 }, .sb_high = { 4, 60, 64 },
-					 .help = "compress data again later, in the background: type[:level]" },
+					 .help = "compress data again later, in the background" },
 	[OPT_STR_HASH] = { "str_hash", WORDS(words_str_hash), .where = F | M | R, .initial = 2, STORED(1, 0, 4),
 			   .help = "hash of names in new directories" },
 	[OPT_METADATA_TARGET] = { "metadata_target", TARGET, .where = F | M | R, STORED(3, 16, 28),
@@ -159,7 +158,8 @@ const struct option_def option_table[OPT_NR] = {
 				  .help = "which version of the format to upgrade to when mounting" },
 	[OPT_BUCKETS_NOUSE] = { "buckets_nouse", BOOL, NOT_STORED, .help = "buckets that must not be used" },
 	[OPT_STDIO] = { "stdio", UINT(0, UINT64_MAX), NOT_STORED, .help = "where messages go" },
-	[OPT_PROJECT] = { "project", BOOL, .where = I, NOT_STORED, .help = "project that a file is accounted to" },
+	[OPT_PROJECT] = { "project", UINT(0, U32_LIMIT), .where = I, NOT_STORED,
+			  .help = "project that a file is accounted to" },
 	[OPT_NOCOW] = { "nocow", BOOL, .where = F | M | R | I, STORED(4, 33, 34),
 			.help = "write in place where possible; implies no checksums, compression, encryption" },
 	[OPT_NOCOW_ENABLED] = { "nocow_enabled", BOOL, .where = M, .initial = 1, NOT_STORED,
@@ -483,6 +483,62 @@ void option_to_text(struct strbuf *out, enum option_id id, uint64_t value, const
 		else
 			strbuf_printf(out, "%llu", (unsigned long long)value);
 	}
+}
+
+/* "64k": in the largest unit that leaves no rest. */
+static void size_to_text(struct strbuf *out, uint64_t bytes)
+{
+	static const char letters[] = "kMG";
+	unsigned unit = 0;
+
+	for (; bytes && bytes % 1024 == 0 && letters[unit]; unit++)
+		bytes /= 1024;
+	strbuf_printf(out, "%llu", (unsigned long long)bytes);
+	if (unit)
+		strbuf_add_char(out, letters[unit - 1]);
+}
+
+static void number_to_text(struct strbuf *out, const struct option_def *o, uint64_t value)
+{
+	if (o->is_human)
+		size_to_text(out, value);
+	else
+		strbuf_printf(out, "%llu", (unsigned long long)value);
+}
+
+void option_values_to_text(struct strbuf *out, enum option_id id)
+{
+	const struct option_def *o = &option_table[id];
+
+	switch (o->type) {
+	case OPTION_BOOL: strbuf_add(out, "0|1"); return;
+	case OPTION_TARGET: strbuf_add(out, "TARGET"); return;
+	case OPTION_UINT:
+		if (o->max >= U32_LIMIT) {
+			strbuf_add(out, o->is_human ? "SIZE" : "N");
+			return;
+		}
+		number_to_text(out, o, o->min);
+		strbuf_add_char(out, '-');
+		number_to_text(out, o, o->max);
+		return;
+	default: break;
+	}
+	const char *const *words = o->type == OPTION_COMPRESSION ? words_compression : o->words;
+	for (unsigned i = 0; words[i]; i++)
+		strbuf_printf(out, "%s%s", i ? "|" : "", words[i]);
+	if (o->type == OPTION_COMPRESSION)
+		strbuf_add(out, "[:LEVEL]");
+}
+
+void option_default_to_text(struct strbuf *out, enum option_id id)
+{
+	const struct option_def *o = &option_table[id];
+
+	if (o->type == OPTION_UINT)
+		number_to_text(out, o, o->initial);
+	else
+		option_to_text(out, id, o->initial, NULL);
 }
 
 /* --- superblocks --- */

@@ -130,6 +130,12 @@ bool option_is_valid(enum option_id id, uint64_t value);
  */
 int option_parse(enum option_id id, const char *text, const struct sb_disk *sb, uint64_t *value, struct strbuf *why);
 void option_to_text(struct strbuf *out, enum option_id id, uint64_t value, const struct sb_disk *sb);
+/*
+ * For help texts and manual pages: the values that can be given ("none|lz4", "4k-1M"; "N", "SIZE" where only the type
+ * bounds them), and the default as it would be given.
+ */
+void option_values_to_text(struct strbuf *out, enum option_id id);
+void option_default_to_text(struct strbuf *out, enum option_id id);
 /* Value stored in the superblock, or the default for options that aren't stored or are out of range (*@in_range false).
  */
 uint64_t option_from_sb(enum option_id id, const struct sb_disk *sb, bool *in_range);

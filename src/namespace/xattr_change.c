@@ -200,18 +200,6 @@ static int option_change(struct btree_txn *txn, void *ctx)
 	return err || !is_of_stored || !S_ISREG(inode.mode) ? err : rebalance_scan_request(txn, inode.inum, a->now);
 }
 
-static int project_parse(const char *text, uint64_t *value)
-{
-	char *end;
-
-	errno = 0;
-	unsigned long long v = strtoull(text, &end, 10);
-	if (errno || end == text || *end || *text == '-' || v >= UINT32_MAX)
-		return -EINVAL;
-	*value = v;
-	return 0;
-}
-
 static int option_set(struct xattr_args *a, const char *name, const void *value, size_t size, uint64_t *journal_seq)
 {
 	enum { TEXT_BYTES_MAX = 256 };
@@ -221,6 +209,7 @@ static int option_set(struct xattr_args *a, const char *name, const void *value,
 
 	if (option < 0)
 		return option;
+	enum option_id id = inode_option_id((unsigned)option);
 	a->option = (unsigned)option;
 	if (!a->is_removal) {
 		if (size >= sizeof(text))
@@ -228,18 +217,14 @@ static int option_set(struct xattr_args *a, const char *name, const void *value,
 		memcpy(text, value, size);
 		text[size] = 0;
 		super_lock(a->ns->super); /* labels */
-		int err = option == INODE_OPT_PROJECT
-				  ? project_parse(text, &v)
-				  : option_parse(inode_option_id((unsigned)option), text, a->ns->super->sb, &v, NULL);
+		int err = option_parse(id, text, a->ns->super->sb, &v, NULL);
 		super_lock_release(a->ns->super);
 		if (err)
 			return err;
 		/* Files that ask for what isn't there couldn't be written. */
-		if (option != INODE_OPT_PROJECT &&
-		    super_option_unsupported(inode_option_id((unsigned)option), v, why_unused))
+		if (super_option_unsupported(id, v, why_unused))
 			return -EOPNOTSUPP;
-		if (option != INODE_OPT_PROJECT)
-			err = super_option_features_set(a->ns->super, inode_option_id((unsigned)option), v);
+		err = super_option_features_set(a->ns->super, id, v);
 		if (err)
 			return err;
 		a->option_stored = (uint32_t)v + 1;

@@ -66,13 +66,9 @@ static ssize_t option_get(struct namespace *ns, const struct inode *inode, const
 		return i;
 	if (!option_is_shown(inode, (unsigned)i, effective))
 		return -ENODATA;
-	if (i == INODE_OPT_PROJECT) {
-		strbuf_printf(&text, "%u", inode->opts[i] - 1);
-	} else {
-		super_lock(ns->super); /* labels */
-		option_to_text(&text, inode_options[i], inode->opts[i] - 1, ns->super->sb);
-		super_lock_release(ns->super);
-	}
+	super_lock(ns->super); /* labels */
+	option_to_text(&text, inode_options[i], inode->opts[i] - 1, ns->super->sb);
+	super_lock_release(ns->super);
 	return value_copy(buf, text.len, value, size);
 }
 

@@ -53,7 +53,7 @@ static const char usage[] =
 	"  --data-allowed LIST     journal, btree, user; default all\n"
 	"  --discard               tell the device which space is free\n"
 	"\n"
-	"Options of the filesystem (targets are a device named here, or a label):\n";
+	"Options of the filesystem, more of which says kiln-options(7); a TARGET is a device named here, or a label:\n";
 
 enum {
 	OPTION_SOURCE = TOOL_OPT_COMMAND,
@@ -153,19 +153,35 @@ static void table_make(struct args *a)
 	a->table[nr] = (struct option){ 0 };
 }
 
+/* What can't be had yet is left out, though its refusal says why. */
 static void print_help(void)
 {
+	enum { HELP_COLUMN = 38 };
+
 	fputs(usage, stdout);
 	for (unsigned id = 0; id < OPT_NR; id++) {
 		const struct option_def *o = &option_table[id];
-		char name[NAME_BYTES], why[256];
+		char text[512], why[256];
+		struct strbuf line = strbuf_fixed(text, sizeof(text));
 
-		if (!(o->where & OPTION_FORMAT))
+		if (!(o->where & OPTION_FORMAT) || super_option_unsupported(id, 1, why))
 			continue;
-		snprintf(name, sizeof(name), "--%s%s", o->name, o->type == OPTION_BOOL ? "[=0|1]" : "=...");
-		for (char *p = name; *p; p++)
+		strbuf_printf(&line, "  --%s%s", o->name, o->type == OPTION_BOOL ? "[=" : "=");
+		for (char *p = text; *p; p++)
 			*p = *p == '_' ? '-' : *p;
-		printf("  %-35s %s%s\n", name, o->help, super_option_unsupported(id, 1, why) ? " (not yet)" : "");
+		option_values_to_text(&line, id);
+		strbuf_add(&line, o->type == OPTION_BOOL ? "]" : "");
+		if (line.len >= HELP_COLUMN)
+			strbuf_printf(&line, "\n%*s", HELP_COLUMN, "");
+		else
+			strbuf_printf(&line, "%*s", HELP_COLUMN - (int)line.len, "");
+		strbuf_add(&line, o->help);
+		if (o->initial) {
+			strbuf_add(&line, " (default ");
+			option_default_to_text(&line, id);
+			strbuf_add_char(&line, ')');
+		}
+		puts(text);
 	}
 }
 

@@ -15,7 +15,7 @@ static const char usage[] = "usage: kiln set-option [OPTIONS] FS NAME=VALUE...\n
 			    "Change options that are stored in the filesystem; what files have of their own stays. "
 			    "Targets are a member's device\n"
 			    "as it is named in FS, or a label. `kiln show-super FS` shows what is stored, and\n"
-			    "`kiln format --help` all options.\n"
+			    "kiln-options(7) lists all options.\n"
 			    "\n" TOOL_CHANGE_USAGE;
 
 enum { SETTINGS_MAX = OPT_NR };

@@ -2,7 +2,9 @@
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <cmocka.h>
 
@@ -385,6 +387,65 @@ static void newer_formats_have_larger_extents(void **state)
 	assert_true(in_range);
 }
 
+/* What the manual page has to say of an option: two lines of which the second goes on with prose. */
+static void page_entry(enum option_id id, struct strbuf *entry)
+{
+	const struct option_def *o = &option_table[id];
+	const struct {
+		bool is_one;
+		const char *name;
+	} places[] = { { o->where & OPTION_FORMAT, "format" },
+		       { o->where & OPTION_MOUNT && option_is_stored(id), "set-option" },
+		       { o->where & OPTION_MOUNT, "mount" },
+		       { o->where & OPTION_INODE, "file" } };
+	const char *between = "";
+
+	strbuf_printf(entry, "*%s*=", o->name);
+	option_values_to_text(entry, id);
+	strbuf_add(entry, "\n\tdefault ");
+	option_default_to_text(entry, id);
+	strbuf_add(entry, "; ");
+	for (size_t i = 0; i < ARRAY_NR(places); i++)
+		if (places[i].is_one) {
+			strbuf_printf(entry, "%s%s", between, places[i].name);
+			between = ", ";
+		}
+	strbuf_add(entry, ". ");
+}
+
+static void the_manual_page_knows_every_option(void **state)
+{
+	static char page[1 << 16];
+	const char *folder = getenv("KILN_TEST_MAN");
+	unsigned expected = 0, found = 0;
+
+	if (!folder)
+		skip();
+	struct strbuf path = strbuf_growing();
+	strbuf_printf(&path, "%s/kiln-options.7.scd", folder);
+	FILE *f = fopen(strbuf_text(&path), "r");
+	strbuf_free(&path);
+	assert_non_null(f);
+	size_t len = fread(page, 1, sizeof(page) - 1, f);
+	fclose(f);
+	assert_in_range(len, 1, sizeof(page) - 2);
+
+	for (unsigned id = 0; id < OPT_NR; id++) {
+		struct strbuf entry = strbuf_growing();
+
+		if (!(option_table[id].where & (OPTION_FORMAT | OPTION_MOUNT | OPTION_INODE)))
+			continue;
+		page_entry(id, &entry);
+		if (!strstr(page, strbuf_text(&entry)))
+			fail_msg("kiln-options.7.scd lacks: %s", strbuf_text(&entry));
+		strbuf_free(&entry);
+		expected++;
+	}
+	for (const char *p = page; (p = strstr(p, "\n\tdefault ")); p++)
+		found++;
+	assert_int_equal(found, expected);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -401,6 +462,7 @@ int main(void)
 		cmocka_unit_test(stored_values_out_of_range_are_noticed),
 		cmocka_unit_test(delays_of_zero_read_as_a_second),
 		cmocka_unit_test(newer_formats_have_larger_extents),
+		cmocka_unit_test(the_manual_page_knows_every_option),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

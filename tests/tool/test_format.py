@@ -194,8 +194,10 @@ def table_for_people(work):
     assert "512 x 128 KiB" in p.stdout and "hdd" in p.stdout and "64.0 MiB" in p.stdout, p.stdout
     assert not kiln("format", "--no-initialize", "-f", "-q", image).stdout
     usage = kiln("format", "--help").stdout
-    for word in ("--data-replicas", "--block-size", "--source", "--durability"):
-        assert word in usage
+    for word in ("--data-replicas=1-3 ", "--block-size=512-32k ", "--errors=continue|ro|panic ", "--compression=none|lz4|gzip|zstd[:LEVEL]\n",
+                 "(default crc32c)", "--nocow[=0|1] ", "--source", "--durability"):
+        assert word in usage, word
+    assert "erasure" not in usage, "what is always refused isn't offered"
 
 
 def the_first_change_makes_the_rest(work):
