@@ -1,6 +1,7 @@
 # A thin front for meson. Build folders: build (what you use), build-asan, build-clang, build-tsan (what `make check` adds).
 #
-#   make            the library, the tool and the mount, in build/
+#   make            the library, the tool and the mount, in build/, and the tests
+#   make tool       the library and the tool (which mounts, too) alone
 #   make check      everything CI runs: lint, unit and image tests, with gcc and clang, ASan+UBSan and TSan
 #   make test       the tests of build/ alone
 #   make soak       hours: 10,000 power cuts on traces of real runs, 200 kills, 100,000 operations on each of a few layouts,
@@ -11,7 +12,7 @@
 #   make demo       shows the main job on real input
 #   make bench      benchmarks, as ratios against peers on this machine
 #   make fuzz       fuzzers (FUZZ_SECONDS each, default 600)
-#   make install    into PREFIX (default /usr/local), DESTDIR is honoured
+#   make install    into PREFIX (default /usr/local), DESTDIR is honoured; `ninja -C build uninstall` takes it away
 #   make deps       installs what building and testing need (Debian, Ubuntu; elsewhere it names it)
 #   make format     clang-format over the sources
 
@@ -23,6 +24,9 @@ SEED ?= $(shell date +%s)
 
 all: build/build.ninja
 	meson compile -C build
+
+tool: build/build.ninja
+	meson compile -C build kiln:executable kiln:shared_library
 
 build/build.ninja:
 	meson setup build --prefix=$(PREFIX)
@@ -74,4 +78,4 @@ format:
 clean:
 	rm -rf build build-*
 
-.PHONY: all check test sim sim-soak soak demo bench fuzz install deps format clean
+.PHONY: all tool check test sim sim-soak soak demo bench fuzz install deps format clean
