@@ -24,7 +24,7 @@
 #include "format/key_edit.h"
 
 enum {
-	RANDOM_OPS = KILN_SANITIZED ? 50 : 150,
+	RANDOM_OPS = KILN_SANITIZED ? 30 : 150,
 	DEVS_MAX = 8,
 	FILES = 3,
 	FILE_BYTES_MAX = 3 << 20,

@@ -3,7 +3,7 @@
 
     test_full.py KILN READ_TREE CHANGE_FS
 
-$KILN_TEST_ROUNDS: how often it is filled and emptied, at least 2 (12). $KILN_TEST_SOAK: how often the same tree is made and deleted,
+$KILN_TEST_ROUNDS: how often it is filled and emptied, at least 2 (6). $KILN_TEST_SOAK: how often the same tree is made and deleted,
 at least 10 (20). KILN_TEST_QUICK=1: few rounds of one layout. $KILN_UPSTREAM: upstream's tool; with it, its fsck sees the
 filesystem when it is full and when it is empty.
 """
@@ -22,8 +22,8 @@ import tap  # noqa: E402
 
 KILN, READ_TREE, CHANGE_FS = (os.path.abspath(p) for p in sys.argv[1:4])
 QUICK = bool(os.environ.get("KILN_TEST_QUICK"))
-ROUNDS = int(os.environ.get("KILN_TEST_ROUNDS", "4" if QUICK else "12"))
-SOAK_ROUNDS = int(os.environ.get("KILN_TEST_SOAK", "10" if QUICK else "20"))
+ROUNDS = int(os.environ.get("KILN_TEST_ROUNDS", "4" if QUICK else "6"))
+SOAK_ROUNDS = int(os.environ.get("KILN_TEST_SOAK", "10"))
 SOAK_FILES = 300
 FILES_MAX = 1 << 14
 LAYOUTS = (["--block-size=4k"], ["--block-size=512", "--bucket-size=128k", "--btree-node-size=64k"])

@@ -3,10 +3,12 @@
 
     test_made.py KILN READ_TREE CHANGE_FS
 
-A sample of the layouts and seeds; all of them with KILN_TEST_ALL=1. $KILN_TEST_SEED: another seed. $KILN_UPSTREAM names
+Layouts that have all pairs of choices; every combination with KILN_TEST_ALL=1. $KILN_TEST_SEED: another seed. $KILN_UPSTREAM names
 upstream's tool (bcachefs of version 1.4.1): with it, its fsck and fusemount see the results too.
 """
+import itertools
 import os
+import random
 import subprocess
 import sys
 
@@ -20,31 +22,49 @@ import tap  # noqa: E402
 KILN, READ_TREE, CHANGE_FS = (os.path.abspath(p) for p in sys.argv[1:4])
 SEED = int(os.environ.get("KILN_TEST_SEED", "1"))
 ALL = bool(os.environ.get("KILN_TEST_ALL"))
-OPERATIONS = 1000 if ALL else 200
+OPERATIONS = 500 if ALL else 150
+
+
+CHOICES = (
+    ("none", "crc32c", "crc64", "xxhash"),
+    ("512", "4k"),
+    ([], ["--compression=lz4"], ["--compression=gzip:4", "--background-compression=zstd"],
+     ["--compression=zstd", "--encoded-extent-max=128k"]),
+    ([], ["--encrypted", "--no-passphrase"]),
+    (1, 2, 3),
+)
+
+
+def pairs_of(picks):
+    return {(i, a, j, b) for (i, a), (j, b) in itertools.combinations(enumerate(picks), 2)}
+
+
+def sample(everything):
+    """Few of them, that have every pair of choices nevertheless."""
+    left = set().union(*(pairs_of(picks) for picks in everything))
+    out = []
+    while left:
+        out.append(max(everything, key=lambda picks: len(pairs_of(picks) & left)))
+        left -= pairs_of(out[-1])
+    return out
 
 
 def layouts():
-    """(devices, options): each checksum with each block size, and buckets, nodes, devices, replicas, compression and encryption in turn."""
-    buckets, nodes, counts = ("32k", "128k", "512k", "1M"), ("16k", "64k", "256k", "4k"), ((1, 1), (2, 2), (3, 1), (4, 2))
-    compressions = ([], ["--compression=lz4"], ["--compression=gzip:4", "--background-compression=zstd"],
-                    ["--compression=zstd", "--encoded-extent-max=128k"])
+    """(devices, options): checksums, blocks, compressions, encryption and replicas in every combination, or every pair of
+    them; buckets, nodes, more devices and nocow as the seed has it."""
+    rng = random.Random(SEED)
+    everything = list(itertools.product(*(range(len(c)) for c in CHOICES)))
+    rng.shuffle(everything)
     out = []
-    for i, csum in enumerate(("none", "crc32c", "crc64", "xxhash")):
-        for j, block in enumerate(("512", "4k")):
-            for k, bucket in enumerate(buckets):
-                node = nodes[(i + j + k) % 4]
-                devices, replicas = counts[(i + 2 * j + k) % 4]
-                if size_of(node) > size_of(bucket):
-                    node = bucket
-                if size_of(node) < 8 * size_of(block):  # the least there is
-                    node = "32k"
-                encrypted = i % 2 and not j
-                out.append((devices, ["--data-checksum=" + csum, "--metadata-checksum=" + csum, "--block-size=" + block,
-                                      "--bucket-size=" + bucket, "--btree-node-size=" + node,
-                                      "--replicas=%d" % replicas, *compressions[len(out) % 4]] +
-                            (["--nocow"] if len(out) % 10 == 5 else []) +
-                            (["--encrypted", "--no-passphrase"] if encrypted else [])))
-    return out if ALL else out[::5]
+    for picks in everything if ALL else sample(everything):
+        csum, block, compression, encryption, replicas = (c[i] for c, i in zip(CHOICES, picks))
+        bucket = rng.choice(("32k", "128k", "512k", "1M"))
+        nodes = [n for n in ("4k", "16k", "32k", "64k", "256k") if 8 * size_of(block) <= size_of(n) <= size_of(bucket)]
+        out.append((replicas + rng.randrange(2),
+                    ["--data-checksum=" + csum, "--metadata-checksum=" + csum, "--block-size=" + block,
+                     "--bucket-size=" + bucket, "--btree-node-size=" + rng.choice(nodes), "--replicas=%d" % replicas,
+                     *compression, *encryption, *(["--nocow"] if rng.randrange(10) == 0 else [])]))
+    return out
 
 
 def size_of(text):
