@@ -613,8 +613,9 @@ static int episode_foreign(struct sim *s, uint64_t ops)
 	memcpy(foreign, power_disk_bytes(s->power, disk), size);
 	COUNT(s, faults[s->kind], 1);
 	s->is_faulty = true;
-	/* With it: it is never taken for the one that was there. */
-	bool is_open = !err && !fs_try_open(s, KILN_OPEN_WRITE | (one_in(s, 2) ? KILN_OPEN_DEGRADED : 0), why);
+	/* With it: it is never taken for the one that was there. Alone it is one that writing would begin. */
+	unsigned flags = s->disks_nr > 1 ? KILN_OPEN_WRITE : 0;
+	bool is_open = !err && !fs_try_open(s, flags | (one_in(s, 2) ? KILN_OPEN_DEGRADED : 0), why);
 	if (is_open && s->disks_nr == 1)
 		err = failed(s, "another filesystem was opened as this one", "");
 	if (is_open && !err && s->fs->is_writable && s->is_redundant)
