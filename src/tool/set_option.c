@@ -70,6 +70,25 @@ static int setting_parse(const struct command *self, const struct super *s, cons
 	return TOOL_OK;
 }
 
+/* Copies that can't be made are no error: devices may be added, and until then as many are made as there can be. */
+static void warn_of_replicas(struct super *s, enum option_id id, unsigned wanted)
+{
+	unsigned data_type = id == OPT_DATA_REPLICAS ? DATA_USER : DATA_BTREE, devices = 0, possible = 0;
+
+	for (unsigned i = 0; i < s->member_nr; i++) {
+		const struct member *m = &s->members[i].m;
+
+		if (!m->exists || super_member_state(s, i) != MEMBER_RW || !(m->data_allowed >> data_type & 1))
+			continue;
+		devices++;
+		possible += m->durability;
+	}
+	if (wanted > possible)
+		tool_error("warning: %s: %u copies can't be made on %u device%s; until there are more, %u %s",
+			   option_table[id].name, wanted, devices, devices == 1 ? "" : "s", possible,
+			   possible == 1 ? "is" : "are");
+}
+
 static int settings_store(struct super *s, const struct setting *settings, size_t nr)
 {
 	for (size_t i = 0; i < nr; i++) {
@@ -81,6 +100,8 @@ static int settings_store(struct super *s, const struct setting *settings, size_
 		}
 		if (settings[i].id == OPT_NOCOW && settings[i].value && super_is_encrypted(s))
 			tool_error("warning: with nocow the data of files is not encrypted");
+		if (settings[i].id == OPT_DATA_REPLICAS || settings[i].id == OPT_METADATA_REPLICAS)
+			warn_of_replicas(s, settings[i].id, (unsigned)settings[i].value);
 	}
 	return TOOL_OK;
 }

@@ -99,13 +99,23 @@ def newer_filesystems_are_left_alone(work):
         assert images.sha256(devices[0]) == before
 
 
+def copies_that_can_not_be_made_are_warned_of(work):
+    image = os.path.join(work, "a.img")
+    kiln("format", "-q", "--size", "32M", image)
+    for args, says in ((["data_replicas=2"], "data_replicas: 2 copies can't be made on 1 device"),
+                       (["metadata_replicas=3"], "metadata_replicas: 3 copies"), (["data_replicas=1"], "")):
+        message = kiln("set-option", image, *args).stderr
+        assert says in message and message.count("\n") == bool(says), message
+    assert options(image)["metadata_replicas"] == "3"
+
+
 def in_directory(test):
     with tempfile.TemporaryDirectory(prefix="kiln-set-option-") as work:
         test(work)
 
 
 TESTS = [options_are_stored_one_update_each, all_members_are_written, mistakes_change_nothing,
-         newer_filesystems_are_left_alone]
+         newer_filesystems_are_left_alone, copies_that_can_not_be_made_are_warned_of]
 
 if __name__ == "__main__":
     sys.exit(tap.run([(t.__name__, functools.partial(in_directory, t)) for t in TESTS]))
