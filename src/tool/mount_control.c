@@ -213,6 +213,8 @@ static int check_replies(const json_t *replies, const char *which)
 		tool_error("%s isn't mounted by a kiln of this user", which);
 		return TOOL_FAILED;
 	}
+	if (!json_array_size(replies))
+		tool_error("nothing is mounted by a kiln of this user");
 	json_array_foreach(replies, i, reply) if (!json_is_true(json_object_get(reply, "ok")))
 	{
 		const char *error = json_string_value(json_object_get(reply, "error"));
@@ -259,7 +261,50 @@ static int debug_run(const struct command *self, int argc, char **argv)
 	return status ? status : print_status_code;
 }
 
+enum written_back { IS_WRITTEN_BACK, WAS_LOST, CANNOT_BE_WRITTEN };
+
+/*
+ * Have the kernel write back what it has cached for a mount. Of a page that could not be written some time before, and
+ * that it has dropped since, it tells once: what it says then is no news of what it has now, so it is asked again.
+ */
+static enum written_back write_back(const char *mountpoint, int *error)
+{
+	int fd = open(mountpoint, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	enum written_back result = IS_WRITTEN_BACK;
+
+	if (fd < 0)
+		return IS_WRITTEN_BACK;
+	if (syncfs(fd)) {
+		*error = errno;
+		result = syncfs(fd) ? CANNOT_BE_WRITTEN : WAS_LOST;
+	}
+	close(fd);
+	return result;
+}
+
 /* What the kernel has cached comes first: it doesn't hand syncfs() on, but it does write back. */
+static int sync_one(const char *mountpoint)
+{
+	int error = 0;
+	enum written_back written_back = write_back(mountpoint, &error);
+	json_t *replies = mount_control_ask(mountpoint, "sync");
+	bool has_ended = !json_array_size(replies);
+	int status = has_ended ? TOOL_FAILED : check_replies(replies, NULL);
+
+	json_decref(replies);
+	if (has_ended)
+		tool_error("%s: its server has ended meanwhile", mountpoint);
+	if (written_back == IS_WRITTEN_BACK)
+		return status;
+	if (written_back == CANNOT_BE_WRITTEN)
+		tool_error("%s: what is cached can't be written back: %s%s", mountpoint, strerror(error),
+			   status ? "" : "; all else is durable");
+	else
+		tool_error("%s: something that was written before could not be written back, and is lost: %s%s",
+			   mountpoint, strerror(error), status ? "" : "; all else is durable");
+	return TOOL_FAILED;
+}
+
 static int sync_run(const struct command *self, int argc, char **argv)
 {
 	bool is_json = false;
@@ -272,23 +317,16 @@ static int sync_run(const struct command *self, int argc, char **argv)
 	const json_t *server;
 	size_t i;
 
+	status = check_replies(servers, which);
 	json_array_foreach(servers, i, server)
 	{
 		const char *mountpoint = json_string_value(json_object_get(server, "mountpoint"));
-		int fd = mountpoint ? open(mountpoint, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
 
-		if (fd >= 0 && syncfs(fd)) {
-			tool_error("%s: what is cached can't be written back: %s", mountpoint, strerror(errno));
+		if (mountpoint && sync_one(mountpoint) != TOOL_OK)
 			status = TOOL_FAILED;
-		}
-		if (fd >= 0)
-			close(fd);
 	}
 	json_decref(servers);
-	json_t *replies = mount_control_ask(which, "sync");
-	int checked = check_replies(replies, which);
-	json_decref(replies);
-	return status == TOOL_FAILED ? status : checked;
+	return status;
 }
 
 const struct command command_status = {

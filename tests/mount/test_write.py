@@ -1044,6 +1044,28 @@ def sync_makes_all_durable(to):
         assert read(fs.path("f")) == b"x" * 300000
 
 
+def sync_tells_what_had_no_room_and_makes_the_rest_durable(to):
+    fs = Filesystem(to, size="64M")
+    fs.mount()
+    try:
+        for i in range(100):
+            write(fs.path("large%d" % i), os.urandom(1 << 20))
+        raise AssertionError("there was room")
+    except OSError as e:
+        assert e.errno == errno.ENOSPC, e
+    for i in range(10):
+        os.unlink(fs.path("large%d" % i))
+    write(fs.path("f"), b"x" * 300000)
+    # Whether the kernel had written back what it couldn't, and tells, is up to it.
+    status, _, err = doors.run([KILN, "sync", fs.directory])
+    assert status == 0 or (status == 1 and "is lost: No space" in err and "all else is durable" in err), err
+    status, _, err = doors.run([KILN, "sync", fs.directory])
+    assert status == 0, err
+    fs.kill()
+    with fs:
+        assert read(fs.path("f")) == b"x" * 300000
+
+
 def opening_waits_for_the_last_server(to):
     fs = Filesystem(to)
     for _ in range(3):
@@ -1167,6 +1189,7 @@ CASES = [
     servers_say_what_they_do,
     the_kernel_is_made_to_forget,
     sync_makes_all_durable,
+    sync_tells_what_had_no_room_and_makes_the_rest_durable,
     opening_waits_for_the_last_server,
     service_managers_are_told,
     mount_helpers_take_lines_of_fstab,
