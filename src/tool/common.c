@@ -6,6 +6,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <syslog.h>
 #include <unistd.h>
 
@@ -176,6 +177,33 @@ void tool_print_log(void *ctx, enum kiln_log_level level, const char *line)
 	message_at(level == KILN_LOG_ERROR ? LOG_ERR : level == KILN_LOG_WARNING ? LOG_WARNING : LOG_INFO, "%s", line);
 }
 
+/* Is it a directory, mostly where the filesystem is mounted? False, with nothing told, if it isn't. */
+static bool directory_tell(const char *fs_arg)
+{
+	CLEANUP_FREE char *source = NULL;
+	struct stat st;
+
+	if (stat(fs_arg, &st) || !S_ISDIR(st.st_mode))
+		return false;
+	source = mounted_source(fs_arg);
+	if (source)
+		tool_error("%s is where %s is mounted: use it there (`kiln status` and df tell of it), or unmount it "
+			   "and name the device",
+			   fs_arg, source);
+	else
+		tool_error("%s is a directory: name the device or image that the filesystem is on", fs_arg);
+	return true;
+}
+
+/* One line of why, and what to do. */
+static void tell_not_opened(const struct tool_open *o, const char *fs_arg, int err, const char *why)
+{
+	/* What is mounted is told by where, rather than by its server. */
+	if (!directory_tell(fs_arg) && !(err == -EBUSY && mounted_tell(fs_arg)) &&
+	    !passphrase_tell_missing(&o->passphrase, err))
+		tool_error("can't open the filesystem: %s", why);
+}
+
 kiln_fs *tool_open_fs(const struct tool_open *open_opts, const char *fs_arg, enum fs_depth depth)
 {
 	enum { ENDING_LOOK_NS = 50000000 };
@@ -206,9 +234,7 @@ kiln_fs *tool_open_fs(const struct tool_open *open_opts, const char *fs_arg, enu
 		err = fs_open(&fs_arg, 1, NULL, 0, &options, depth, &fs, why);
 	}
 	if (err) {
-		tool_error("can't open the filesystem: %s", why);
-		if (err == -EBUSY)
-			mounted_tell(fs_arg);
+		tell_not_opened(open_opts, fs_arg, err, why);
 		return NULL;
 	}
 	if (depth == FS_NAMESPACE && kiln_fallback(fs))

@@ -56,8 +56,12 @@ bool mounted_lists_meet(const char *a, const char *b)
 	return false;
 }
 
-/* The mount point of a line if its filesystem is on one of @devices. */
-static char *line_match(char *line, const char *devices)
+struct mount_line {
+	char *mount_point, *source;
+};
+
+/* A line of mountinfo, changed by it. False: of another kind of filesystem. */
+static bool line_parse(char *line, struct mount_line *mount)
 {
 	char *fields[5] = { 0 }, *rest = line;
 
@@ -66,31 +70,58 @@ static char *line_match(char *line, const char *devices)
 		fields[i] = strsep(&rest, " ");
 	char *behind = rest ? strstr(rest, " - ") : NULL;
 	if (!fields[4] || !behind)
-		return NULL;
+		return false;
 	behind += 3;
 	char *type = strsep(&behind, " ");
 	char *source = behind ? strsep(&behind, " ") : NULL;
 	if (!source || !is_ours(type))
-		return NULL;
+		return false;
 	unescape(source);
 	unescape(fields[4]);
-	return mounted_lists_meet(devices, source) ? strdup(fields[4]) : NULL;
+	*mount = (struct mount_line){ fields[4], source };
+	return true;
 }
 
-char *mounted_at(const char *fs_arg)
+/* What @fn says of the first mount that it doesn't return NULL for. */
+static char *mount_find(char *(*fn)(const struct mount_line *mount, const char *what), const char *what)
 {
-	CLEANUP_FREE char *device = strchr(fs_arg, '=') ? blkid_evaluate_spec(fs_arg, NULL) : NULL;
 	FILE *f = fopen("/proc/self/mountinfo", "re");
 	char *line = NULL, *found = NULL;
+	struct mount_line mount;
 	size_t size = 0;
 
 	if (!f)
 		return NULL;
 	while (!found && getline(&line, &size, f) > 0)
-		found = line_match(line, device ? device : fs_arg);
+		if (line_parse(line, &mount))
+			found = fn(&mount, what);
 	free(line);
 	fclose(f);
 	return found;
+}
+
+static char *mount_point_of(const struct mount_line *mount, const char *devices)
+{
+	return mounted_lists_meet(devices, mount->source) ? strdup(mount->mount_point) : NULL;
+}
+
+char *mounted_at(const char *fs_arg)
+{
+	CLEANUP_FREE char *device = strchr(fs_arg, '=') ? blkid_evaluate_spec(fs_arg, NULL) : NULL;
+
+	return mount_find(mount_point_of, device ? device : fs_arg);
+}
+
+static char *source_of(const struct mount_line *mount, const char *mount_point)
+{
+	return !strcmp(mount->mount_point, mount_point) ? strdup(mount->source) : NULL;
+}
+
+char *mounted_source(const char *directory)
+{
+	CLEANUP_FREE char *path = realpath(directory, NULL);
+
+	return mount_find(source_of, path ? path : directory);
 }
 
 bool mounted_is_dead(const char *path)

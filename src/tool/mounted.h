@@ -8,6 +8,8 @@
 
 /* A mount point of the filesystem that @fs_arg (DEV[:DEV...] or UUID=...) names, to be freed; NULL if there is none. */
 char *mounted_at(const char *fs_arg);
+/* The other way: the devices of what is mounted at @directory, to be freed; NULL if nothing of ours is. */
+char *mounted_source(const char *directory);
 /* Tell where @fs_arg is mounted, and what to do about it. False, with nothing told, when it isn't. */
 bool mounted_tell(const char *fs_arg);
 /* Is @path what is left of a mount whose server has gone without unmounting? */

@@ -9,6 +9,7 @@
 #include <termios.h>
 #include <unistd.h>
 
+#include "base/report.h"
 #include "base/secret.h"
 #include "tool/tool.h"
 
@@ -49,12 +50,8 @@ static ssize_t read_file(const char *path, char *buf, size_t size)
 		return read_line(STDIN_FILENO, buf, size);
 
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0) {
-		int err = errno;
-
-		tool_error("can't open the passphrase file %s: %s", path, strerror(err));
-		return -err;
-	}
+	if (fd < 0)
+		return -errno;
 	ssize_t len = read_line(fd, buf, size);
 	close(fd);
 	return len;
@@ -63,6 +60,29 @@ static ssize_t read_file(const char *path, char *buf, size_t size)
 static ssize_t read_source(const struct passphrase_source *s, char *buf, size_t size)
 {
 	return s->fd >= 0 ? read_line(s->fd, buf, size) : read_file(s->file, buf, size);
+}
+
+static void source_tell(const struct passphrase_source *s, int err)
+{
+	const char *why = err == -ENAMETOOLONG ? "its first line is too long" : strerror(-err);
+
+	if (s->fd >= 0)
+		tool_error("can't read the passphrase from descriptor %d: %s", s->fd, why);
+	else
+		tool_error("can't read the passphrase from %s: %s", strcmp(s->file, "-") ? s->file : "standard input",
+			   why);
+}
+
+bool passphrase_tell_missing(const struct passphrase_source *s, int err)
+{
+	bool has_none = error_to_errno(err) == -ENOKEY && !passphrase_source_is_given(s);
+
+	if (s->error)
+		source_tell(s, s->error);
+	else if (has_none)
+		tool_error("the filesystem is encrypted: a passphrase is needed, and there is no terminal to ask on: "
+			   "--passphrase-file or --passphrase-fd names one");
+	return s->error || has_none;
 }
 
 /* The terminal, whatever standard input and output are; -ENOKEY: there is none. */
@@ -109,11 +129,15 @@ static ssize_t ask_on_terminal(const char *uuid, unsigned attempt, char *buf, si
 
 ssize_t passphrase_ask(void *ctx, const char *uuid, unsigned attempt, char *buf, size_t size)
 {
-	const struct passphrase_source *source = &((const struct tool_open *)ctx)->passphrase;
+	struct passphrase_source *source = &((struct tool_open *)ctx)->passphrase;
 
 	/* A file says the same every time: no second attempt. */
-	if (passphrase_source_is_given(source))
-		return attempt ? -EKEYREJECTED : read_source(source, buf, size);
+	if (passphrase_source_is_given(source)) {
+		ssize_t len = attempt ? -EKEYREJECTED : read_source(source, buf, size);
+
+		source->error = len < 0 && !attempt ? (int)len : 0;
+		return len;
+	}
 	return attempt < ATTEMPTS_MAX ? ask_on_terminal(uuid, attempt, buf, size) : -EKEYREJECTED;
 }
 
@@ -161,6 +185,8 @@ char *passphrase_new(const struct passphrase_source *source, const char *what, s
 	else if (n == -ENOKEY)
 		tool_error("a passphrase is needed, and there is no terminal to ask on: %s-file or %s-fd names one",
 			   what, what);
+	else if (passphrase_source_is_given(source))
+		source_tell(source, (int)n);
 	else if (n == -EKEYREJECTED)
 		tool_error("the passphrase was typed in two different ways");
 	else

@@ -10,9 +10,15 @@
 struct passphrase_source {
 	const char *file; /* "-" is standard input; NULL: none */
 	int fd;		  /* goes before; -1: none */
+	int error;	  /* what reading it failed with, from passphrase_ask(); else 0 */
 };
 static inline struct passphrase_source passphrase_source_none(void) { return (struct passphrase_source){ .fd = -1 }; }
 static inline bool passphrase_source_is_given(const struct passphrase_source *s) { return s->file || s->fd >= 0; }
+/*
+ * Opening failed with @err. If that is because there was no passphrase, say why, and what to do. False, with nothing
+ * told, if it isn't.
+ */
+bool passphrase_tell_missing(const struct passphrase_source *s, int err);
 bool passphrase_fd_parse(const char *text, int *fd);
 
 /* The callback of kiln_open_options; @ctx: a struct tool_open. */

@@ -42,8 +42,10 @@ static kiln_fs *open_unlocked(struct tool_open *open, const char *fs_arg)
 
 	if (!mounted_tell(fs_arg))
 		fs = tool_open_fs(open, fs_arg, FS_SUPER);
-	if (fs && fs_passphrase_unlock(fs, &options, why)) {
-		tool_error("%s", why);
+	int err = fs ? fs_passphrase_unlock(fs, &options, why) : 0;
+	if (err) {
+		if (!passphrase_tell_missing(&open->passphrase, err))
+			tool_error("%s", why);
 		kiln_close(fs);
 		fs = NULL;
 	}

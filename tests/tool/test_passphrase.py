@@ -110,6 +110,13 @@ def mistakes_are_told(work):
     empty = kiln("set-passphrase", "--new-passphrase-file", "-", a + ":" + b, says=b"\n", status=FAILED)
     assert b"empty" in empty.stderr
     assert kiln("ls", a + ":" + b, "/").stdout
+    # One line, that says what there is to do.
+    fmt(plain, "-f")
+    for args, says in (([], b"--passphrase-file"), (["--passphrase-file", work + "/none"], b"/none: No such file"),
+                       (["--passphrase-fd", "9"], b"descriptor 9: Bad file")):
+        for command in (["ls", *args, plain], ["cat", *args, plain, "/f"], ["set-passphrase", *args, plain]):
+            message = kiln(*command, status=FAILED).stderr
+            assert says in message and message.count(b"\n") == 1, (command, message)
 
 
 def in_directory(test):
