@@ -142,10 +142,18 @@ static void show_json(struct raw_output *out, const struct kiln_check_result *r)
 
 /* --- the command --- */
 
-static int list_passes(void)
+static int list_passes(bool is_json)
 {
 	const struct check_pass *pass;
 
+	if (is_json) {
+		json_t *passes = json_array();
+
+		for (unsigned i = 0; (pass = check_pass(i)); i++)
+			json_array_append_new(passes, json_pack("{s:s, s:s, s:b}", "name", pass->name, "what",
+								pass->what, "only_with_data", pass->is_optional));
+		return tool_print_json(passes);
+	}
 	for (unsigned i = 0; (pass = check_pass(i)); i++)
 		printf("%-28s %s%s\n", pass->name, pass->what, pass->is_optional ? " (only with --data)" : "");
 	return TOOL_OK;
@@ -222,7 +230,7 @@ static int check_main(const struct command *self, int argc, char **argv)
 		}
 	}
 	if (o.passes && !strcmp(o.passes, "list"))
-		return list_passes();
+		return list_passes(s.open.is_json);
 	if (check_passes_parse(o.passes, &passes))
 		return tool_usage_error(self, "no such pass in '%s'; --passes=list shows them", o.passes);
 	if (argc - optind != 1)

@@ -28,6 +28,12 @@ def check(devices, passphrase, *options):
     return p.returncode, {k["name"] for k in json.loads(p.stdout)["kinds"]} if p.stdout else set()
 
 
+def passes_are_listed():
+    listed, text = (subprocess.run([KILN, "check", "--passes=list", *options], capture_output=True, text=True, check=True).stdout
+                    for options in (["--json"], []))
+    assert [p["name"] for p in json.loads(listed)] == [line.split()[0] for line in text.splitlines()], listed
+
+
 def good(folder, name):
     def case():
         with tempfile.TemporaryDirectory() as work:
@@ -46,7 +52,7 @@ def damaged(folder, name):
     return "damaged " + name, case
 
 
-cases = []
+cases = [("passes_are_listed", passes_are_listed)]
 for folder in images.folders():
     cases += [good(folder, name) for name in images.names(folder)]
 cases += [damaged(folder, name) for folder in images.folders()[:1] for name in images.damaged_names(folder)]
