@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/strbuf.h"
 #include "super/super_private.h"
@@ -260,8 +261,12 @@ static void search_report(const struct sb_search *s, const struct report_sink *r
 static void report_none_left(const struct sb_search *s, int err, const struct report_sink *reports)
 {
 	char found[256], what[128] = "";
+	struct stat st;
 
-	if (!s->dev->size_bytes)
+	/* Of a size that is no multiple of the block, the device leaves out the rest. */
+	if (!s->dev->size_bytes && !stat(s->dev->name, &st) && st.st_size)
+		snprintf(found, sizeof(found), "a file of only %lld bytes", (long long)st.st_size);
+	else if (!s->dev->size_bytes)
 		snprintf(found, sizeof(found), "an empty file");
 	else if (device_signature_find(s->dev->name, what) == 1)
 		snprintf(found, sizeof(found), "none at %u places looked at; the device holds %s", s->place_nr, what);

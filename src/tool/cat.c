@@ -83,8 +83,16 @@ static int cat_path(kiln_fs *fs, struct pump *pump, const char *path, bool zero_
 	struct kiln_stat st;
 
 	int err = kiln_lookup_path(fs, path, KILN_FOLLOW, &st);
-	if (!err && !S_ISREG(st.mode))
-		err = S_ISDIR(st.mode) ? -EISDIR : -EINVAL;
+	if (!err && !S_ISREG(st.mode)) {
+		tool_error("%s: is %s, not a regular file", path,
+			   S_ISDIR(st.mode)    ? "a directory"
+			   : S_ISCHR(st.mode)  ? "a character device"
+			   : S_ISBLK(st.mode)  ? "a block device"
+			   : S_ISFIFO(st.mode) ? "a fifo"
+			   : S_ISSOCK(st.mode) ? "a socket"
+					       : "something else");
+		return TOOL_FAILED;
+	}
 	if (!err)
 		err = pump_file(pump, st.node, st.size, false, take_chunk, &cat);
 	if (err) {

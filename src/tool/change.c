@@ -58,7 +58,7 @@ int change_each(struct change *c, char **args, int nr, change_path_fn fn, void *
 		return tool_usage_error(c->self, "needs a filesystem and at least one path");
 	if (!change_open(c, args[0]))
 		return TOOL_FAILED;
-	for (; i < nr && !tool_interrupted; i++) {
+	for (; i < nr && !tool_interrupted && !c->is_over; i++) {
 		int err = fn(c, ctx, args[i]);
 
 		if (err && err != -EINTR)
@@ -77,7 +77,7 @@ void change_failed(struct change *c, const char *path, int err, const char *what
 	struct strbuf text = strbuf_growing();
 
 	tool_add_printable(&text, path, strlen(path));
-	tool_error("%s: %s%s%s", strbuf_text(&text), what ? what : "", what && err ? ": " : "",
+	tool_error("%s: %s%s%s", *path ? strbuf_text(&text) : "''", what ? what : "", what && err ? ": " : "",
 		   !err		   ? ""
 		   : err == -EBUSY ? "has no name that could be changed: it is the root or ends in . or .."
 				   : strerror(-err));
@@ -122,13 +122,25 @@ int change_place(kiln_fs *fs, const char *path, struct change_place *place)
 	return err;
 }
 
-int change_target(kiln_fs *fs, const char *source, const char *dest, bool must_be_dir, struct change_place *place)
+int change_new_place(kiln_fs *fs, const char *path, bool is_for_dir, struct change_place *place)
 {
 	struct kiln_stat st;
 
-	int err = kiln_lookup_path(fs, dest, KILN_FOLLOW, &st);
+	int err = change_place(fs, path, place);
+	if (err || is_for_dir || !place->is_dir)
+		return err;
+	return kiln_lookup_path(fs, path, KILN_FOLLOW, &st);
+}
+
+int change_target(kiln_fs *fs, const char *source, const char *dest, bool must_be_dir, bool is_for_dir,
+		  struct change_place *place)
+{
+	struct kiln_stat st;
+
+	/* An empty path is no other name of the root. */
+	int err = *dest ? kiln_lookup_path(fs, dest, KILN_FOLLOW, &st) : -ENOENT;
 	if (!err && S_ISDIR(st.mode)) {
-		*place = (struct change_place){ .dir = st.node };
+		*place = (struct change_place){ .dir = st.node, .into = dest };
 		place->name = change_last_name(source, &place->len);
 		return place->len ? 0 : -EBUSY;
 	}
@@ -136,7 +148,21 @@ int change_target(kiln_fs *fs, const char *source, const char *dest, bool must_b
 		return err;
 	if (must_be_dir)
 		return err ? err : -ENOTDIR;
-	return change_place(fs, dest, place);
+	return change_new_place(fs, dest, is_for_dir, place);
+}
+
+void change_failed_at(struct change *c, const char *dest, const struct change_place *place, int err)
+{
+	struct strbuf path = strbuf_growing();
+
+	if (place->into) {
+		strbuf_printf(&path, "%s%s", place->into, place->into[strlen(place->into) - 1] == '/' ? "" : "/");
+		strbuf_add_bytes(&path, place->name, place->len);
+	} else {
+		strbuf_add(&path, dest);
+	}
+	change_failed(c, strbuf_text(&path), err, NULL);
+	strbuf_free(&path);
 }
 
 /* --- trees --- */

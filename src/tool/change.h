@@ -14,6 +14,7 @@ struct change {
 	struct tool_open open;
 	kiln_fs *fs;
 	bool has_failed; /* something was told by change_failed() */
+	bool is_over;	 /* what was told will be so with every other path, too */
 };
 
 /* Open @fs_arg for writing and catch signals. False after a message. */
@@ -22,7 +23,7 @@ bool change_open(struct change *c, const char *fs_arg);
 int change_close(struct change *c);
 /*
  * Go over the arguments: option handling is the caller's; then open argv[0], call @fn with each path behind it until it
- * is interrupted, close. @fn returns 0 or a negative errno, which is told with the path.
+ * is interrupted or c->is_over, close. @fn returns 0 or a negative errno, which is told with the path.
  */
 typedef int (*change_path_fn)(struct change *c, void *ctx, const char *path);
 int change_each(struct change *c, char **args, int nr, change_path_fn fn, void *ctx);
@@ -35,14 +36,26 @@ struct change_place {
 	struct kiln_node dir;
 	const char *name;
 	size_t len;
-	bool is_dir; /* it was written with a slash at the end */
+	bool is_dir;	  /* it was written with a slash at the end */
+	const char *into; /* path of @dir if the name is another path's last one; else NULL */
 };
 /* -EBUSY for a path without a last name: "/", and ones that end in "." or "..". */
 int change_place(kiln_fs *fs, const char *path, struct change_place *place);
 /* Last name of a path, "" where there is none ("/", "a/..", "."). *@len: without slashes behind it. */
 const char *change_last_name(const char *path, size_t *len);
-/* Where @source goes that shall go to @dest: into it under its own name if that is a directory, else @dest itself. */
-int change_target(kiln_fs *fs, const char *source, const char *dest, bool must_be_dir, struct change_place *place);
+/*
+ * The same for a name that something is to get. With a slash behind it, it must be a directory that exists, or what
+ * gets it must be one (@is_for_dir): else -ENOENT or -ENOTDIR.
+ */
+int change_new_place(kiln_fs *fs, const char *path, bool is_for_dir, struct change_place *place);
+/*
+ * Where @source (a directory: @is_for_dir) goes that shall go to @dest: into it under its own name if that is a
+ * directory, else @dest itself, as change_new_place() has it.
+ */
+int change_target(kiln_fs *fs, const char *source, const char *dest, bool must_be_dir, bool is_for_dir,
+		  struct change_place *place);
+/* change_failed() of a place that was found for @dest. */
+void change_failed_at(struct change *c, const char *dest, const struct change_place *place, int err);
 
 /*
  * All of a tree, entries of a directory before it if @post, else after it. Other than with kiln_walk(), @fn may change

@@ -172,6 +172,19 @@ static int rm_run(const struct command *self, int argc, char **argv)
 
 const struct command command_rm = { "rm", "remove files and trees", rm_usage, rm_run };
 
+/* --- what mv and ln share --- */
+
+static const char other_subvolume[] =
+	"is in another subvolume than where it shall go. Copy it there (kiln get, kiln put)";
+
+/* The destination as a whole is wrong, and will be so for all sources. */
+static int dest_failed(struct change *c, const char *dest, int err)
+{
+	change_failed(c, dest, err, NULL);
+	c->is_over = true;
+	return 0;
+}
+
 /* --- mv --- */
 
 static const char mv_usage[] = "usage: kiln mv [OPTIONS] FS SOURCE... DEST\n"
@@ -193,18 +206,42 @@ static int mv_path(struct change *c, void *ctx, const char *path)
 {
 	const struct mv_args *args = ctx;
 	struct change_place from, to;
+	struct kiln_stat st;
 
 	int err = change_place(c->fs, path, &from);
 	if (!err)
-		err = args->is_new_name ? change_place(c->fs, args->dest, &to)
-					: change_target(c->fs, path, args->dest, args->source_nr > 1, &to);
+		err = kiln_lookup(c->fs, from.dir, from.name, from.len, &st);
+	if (!err && from.is_dir && !S_ISDIR(st.mode))
+		err = -ENOTDIR;
 	if (err)
 		return err;
+	err = args->is_new_name ? change_new_place(c->fs, args->dest, S_ISDIR(st.mode), &to)
+				: change_target(c->fs, path, args->dest, args->source_nr > 1, S_ISDIR(st.mode), &to);
+	if (err)
+		return dest_failed(c, args->dest, err);
 	err = kiln_rename(c->fs, from.dir, from.name, from.len, to.dir, to.name, to.len, args->flags);
-	if (err != -EINVAL || args->flags)
-		return err;
-	change_failed(c, path, 0, "can't be moved into itself");
-	return 0;
+	switch (err) {
+	case -EINVAL:
+		if (args->flags == (KILN_RENAME_NOREPLACE | KILN_RENAME_EXCHANGE))
+			return err;
+		change_failed(c, path, 0, "can't be moved into itself");
+		return 0;
+	case -EXDEV:
+		change_failed(c, path, 0,
+			      from.dir.subvol != to.dir.subvol
+				      ? other_subvolume
+				      : "can't be moved there: that directory hands on other options than it has. Copy "
+					"it (kiln get, kiln put), or give both directories the same (kiln setfattr)");
+		return 0;
+	/* The source was there a moment ago. */
+	case -ENOENT:
+	case -EEXIST:
+	case -ENOTEMPTY:
+	case -EISDIR:
+	case -ENOTDIR:
+	case -ENAMETOOLONG: change_failed_at(c, args->dest, &to, err); return 0;
+	default: return err;
+	}
 }
 
 static int mv_run(const struct command *self, int argc, char **argv)
@@ -251,12 +288,15 @@ struct ln_args {
 	const char *dest;
 };
 
-static int link_make(struct change *c, const struct ln_args *args, const char *target, const struct change_place *to)
+/* 0, told, or an error: of the new name if *@is_of_place, else of @target. */
+static int link_make(struct change *c, const struct ln_args *args, const char *target, const struct change_place *to,
+		     bool *is_of_place)
 {
 	struct kiln_create attr = { .mode = S_IFLNK | 0777, .uid = geteuid(), .gid = getegid() };
 	struct change_place from;
 	struct kiln_stat st;
 
+	*is_of_place = args->is_symbolic && *target;
 	if (args->is_symbolic)
 		return kiln_symlink(c->fs, to->dir, to->name, to->len, target, &attr, NULL);
 	int err = change_place(c->fs, target, &from);
@@ -266,20 +306,46 @@ static int link_make(struct change *c, const struct ln_args *args, const char *t
 		change_failed(c, target, 0, "is a directory, which can have one name only; -s makes a symlink");
 		return 0;
 	}
-	return err ? err : kiln_link(c->fs, st.node, to->dir, to->name, to->len);
+	if (err)
+		return err;
+	err = kiln_link(c->fs, st.node, to->dir, to->name, to->len);
+	if (err == -EXDEV) {
+		change_failed(c, target, 0,
+			      st.node.subvol != to->dir.subvol
+				      ? other_subvolume
+				      : "can't have a name there: that directory hands on other options than the file "
+					"has. Copy it (kiln get, kiln put), make a symlink (-s), or give both the same "
+					"(kiln setfattr)");
+		return 0;
+	}
+	*is_of_place = err == -EEXIST || err == -ENAMETOOLONG;
+	return err;
+}
+
+static int link_failed(struct change *c, const struct ln_args *args, const struct change_place *to, int err,
+		       bool is_of_place)
+{
+	if (!err || !is_of_place || err == -ENOSPC || err == -EROFS)
+		return err;
+	change_failed_at(c, args->dest, to, err);
+	return 0;
 }
 
 static int ln_path(struct change *c, void *ctx, const char *target)
 {
 	const struct ln_args *args = ctx;
-	struct change_place to;
+	struct change_place to = { 0 };
 	struct kiln_stat old, st;
+	bool is_of_place;
 
-	int err = change_target(c->fs, target, args->dest, args->target_nr > 1, &to);
-	if (!err)
-		err = link_make(c, args, target, &to);
-	if (err != -EEXIST || !args->is_forced)
+	int err = change_target(c->fs, target, args->dest, args->target_nr > 1, false, &to);
+	if (err == -EBUSY && to.into)
 		return err;
+	if (err)
+		return dest_failed(c, args->dest, err);
+	err = link_make(c, args, target, &to, &is_of_place);
+	if (err != -EEXIST || !args->is_forced)
+		return link_failed(c, args, &to, err, is_of_place);
 	err = kiln_lookup(c->fs, to.dir, to.name, to.len, &old);
 	/* Another name of the same file stays what it is: it may be the last one. */
 	if (!err && !args->is_symbolic && !kiln_lookup_path(c->fs, target, 0, &st) && st.node.ino == old.node.ino &&
@@ -287,7 +353,10 @@ static int ln_path(struct change *c, void *ctx, const char *target)
 		return 0;
 	if (!err)
 		err = kiln_unlink(c->fs, to.dir, to.name, to.len, 0);
-	return err ? err : link_make(c, args, target, &to);
+	if (err)
+		return link_failed(c, args, &to, err, true);
+	err = link_make(c, args, target, &to, &is_of_place);
+	return link_failed(c, args, &to, err, is_of_place);
 }
 
 static int ln_run(const struct command *self, int argc, char **argv)

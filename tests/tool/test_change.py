@@ -94,7 +94,9 @@ def times_are_set(work):
     assert changed.stat(image, "/g")["mtime"] == 9
     kiln("touch", "-c", image, "/none")
     assert "none" not in entries(image)
-    for wrong in (["-d", "yesterday-ish"], ["-d", "@"], ["-t", "13"], ["-t", "200113010000"]):
+    kiln("touch", "-d", "2028-02-29", "-t", "202802290000", image, "/f")
+    for wrong in (["-d", "yesterday-ish"], ["-d", "@"], ["-t", "13"], ["-t", "200113010000"], ["-d", "2026-04-31"],
+                  ["-d", "2026-02-29 12:00:00Z"], ["-t", "202602290000"]):
         kiln("touch", *wrong, image, "/f", status=USAGE)
     kiln("touch", "-r", "/nowhere", image, "/f", status=FAILED)
     changed.check(image)
@@ -117,6 +119,37 @@ def names_move_and_swap(work):
     kiln("mv", image, "/nowhere", "/x", status=FAILED)
     kiln("mv", "-T", image, "/e/c", "/e/new")
     assert "e/c" not in entries(image)
+    # Of two paths the one that is meant is named; a slash means a directory.
+    before = entries(image)
+    for args, says in ((["mv", "/e/new", "/x/"], "/x/: No such"), (["mv", "-T", "/e/new", "/x/"], "/x/: No such"),
+                       (["mv", "/e/new", "/d/a/"], "/d/a/: Not a dir"), (["mv", "/e/new/", "/x"], "/e/new/: Not a dir"),
+                       (["mv", "/d/a", "/e/new", "/x"], "/x: No such"), (["mv", "/nowhere", "/d"], "/nowhere: No such"),
+                       (["mv", "-T", "/e", "/d"], "/d: Directory not empty"), (["mv", "-n", "/e/new", "/d/a"], "/d/a: File exists"),
+                       (["mv", "/d", "/e/new"], "/e/new: Not a dir"), (["mv", "", "/x"], "'': No such"), (["mv", "/d/a", ""], "'': No such"),
+                       (["mv", "--exchange", "/d/a", "/x"], "/x: No such"), (["ln", "/d/a", "/x/"], "/x/: No such"),
+                       (["ln", "-s", "text", "/x/"], "/x/: No such"), (["ln", "-s", "x", "/d/a"], "/d/a: File exists"),
+                       (["ln", "-s", "text/a", "/d"], "/d/a: File exists"), (["ln", "-s", "", "/x"], "'': No such"),
+                       (["ln", "/nowhere", "/x"], "/nowhere: No such"), (["ln", "/e/new", "/d/a"], "/d/a: File exists")):
+        message = kiln(args[0], *[a for a in args[1:] if a in ("-T", "-n", "-s", "--exchange")], image,
+                       *[a for a in args[1:] if a not in ("-T", "-n", "-s", "--exchange")], status=FAILED).stderr
+        assert message.startswith("kiln: " + says) and message.count("\n") == 1, (args, message)
+    assert entries(image) == before
+    kiln("mv", image, "/e", "/moved/")
+    assert "moved/new" in entries(image)
+    changed.check(image)
+
+
+def what_would_inherit_other_options_is_copied(work):
+    image = new_image(work)
+    kiln("mkdir", image, "/d", "/d/sub", "/other")
+    kiln("touch", image, "/d/f")
+    kiln("setfattr", "-n", "bcachefs.compression", "-v", "lz4", image, "/other")
+    assert "/d/sub: can't be moved there: that directory hands on other options" in kiln("mv", image, "/d/sub", "/other", status=FAILED).stderr
+    assert "/d/f: can't have a name there" in kiln("ln", image, "/d/f", "/other", status=FAILED).stderr
+    kiln("setfattr", "-x", "bcachefs.compression", image, "/other")
+    kiln("mv", image, "/d/sub", "/other")
+    kiln("ln", image, "/d/f", "/other")
+    assert {"other/sub", "other/f"} < set(entries(image))
     changed.check(image)
 
 
@@ -188,7 +221,7 @@ def what_can_not_be_written_is_refused(work):
 
 def what_is_no_filesystem_is_named(work):
     path = os.path.join(work, "x")
-    for content, says in ((b"", "empty file"), (bytes(1024) + bytes(56) + b"\x53\xef" + bytes(1 << 20), "ext2"),
+    for content, says in ((b"", "empty file"), (b"12345678", "a file of only 8 bytes"), (bytes(1024) + bytes(56) + b"\x53\xef" + bytes(1 << 20), "ext2"),
                           (b"?" * 100000, "nor anything")):
         with open(path, "wb") as f:
             f.write(content)
@@ -198,6 +231,8 @@ def what_is_no_filesystem_is_named(work):
             subprocess.run(["/sbin/mkfs.ext2", "-qF", path], check=True)
         assert says in kiln("ls", path, status=FAILED).stderr, says
     assert "nonsense" in kiln("check", "--passes=nonsense", path, status=USAGE).stderr
+    message = kiln("usage", work, status=FAILED).stderr
+    assert work + " is a directory" in message and message.count("\n") == 1, message
 
 
 def mounted_filesystems_are_changed_where_they_are_mounted(work):
@@ -214,6 +249,9 @@ def mounted_filesystems_are_changed_where_they_are_mounted(work):
         for command in (["put", link, "/etc/passwd", "/"], ["mkdir", image, "/a"], ["rm", link, "/a"],
                         ["chmod", "0", image, "/"]):
             assert mnt in kiln(*command, status=FAILED).stderr
+        for command in (["set-option", image, "acl=0"], ["usage", mnt]):
+            message = kiln(*command, status=FAILED).stderr
+            assert mnt in message and image in message and message.count("\n") == 1, message
     finally:
         subprocess.run(["umount", mnt], check=True)
     changed.wait_free(image)
@@ -221,10 +259,19 @@ def mounted_filesystems_are_changed_where_they_are_mounted(work):
     changed.check(image)
 
 
+def that_nothing_is_mounted_is_told(work):
+    if not os.geteuid():
+        raise tap.Skip("root may have mounted other ones")
+    environment = {**os.environ, "XDG_RUNTIME_DIR": work}
+    for command, out in ((["status"], ""), (["status", "--json"], "[]\n"), (["sync"], "")):
+        p = kiln(*command, env=environment)
+        assert p.stdout == out and "nothing is mounted" in p.stderr, p
+
+
 TESTS = [directories_are_made, modes_are_octal_and_symbolic, owners_are_names_and_numbers, times_are_set,
-         names_move_and_swap, links_are_made_and_replaced, trees_are_removed, attributes_are_set_and_removed,
+         names_move_and_swap, what_would_inherit_other_options_is_copied, links_are_made_and_replaced, trees_are_removed, attributes_are_set_and_removed,
          what_can_not_be_written_is_refused, what_is_no_filesystem_is_named,
-         mounted_filesystems_are_changed_where_they_are_mounted]
+         that_nothing_is_mounted_is_told, mounted_filesystems_are_changed_where_they_are_mounted]
 
 if __name__ == "__main__":
     sys.exit(changed.run(TESTS))
