@@ -391,6 +391,15 @@ static int subdir_import(struct import *x, struct import_dir *parent, const char
 	return err;
 }
 
+/* Is it an image that the filesystem itself is on? It would grow while it is copied. */
+static bool is_own_device(const struct import *x, const struct stat *st)
+{
+	for (unsigned i = 0; i < x->own_nr; i++)
+		if (x->own[i].dev == st->st_dev && x->own[i].ino == st->st_ino)
+			return S_ISREG(st->st_mode);
+	return false;
+}
+
 /* Any object @name of @dir. 0 or what makes going on pointless. */
 static int entry_import(struct import *x, struct import_dir *dir, const char *name, const char *as)
 {
@@ -401,7 +410,9 @@ static int entry_import(struct import *x, struct import_dir *dir, const char *na
 	int err = import_stopped(x);
 	if (!err && fstatat(dir->fd, name, &st, AT_SYMLINK_NOFOLLOW))
 		err = -errno;
-	if (!err) {
+	if (!err && is_own_device(x, &st)) {
+		import_failed(x, strbuf_text(&path), 0, "is the filesystem that it would be copied into: left out");
+	} else if (!err) {
 		err = make_hardlink(x, dir, as, &st);
 		if (!err)
 			err = S_ISDIR(st.st_mode) ? subdir_import(x, dir, name, as, &st, strbuf_text(&path))
@@ -453,7 +464,8 @@ struct import *import_start(kiln_fs *fs, const struct import_options *options, u
 	waitq_init(&x->has_room);
 	task_nr = task_nr ? task_nr : max(2 * cpu_nr(), 4u);
 	x->tasks = calloc(task_nr, sizeof(*x->tasks));
-	for (unsigned i = 0; x->tasks && x->walk_buffer && i < task_nr; i++)
+	bool has_memory = x->tasks && x->walk_buffer && import_own_find(x);
+	for (unsigned i = 0; has_memory && i < task_nr; i++)
 		if (!task_start(&x->tasks[x->task_nr], "import", import_task, x))
 			x->task_nr++;
 	if (!x->task_nr) {
@@ -535,6 +547,7 @@ void import_end(struct import *x)
 	waitq_destroy(&x->has_room);
 	waitq_destroy(&x->has_job);
 	mutex_destroy(&x->lock);
+	free(x->own);
 	free(x->tasks);
 	free(x->walk_buffer);
 	free(x);

@@ -28,7 +28,9 @@ struct import_options {
 	uint32_t uid, gid;
 	const volatile int *stop; /* becomes non-zero when to stop */
 	void *ctx;
-	/* Told from any task, one at a time: what failed. @path is where it came from; @what (may be NULL) says of it.
+	/*
+	 * Told from any task, one at a time: what failed. @path is where it came from; @what (may be NULL) says of it;
+	 * @err may be 0 if that says all.
 	 */
 	void (*report)(void *ctx, const char *path, int err, const char *what);
 	void (*progress)(void *ctx, uint64_t bytes, uint64_t files); /* more of each; from any task */

@@ -7,7 +7,24 @@
 #include <unistd.h>
 
 #include "base/strbuf.h"
+#include "engine/fs.h"
 #include "tool/import_private.h"
+
+/* --- what isn't imported --- */
+
+bool import_own_find(struct import *x)
+{
+	const struct super *s = x->fs->super;
+
+	x->own = calloc(max(s->member_nr, 1u), sizeof(*x->own));
+	for (unsigned i = 0; x->own && i < s->member_nr; i++) {
+		struct stat st;
+
+		if (super_member_online(s, i) && !stat(s->members[i].dev->name, &st))
+			x->own[x->own_nr++] = (struct import_own){ st.st_dev, st.st_ino };
+	}
+	return x->own;
+}
 
 /* --- names --- */
 

@@ -46,6 +46,12 @@ struct import_link {
 };
 enum { IMPORT_LINK_BUCKETS = 4096 };
 
+/* A file that the filesystem itself is on. */
+struct import_own {
+	dev_t dev;
+	ino_t ino;
+};
+
 struct import {
 	kiln_fs *fs;
 	struct import_options options;
@@ -59,12 +65,14 @@ struct import {
 	int fatal; /* what made going on pointless */
 	struct import_counts counts;
 	struct import_link *links[IMPORT_LINK_BUCKETS];
+	struct import_own *own;
+	unsigned own_nr;
 	char *walk_buffer; /* IMPORT_BUFFER_BYTES, for the task that walks */
 	struct task **tasks;
 	unsigned task_nr;
 };
 
-/* Report and count a failure; returns it if it makes going on pointless, else 0. */
+/* Report and count a failure (@err may be 0 if @what says all); returns it if it makes going on pointless, else 0. */
 int import_failed(struct import *x, const char *path, int err, const char *what);
 /* 0, or why to stop. */
 int import_stopped(struct import *x);
@@ -98,6 +106,9 @@ bool import_batch_is_empty(const struct import_batch *b);
 void import_batch_write(struct import_batch *b);
 
 /* --- import_object.c --- */
+
+/* Find the files that the filesystem itself is on: x->own. False: no memory. */
+bool import_own_find(struct import *x);
 
 /*
  * Make @name in @dir, or find the directory that is there already; what is there otherwise is replaced if the options

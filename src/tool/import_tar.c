@@ -33,6 +33,8 @@ struct tar {
 	struct archive *a;
 	struct kiln_node dir;
 	struct tar_dir *dirs; /* that get their attributes at the end */
+	bool has_entries;     /* one was found: it is an archive */
+	bool is_broken;	      /* what follows can't be read, and that was told */
 	/* The directory that the last entry was in: the next is mostly in the same. */
 	struct strbuf last_parent;
 	struct kiln_node last_node;
@@ -266,8 +268,10 @@ static int contents_copy(struct tar *t, struct kiln_node node, uint64_t *bytes, 
 		err = import_stopped(t->x);
 		if (err || ret == ARCHIVE_EOF)
 			break;
-		if (ret < ARCHIVE_WARN)
-			return -EIO;
+		if (ret < ARCHIVE_WARN) {
+			t->is_broken = true;
+			break;
+		}
 		for (size_t done = 0; done < len && !err;) {
 			if (held && (held == IMPORT_BUFFER_BYTES || held_at + (off_t)held != at + (off_t)done)) {
 				err = import_write(t->x, node, held_at, buf, held);
@@ -284,6 +288,23 @@ static int contents_copy(struct tar *t, struct kiln_node node, uint64_t *bytes, 
 		}
 	}
 	return err ? err : held ? import_write(t->x, node, held_at, buf, held) : 0;
+}
+
+/* Say why libarchive can't go on, in the contents of the entry @entry or (NULL) between entries. */
+static int archive_failed(struct tar *t, const char *entry)
+{
+	const char *path = entry ? entry : "the archive";
+	const char *text = archive_error_string(t->a);
+	int nr = archive_errno(t->a);
+
+	if (text && strcasestr(text, "truncated"))
+		return import_failed(t->x, path, 0,
+				     entry ? "the archive ends in the middle of it" : "ends in the middle");
+	/* Numbers of what is wrong with the archive: -1, and this one. Its message says more. */
+	bool is_of_format = nr == -1 || nr == EILSEQ;
+	if (is_of_format && !t->has_entries)
+		return import_failed(t->x, path, 0, "is no tar archive");
+	return import_failed(t->x, path, is_of_format && text ? 0 : nr > 0 ? -nr : -EIO, text);
 }
 
 static int hardlink_make(struct tar *t, const char *target, struct kiln_node dir, const char *name)
@@ -328,7 +349,8 @@ static int object_make(struct tar *t, struct archive_entry *e, struct kiln_node 
 	int err = *name ? import_make(t->x, dir, name, &st, target, &node) : 0;
 	if (!err && S_ISREG(st.st_mode))
 		err = contents_copy(t, node, &bytes, &end);
-	if (err)
+	/* Its first part is all that there is of it: neither it nor its size is made up. */
+	if (err || t->is_broken)
 		return err;
 	int attr_err = attributes_set(t, e, node, *name && import_hands_on_acl(t->x, dir));
 	err = S_ISDIR(st.st_mode) ? directory_note(t, node, &st)
@@ -350,7 +372,9 @@ static int entry_make(struct tar *t, struct archive_entry *e)
 	int err = path_resolve(t, path, &dir, name);
 	if (!err)
 		err = target ? hardlink_make(t, target, dir, name) : object_make(t, e, dir, name);
-	return err ? import_failed(t->x, path, err, NULL) : 0;
+	if (err)
+		return import_failed(t->x, path, err, NULL);
+	return t->is_broken ? archive_failed(t, path) : 0;
 }
 
 static int directories_finish(struct tar *t, int err)
@@ -372,7 +396,7 @@ static int entries_make(struct tar *t)
 {
 	int err = 0;
 
-	while (!err) {
+	while (!err && !t->is_broken) {
 		struct archive_entry *e;
 		int ret = archive_read_next_header(t->a, &e);
 
@@ -381,9 +405,10 @@ static int entries_make(struct tar *t)
 			break;
 		if (ret < ARCHIVE_WARN) {
 			/* What follows can't be trusted. */
-			err = import_failed(t->x, "the archive", -EIO, archive_error_string(t->a));
+			err = archive_failed(t, NULL);
 			break;
 		}
+		t->has_entries = true;
 		err = entry_make(t, e);
 	}
 	return err;
@@ -403,7 +428,7 @@ int import_tar(struct import *x, int fd, struct kiln_node dir)
 		if (archive_read_open_fd(t.a, fd, BLOCK_BYTES) == ARCHIVE_OK)
 			err = entries_make(&t);
 		else
-			err = import_failed(x, "the archive", -EIO, archive_error_string(t.a));
+			err = archive_failed(&t, NULL);
 	}
 	err = directories_finish(&t, err);
 	strbuf_free(&t.last_parent);

@@ -43,6 +43,7 @@ enum { LISTED_MAX = 10000 };
 static void import_report(void *ctx, const char *path, int err, const char *what)
 {
 	struct put_import *p = ctx;
+	const char *why = err ? strerror(-err) : what;
 	struct strbuf text = strbuf_growing();
 
 	tool_add_printable(&text, path, strlen(path));
@@ -50,14 +51,14 @@ static void import_report(void *ctx, const char *path, int err, const char *what
 	if (err == -EISDIR && !p->options.is_recursive)
 		tool_error("%s: is a directory; -r copies it with all that is in it", strbuf_text(&text));
 	else
-		tool_error("%s: %s%s%s%s", strbuf_text(&text), what ? what : "", what ? ": " : "", strerror(-err),
+		tool_error("%s: %s%s%s%s", strbuf_text(&text), what && err ? what : "", what && err ? ": " : "", why,
 			   err == -EEXIST		 ? " (--overwrite replaces it)"
 			   : err == -ENOSPC		 ? "; nothing more is copied"
 			   : err == -EOPNOTSUPP && !what ? " (files with a compression option can't be written yet)"
 							 : "");
 	if (p->failures && json_array_size(p->failures) < LISTED_MAX)
-		json_array_append_new(p->failures, json_pack("{s:o, s:s}", "path", tool_json_bytes(path, strlen(path)),
-							     "error", strerror(-err)));
+		json_array_append_new(p->failures, json_pack("{s:o, s:o}", "path", tool_json_bytes(path, strlen(path)),
+							     "error", tool_json_bytes(why, strlen(why))));
 	strbuf_free(&text);
 }
 
@@ -134,6 +135,16 @@ struct put {
 	const char *dest_name; /* new name for a single object; NULL: into the directory under its own */
 };
 
+static bool is_directory(const struct put *p, const char *source)
+{
+	struct stat st;
+	size_t len;
+
+	/* Another name for a directory that has none of its own: "dir/." */
+	change_last_name(source, &len);
+	return !len || (!(p->follow ? stat(source, &st) : lstat(source, &st)) && S_ISDIR(st.st_mode));
+}
+
 /* Where things go. False after a message. */
 static bool dest_find(struct put *p)
 {
@@ -141,7 +152,7 @@ static bool dest_find(struct put *p)
 	struct kiln_stat st;
 	size_t len;
 
-	int err = kiln_lookup_path(p->change.fs, p->dest, KILN_FOLLOW, &st);
+	int err = *p->dest ? kiln_lookup_path(p->change.fs, p->dest, KILN_FOLLOW, &st) : -ENOENT;
 	if (!err && S_ISDIR(st.mode)) {
 		p->dir = st.node;
 		return true;
@@ -152,7 +163,7 @@ static bool dest_find(struct put *p)
 	if (err == -ENOENT && p->source_nr == 1 && strcmp(p->sources[0], "-"))
 		err = 0;
 	if (!err)
-		err = change_place(p->change.fs, p->dest, &place);
+		err = change_new_place(p->change.fs, p->dest, is_directory(p, p->sources[0]), &place);
 	if (err) {
 		change_failed(&p->change, p->dest, err, NULL);
 		return false;

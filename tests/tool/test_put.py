@@ -6,6 +6,7 @@
 $KILN_UPSTREAM names upstream's tool (bcachefs of version 1.4.1): with it, filesystems are also shown to its fsck.
 $KILN_FIXTURES is a folder with make_tree.py, which makes a tree of everything there is.
 """
+import io
 import json
 import os
 import shutil
@@ -148,7 +149,20 @@ def archives_stay_in_their_directory(work):
         f.truncate(1000)
     with open(archive, "rb") as f:
         kiln("put", "--overwrite", image, "-", "/d", stdin=f, status=FAILED)
-    kiln("put", image, "-", "/d", input="no archive " * 1000, stdin=None, status=FAILED)
+    for nothing in ("no archive " * 1000, ""):
+        message = kiln("put", image, "-", "/d", input=nothing, stdin=None, status=FAILED).stderr
+        assert "the archive: is no tar archive" in message and "Input/output" not in message, message
+    for compression in ("", "gz"):
+        with tarfile.open(archive, "w:" + compression) as t:
+            member = tarfile.TarInfo("cut")
+            member.size = 100000
+            t.addfile(member, io.BytesIO(os.urandom(100000)))
+        with open(archive, "r+b") as f:
+            f.truncate(50000)
+        with open(archive, "rb") as f:
+            p = kiln("put", "--json", "--overwrite", image, "-", "/d", stdin=f, status=FAILED)
+        assert "ends in the middle" in p.stderr and ("kiln: cut: " in p.stderr or compression) and len(json.loads(p.stdout)["failed"]) == 1, p.stderr
+    assert changed.stat(image, "/d/cut")["size"] < 50000
     changed.check(image)
 
 
@@ -173,6 +187,7 @@ def single_files_and_wrong_arguments(work):
     kiln("mkdir", image, "/d")
     kiln("put", image, top + "/file", top + "/fifo", top + "/dangling", "/d")
     assert {"d/file", "d/fifo", "d/dangling"} < set(changed.entries(image))
+    assert "is a fifo, not a regular file" in kiln("cat", image, "/d/fifo", status=FAILED).stderr
     kiln("put", "-H", image, top + "/dir/symlink", "/followed")
     kiln("put", image, top + "/dir/symlink", "/copied")
     e = changed.entries(image)
@@ -180,9 +195,21 @@ def single_files_and_wrong_arguments(work):
     assert "-r" in kiln("put", image, top + "/dir", "/", status=FAILED).stderr
     kiln("put", image, top + "/nowhere", "/", status=FAILED)
     kiln("put", image, top + "/file", top + "/fifo", "/nowhere", status=FAILED)
+    assert "/nowhere/: No such" in kiln("put", image, top + "/file", "/nowhere/", status=FAILED).stderr
+    kiln("put", image, top + "/file", "", status=FAILED)
+    kiln("put", "-r", image, top + "/dir", "/newdir/")
+    # The filesystem's own image isn't put into it.
+    own = os.path.join(work, "own")
+    os.mkdir(own)
+    os.link(image, own + "/other-name")
+    for args in ([image], ["-r", own]):
+        options, source = args[:-1], args[-1]
+        message = kiln("put", *options, image, source, "/", status=FAILED).stderr
+        assert "is the filesystem that it would be copied into" in message, message
     kiln("put", image, top + "/file", status=USAGE)
     kiln("put", "--owner", "nobody-known", image, top + "/file", "/", status=USAGE)
     kiln("put", "--owner", "7:8", image, top + "/file", "/mine")
+    assert not {"nowhere", "a.img", "own/other-name"} & set(changed.entries(image))
     assert (changed.stat(image, "/mine")["uid"], changed.stat(image, "/mine")["gid"]) == (7, 8)
     changed.check(image)
 
