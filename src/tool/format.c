@@ -460,12 +460,15 @@ static int run_with(struct args *a)
 	int err = kiln_format(a->devices, a->nr, &a->opts, a->source ? &fs : NULL, why);
 	secret_free(passphrase);
 	if (err) {
-		tool_error("%s%s", why,
-			   err == -EEXIST   ? " (--force)"
-			   : err == -ENOSPC ? " With the usual options a device of 10 MiB is enough."
-					    : "");
+		bool is_told = false;
+
 		for (size_t i = 0; err == -EBUSY && i < a->nr; i++)
-			mounted_tell(a->devices[i].path);
+			is_told |= mounted_tell(a->devices[i].path);
+		if (!is_told)
+			tool_error("%s%s", why,
+				   err == -EEXIST   ? " (--force)"
+				   : err == -ENOSPC ? " With the usual options a device of 10 MiB is enough."
+						    : "");
 		return TOOL_FAILED;
 	}
 	int status = a->source ? fill(a, fs) : TOOL_OK;

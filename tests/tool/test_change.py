@@ -249,7 +249,7 @@ def mounted_filesystems_are_changed_where_they_are_mounted(work):
         for command in (["put", link, "/etc/passwd", "/"], ["mkdir", image, "/a"], ["rm", link, "/a"],
                         ["chmod", "0", image, "/"]):
             assert mnt in kiln(*command, status=FAILED).stderr
-        for command in (["set-option", image, "acl=0"], ["usage", mnt]):
+        for command in (["set-option", image, "acl=0"], ["usage", mnt], ["format", "-f", image]):
             message = kiln(*command, status=FAILED).stderr
             assert mnt in message and image in message and message.count("\n") == 1, message
     finally:
