@@ -62,7 +62,7 @@ enum kiln_open_flags {
 	KILN_OPEN_NO_SCAN = 32,	     /* don't look for members that weren't named among the block devices */
 	/*
 	 * Open for reading and writing: recovery runs, and the filesystem is marked as in use. One that this version
-	 * can't write is opened read-only, and kiln_write_refused() says why.
+	 * can't write, or that mount_options let nobody write, is opened read-only, and kiln_write_refused() says why.
 	 */
 	KILN_OPEN_WRITE = 64,
 };
@@ -95,7 +95,11 @@ struct kiln_open_options {
 	size_t struct_bytes; /* sizeof(struct kiln_open_options): callers built against older headers still work; 0 is
 				-EINVAL */
 	unsigned flags;	     /* enum kiln_open_flags */
-	const char *mount_options; /* "name,name=value,...", as in fstab; NULL: none. Unknown names are an error */
+	/*
+	 * "name,name=value,...", as in fstab; NULL: none. Unknown names are an error. With ro, read_only, nochanges or
+	 * norecovery nothing is written, whatever the flags say.
+	 */
+	const char *mount_options;
 	uint64_t memory_bytes;	   /* budget for caches and buffers; 0: 256 MiB; at least KILN_MEMORY_MIN */
 	uint64_t sb_sector;	   /* superblock at this sector instead of the usual places; 0: usual */
 	void *ctx;		   /* handed to the callbacks */
@@ -208,7 +212,7 @@ KILN_API int kiln_format(const struct kiln_format_device *devices, size_t nr, co
  * stands in the superblock. Data isn't touched. Nobody may have it open; all devices must be there. It is opened with
  * @options, whose callback (or key) says the old passphrase. A crash leaves the old one or the new one.
  *
- * Besides what kiln_open() returns: -EINVAL it isn't encrypted.
+ * Besides what kiln_open() returns: -EINVAL it isn't encrypted, or mount_options forbid writing.
  */
 KILN_API int kiln_passphrase_set(const char *const *devices, size_t nr, const struct kiln_open_options *options,
 				 const char *passphrase, size_t passphrase_bytes, char why[KILN_ERROR_BYTES]);

@@ -69,8 +69,20 @@ static bool fs_is_blacklisted(void *ctx, uint64_t journal_seq) { return journal_
 
 /* --- steps --- */
 
+/* Mount options that forbid writing weigh more than the flag that asks for it. */
+static void writing_forbid(struct kiln_fs *fs, struct kiln_open_options *options, const uint64_t values[OPT_NR])
+{
+	const char *forbidding = mount_options_forbid_writing(values);
+
+	if (!forbidding || !(options->flags & KILN_OPEN_WRITE))
+		return;
+	options->flags &= ~(unsigned)KILN_OPEN_WRITE;
+	snprintf(fs->write_refused, sizeof(fs->write_refused), "the mount option %s forbids writing", forbidding);
+}
+
+/* KILN_OPEN_WRITE is taken out of @options where the mount options forbid it. */
 static int open_super(struct kiln_fs *fs, const char *const *args, size_t arg_nr, struct device **devices,
-		      size_t device_nr, const struct kiln_open_options *options, enum fs_depth depth,
+		      size_t device_nr, struct kiln_open_options *options, enum fs_depth depth,
 		      char why[KILN_ERROR_BYTES])
 {
 	uint64_t values[OPT_NR] = { 0 };
@@ -85,6 +97,7 @@ static int open_super(struct kiln_fs *fs, const char *const *args, size_t arg_nr
 			device_close(devices[i]);
 		return err;
 	}
+	writing_forbid(fs, options, values);
 
 	struct super_open_opts opts = {
 		.is_write = options->flags & KILN_OPEN_WRITE,
@@ -266,9 +279,19 @@ static int open_fresh_steps(struct kiln_fs *fs, const struct kiln_open_options *
 	return open_btrees(fs, memory_bytes);
 }
 
-int fs_open_fresh(struct device **devices, size_t device_nr, const struct kiln_open_options *options,
+/* Only a whole filesystem can be opened for reading in place of writing. */
+static int insist_on_writing(const struct kiln_fs *fs, char why[KILN_ERROR_BYTES])
+{
+	if (!fs->write_refused[0])
+		return 0;
+	snprintf(why, KILN_ERROR_BYTES, "%s", fs->write_refused);
+	return -EINVAL;
+}
+
+int fs_open_fresh(struct device **devices, size_t device_nr, const struct kiln_open_options *given,
 		  struct kiln_fs **out, char why[KILN_ERROR_BYTES])
 {
+	struct kiln_open_options options = *given;
 	struct kiln_fs *fs = calloc(1, sizeof(*fs));
 
 	if (!fs) {
@@ -276,13 +299,15 @@ int fs_open_fresh(struct device **devices, size_t device_nr, const struct kiln_o
 			device_close(devices[i]);
 		return -ENOMEM;
 	}
-	reporter_init(&fs->reporter, options);
+	reporter_init(&fs->reporter, &options);
 	mutex_init_ranked(&fs->usage_lock, LOCK_USAGE);
-	int err = open_super(fs, NULL, 0, devices, device_nr, options, FS_NAMESPACE, why);
-	if (!err && fs->super->needs_passphrase)
-		err = unlock(fs, options);
+	int err = open_super(fs, NULL, 0, devices, device_nr, &options, FS_NAMESPACE, why);
 	if (!err)
-		err = open_fresh_steps(fs, options);
+		err = insist_on_writing(fs, why);
+	if (!err && fs->super->needs_passphrase)
+		err = unlock(fs, &options);
+	if (!err)
+		err = open_fresh_steps(fs, &options);
 	if (err) {
 		describe_failure(fs, err, why);
 		kiln_close(fs);
@@ -365,6 +390,8 @@ int fs_open(const char *const *args, size_t arg_nr, struct device **devices, siz
 	reporter_init(&fs->reporter, &options);
 	mutex_init_ranked(&fs->usage_lock, LOCK_USAGE);
 	int err = open_super(fs, args, arg_nr, devices, device_nr, &options, depth, why);
+	if (!err && depth != FS_NAMESPACE)
+		err = insist_on_writing(fs, why);
 	if (!err && is_to_be_initialized(fs, &options, depth))
 		err = open_and_initialize(fs, &options, why);
 	else if (!err)

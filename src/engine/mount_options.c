@@ -8,7 +8,7 @@
 
 /* Options of mount(8) itself and of fstab that mean nothing to the filesystem. */
 static const char *const generic_options[] = {
-	"defaults", "ro",	  "noatime", "relatime", "atime",  "nodiratime", "diratime", "strictatime",
+	"defaults", "noatime", "relatime", "atime",  "nodiratime", "diratime", "strictatime",
 	"lazytime", "nolazytime", "dev",     "nodev",	 "suid",   "nosuid",	 "exec",     "noexec",
 	"auto",	    "noauto",	  "user",    "nouser",	 "users",  "owner",	 "group",    "nofail",
 	"_netdev",  "sync",	  "async",   "mand",	 "nomand", "silent",	 "loud",
@@ -22,6 +22,17 @@ static bool is_generic(const char *name)
 	return !strncmp(name, "x-", 2);
 }
 
+/* What options of mount(8) are called here, and other short names. */
+static const char *long_name(const char *name)
+{
+	static const char *const names[][2] = { { "quota", "usrquota" }, { "ro", "read_only" }, { "rw", "noread_only" } };
+
+	for (size_t i = 0; i < ARRAY_NR(names); i++)
+		if (!strcmp(name, names[i][0]))
+			return names[i][1];
+	return name;
+}
+
 /* One "name", "noname" or "name=value"; @item is writable. */
 static int option_apply(char *item, uint64_t values[OPT_NR], bool is_set[OPT_NR], char why[KILN_ERROR_BYTES])
 {
@@ -30,7 +41,7 @@ static int option_apply(char *item, uint64_t values[OPT_NR], bool is_set[OPT_NR]
 	if (equals)
 		*equals = 0;
 
-	const char *name = strcmp(item, "quota") ? item : "usrquota";
+	const char *name = long_name(item);
 	int id = option_id_parse(name);
 	if (id < 0 && !value && !strncmp(name, "no", 2)) {
 		id = option_id_parse(name + 2);
@@ -76,4 +87,14 @@ int mount_options_parse(const char *text, uint64_t values[OPT_NR], bool is_set[O
 			return err;
 	}
 	return 0;
+}
+
+const char *mount_options_forbid_writing(const uint64_t values[OPT_NR])
+{
+	static const enum option_id forbidding[] = { OPT_READ_ONLY, OPT_NOCHANGES, OPT_NORECOVERY };
+
+	for (size_t i = 0; i < ARRAY_NR(forbidding); i++)
+		if (values[forbidding[i]])
+			return option_table[forbidding[i]].name;
+	return NULL;
 }

@@ -376,7 +376,7 @@ static int publish(struct super *s, bool *is_final)
 	if (err)
 		goto out;
 	members_refresh(s);
-	if (!SB_INITIALIZED(s->sb) || s->options[OPT_NOCHANGES])
+	if (!SB_INITIALIZED(s->sb))
 		goto out;
 
 	*is_final = true;

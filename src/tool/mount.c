@@ -90,13 +90,7 @@ static void options_split(struct mount_command *m, char *list)
 	for (char *item = strtok_r(list, ",", &save); item; item = strtok_r(NULL, ",", &save)) {
 		if (!strcmp(item, "noatime"))
 			m->mount.atime = MOUNT_NOATIME;
-		if (!strcmp(item, "ro"))
-			m->mount.is_readonly = true;
-		else if (!strcmp(item, "rw"))
-			m->mount.is_readonly = false;
-		else if (!strcmp(item, "read_only") || !strcmp(item, "nochanges") || !strcmp(item, "norecovery"))
-			m->mount.is_readonly = true;
-		else if (!strcmp(item, "allow_other"))
+		if (!strcmp(item, "allow_other"))
 			m->mount.allow_other = true;
 		else if (!strcmp(item, "noallow_other"))
 			m->mount.allow_other = false;
@@ -420,6 +414,7 @@ static int parse_and_run(struct mount_command *m, const struct command *self, in
 		return tool_usage_error(self, "needs a filesystem and a directory");
 	if (mount_options_parse(m->fs_options.len ? strbuf_text(&m->fs_options) : NULL, values, is_set, why))
 		return tool_usage_error(self, "%s", why);
+	m->mount.is_readonly = mount_options_forbid_writing(values);
 	m->fs_arg = argv[optind];
 	m->mount.mountpoint = argv[optind + 1];
 	return run_parsed(m);

@@ -122,6 +122,13 @@ static void a_missing_member_is_named(void **state)
 
 /* --- counters --- */
 
+static struct kiln_format_options formatting(void)
+{
+	return (struct kiln_format_options){ .struct_bytes = sizeof(struct kiln_format_options),
+					     .device_struct_bytes = sizeof(struct kiln_format_device),
+					     .flags = KILN_FORMAT_FORCE };
+}
+
 /* Take the entries of one kind out of what a clean shutdown left. */
 static void counter_take_out(const char *path, unsigned type, unsigned id, unsigned level)
 {
@@ -161,9 +168,7 @@ static void without_counters_it_is_only_read(void **state)
 					     .flags = KILN_OPEN_NO_SCAN | KILN_OPEN_WRITE };
 	const char *path = path_of("counters");
 	struct kiln_format_device dev = { .path = path, .file_bytes = 32 << 20 };
-	struct kiln_format_options format = { .struct_bytes = sizeof(format),
-					      .device_struct_bytes = sizeof(dev),
-					      .flags = KILN_FORMAT_FORCE };
+	struct kiln_format_options format = formatting();
 	struct kiln_stat st;
 	kiln_fs *fs;
 
@@ -182,6 +187,71 @@ static void without_counters_it_is_only_read(void **state)
 		assert_int_equal(kiln_lookup_path(fs, "lost+found", 0, &st), 0);
 		kiln_close(fs);
 	}
+}
+
+/* --- mount options --- */
+
+/* Changes with every update of the superblocks, and so with every opening for writing. */
+static uint64_t superblock_seq(const char *path)
+{
+	struct super_open_opts opts = { 0 };
+	struct super *s;
+
+	assert_int_equal(super_open((char *const *)&path, 1, &opts, NULL, NULL, &s), 0);
+	uint64_t seq = le64_get(s->sb->seq);
+	super_close(s);
+	return seq;
+}
+
+static void options_that_forbid_writing_are_heeded_in_every_form(void **state)
+{
+	static const struct {
+		const char *options;
+		bool is_written;
+	} cases[] = {
+		{ "ro", false },
+		{ "read_only", false },
+		{ "read_only=1", false },
+		{ "nochanges", false },
+		{ "noacl,nochanges=1", false },
+		{ "norecovery", false },
+		{ "norecovery=1", false },
+		{ "rw,nochanges=1", false },
+		{ "rw,ro", false },
+		{ "ro,rw", true },
+		{ "rw", true },
+		{ "read_only=0,nochanges=0,norecovery=0", true },
+		{ "noread_only,nonochanges,nonorecovery", true },
+	};
+	struct kiln_open_options options = { .struct_bytes = sizeof(options),
+					     .flags = KILN_OPEN_NO_SCAN | KILN_OPEN_WRITE };
+	const char *path = path_of("forbidding");
+	struct kiln_format_device dev = { .path = path, .file_bytes = 32 << 20 };
+	struct kiln_format_options format = formatting();
+	kiln_fs *fs;
+
+	(void)state;
+	assert_int_equal(kiln_format(&dev, 1, &format, NULL, NULL), 0);
+	for (unsigned i = 0; i < ARRAY_NR(cases); i++) {
+		uint64_t seq = superblock_seq(path);
+
+		options.mount_options = cases[i].options;
+		assert_int_equal(kiln_open(&path, 1, &options, &fs, NULL), 0);
+		struct kiln_create create = { .mode = 0644 };
+		struct kiln_stat st;
+		int err = kiln_create(fs, kiln_root(fs), &"abcdefghijklm"[i], 1, &create, &st);
+		const char *why = kiln_write_refused(fs);
+		if (err != (cases[i].is_written ? 0 : -EROFS) || !why != cases[i].is_written)
+			fail_msg("%s: error %d, %s", cases[i].options, err, why ? why : "it is written");
+		if (why)
+			assert_non_null(strstr(why, "forbids writing"));
+		kiln_close(fs);
+		assert_int_equal(superblock_seq(path) != seq, cases[i].is_written);
+	}
+	char why[KILN_ERROR_BYTES] = "";
+	options.mount_options = "nochanges=1";
+	assert_int_equal(kiln_passphrase_set(&path, 1, &options, "new", 3, why), -EINVAL);
+	assert_non_null(strstr(why, "nochanges"));
 }
 
 /* --- passphrases --- */
@@ -294,6 +364,7 @@ int main(void)
 		cmocka_unit_test(a_device_of_another_filesystem_is_refused_by_name),
 		cmocka_unit_test(a_missing_member_is_named),
 		cmocka_unit_test(without_counters_it_is_only_read),
+		cmocka_unit_test(options_that_forbid_writing_are_heeded_in_every_form),
 		cmocka_unit_test(passphrases_are_asked_for_until_one_fits),
 		cmocka_unit_test(threads_open_and_close_independently),
 	};

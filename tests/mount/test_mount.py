@@ -86,6 +86,15 @@ def what_cannot_be_written_is_mounted_readonly(to):
     u.assert_unchanged()
 
 
+def options_that_forbid_writing_are_heeded_in_every_form(to):
+    u = doors.Unpacked(FOLDER, "v1.4-empty", to)
+    for i, options in enumerate(("rw,nochanges=1", "rw,read_only=1")):
+        with doors.Mount(KILN, u.devices, os.path.join(to, "mnt%d" % i), "-o", options) as m:
+            assert not m.err, m.err
+            raises(errno.EROFS, os.mkdir, os.path.join(m.directory, "d"))
+        u.assert_unchanged()
+
+
 def a_wrong_passphrase_is_told(to):
     u = doors.Unpacked(FOLDER, "small-encrypted", to)
     command = [KILN, "mount", "-o", "ro", *u.passphrase_options("wrong"), u.devices[0], to]
@@ -267,6 +276,7 @@ def two_mounts_of_one_image_share_it(to):
 CASES = [
     failing_in_the_background_is_told,
     what_cannot_be_written_is_mounted_readonly,
+    options_that_forbid_writing_are_heeded_in_every_form,
     a_wrong_passphrase_is_told,
     umount_ends_the_server,
     fusermount_ends_the_server,
