@@ -100,9 +100,9 @@ struct kiln_open_options {
 	 * norecovery nothing is written, whatever the flags say.
 	 */
 	const char *mount_options;
-	uint64_t memory_bytes;	   /* budget for caches and buffers; 0: 256 MiB; at least KILN_MEMORY_MIN */
-	uint64_t sb_sector;	   /* superblock at this sector instead of the usual places; 0: usual */
-	void *ctx;		   /* handed to the callbacks */
+	uint64_t memory_bytes; /* budget for caches and buffers; 0: 256 MiB; at least KILN_MEMORY_MIN */
+	uint64_t sb_sector;    /* superblock at this sector instead of the usual places; 0: usual */
+	void *ctx;	       /* handed to the callbacks */
 	/* Log lines, without newline. NULL: nowhere. */
 	void (*log)(void *ctx, enum kiln_log_level level, const char *line);
 	enum kiln_log_level log_level;

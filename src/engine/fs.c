@@ -80,6 +80,19 @@ static void writing_forbid(struct kiln_fs *fs, struct kiln_open_options *options
 	snprintf(fs->write_refused, sizeof(fs->write_refused), "the mount option %s forbids writing", forbidding);
 }
 
+/* What was passed over while the superblocks weren't known. Reading has no use for targets. */
+static int set_targets(struct super *s, const char *mount_options, char why[KILN_ERROR_BYTES])
+{
+	uint64_t values[OPT_NR] = { 0 };
+	bool is_set[OPT_NR] = { false };
+	int err = mount_options_parse(mount_options, s, values, is_set, why);
+
+	for (unsigned id = 0; id < OPT_NR && !err; id++)
+		if (is_set[id] && option_table[id].type == OPTION_TARGET)
+			s->options[id] = values[id];
+	return err;
+}
+
 /* KILN_OPEN_WRITE is taken out of @options where the mount options forbid it. */
 static int open_super(struct kiln_fs *fs, const char *const *args, size_t arg_nr, struct device **devices,
 		      size_t device_nr, struct kiln_open_options *options, enum fs_depth depth,
@@ -89,7 +102,7 @@ static int open_super(struct kiln_fs *fs, const char *const *args, size_t arg_nr
 	bool is_set[OPT_NR] = { false };
 	struct device_paths paths = { 0 };
 
-	int err = mount_options_parse(options->mount_options, values, is_set, why);
+	int err = mount_options_parse(options->mount_options, NULL, values, is_set, why);
 	if (!err && !devices)
 		err = device_paths_parse((char *const *)args, arg_nr, &paths, why);
 	if (err) {
@@ -119,7 +132,7 @@ static int open_super(struct kiln_fs *fs, const char *const *args, size_t arg_nr
 	};
 	err = super_open(paths.paths, paths.nr, &opts, &fs->reporter.log, &fs->reporter.sink, &fs->super);
 	device_paths_free(&paths);
-	return err;
+	return !err && fs->super->write ? set_targets(fs->super, options->mount_options, why) : err;
 }
 
 /* Ask for the passphrase until it fits or the user gives up. */

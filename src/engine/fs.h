@@ -99,9 +99,10 @@ int fs_passphrase_set(struct kiln_fs *fs, const char *passphrase, size_t bytes, 
 /*
  * Parse a mount option string (10 §10) into @values and @is_set. "ro" and "rw" are values of read_only; other generic
  * options of mount (noatime, ...) are passed over; unknown ones, and ones that aren't mount options, are -EINVAL with
- * @why.
+ * @why. Targets are devices and labels of @s; where it is NULL, because they aren't known yet, they are passed over.
  */
-int mount_options_parse(const char *text, uint64_t values[OPT_NR], bool is_set[OPT_NR], char why[KILN_ERROR_BYTES]);
+int mount_options_parse(const char *text, const struct super *s, uint64_t values[OPT_NR], bool is_set[OPT_NR],
+			char why[KILN_ERROR_BYTES]);
 /* The name of an option among them with which nothing may be written; NULL: there is none. */
 const char *mount_options_forbid_writing(const uint64_t values[OPT_NR]);
 

@@ -8,10 +8,10 @@
 
 /* Options of mount(8) itself and of fstab that mean nothing to the filesystem. */
 static const char *const generic_options[] = {
-	"defaults", "noatime", "relatime", "atime",  "nodiratime", "diratime", "strictatime",
-	"lazytime", "nolazytime", "dev",     "nodev",	 "suid",   "nosuid",	 "exec",     "noexec",
-	"auto",	    "noauto",	  "user",    "nouser",	 "users",  "owner",	 "group",    "nofail",
-	"_netdev",  "sync",	  "async",   "mand",	 "nomand", "silent",	 "loud",
+	"defaults",   "noatime", "relatime", "atime",  "nodiratime", "diratime", "strictatime", "lazytime",
+	"nolazytime", "dev",	 "nodev",    "suid",   "nosuid",     "exec",	 "noexec",	"auto",
+	"noauto",     "user",	 "nouser",   "users",  "owner",	     "group",	 "nofail",	"_netdev",
+	"sync",	      "async",	 "mand",     "nomand", "silent",     "loud",
 };
 
 static bool is_generic(const char *name)
@@ -25,7 +25,9 @@ static bool is_generic(const char *name)
 /* What options of mount(8) are called here, and other short names. */
 static const char *long_name(const char *name)
 {
-	static const char *const names[][2] = { { "quota", "usrquota" }, { "ro", "read_only" }, { "rw", "noread_only" } };
+	static const char *const names[][2] = { { "quota", "usrquota" },
+						{ "ro", "read_only" },
+						{ "rw", "noread_only" } };
 
 	for (size_t i = 0; i < ARRAY_NR(names); i++)
 		if (!strcmp(name, names[i][0]))
@@ -34,7 +36,8 @@ static const char *long_name(const char *name)
 }
 
 /* One "name", "noname" or "name=value"; @item is writable. */
-static int option_apply(char *item, uint64_t values[OPT_NR], bool is_set[OPT_NR], char why[KILN_ERROR_BYTES])
+static int option_apply(char *item, const struct super *s, uint64_t values[OPT_NR], bool is_set[OPT_NR],
+			char why[KILN_ERROR_BYTES])
 {
 	char *equals = strchr(item, '=');
 	const char *value = equals ? equals + 1 : NULL;
@@ -60,11 +63,10 @@ static int option_apply(char *item, uint64_t values[OPT_NR], bool is_set[OPT_NR]
 
 	char buf[256];
 	struct strbuf reason = strbuf_fixed(buf, sizeof(buf));
-	if (option_table[id].type == OPTION_TARGET) {
-		/* Labels are known only once the superblock is read, and reading needs no targets. */
+	if (!s && option_table[id].type == OPTION_TARGET && value)
 		return 0;
-	}
-	if (option_parse((enum option_id)id, value, NULL, &values[id], &reason)) {
+	if (s ? super_option_parse(s, (enum option_id)id, value, &values[id], &reason)
+	      : option_parse((enum option_id)id, value, NULL, &values[id], &reason)) {
 		snprintf(why, KILN_ERROR_BYTES, "mount option '%.100s': %s", item, buf);
 		return -EINVAL;
 	}
@@ -72,7 +74,8 @@ static int option_apply(char *item, uint64_t values[OPT_NR], bool is_set[OPT_NR]
 	return 0;
 }
 
-int mount_options_parse(const char *text, uint64_t values[OPT_NR], bool is_set[OPT_NR], char why[KILN_ERROR_BYTES])
+int mount_options_parse(const char *text, const struct super *s, uint64_t values[OPT_NR], bool is_set[OPT_NR],
+			char why[KILN_ERROR_BYTES])
 {
 	CLEANUP_FREE char *copy = text ? strdup(text) : NULL;
 	char *save = NULL;
@@ -82,7 +85,7 @@ int mount_options_parse(const char *text, uint64_t values[OPT_NR], bool is_set[O
 	if (!copy)
 		return -ENOMEM;
 	for (char *item = strtok_r(copy, ",", &save); item; item = strtok_r(NULL, ",", &save)) {
-		int err = option_apply(item, values, is_set, why);
+		int err = option_apply(item, s, values, is_set, why);
 		if (err)
 			return err;
 	}

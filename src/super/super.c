@@ -311,6 +311,18 @@ static void options_fill(struct super *s, const struct super_open_opts *opts)
 		s->options[OPT_JOURNAL_RECLAIM_DELAY] = 1000;
 }
 
+int super_option_parse(const struct super *s, enum option_id id, const char *text, uint64_t *value, struct strbuf *why)
+{
+	bool is_target = option_table[id].type == OPTION_TARGET && text;
+
+	for (unsigned i = 0; is_target && i < s->member_nr; i++)
+		if (super_member_online(s, i) && !strcmp(s->members[i].name, text)) {
+			*value = TARGET_DEVICE_FIRST + i;
+			return 0;
+		}
+	return option_parse(id, text, s->sb, value, why);
+}
+
 /* With @user_key, or, where that is NULL, with the passphrase that makes it. */
 static int key_load(struct super *s, const struct crypt_key *user_key, const void *passphrase, size_t len)
 {

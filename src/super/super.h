@@ -91,6 +91,12 @@ unsigned super_metadata_csum_type(const struct super *s);
 unsigned super_data_csum_type(const struct super *s, uint64_t data_checksum);
 
 /*
+ * As option_parse(), and devices are known by the names that they were opened with: for those who change what is
+ * written (the superblock, or an opening for writing), where targets are chosen by users.
+ */
+int super_option_parse(const struct super *s, enum option_id id, const char *text, uint64_t *value, struct strbuf *why);
+
+/*
  * Does this value of an option need something that isn't there yet? Then @why is a sentence that names the option.
  */
 bool super_option_unsupported(enum option_id id, uint64_t value, char why[256]);

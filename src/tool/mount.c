@@ -412,7 +412,7 @@ static int parse_and_run(struct mount_command *m, const struct command *self, in
 	}
 	if (argc - optind != 2)
 		return tool_usage_error(self, "needs a filesystem and a directory");
-	if (mount_options_parse(m->fs_options.len ? strbuf_text(&m->fs_options) : NULL, values, is_set, why))
+	if (mount_options_parse(m->fs_options.len ? strbuf_text(&m->fs_options) : NULL, NULL, values, is_set, why))
 		return tool_usage_error(self, "%s", why);
 	m->mount.is_readonly = mount_options_forbid_writing(values);
 	m->fs_arg = argv[optind];

@@ -25,17 +25,6 @@ struct setting {
 	uint64_t value;
 };
 
-/* Devices are known by the names they were opened with. */
-static int target_parse(const struct super *s, enum option_id id, const char *text, uint64_t *value, struct strbuf *why)
-{
-	for (unsigned i = 0; i < s->member_nr; i++)
-		if (super_member_online(s, i) && !strcmp(s->members[i].name, text)) {
-			*value = TARGET_DEVICE_FIRST + i;
-			return 0;
-		}
-	return option_parse(id, text, s->sb, value, why);
-}
-
 static int setting_parse(const struct command *self, const struct super *s, const char *arg, struct setting *setting)
 {
 	CLEANUP_FREE char *name = strdup(arg);
@@ -58,10 +47,7 @@ static int setting_parse(const struct command *self, const struct super *s, cons
 	if (!option_is_stored((enum option_id)id))
 		return tool_usage_error(self, "%s isn't stored in a filesystem: it is one of mounting", name);
 	setting->id = (enum option_id)id;
-	int err = option_table[id].type == OPTION_TARGET && value
-			  ? target_parse(s, setting->id, value, &setting->value, &why)
-			  : option_parse(setting->id, value, s->sb, &setting->value, &why);
-	if (err)
+	if (super_option_parse(s, setting->id, value, &setting->value, &why))
 		return tool_usage_error(self, "%s: %s", arg, reason);
 	if (super_option_unsupported(setting->id, setting->value, reason)) {
 		tool_error("%s", reason);

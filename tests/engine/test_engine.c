@@ -237,7 +237,7 @@ static void mount_options_parse_as_in_fstab(void **state)
 
 	assert_int_equal(
 		mount_options_parse(
-			"defaults,ro,noacl,degraded,errors=continue,nochanges,sb=2056,quota,x-systemd.automount",
+			"defaults,ro,noacl,degraded,errors=continue,nochanges,sb=2056,quota,x-systemd.automount", NULL,
 			values, is_set, why),
 		0);
 	assert_true(is_set[OPT_ACL] && !values[OPT_ACL]);
@@ -246,8 +246,8 @@ static void mount_options_parse_as_in_fstab(void **state)
 	assert_true(is_set[OPT_USRQUOTA] && values[OPT_USRQUOTA]);
 	assert_int_equal(values[OPT_SB], 2056);
 	assert_false(is_set[OPT_VERY_DEGRADED]);
-	assert_int_equal(mount_options_parse("nofix_errors", values, is_set, why), -EINVAL);
-	assert_int_equal(mount_options_parse(NULL, values, is_set, why), 0);
+	assert_int_equal(mount_options_parse("nofix_errors", NULL, values, is_set, why), -EINVAL);
+	assert_int_equal(mount_options_parse(NULL, NULL, values, is_set, why), 0);
 }
 
 /* --- many threads --- */

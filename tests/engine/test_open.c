@@ -17,6 +17,7 @@
 
 #include "base/sync.h"
 #include "base/util.h"
+#include "engine/fs.h"
 #include "format/jset.h"
 #include "kiln/kiln.h"
 #include "super/super.h"
@@ -254,6 +255,68 @@ static void options_that_forbid_writing_are_heeded_in_every_form(void **state)
 	assert_non_null(strstr(why, "nochanges"));
 }
 
+/* Sectors of files that each of two devices holds, after some were written. */
+static void data_write(kiln_fs *fs, const char *name, uint64_t sectors[2])
+{
+	static const char data[1 << 20] = "data";
+	struct kiln_create create = { .mode = 0644 };
+	struct kiln_stat st;
+	struct usage usage;
+
+	assert_null(kiln_write_refused(fs));
+	assert_int_equal(kiln_create(fs, kiln_root(fs), name, strlen(name), &create, &st), 0);
+	assert_int_equal(kiln_write(fs, st.node, 0, data, sizeof(data)), sizeof(data));
+	assert_int_equal(kiln_sync(fs), 0);
+	assert_int_equal(allocator_usage(fs->allocator, &usage), 0);
+	for (unsigned dev = 0; dev < 2; dev++)
+		sectors[dev] = usage.devs[dev].types[DATA_USER].sectors;
+	usage_free(&usage);
+}
+
+static void targets_hold_for_one_opening(void **state)
+{
+	enum { SECTORS = (1 << 20) / SECTOR_BYTES };
+	struct kiln_open_options options = { .struct_bytes = sizeof(options),
+					     .flags = KILN_OPEN_NO_SCAN | KILN_OPEN_WRITE };
+	const char *paths[] = { path_of("slow"), path_of("fast") };
+	struct kiln_format_device devs[] = { { .path = paths[0], .file_bytes = 32 << 20, .label = "hdd" },
+					     { .path = paths[1], .file_bytes = 32 << 20, .label = "ssd.first" } };
+	struct kiln_format_options format = formatting();
+	char by_name[160], why[KILN_ERROR_BYTES];
+	uint64_t sectors[2];
+	kiln_fs *fs;
+
+	(void)state;
+	snprintf(by_name, sizeof(by_name), "foreground_target=%s", paths[0]);
+	assert_int_equal(kiln_format(devs, 2, &format, NULL, NULL), 0);
+	const char *const targets[] = { "foreground_target=ssd", by_name, "noacl,foreground_target=dev 1" };
+	const uint64_t wanted[][2] = { { 0, SECTORS }, { SECTORS, SECTORS }, { SECTORS, 2 * SECTORS } };
+	for (unsigned i = 0; i < ARRAY_NR(targets); i++) {
+		options.mount_options = targets[i];
+		assert_int_equal(kiln_open(paths, 2, &options, &fs, NULL), 0);
+		data_write(fs, (const char *[]){ "a", "b", "c" }[i], sectors);
+		for (unsigned dev = 0; dev < 2; dev++)
+			assert_int_equal(sectors[dev], wanted[i][dev]);
+		kiln_close(fs);
+	}
+	/* Nothing was stored. */
+	options.mount_options = NULL;
+	assert_int_equal(kiln_open(paths, 2, &options, &fs, NULL), 0);
+	assert_int_equal(fs->super->options[OPT_FOREGROUND_TARGET], TARGET_NONE);
+	kiln_close(fs);
+
+	options.mount_options = "foreground_target=tape";
+	assert_int_equal(kiln_open(paths, 2, &options, &fs, why), -EINVAL);
+	assert_non_null(strstr(why, "foreground_target': no such device or label"));
+	options.mount_options = "foreground_target";
+	assert_int_equal(kiln_open(paths, 2, &options, &fs, why), -EINVAL);
+	assert_non_null(strstr(why, "a value is needed"));
+	/* Whoever only reads may be without the device. */
+	options.mount_options = "ro,foreground_target=tape";
+	assert_int_equal(kiln_open(paths, 2, &options, &fs, why), 0);
+	kiln_close(fs);
+}
+
 /* --- passphrases --- */
 
 struct asked {
@@ -365,6 +428,7 @@ int main(void)
 		cmocka_unit_test(a_missing_member_is_named),
 		cmocka_unit_test(without_counters_it_is_only_read),
 		cmocka_unit_test(options_that_forbid_writing_are_heeded_in_every_form),
+		cmocka_unit_test(targets_hold_for_one_opening),
 		cmocka_unit_test(passphrases_are_asked_for_until_one_fits),
 		cmocka_unit_test(threads_open_and_close_independently),
 	};
