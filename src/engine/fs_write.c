@@ -9,6 +9,7 @@
 #include "data/repair.h"
 #include "format/version.h"
 #include "namespace/change.h"
+#include "recovery/blacklist.h"
 #include "recovery/passes.h"
 #include "super/format.h"
 
@@ -156,13 +157,16 @@ bool fs_write_refused(const struct kiln_fs *fs, char why[KILN_ERROR_BYTES])
 
 /* --- starting --- */
 
-/* Superblocks, in this order on disk: sequence numbers that were lost are never used; then "dirty". */
+/*
+ * Superblocks, in this order on disk: room for more sequence numbers that were lost; those of this time are never used;
+ * then "dirty".
+ */
 static int mark_dirty(struct kiln_fs *fs)
 {
 	const struct journal_state *state = fs->journal;
-	int err = 0;
+	int err = blacklist_collect(fs->super, fs->trees, state);
 
-	if (state->seq_next > state->seq_flushed + 1)
+	if (!err && state->seq_next > state->seq_flushed + 1)
 		err = super_blacklist_add(fs->super, state->seq_flushed + 1, state->seq_next);
 	return err ? err : super_mark_dirty(fs->super);
 }
@@ -270,6 +274,8 @@ static int start_steps(struct kiln_fs *fs)
 		err = namespace_start_write(fs->ns, fs->allocator);
 	if (!err)
 		err = run_passes(fs);
+	if (!err)
+		err = blacklist_outgrow(fs->super, fs->journal_writer, fs->journal);
 	if (!err)
 		err = data_start_copygc(fs->data);
 	if (!err)

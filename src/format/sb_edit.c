@@ -294,6 +294,22 @@ int sb_blacklist_add(struct sb_edit *e, uint64_t start, uint64_t end)
 	return 0;
 }
 
+void sb_blacklist_keep(struct sb_edit *e, const bool *is_needed)
+{
+	struct sb_blacklist_disk *d = (struct sb_blacklist_disk *)section_of(e, SB_JOURNAL_SEQ_BLACKLIST);
+	unsigned nr = sb_blacklist_nr(e->sb), kept = 0;
+
+	for (unsigned i = 0; i < nr; i++)
+		if (is_needed[i])
+			d->ranges[kept++] = d->ranges[i];
+	if (kept) {
+		sb_section_resize(e, SB_JOURNAL_SEQ_BLACKLIST, 1 + 2 * (size_t)kept);
+		return;
+	}
+	sb_section_delete(e, SB_JOURNAL_SEQ_BLACKLIST);
+	e->sb->features[0] = le64_of(le64_get(e->sb->features[0]) & ~(1ull << SB_FEATURE_JOURNAL_SEQ_BLACKLIST_V3));
+}
+
 /* --- errors --- */
 
 int sb_errors_add(struct sb_edit *e, unsigned id, uint64_t count, uint64_t time_seconds)

@@ -47,6 +47,8 @@ int sb_replicas_add(struct sb_edit *e, const struct replicas_entry *entry);
 
 /* Blacklist [start, end), which is not empty, and set the feature. 0 or -ENOSPC. */
 int sb_blacklist_add(struct sb_edit *e, uint64_t start, uint64_t end);
+/* Drop the ranges for which @is_needed, one for each, is false; without any the section and the feature go. */
+void sb_blacklist_keep(struct sb_edit *e, const bool *is_needed);
 
 /* Count an error @count more times. 0 or -ENOSPC. */
 int sb_errors_add(struct sb_edit *e, unsigned id, uint64_t count, uint64_t time_seconds);

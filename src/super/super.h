@@ -144,6 +144,8 @@ int super_replicas_mark(struct super *s, unsigned data_type, unsigned nr_require
 			unsigned nr_devs);
 /* Blacklist journal seqs [start, end) (03 §6). */
 int super_blacklist_add(struct super *s, uint64_t start, uint64_t end);
+/* Drop the ranges for which @is_needed, one for each, is false. */
+int super_blacklist_keep(struct super *s, const bool *is_needed);
 /* Before the first use of a feature. Nothing but a look when it is set. */
 int super_feature_set(struct super *s, enum sb_feature feature);
 /* Before the option has effect with this value, which may need features. Nothing but a look when they are set. */

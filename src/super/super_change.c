@@ -212,6 +212,16 @@ int super_blacklist_add(struct super *s, uint64_t start, uint64_t end)
 	return err ? err : super_change_end(s, sb_blacklist_add(&s->write->master, start, end));
 }
 
+int super_blacklist_keep(struct super *s, const bool *is_needed)
+{
+	int err = super_change_begin(s);
+
+	if (err)
+		return err;
+	sb_blacklist_keep(&s->write->master, is_needed);
+	return super_change_end(s, 0);
+}
+
 bool super_has_feature(const struct super *s, enum sb_feature feature)
 {
 	if (!s->write)

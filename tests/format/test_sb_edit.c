@@ -103,6 +103,32 @@ static void sections_keep_what_they_hold(void **state)
 	}
 }
 
+/* Keep some of the ranges, or none. */
+static void blacklist_thin_out(struct rng *rng, struct sb_edit *e)
+{
+	uint64_t kept[32][2], start, end;
+	bool is_needed[32];
+	unsigned nr = sb_blacklist_nr(e->sb), kept_nr = 0, odds = 1 + (unsigned)rng_below(rng, 3);
+
+	assert_true(nr <= ARRAY_NR(kept));
+	for (unsigned i = 0; i < nr; i++) {
+		is_needed[i] = odds < 3 && rng_below(rng, odds) == 0;
+		if (is_needed[i]) {
+			sb_blacklist_range(e->sb, i, &kept[kept_nr][0], &kept[kept_nr][1]);
+			kept_nr++;
+		}
+	}
+	sb_blacklist_keep(e, is_needed);
+	assert_int_equal(sb_validate(e->sb, false, NULL), 0);
+	assert_int_equal(sb_blacklist_nr(e->sb), kept_nr);
+	assert_int_equal(sb_has_feature(e->sb, SB_FEATURE_JOURNAL_SEQ_BLACKLIST_V3), kept_nr > 0);
+	for (unsigned i = 0; i < kept_nr; i++) {
+		sb_blacklist_range(e->sb, i, &start, &end);
+		assert_int_equal(start, kept[i][0]);
+		assert_int_equal(end, kept[i][1]);
+	}
+}
+
 /* A bitmap of seqs against the list of ranges. */
 static void blacklists_are_unions_of_what_was_added(void **state)
 {
@@ -135,6 +161,7 @@ static void blacklists_are_unions_of_what_was_added(void **state)
 				assert_true(is_listed[seq]);
 			assert_false(is_listed[end]);
 		}
+		blacklist_thin_out(&rng, &e);
 	}
 }
 
