@@ -39,7 +39,7 @@ void background_leave(struct background *b)
 
 void background_pause(struct background *b)
 {
-	task_may_wait_for(TASK_COPYGC);
+	task_may_wait_for(TASK_DELETIONS);
 	mutex_lock(&b->lock);
 	while (b->inside)
 		waitq_wait(&b->changed, &b->lock);

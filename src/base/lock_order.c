@@ -50,6 +50,7 @@ static const char *const task_names[TASK_RANK_NR] = {
 	[TASK_RECLAIM] = "reclaim",
 	[TASK_DISCARD] = "discard",
 	[TASK_COPYGC] = "copygc",
+	[TASK_DELETIONS] = "deletions",
 	[TASK_USER] = "user",
 };
 

@@ -57,7 +57,8 @@ enum task_rank {
 	TASK_RECLAIM,
 	TASK_DISCARD, /* and invalidates, and keeps generations young */
 	TASK_COPYGC,
-	TASK_USER, /* everything else, and what tasks are at first */
+	TASK_DELETIONS, /* of inodes without names */
+	TASK_USER,	/* everything else, and what tasks are at first */
 	TASK_RANK_NR
 };
 

@@ -50,6 +50,17 @@ void namespace_stop_write(struct namespace *ns)
 
 int change_run(struct namespace *ns, const char *name, uint64_t *journal_seq, btree_txn_fn fn, void *args)
 {
+	struct room_wait room = deletions_room_begin(ns);
+	int err;
+
+	do {
+		err = change_try(ns, name, journal_seq, fn, args);
+	} while (deletions_give_room(ns, err, &room));
+	return err;
+}
+
+int change_try(struct namespace *ns, const char *name, uint64_t *journal_seq, btree_txn_fn fn, void *args)
+{
 	if (!ns->write)
 		return -EROFS;
 	struct btree_commit_opts opts = {

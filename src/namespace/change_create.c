@@ -253,8 +253,12 @@ static int symlink_long(struct create_args *a, uint64_t *journal_seq)
 
 	namespace_hold(ns, o);
 	deletions_add(ns, o);
-	ssize_t n = data_write(ns->data, &file, 0, a->target, a->target_len, NULL, journal_seq);
-	err = n < 0 ? (int)n : (size_t)n < a->target_len ? -ENOSPC : 0;
+	struct room_wait room = deletions_room_begin(ns);
+	do {
+		ssize_t n = data_write(ns->data, &file, 0, a->target, a->target_len, NULL, journal_seq);
+
+		err = n < 0 ? (int)n : (size_t)n < a->target_len ? -ENOSPC : 0;
+	} while (deletions_give_room(ns, err, &room));
 	if (!err)
 		err = namespace_link(ns, o, a->dir, name, a->len, journal_seq);
 	if (!err)

@@ -45,7 +45,9 @@ struct deletions {
 	bool has_lost_holds; /* memory ran out for a hold: nothing is deleted in the background any more */
 	struct object *queue;
 	size_t queue_head, queue_nr, queue_capacity; /* [queue_head, queue_nr) are waiting */
-	uint64_t queued_nr, done_nr;		     /* ever */
+	size_t queue_max;			     /* when more are waiting, who adds to them waits */
+	uint64_t queued_nr;			     /* ever */
+	_Atomic uint64_t done_nr;		     /* ever; changes with the lock held */
 	int err;				     /* first failure since it was last asked for */
 	bool is_stopping;
 };
@@ -59,8 +61,13 @@ struct namespace_write {
 
 /* --- change.c --- */
 
-/* Run a transaction of the namespace; -EROFS before namespace_start_write(). */
+/*
+ * Run a transaction of the namespace; -EROFS before namespace_start_write(). It is run again when there was no room and
+ * deletions have given some, so nothing may be held.
+ */
 int change_run(struct namespace *ns, const char *name, uint64_t *journal_seq, btree_txn_fn fn, void *args);
+/* The same, but the first answer counts: for deletions. */
+int change_try(struct namespace *ns, const char *name, uint64_t *journal_seq, btree_txn_fn fn, void *args);
 /* Now, in the filesystem's units. */
 uint64_t change_time(const struct super *super);
 /* Is it a name that a new entry may have? 0, -ENAMETOOLONG, -EINVAL. */
@@ -138,6 +145,17 @@ int deletions_start(struct namespace *ns);
 void deletions_stop(struct namespace *ns);
 /* The object lost its last name: delete it, now or when nobody holds it any more. */
 void deletions_add(struct namespace *ns, struct object o);
+/*
+ * Room that is coming: what was unlinked but isn't deleted yet. Who may be refused for want of room says when he
+ * begins, and asks when it failed with @err whether to try again. True: something has been deleted since he began, or
+ * was asked for the last time; it has been waited for, with nothing held. False: no such error, or all that was queued
+ * when it failed the first time is deleted, and the answer is final.
+ */
+struct room_wait {
+	uint64_t done, target; /* deletions, of all ever: done when it was tried; to be done before it is given up */
+};
+struct room_wait deletions_room_begin(struct namespace *ns);
+bool deletions_give_room(struct namespace *ns, int err, struct room_wait *w);
 /* May an inode without names get one? Only when somebody holds it and it isn't being deleted already. */
 bool deletions_allow_link(struct namespace *ns, struct object o);
 

@@ -188,6 +188,25 @@ static void group_make(struct namespace *ns, struct new_object *objects, size_t 
 		group_make(ns, &objects[i], 1, data, journal_seq);
 }
 
+/* What wasn't made for want of room is tried again once deletions have given some, which is waited for without lock. */
+static void group_make_with_room(struct namespace *ns, struct new_object *objects, size_t nr, struct data_batch *data,
+				 uint64_t *journal_seq)
+{
+	struct mutex *lock = &ns->write->many_lock;
+	struct room_wait room = deletions_room_begin(ns);
+
+	mutex_lock(lock);
+	group_make(ns, objects, nr, data, journal_seq);
+	mutex_unlock(lock);
+	for (size_t i = 0; i < nr; i++)
+		while (deletions_give_room(ns, objects[i].err, &room)) {
+			mutex_lock(lock);
+			objects[i].err = 0;
+			group_make(ns, &objects[i], 1, data, journal_seq);
+			mutex_unlock(lock);
+		}
+}
+
 /*
  * About how many words of a journal entry an object takes, with what follows from it. An extent brings a backpointer
  * for each replica, and may be the only one of a bucket.
@@ -254,14 +273,13 @@ static int contents_write(struct namespace *ns, const struct new_object *n, cons
 void namespace_create_many(struct namespace *ns, struct new_object *objects, size_t nr, struct data_batch *data,
 			   uint64_t *journal_seq)
 {
-	struct namespace_write *write = ns->write;
 	size_t done = 0;
 
 	for (size_t i = 0; i < nr; i++) {
 		objects[i].is_to_be_written = false;
 		objects[i].is_to_be_written = object_u64s(ns->super, &objects[i], data) > group_u64s_max(ns->super) &&
 					      objects[i].has_contents;
-		objects[i].err = write ? object_check(&objects[i], ns->super) : -EROFS;
+		objects[i].err = ns->write ? object_check(&objects[i], ns->super) : -EROFS;
 	}
 	for (size_t i = 0; i < nr; i++)
 		if (!objects[i].err && S_ISLNK(objects[i].mode))
@@ -276,9 +294,7 @@ void namespace_create_many(struct namespace *ns, struct new_object *objects, siz
 		while (done + good < nr && !objects[done + good].err)
 			good++;
 		size_t n = group_size(ns->super, &objects[done], good, data);
-		mutex_lock(&write->many_lock);
-		group_make(ns, &objects[done], n, data, journal_seq);
-		mutex_unlock(&write->many_lock);
+		group_make_with_room(ns, &objects[done], n, data, journal_seq);
 		done += n;
 	}
 	for (size_t i = 0; i < nr; i++)

@@ -13,12 +13,16 @@
  *			(while is_deleting: its number came back to life and died again, so look again)
  *	is_deleting	queued, or being deleted: it can't get a name any more
  *
+ * The queue is short: when it is full, whoever takes away another last name waits for the task, which deletes one at a
+ * time. So does who finds no room, for what is queued gives some (deletions_give_room()). The task itself never does.
+ *
  * What is marked dead is only tried: the transactions look for the flag in the inode, so that one which has got a name
  * since is left alone.
  */
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -34,7 +38,7 @@ struct hold {
 	bool is_dead, is_deleting;
 };
 
-enum { HOLD_BUCKETS_MIN = 256 };
+enum { HOLD_BUCKETS_MIN = 256, QUEUE_MAX = 8192 };
 
 /* --- the table; all with the lock held --- */
 
@@ -152,6 +156,28 @@ void namespace_in_use_set(struct namespace *ns, bool (*is_in_use)(void *ctx, str
 	d->is_in_use_ctx = ctx;
 }
 
+/*
+ * Whoever takes last names away faster than inodes are deleted waits here, so that memory has a bound. What is released
+ * isn't held up: it is no more than was held.
+ */
+static void queue_wait(struct namespace *ns)
+{
+	struct deletions *d = &ns->write->deletions;
+
+	mutex_lock(&d->lock);
+	bool is_full = d->queue_nr - d->queue_head > d->queue_max;
+	mutex_unlock(&d->lock);
+	if (!is_full)
+		return;
+	task_may_wait_for(TASK_DELETIONS);
+	background_need(btrees_background(ns->trees));
+	mutex_lock(&d->lock);
+	while (d->queue_nr - d->queue_head > d->queue_max)
+		waitq_wait(&d->changed, &d->lock);
+	mutex_unlock(&d->lock);
+	background_need_end(btrees_background(ns->trees));
+}
+
 void deletions_add(struct namespace *ns, struct object o)
 {
 	struct deletions *d = &ns->write->deletions;
@@ -166,6 +192,7 @@ void deletions_add(struct namespace *ns, struct object o)
 	mutex_unlock(&d->lock);
 	if (h && !(d->is_in_use && d->is_in_use(d->is_in_use_ctx, o)))
 		namespace_release(ns, o);
+	queue_wait(ns);
 }
 
 bool deletions_allow_link(struct namespace *ns, struct object o)
@@ -255,7 +282,7 @@ static int table_clear(struct namespace *ns, const struct dead_inode *dead, unsi
 	int err;
 
 	do {
-		err = change_run(ns, "delete_names", NULL, clear_run, &a);
+		err = change_try(ns, "delete_names", NULL, clear_run, &a);
 		a.from = a.next;
 	} while (!err && !a.is_done);
 	return err;
@@ -282,7 +309,7 @@ static int dead_finish(struct btree_txn *txn, void *ctx)
 
 static int dead_delete(struct namespace *ns, struct dead_inode *dead)
 {
-	int err = change_run(ns, "delete_look", NULL, dead_look, dead);
+	int err = change_try(ns, "delete_look", NULL, dead_look, dead);
 
 	/* A directory that still has entries is damage: what is in it must not be lost. */
 	if (err || !dead->is_dead || dead->has_entries)
@@ -295,7 +322,7 @@ static int dead_delete(struct namespace *ns, struct dead_inode *dead)
 	if (!err)
 		err = table_clear(ns, dead, BTREE_DIRENTS);
 	if (!err)
-		err = change_run(ns, "delete_inode", NULL, dead_finish, dead);
+		err = change_try(ns, "delete_inode", NULL, dead_finish, dead);
 	if (!err && dead->is_dead)
 		inum_freed(ns);
 	return err;
@@ -317,7 +344,7 @@ static int subvol_run(struct btree_txn *txn, void *ctx)
 static int object_delete(struct namespace *ns, struct object o)
 {
 	struct subvol_args view = { .subvol = o.subvol };
-	int err = change_run(ns, "subvol", NULL, subvol_run, &view);
+	int err = change_try(ns, "subvol", NULL, subvol_run, &view);
 
 	/* A subvolume that is gone or became read-only takes its dead with it, or keeps them for the next scan. */
 	if (err)
@@ -344,6 +371,7 @@ static void deletion_task(void *arg)
 	struct namespace *ns = arg;
 	struct deletions *d = &ns->write->deletions;
 
+	task_rank_set(TASK_DELETIONS);
 	mutex_lock(&d->lock);
 	for (;;) {
 		while (d->queue_head == d->queue_nr && !d->is_stopping)
@@ -359,7 +387,7 @@ static void deletion_task(void *arg)
 		mutex_lock(&d->lock);
 		if (err && !d->err)
 			d->err = err;
-		d->done_nr++;
+		atomic_fetch_add(&d->done_nr, 1);
 		struct hold *h = *hold_find(d, o);
 		assert(h); /* it is there as long as is_deleting is set */
 		h->is_deleting = false;
@@ -379,6 +407,7 @@ int deletions_start(struct namespace *ns)
 	if (!d->buckets)
 		return -ENOMEM;
 	d->bucket_nr = HOLD_BUCKETS_MIN;
+	d->queue_max = QUEUE_MAX;
 	mutex_init(&d->lock);
 	waitq_init(&d->changed);
 	int err = task_start(&d->task, "kiln-delete", deletion_task, ns);
@@ -416,6 +445,7 @@ int namespace_deletions_wait(struct namespace *ns)
 		return 0;
 	struct deletions *d = &ns->write->deletions;
 
+	task_may_wait_for(TASK_DELETIONS);
 	mutex_lock(&d->lock);
 	uint64_t target = d->queued_nr;
 	while (d->done_nr < target)
@@ -424,6 +454,32 @@ int namespace_deletions_wait(struct namespace *ns)
 	d->err = 0;
 	mutex_unlock(&d->lock);
 	return err;
+}
+
+struct room_wait deletions_room_begin(struct namespace *ns)
+{
+	return (struct room_wait){ .done = ns->write ? atomic_load(&ns->write->deletions.done_nr) : 0 };
+}
+
+bool deletions_give_room(struct namespace *ns, int err, struct room_wait *w)
+{
+	if ((err != -ENOSPC && err != -EDQUOT) || !ns->write)
+		return false;
+	struct deletions *d = &ns->write->deletions;
+
+	task_may_wait_for(TASK_DELETIONS);
+	background_need(btrees_background(ns->trees));
+	mutex_lock(&d->lock);
+	/* Those of others that come later aren't waited for, so that it ends. */
+	if (!w->target)
+		w->target = d->queued_nr;
+	bool gives_room = w->done < w->target;
+	while (d->done_nr == w->done && gives_room)
+		waitq_wait(&d->changed, &d->lock);
+	w->done = d->done_nr;
+	mutex_unlock(&d->lock);
+	background_need_end(btrees_background(ns->trees));
+	return gives_room;
 }
 
 void namespace_deletions_count(struct namespace *ns, uint64_t *queued, uint64_t *done)
@@ -555,13 +611,13 @@ static int listed_hand_down(struct btree_txn *txn, void *ctx)
 static int listed_process(struct namespace *ns, struct bpos pos)
 {
 	struct listed l = { .snapshots = &ns->snapshots, .pos = pos };
-	int err = change_run(ns, "deleted_list", NULL, listed_look, &l);
+	int err = change_try(ns, "deleted_list", NULL, listed_look, &l);
 
 	if (err)
 		return err;
 	if (l.state == LIST_HAS_CHILDREN) {
 		do {
-			err = change_run(ns, "deleted_list", NULL, listed_hand_down, &l);
+			err = change_try(ns, "deleted_list", NULL, listed_hand_down, &l);
 			l.leaves_from = l.leaves_next;
 		} while (!err && !l.is_done);
 		return err ? err : 1;

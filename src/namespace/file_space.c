@@ -4,6 +4,25 @@
 
 #include "namespace/change_internal.h"
 
+static int range_change(struct namespace *ns, const struct data_write_target *file, enum fallocate_op op,
+			uint64_t offset, uint64_t len, const struct data_write_times *times, uint64_t *journal_seq)
+{
+	switch (op) {
+	case FALLOCATE_EXTEND: return data_allocate(ns->data, file, offset, len, 0, times, journal_seq);
+	case FALLOCATE_KEEP_SIZE:
+		return data_allocate(ns->data, file, offset, len, DATA_ALLOCATE_KEEP_SIZE, times, journal_seq);
+	case FALLOCATE_ZERO_EXTEND:
+		return data_allocate(ns->data, file, offset, len, DATA_ALLOCATE_ZERO, times, journal_seq);
+	case FALLOCATE_ZERO_KEEP_SIZE:
+		return data_allocate(ns->data, file, offset, len, DATA_ALLOCATE_ZERO | DATA_ALLOCATE_KEEP_SIZE, times,
+				     journal_seq);
+	case FALLOCATE_PUNCH: return data_punch(ns->data, file, offset, len, times, journal_seq);
+	case FALLOCATE_INSERT: return data_insert_range(ns->data, file, offset, len, times, journal_seq);
+	case FALLOCATE_COLLAPSE: return data_collapse_range(ns->data, file, offset, len, times, journal_seq);
+	}
+	return -EOPNOTSUPP;
+}
+
 int namespace_fallocate(struct namespace *ns, struct object o, enum fallocate_op op, uint64_t offset, uint64_t len,
 			uint64_t *journal_seq)
 {
@@ -18,20 +37,13 @@ int namespace_fallocate(struct namespace *ns, struct object o, enum fallocate_op
 		file.forbidding |= INODE_APPEND;
 	uint64_t now = change_time(ns->super);
 	struct data_write_times times = { .is_set = true, .mtime = now, .ctime = now, .clear_setid = true };
-	switch (op) {
-	case FALLOCATE_EXTEND: return data_allocate(ns->data, &file, offset, len, 0, &times, journal_seq);
-	case FALLOCATE_KEEP_SIZE:
-		return data_allocate(ns->data, &file, offset, len, DATA_ALLOCATE_KEEP_SIZE, &times, journal_seq);
-	case FALLOCATE_ZERO_EXTEND:
-		return data_allocate(ns->data, &file, offset, len, DATA_ALLOCATE_ZERO, &times, journal_seq);
-	case FALLOCATE_ZERO_KEEP_SIZE:
-		return data_allocate(ns->data, &file, offset, len, DATA_ALLOCATE_ZERO | DATA_ALLOCATE_KEEP_SIZE, &times,
-				     journal_seq);
-	case FALLOCATE_PUNCH: return data_punch(ns->data, &file, offset, len, &times, journal_seq);
-	case FALLOCATE_INSERT: return data_insert_range(ns->data, &file, offset, len, &times, journal_seq);
-	case FALLOCATE_COLLAPSE: return data_collapse_range(ns->data, &file, offset, len, &times, journal_seq);
-	}
-	return -EOPNOTSUPP;
+	/* What shifts extents may have got half way, and isn't begun again. */
+	bool is_whole = op != FALLOCATE_INSERT && op != FALLOCATE_COLLAPSE;
+	struct room_wait room = deletions_room_begin(ns);
+	do {
+		err = range_change(ns, &file, op, offset, len, &times, journal_seq);
+	} while (is_whole && deletions_give_room(ns, err, &room));
+	return err;
 }
 
 /* A regular file that is read from: it may be in a read-only snapshot. */
@@ -64,5 +76,11 @@ ssize_t namespace_copy_range(struct namespace *ns, struct object from, uint64_t 
 	file.forbidding_inside = INODE_APPEND;
 	uint64_t now = change_time(ns->super);
 	struct data_write_times times = { .is_set = true, .mtime = now, .ctime = now, .clear_setid = true };
-	return data_copy_range(ns->data, &source, from_offset, &file, to_offset, len, flags, &times, journal_seq);
+	struct room_wait room = deletions_room_begin(ns);
+	ssize_t ret;
+	do {
+		ret = data_copy_range(ns->data, &source, from_offset, &file, to_offset, len, flags, &times,
+				      journal_seq);
+	} while (ret < 0 && deletions_give_room(ns, (int)ret, &room));
+	return ret;
 }

@@ -149,7 +149,13 @@ static int size_set(struct setattr_args *a, uint64_t *journal_seq)
 	/* What else is set comes after the size, and mustn't fail then. */
 	if (!err)
 		err = setattr_check(&a->inode, a->attr);
-	return err ? err : data_truncate(a->ns->data, &file, a->attr->size, &times, journal_seq);
+	if (err)
+		return err;
+	struct room_wait room = deletions_room_begin(a->ns);
+	do {
+		err = data_truncate(a->ns->data, &file, a->attr->size, &times, journal_seq);
+	} while (deletions_give_room(a->ns, err, &room));
+	return err;
 }
 
 int namespace_setattr(struct namespace *ns, struct object o, const struct setattr *attr, struct inode *inode,
@@ -182,5 +188,13 @@ ssize_t namespace_write(struct namespace *ns, struct object o, uint64_t offset, 
 	struct data_write_times times = {
 		.is_set = !keeps_times, .mtime = now, .ctime = now, .clear_setid = !(flags & WRITE_KEEPS_SETID)
 	};
-	return data_write(ns->data, &file, offset, buf, len, &times, journal_seq);
+	struct room_wait room = deletions_room_begin(ns);
+	size_t done = 0;
+	ssize_t ret;
+	do {
+		ret = data_write(ns->data, &file, offset + done, (const uint8_t *)buf + done, len - done, &times,
+				 journal_seq);
+		done += ret > 0 ? (size_t)ret : 0;
+	} while (done < len && deletions_give_room(ns, ret < 0 ? (int)ret : -ENOSPC, &room));
+	return done ? (ssize_t)done : ret;
 }

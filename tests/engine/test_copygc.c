@@ -17,6 +17,7 @@
 #include <cmocka.h>
 
 #include "base/clock.h"
+#include "base/sync.h"
 #include "base/util.h"
 #include "data/copygc.h"
 #include "engine/fs.h"
@@ -328,12 +329,97 @@ static void the_last_byte_is_given_each_time(void **state)
 	world_close(&w);
 }
 
+/* --- unlinked and written at once --- */
+
+enum { USERS = 3, CYCLES = 4 };
+
+struct user {
+	struct world *w;
+	unsigned nr;
+	struct task *task;
+	uint64_t written; /* to begin with */
+	uint64_t lacking; /* of what must have been possible to write */
+};
+
+static struct kiln_node user_file_make(struct user *u, char name[16])
+{
+	struct kiln_create attr = { .mode = S_IFREG | 0644 };
+	struct kiln_stat st = { 0 };
+
+	snprintf(name, 16, "user-%u", u->nr);
+	u->lacking += kiln_create(u->w->fs, kiln_root(u->w->fs), name, strlen(name), &attr, &st) != 0;
+	return st.node;
+}
+
+/* The file goes, and one of half its size comes, which there must be room for, whatever others do. Then it grows. */
+static void user_run(void *arg)
+{
+	struct user *u = arg;
+	uint64_t half = u->written / 2;
+	size_t step = WRITE_BLOCKS_MAX * BLOCK;
+	char name[16];
+
+	for (unsigned i = 0; i < CYCLES; i++) {
+		snprintf(name, sizeof(name), "user-%u", u->nr);
+		u->lacking += kiln_unlink(u->w->fs, kiln_root(u->w->fs), name, strlen(name), 0) != 0;
+		struct kiln_node node = user_file_make(u, name);
+		uint64_t at = 0;
+		for (ssize_t n = 1; at < half && n > 0; at += n > 0 ? (uint64_t)n : 0)
+			n = kiln_write(u->w->fs, node, at, u->w->buf, min(step, (size_t)(half - at)));
+		u->lacking += half - at;
+		while (at < u->written) {
+			ssize_t n = kiln_write(u->w->fs, node, at, u->w->buf, min(step, (size_t)(u->written - at)));
+			if (n <= 0)
+				break;
+			at += (uint64_t)n;
+		}
+	}
+}
+
+static void what_was_unlinked_is_room_at_once(void **state)
+{
+	struct user users[USERS] = { 0 };
+	struct world w;
+	char name[16];
+
+	(void)state;
+	world_open(&w, "block_size=4096");
+	memset(w.buf, 0x5a, WRITE_BLOCKS_MAX * BLOCK);
+	/* By one alone: all of it. */
+	users[0].w = &w;
+	uint64_t written = fill(&w, user_file_make(&users[0], name));
+	assert_int_equal(kiln_unlink(w.fs, kiln_root(w.fs), name, strlen(name), 0), 0);
+	uint64_t again = fill(&w, user_file_make(&users[0], name));
+	print_message("%" PRIu64 " KiB written, and %" PRIu64 " at once again\n", written >> 10, again >> 10);
+	assert_true(again + keys_bytes(&w, written) >= written);
+	assert_int_equal(kiln_unlink(w.fs, kiln_root(w.fs), name, strlen(name), 0), 0);
+	/* By several at the same time. */
+	for (unsigned i = 0; i < USERS; i++) {
+		struct kiln_setattr cut = { .fields = KILN_SET_SIZE };
+
+		users[i] = (struct user){ .w = &w, .nr = i };
+		struct kiln_node node = user_file_make(&users[i], name);
+		users[i].written = min(fill(&w, node), written / USERS);
+		cut.size = users[i].written;
+		assert_int_equal(kiln_setattr(w.fs, node, &cut, NULL), 0);
+	}
+	for (unsigned i = 0; i < USERS; i++)
+		assert_int_equal(task_start(&users[i].task, "user", user_run, &users[i]), 0);
+	for (unsigned i = 0; i < USERS; i++)
+		task_join(users[i].task);
+	for (unsigned i = 0; i < USERS; i++)
+		assert_int_equal(users[i].lacking, 0);
+	world_reopen(&w);
+	world_close(&w);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(data_at_ninety_percent_is_overwritten_in_small_pieces),
 		cmocka_unit_test(so_is_data_without_checksums_in_small_buckets),
 		cmocka_unit_test(the_last_byte_is_given_each_time),
+		cmocka_unit_test(what_was_unlinked_is_room_at_once),
 	};
 
 	cmocka_set_test_filter(getenv("KILN_TEST_FILTER"));

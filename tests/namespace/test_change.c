@@ -14,6 +14,7 @@
 #include "../btree/fixture.h"
 #include "base/array.h"
 #include "base/clock.h"
+#include "namespace/change_internal.h"
 #include "world.h"
 
 /* --- the model --- */
@@ -750,6 +751,45 @@ static void directories_never_become_a_loop(void **state)
 	world_close(&w);
 }
 
+/* --- more unlinked than are deleted --- */
+
+/* The task is paused, so that only who needs it lets it go on. */
+static void few_deletions_wait_in_memory(void **state)
+{
+	enum { FILES = 300, WAITING_MAX = 20 };
+	struct create_attr attr = { .mode = S_IFREG | 0644 };
+	uint64_t queued, done;
+	struct world w;
+	char name[16];
+
+	(void)state;
+	world_open(&w);
+	struct deletions *d = &w.ns->write->deletions;
+	assert_int_equal(d->queue_max, 8192);
+	d->queue_max = WAITING_MAX;
+	for (unsigned i = 0; i < FILES; i++) {
+		int len = snprintf(name, sizeof(name), "file%u", i);
+		assert_int_equal(namespace_create(w.ns, world_root, name, (size_t)len, &attr, NULL, NULL, NULL), 0);
+	}
+	background_pause(btrees_background(w.trees));
+	for (unsigned i = 0; i < FILES; i++) {
+		int len = snprintf(name, sizeof(name), "file%u", i);
+		assert_int_equal(namespace_unlink(w.ns, world_root, name, (size_t)len, false, NULL, NULL), 0);
+		namespace_deletions_count(w.ns, &queued, &done);
+		assert_in_range(queued - done, 0, WAITING_MAX + 1); /* with the one that it is at */
+		mutex_lock(&d->lock);
+		size_t hold_nr = d->hold_nr;
+		mutex_unlock(&d->lock);
+		assert_in_range(hold_nr, 0, WAITING_MAX + 1);
+	}
+	assert_int_equal(queued, FILES);
+	background_resume(btrees_background(w.trees));
+	assert_int_equal(namespace_deletions_wait(w.ns), 0);
+	assert_int_equal(d->hold_nr, 0);
+	world_check(&w);
+	world_close(&w);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -757,6 +797,7 @@ int main(void)
 		cmocka_unit_test_teardown(snapshots_do_not_see_each_others_changes, seeds_teardown),
 		cmocka_unit_test_teardown(changes_at_once_are_those_of_some_order, seeds_teardown),
 		cmocka_unit_test(directories_never_become_a_loop),
+		cmocka_unit_test(few_deletions_wait_in_memory),
 	};
 
 	return cmocka_run_group_tests_name("namespace changes", tests, setup, NULL);
