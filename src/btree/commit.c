@@ -13,6 +13,7 @@
  *
  * Commits with WATERMARK_RECLAIM don't look at the gate: others wait for them.
  */
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,31 +38,45 @@ uint32_t node_u64s_max(const struct btrees *trees)
 
 /* --- the nodes of a commit --- */
 
-/* Order of locks; total, also where a node that has been replaced stands beside its successors. */
-static int leaf_cmp(const struct txn_leaf *a, const struct txn_leaf *b)
+/* Order of the places where leaves begin. */
+static int leaf_begin_cmp(const struct txn_leaf *a, const struct txn_leaf *b)
 {
 	if (a->btree_id != b->btree_id)
 		return a->btree_id < b->btree_id ? -1 : 1;
 	if (a->level != b->level)
 		return a->level > b->level ? -1 : 1;
-	int c = bpos_cmp(a->min, b->min);
+	return bpos_cmp(a->min, b->min);
+}
+
+/*
+ * Order of locks; total, also where a node that has been replaced stands beside its successors. These have another seq;
+ * nodes of one tree end at different places, also where it is damaged, because a descent goes to the first child that
+ * reaches far enough.
+ */
+static int leaf_cmp(const struct txn_leaf *a, const struct txn_leaf *b)
+{
+	int c = leaf_begin_cmp(a, b);
+
 	if (c || a->node == b->node)
 		return c;
 	if (a->seq != b->seq)
 		return a->seq < b->seq ? -1 : 1;
-	/* No two nodes have one seq; were there any, they'd still have an order. */
-	return (uintptr_t)a->node < (uintptr_t)b->node ? -1 : 1;
+	c = bpos_cmp(a->max, b->max);
+	assert(c);
+	return c;
 }
 
-/* Index of the first leaf behind @l, or of @l if it is there already. */
-static size_t leaf_lower_bound(const struct btree_txn *txn, const struct txn_leaf *l)
+/* Index of the first leaf behind @l, or of @l if it is there already. @is_past_begin: behind all that begin where it
+ * does. */
+static size_t leaf_bound(const struct btree_txn *txn, const struct txn_leaf *l, bool is_past_begin)
 {
 	size_t begin = 0, nr = txn->leaf_nr;
 
 	while (nr) {
 		size_t half = nr / 2;
+		const struct txn_leaf *other = &txn->leaves[begin + half];
 
-		if (leaf_cmp(&txn->leaves[begin + half], l) < 0) {
+		if (is_past_begin ? leaf_begin_cmp(other, l) <= 0 : leaf_cmp(other, l) < 0) {
 			begin += half + 1;
 			nr -= half + 1;
 		} else {
@@ -74,13 +89,8 @@ static size_t leaf_lower_bound(const struct btree_txn *txn, const struct txn_lea
 /* The leaf for a place: the last one that begins at or before it, if it reaches as far. */
 static struct txn_leaf *leaf_find(const struct btree_txn *txn, unsigned btree_id, unsigned level, struct bpos pos)
 {
-	/* Behind all nodes that begin at @pos. */
-	const struct txn_leaf end = { .btree_id = btree_id,
-				      .level = level,
-				      .min = pos,
-				      .seq = UINT64_MAX,
-				      .node = (struct btree_node *)UINTPTR_MAX };
-	size_t i = leaf_lower_bound(txn, &end);
+	const struct txn_leaf place = { .btree_id = btree_id, .level = level, .min = pos };
+	size_t i = leaf_bound(txn, &place, true);
 
 	if (!i)
 		return NULL;
@@ -109,7 +119,7 @@ static int leaf_add(struct btree_txn *txn, unsigned btree_id, struct btree_node 
 		.max = node ? node->id.max_key : SPOS_MAX,
 		.seq = node ? node->id.ptr.seq : 0,
 	};
-	size_t i = leaf_lower_bound(txn, &l);
+	size_t i = leaf_bound(txn, &l, false);
 
 	if (i < txn->leaf_nr && !leaf_cmp(&txn->leaves[i], &l))
 		return 0;
@@ -374,8 +384,6 @@ static unsigned commit_journal_u64s(const struct btree_txn *txn)
 		if (update_logs_old(txn, u))
 			u64s += journal_key_u64s(&u->u.old.k);
 	}
-	for (const struct txn_log *log = txn->logs; log; log = log->next)
-		u64s += 1 + log->payload_u64s;
 	return u64s;
 }
 
@@ -410,9 +418,6 @@ static void commit_journal_add(const struct btree_txn *txn, struct journal_res *
 	for (size_t i = 0; i < txn->update_nr; i++)
 		if (txn->updates[i]->u.is_root)
 			journal_add_update(txn, res, txn->updates[i]);
-	for (const struct txn_log *log = txn->logs; log; log = log->next)
-		memcpy(journal_res_add(j, res, log->type, log->btree_id, log->level, log->payload_u64s), log->payload,
-		       (size_t)log->payload_u64s * 8);
 	for (size_t i = 0; i < txn->update_nr; i++)
 		if (txn->updates[i]->is_buffered)
 			journal_add_update(txn, res, txn->updates[i]);
@@ -542,7 +547,7 @@ static void gate_leave_shared(struct write_state *w)
 /* From the first lock to the last unlock. 0, COMMIT_AGAIN, or an error. */
 static int commit_locked(struct btree_txn *txn, bool may_split)
 {
-	bool has_changes = txn->update_nr || txn->logs || txn->extra_node;
+	bool has_changes = txn->update_nr || txn->extra_node;
 	int err = 0;
 
 	if (!commit_lock(txn))
@@ -600,9 +605,9 @@ int txn_commit(struct btree_txn *txn)
 	unsigned splits = 0;
 	size_t buffered_nr, buffered_u64s;
 
-	if (!txn->update_nr && !txn->logs && txn->read_nr <= 1 && !txn->committed)
+	if (!txn->update_nr && txn->read_nr <= 1 && !txn->committed)
 		return 0;
-	if ((txn->update_nr || txn->logs) && write_error(txn->trees))
+	if (txn->update_nr && write_error(txn->trees))
 		return -EROFS;
 	int err = commit_buffer_reserve(txn, &buffered_nr, &buffered_u64s);
 	if (err)
@@ -619,7 +624,7 @@ int txn_commit(struct btree_txn *txn)
 	}
 	if (err && buffered_nr)
 		write_buffer_unreserve(txn->trees, buffered_nr, buffered_u64s);
-	if (!err && (txn->update_nr || txn->logs))
+	if (!err && txn->update_nr)
 		stat_add(&txn->trees->write->stats.commits, 1);
 	return err;
 }

@@ -365,12 +365,6 @@ struct txn_read {
 	uint64_t hash;
 };
 
-struct txn_log {
-	struct txn_log *next;
-	unsigned type, btree_id, level, payload_u64s;
-	uint64_t payload[];
-};
-
 /* A lock that a commit takes. */
 struct txn_leaf {
 	unsigned btree_id, level; /* level BTREE_LEVEL_MAX + 1: the root's lock; there is no node */
@@ -401,7 +395,6 @@ struct btree_txn {
 	size_t update_nr, update_max;
 	struct txn_read *reads;
 	size_t read_nr, read_max;
-	struct txn_log *logs, **logs_end;
 	struct txn_leaf *leaves; /* during commit, in lock order */
 	size_t leaf_nr, leaf_max, locked_nr;
 	unsigned run_nr;   /* it was run before */

@@ -3,11 +3,12 @@
 #include "base/strbuf.h"
 #include "btree/internal.h"
 
-/* Where a lock stands in the order: btree, root, levels from the root down, position, seq. */
+/* Where a lock stands in the order: btree, root, levels from the root down, position, seq, end. */
 struct lock_place {
 	unsigned btree_id, level;
 	struct bpos min;
 	uint64_t seq;
+	struct bpos max;
 };
 
 static int place_compare(const struct six_lock *a, const struct six_lock *b);
@@ -25,7 +26,8 @@ static struct lock_place lock_place(const struct six_lock *lock)
 	}
 	const struct btree_node *node = container_of(lock, struct btree_node, lock);
 
-	return (struct lock_place){ node->id.btree_id, node->id.level, node->id.ptr.min_key, node->id.ptr.seq };
+	return (struct lock_place){ node->id.btree_id, node->id.level, node->id.ptr.min_key, node->id.ptr.seq,
+				    node->id.max_key };
 }
 
 static int place_compare(const struct six_lock *lock_a, const struct six_lock *lock_b)
@@ -38,7 +40,9 @@ static int place_compare(const struct six_lock *lock_a, const struct six_lock *l
 		return a.level > b.level ? -1 : 1;
 	int c = bpos_cmp(a.min, b.min);
 
-	return c ? c : (a.seq > b.seq) - (a.seq < b.seq);
+	if (c || a.seq != b.seq)
+		return c ? c : a.seq < b.seq ? -1 : 1;
+	return bpos_cmp(a.max, b.max);
 }
 
 static void place_describe(struct strbuf *out, const struct six_lock *lock)

@@ -345,24 +345,6 @@ int txn_put_in_memory(struct btree_txn *txn, unsigned btree_id, unsigned level, 
 	return old ? update_set_old(txn, u, old) : 0;
 }
 
-int btree_txn_log(struct btree_txn *txn, unsigned jset_entry_type, unsigned btree_id, unsigned level,
-		  const void *payload, unsigned payload_u64s)
-{
-	struct txn_log *log = btree_txn_alloc(txn, sizeof(*log) + (size_t)payload_u64s * 8);
-
-	if (!txn->trees->write)
-		return -EROFS;
-	if (!log)
-		return -ENOMEM;
-	*log = (struct txn_log){
-		.type = jset_entry_type, .btree_id = btree_id, .level = level, .payload_u64s = payload_u64s
-	};
-	memcpy(log->payload, payload, (size_t)payload_u64s * 8);
-	*txn->logs_end = log;
-	txn->logs_end = &log->next;
-	return 0;
-}
-
 void btree_txn_at_commit(struct btree_txn *txn, void (*fn)(void *ctx, uint64_t seq), void *ctx)
 {
 	txn->committed = fn;
@@ -481,8 +463,6 @@ static void txn_reset(struct btree_txn *txn)
 	for (size_t i = 0; i < txn->read_nr; i++)
 		node_put(txn->reads[i].node);
 	txn->read_nr = txn->update_nr = 0;
-	txn->logs = NULL;
-	txn->logs_end = &txn->logs;
 	txn->committed = NULL;
 	txn->extra_node = NULL;
 	txn_memory_reset(txn, false);
@@ -512,8 +492,6 @@ static int failure_check(struct btree_txn *txn, int err)
 	if (err == -ENOMEM || err == -KILN_E_RESTART)
 		return err;
 	txn->update_nr = 0;
-	txn->logs = NULL;
-	txn->logs_end = &txn->logs;
 	txn->committed = NULL;
 	txn->extra_node = NULL;
 	return txn_commit(txn) == -KILN_E_RESTART ? -KILN_E_RESTART : err;

@@ -120,9 +120,6 @@ int btree_txn_delete_visible(struct btree_txn *txn, unsigned btree_id, struct bp
 /* At another level: pointers to nodes. For the btree room and recovery. */
 int btree_txn_put_level(struct btree_txn *txn, unsigned btree_id, unsigned level, const struct bkey *k,
 			const void *value, unsigned flags);
-/* Extra sub-entry for the journal (a level-1 log message, ...). @payload is copied. */
-int btree_txn_log(struct btree_txn *txn, unsigned jset_entry_type, unsigned btree_id, unsigned level,
-		  const void *payload, unsigned payload_u64s);
 
 /*
  * Call @fn in the moment in which this run is committed: all that it read is as it was read, and stays so until @fn
