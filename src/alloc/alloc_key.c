@@ -75,7 +75,7 @@ int alloc_inconsistent(struct allocator *a, struct btree_txn *txn, unsigned erro
 					.position = strbuf_text(&pos),
 					.expected = expected,
 					.found = found,
-					.advice = "Run fsck.",
+					.advice = "`kiln check` tells more.",
 				});
 	strbuf_free(&pos);
 	super_error_note(a->super, false);

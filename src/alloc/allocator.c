@@ -202,13 +202,15 @@ void alloc_task_result(struct allocator *a, const char *work, int err, int *told
 
 	*told = min(err, 0);
 	if (is_news)
-		report_emit(a->reports,
-			    &(struct report){ .level = REPORT_DAMAGE,
-					      .err = err,
-					      .structure = "allocation",
-					      .position = work,
-					      .found = error_name(err),
-					      .advice = "Space that was given up may not become free. Run fsck." });
+		report_emit(
+			a->reports,
+			&(struct report){
+				.level = REPORT_DAMAGE,
+				.err = err,
+				.structure = "allocation",
+				.position = work,
+				.found = error_name(err),
+				.advice = "Space that was given up may not become free. `kiln check` tells more." });
 }
 
 /* --- hooks --- */

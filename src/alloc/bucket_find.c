@@ -126,7 +126,7 @@ static void conflict_report(struct bucket_search *s, uint64_t offset)
 						     .position = position,
 						     .expected = "a free bucket",
 						     .found = found_text,
-						     .advice = "The bucket is left alone. Run fsck." });
+						     .advice = "The bucket is left alone. `kiln check` tells more." });
 	super_error_note(s->a->super, false);
 }
 

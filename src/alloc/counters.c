@@ -146,14 +146,6 @@ static int64_t sectors_free_locked(struct allocator *a)
 	return capacity - used - (int64_t)reserve_factor(reserved);
 }
 
-int64_t counters_sectors_free(struct allocator *a)
-{
-	mutex_lock(&a->counters.lock);
-	int64_t sectors = sectors_free_locked(a);
-	mutex_unlock(&a->counters.lock);
-	return sectors;
-}
-
 static uint64_t sectors_available(int64_t free_sectors)
 {
 	return free_sectors > 0 ? (uint64_t)free_sectors / AVAIL_DEN * AVAIL_NUM +

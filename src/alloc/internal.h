@@ -111,8 +111,6 @@ int counters_read(struct allocator *a);
 int64_t counters_dev_buckets(struct counters *c, unsigned dev, unsigned type);
 /* Sectors lost in buckets of data and nodes that are used in part. */
 uint64_t counters_dev_fragmented(struct counters *c, unsigned dev);
-/* Free space, as disk reservations see it; may be negative. */
-int64_t counters_sectors_free(struct allocator *a);
 
 /* --- open_bucket.c --- */
 

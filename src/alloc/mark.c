@@ -50,7 +50,7 @@ static int mark_bucket(struct allocator *a, unsigned dev, uint64_t bucket, unsig
 							  .position = position,
 							  .expected = data_type_name(data_type),
 							  .found = data_type_name(args.found_type),
-							  .advice = "Run fsck." });
+							  .advice = "`kiln check` tells more." });
 	}
 	return err;
 }

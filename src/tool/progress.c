@@ -137,15 +137,6 @@ void progress_add(struct progress *p, uint64_t bytes, uint64_t files)
 	mutex_unlock(&p->lock);
 }
 
-void progress_set_total(struct progress *p, uint64_t total_bytes)
-{
-	if (!p)
-		return;
-	mutex_lock(&p->lock);
-	p->total_bytes = total_bytes;
-	mutex_unlock(&p->lock);
-}
-
 void progress_hide(struct progress *p)
 {
 	if (!p)

@@ -52,10 +52,9 @@ static void import_report(void *ctx, const char *path, int err, const char *what
 		tool_error("%s: is a directory; -r copies it with all that is in it", strbuf_text(&text));
 	else
 		tool_error("%s: %s%s%s%s", strbuf_text(&text), what && err ? what : "", what && err ? ": " : "", why,
-			   err == -EEXIST		 ? " (--overwrite replaces it)"
-			   : err == -ENOSPC		 ? "; nothing more is copied"
-			   : err == -EOPNOTSUPP && !what ? " (files with a compression option can't be written yet)"
-							 : "");
+			   err == -EEXIST   ? " (--overwrite replaces it)"
+			   : err == -ENOSPC ? "; nothing more is copied"
+					    : "");
 	if (p->failures && json_array_size(p->failures) < LISTED_MAX)
 		json_array_append_new(p->failures, json_pack("{s:o, s:o}", "path", tool_json_bytes(path, strlen(path)),
 							     "error", tool_json_bytes(why, strlen(why))));

@@ -148,7 +148,6 @@ int tool_parse_size(const char *text, uint64_t *bytes);
 struct progress;
 struct progress *progress_start(const char *what, uint64_t total_bytes, bool is_forced); /* total 0: unknown */
 void progress_add(struct progress *p, uint64_t bytes, uint64_t files);
-void progress_set_total(struct progress *p, uint64_t total_bytes);
 /* Clear the bar so that a message can be printed; it comes back by itself. NULL is allowed everywhere. */
 void progress_hide(struct progress *p);
 void progress_end(struct progress *p);
