@@ -348,7 +348,8 @@ KILN_API int kiln_walk(kiln_fs *fs, struct kiln_node top, kiln_walk_fn fn, void 
  * Calls that change something need a filesystem opened with KILN_OPEN_WRITE, else -EROFS.
  *
  * Each is atomic: after a crash all of it is there or nothing (large writes and truncations in parts, from the front; a
- * truncation that began is finished when the filesystem is opened again). What is there after a crash is what had been
+ * truncation that began is finished when the filesystem is opened again; a kiln_setattr() of a size and something else
+ * is two changes, the size first). What is there after a crash is what had been
  * done up to some moment, never something later without something earlier. Durable is what kiln_fsync() or kiln_sync()
  * returned for; the rest follows within the journal's flush delay (a second).
  *
