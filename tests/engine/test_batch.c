@@ -14,6 +14,7 @@
 #include <cmocka.h>
 
 #include "base/clock.h"
+#include "base/sanitizer.h"
 #include "base/sync.h"
 #include "base/util.h"
 #include "engine/whole.h"
@@ -400,6 +401,123 @@ static void tasks_that_share_a_directory_lose_nothing(void **state)
 	free(objects);
 }
 
+/* --- a large directory --- */
+
+/* $KILN_TEST_NAMES: how many it has. */
+static unsigned names_nr(void)
+{
+	const char *text = getenv("KILN_TEST_NAMES");
+
+	return text ? (unsigned)strtoul(text, NULL, 0) : KILN_SANITIZED ? 500 : 3000;
+}
+
+struct large {
+	struct world w;
+	struct kiln_node dir;
+	unsigned nr, made;
+	bool *is_there, *is_listed;
+};
+
+static void name_made(void *ctx, const struct kiln_new *asked, int error, struct kiln_node node)
+{
+	struct large *l = ctx;
+
+	(void)asked;
+	(void)node;
+	l->made += !error;
+}
+
+static void large_make(struct large *l)
+{
+	enum { EACH = 5000 };
+	char(*names)[24] = calloc(EACH, sizeof(*names));
+	kiln_batch *batch = kiln_batch_new(l->w.fs);
+
+	assert_true(names && batch);
+	for (unsigned i = 0; i < l->nr; i++) {
+		char *name = names[i % EACH];
+		struct kiln_new o = { .dir = l->dir, .name = name, .mode = S_IFREG | 0644 };
+		void *contents;
+
+		if (i % EACH == 0)
+			kiln_batch_write(batch, name_made, l);
+		o.len = (size_t)snprintf(name, sizeof(*names), "name-%u", i);
+		int err = kiln_batch_add(batch, &o, &contents);
+		if (err == -ENOBUFS) {
+			kiln_batch_write(batch, name_made, l);
+			err = kiln_batch_add(batch, &o, &contents);
+		}
+		assert_int_equal(err, 0);
+		l->is_there[i] = true;
+	}
+	kiln_batch_write(batch, name_made, l);
+	assert_int_equal(l->made, l->nr);
+	kiln_batch_free(batch);
+	free(names);
+}
+
+static int name_listed(void *ctx, const struct kiln_dirent *entry)
+{
+	struct large *l = ctx;
+	unsigned i;
+
+	if (entry->name[0] == '.')
+		return 0;
+	if (sscanf(entry->name, "name-%u", &i) != 1 || i >= l->nr || !l->is_there[i] || l->is_listed[i])
+		fail_msg("%s is listed", entry->name);
+	l->is_listed[i] = true;
+	return 0;
+}
+
+/* Every name is listed, once; and random ones are found, or not. */
+static void large_check(struct large *l)
+{
+	struct kiln_stat st;
+	bool at_end;
+
+	memset(l->is_listed, 0, l->nr);
+	assert_int_equal(kiln_readdir(l->w.fs, l->dir, 0, name_listed, l, &at_end, NULL), 0);
+	assert_true(at_end);
+	assert_memory_equal(l->is_listed, l->is_there, l->nr);
+	for (unsigned n = 0; n < l->nr / 4; n++) {
+		unsigned i = (unsigned)rng_below(&l->w.rng, l->nr);
+		char name[24];
+		size_t len = (size_t)snprintf(name, sizeof(name), "name-%u", i);
+
+		assert_int_equal(kiln_lookup(l->w.fs, l->dir, name, len, &st), l->is_there[i] ? 0 : -ENOENT);
+	}
+}
+
+static void directories_may_be_large(void **state)
+{
+	struct large l = { .nr = names_nr() };
+
+	(void)state;
+	l.is_there = calloc(l.nr, 1);
+	l.is_listed = calloc(l.nr, 1);
+	assert_true(l.is_there && l.is_listed);
+	world_open(&l.w, (256ull << 20) + l.nr * 2048ull, NULL);
+	l.dir = directory(l.w.fs, kiln_root(l.w.fs), "large", 0755);
+	large_make(&l);
+	large_check(&l);
+	world_reopen(&l.w);
+	for (unsigned i = 0; i < l.nr; i++) {
+		char name[24];
+		size_t len = (size_t)snprintf(name, sizeof(name), "name-%u", i);
+
+		if (rng_below(&l.w.rng, 3))
+			continue;
+		assert_int_equal(kiln_unlink(l.w.fs, l.dir, name, len, 0), 0);
+		l.is_there[i] = false;
+	}
+	large_check(&l);
+	world_reopen(&l.w);
+	large_check(&l);
+	world_close(&l.w);
+	free(l.is_there);
+	free(l.is_listed);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -407,6 +525,7 @@ int main(void)
 		cmocka_unit_test(names_that_exist_fail_alone),
 		cmocka_unit_test(what_has_no_space_says_so),
 		cmocka_unit_test(tasks_that_share_a_directory_lose_nothing),
+		cmocka_unit_test(directories_may_be_large),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -4,7 +4,7 @@
     test_full.py KILN READ_TREE CHANGE_FS
 
 $KILN_TEST_ROUNDS: how often it is filled and emptied, at least 2 (6). $KILN_TEST_SOAK: how often the same tree is made and deleted,
-at least 10 (20). KILN_TEST_QUICK=1: few rounds of one layout. $KILN_UPSTREAM: upstream's tool; with it, its fsck sees the
+at least 10 (10). KILN_TEST_QUICK=1: few rounds of one layout. $KILN_UPSTREAM: upstream's tool; with it, its fsck sees the
 filesystem when it is full and when it is empty.
 """
 import collections
