@@ -29,13 +29,19 @@ struct user {
 	unsigned nodes_from, nodes_to;
 };
 
-static uint64_t test_seed(void)
+/* With seeds that are always the same, and with a random one; or only with KILN_TEST_SEED from the environment. */
+static void seeds_run(void (*check)(uint64_t seed))
 {
+	enum { FIXED = 2 };
 	const char *env = getenv("KILN_TEST_SEED");
-	uint64_t seed = env ? strtoull(env, NULL, 0) : random_u64();
+	uint64_t other = env ? strtoull(env, NULL, 0) : random_u64();
 
-	printf("KILN_TEST_SEED=%llu\n", (unsigned long long)seed);
-	return seed;
+	for (uint64_t seed = 1; !env && seed <= FIXED; seed++) {
+		printf("KILN_TEST_SEED=%llu\n", (unsigned long long)seed);
+		check(seed);
+	}
+	printf("KILN_TEST_SEED=%llu\n", (unsigned long long)other);
+	check(other);
 }
 
 static bool chance(struct user *u, unsigned in) { return !rng_below(&u->rng, in); }
@@ -361,10 +367,8 @@ static void user_init(struct user *u, struct space *s, uint64_t seed, unsigned n
 	u->nodes_to = SPACE_NODES_MAX / of * (nr + 1);
 }
 
-static void what_follows_from_keys_is_what_they_say(void **state)
+static void check_alone(uint64_t seed)
 {
-	uint64_t seed = test_seed();
-
 	for (unsigned dev_nr = 1; dev_nr <= 3; dev_nr++) {
 		struct space s;
 		struct user u;
@@ -384,21 +388,22 @@ static void what_follows_from_keys_is_what_they_say(void **state)
 	}
 }
 
-static void what_follows_holds_beside_each_other(void **state)
+static void what_follows_from_keys_is_what_they_say(void **state) { seeds_run(check_alone); }
+
+static void check_beside_each_other(uint64_t seed)
 {
 	enum { USERS = 3 };
-	uint64_t seed = test_seed();
 	struct user users[USERS];
 	struct space s;
 
 	space_open(&s, &(struct space_opts){ .dev_nr = 2, .dev_bytes = 32 << 20 });
 	for (unsigned i = 0; i < USERS; i++)
 		user_init(&users[i], &s, seed, i, USERS);
-	for (unsigned batch = 0; batch < 4; batch++) {
+	for (unsigned batch = 0; batch < 2; batch++) {
 		struct task *tasks[USERS];
 
 		for (unsigned i = 0; i < USERS; i++) {
-			users[i].ops = 120;
+			users[i].ops = 80;
 			assert_int_equal(task_start(&tasks[i], "user", user_run, &users[i]), 0);
 		}
 		for (unsigned i = 0; i < USERS; i++)
@@ -408,17 +413,18 @@ static void what_follows_holds_beside_each_other(void **state)
 	space_close(&s);
 }
 
+static void what_follows_holds_beside_each_other(void **state) { seeds_run(check_beside_each_other); }
+
 /* Freespace is filled while others allocate, and free. */
-static void freespace_can_be_filled_late(void **state)
+static void check_freespace_late(uint64_t seed)
 {
-	uint64_t seed = test_seed();
 	struct space s;
 	struct user u;
 	struct task *task;
 
 	space_open(&s, &(struct space_opts){ .dev_nr = 2, .dev_bytes = 24 << 20, .is_freespace_late = true });
 	user_init(&u, &s, seed, 0, 1);
-	u.ops = 150;
+	u.ops = 100;
 	user_run(&u);
 	space_check(&s);
 	assert_int_equal(task_start(&task, "user", user_run, &u), 0);
@@ -429,6 +435,8 @@ static void freespace_can_be_filled_late(void **state)
 	space_check(&s);
 	space_close(&s);
 }
+
+static void freespace_can_be_filled_late(void **state) { seeds_run(check_freespace_late); }
 
 int main(void)
 {

@@ -1,14 +1,17 @@
-/* Btrees in memory that can be written. See memory_trees.h. */
+/* Btrees that can be written. See memory_trees.h. */
 #include "memory_trees.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
 #include "btree/internal.h"
+#include "engine/fs.h"
 #include "format/version.h"
 
 static void report_print(void *ctx, const struct report *r)
@@ -19,6 +22,63 @@ static void report_print(void *ctx, const struct report *r)
 	fprintf(stderr, "report: %s %s: expected %s, found %s\n", r->structure ? r->structure : "",
 		r->position ? r->position : "", r->expected ? r->expected : "", r->found ? r->found : "");
 }
+
+/* --- on disk --- */
+
+static void fs_report(void *ctx, const struct kiln_report *report)
+{
+	struct memory_trees *m = ctx;
+
+	if (report->level == KILN_REPORT_INFO)
+		return;
+	__atomic_add_fetch(&m->reports, 1, __ATOMIC_RELAXED);
+	fprintf(stderr, "report: %s\n", report->text);
+}
+
+static void disk_open(struct memory_trees *m)
+{
+	struct kiln_open_options options = { .struct_bytes = sizeof(options),
+					     .flags = KILN_OPEN_WRITE,
+					     .memory_bytes = m->memory_bytes,
+					     .ctx = m,
+					     .report = fs_report };
+	const char *path = m->path;
+	char why[KILN_ERROR_BYTES];
+
+	if (kiln_open(&path, 1, &options, &m->fs, why))
+		fail_msg("%s", why);
+	assert_null(kiln_write_refused(m->fs));
+	m->trees = m->fs->trees;
+}
+
+static void disk_close(struct memory_trees *m)
+{
+	assert_int_equal(kiln_shutdown(m->fs), 0);
+	kiln_close(m->fs);
+}
+
+void memory_trees_open_on_disk(struct memory_trees *m, uint32_t node_bytes, uint64_t memory_bytes)
+{
+	char options[64], why[KILN_ERROR_BYTES];
+	struct kiln_format_device dev = { .path = m->path, .file_bytes = 256 << 20 };
+	struct kiln_format_options format = { .struct_bytes = sizeof(format),
+					      .device_struct_bytes = sizeof(dev),
+					      .options = options,
+					      .flags = KILN_FORMAT_FORCE };
+
+	memset(m, 0, sizeof(*m));
+	m->memory_bytes = memory_bytes;
+	snprintf(options, sizeof(options), "block_size=512,btree_node_size=%u", node_bytes);
+	strcpy(m->path, "/tmp/kiln-trees-XXXXXX");
+	int fd = mkstemp(m->path);
+	assert_true(fd >= 0);
+	close(fd);
+	if (kiln_format(&dev, 1, &format, NULL, why))
+		fail_msg("%s", why);
+	disk_open(m);
+}
+
+/* --- in memory --- */
 
 static void trees_open(struct memory_trees *m)
 {
@@ -92,6 +152,12 @@ void memory_trees_reopen(struct memory_trees *m)
 {
 	struct btrees *old = m->trees;
 
+	if (m->fs) {
+		stats_add(m);
+		disk_close(m);
+		disk_open(m);
+		return;
+	}
 	assert_int_equal(btrees_flush_all(old), 0);
 	stats_add(m);
 	btrees_stop_write(old);
@@ -104,6 +170,13 @@ void memory_trees_reopen(struct memory_trees *m)
 
 void memory_trees_close(struct memory_trees *m)
 {
+	if (m->fs) {
+		stats_add(m);
+		disk_close(m);
+		unlink(m->path);
+		assert_int_equal(m->reports, 0);
+		return;
+	}
 	assert_int_equal(btrees_flush_all(m->trees), 0);
 	stats_add(m);
 	btrees_stop_write(m->trees);

@@ -1,6 +1,6 @@
 /*
- * Transactions on btrees in memory: against a sorted array, and against each other. Nodes are small, so that trees of
- * a few thousand keys have three levels.
+ * Transactions on btrees in memory, and on those of a filesystem: against a sorted array, and against each other. Nodes
+ * are small, so that trees of a few thousand keys have three levels.
  */
 #include "fixture.h"
 #include "memory_trees.h"
@@ -174,15 +174,40 @@ static void models_compare(struct history *h)
 		model_compare(h, i);
 }
 
+/* Begin with what is there: a new filesystem isn't empty. */
+static void model_take(struct history *h, unsigned tree)
+{
+	struct btree_iter it;
+	struct bkey_ref k;
+	int found;
+
+	btree_iter_open(&it, h->m.trees, model_btrees[tree], POS_MIN, BTREE_ITER_ALL_SNAPSHOTS, 0);
+	while ((found = btree_iter_peek(&it, &k)) > 0) {
+		struct model_key key = { .k = k.k };
+
+		assert_true(k.k.value_u64s <= MODEL_VALUE_U64S_MAX);
+		memcpy(key.value, k.value, bkey_value_bytes(&k.k));
+		model_put(&h->models[tree], &key);
+		btree_iter_advance(&it);
+	}
+	assert_int_equal(found, 0);
+	btree_iter_close(&it);
+}
+
 /* Grows, shrinks, grows, shrinks; and is read again from what was written, now and then. */
-static void history_run(uint64_t seed, uint32_t node_bytes, uint64_t memory_bytes, unsigned txn_nr)
+static void history_run(uint64_t seed, uint32_t node_bytes, uint64_t memory_bytes, unsigned txn_nr, bool is_on_disk)
 {
 	static struct history h;
 
 	memset(&h, 0, sizeof(h));
 	rng_init(&h.rng, seed);
 	h.offset_nr = 1 + (seed % 3 ? 2000 : 50);
-	memory_trees_open(&h.m, node_bytes, memory_bytes);
+	if (is_on_disk)
+		memory_trees_open_on_disk(&h.m, node_bytes, memory_bytes);
+	else
+		memory_trees_open(&h.m, node_bytes, memory_bytes);
+	for (unsigned i = 0; i < ARRAY_NR(model_btrees); i++)
+		model_take(&h, i);
 	for (unsigned i = 0; i < txn_nr; i++) {
 		unsigned tree = (unsigned)rng_below(&h.rng, ARRAY_NR(model_btrees));
 
@@ -204,16 +229,18 @@ static void history_run(uint64_t seed, uint32_t node_bytes, uint64_t memory_byte
 		model_free(&h.models[i]);
 }
 
-static void small_nodes_seed(uint64_t seed) { history_run(seed, SMALL_NODE, 0, 4000); }
+static void small_nodes_seed(uint64_t seed) { history_run(seed, SMALL_NODE, 0, 4000, false); }
 static void little_memory_seed(uint64_t seed)
 {
-	history_run(seed, SMALL_NODE, BTREE_CACHE_BYTES_MIN(SMALL_NODE) + (seed % 4 << 16), 1500);
+	history_run(seed, SMALL_NODE, BTREE_CACHE_BYTES_MIN(SMALL_NODE) + (seed % 4 << 16), 1500, false);
 }
-static void large_nodes_seed(uint64_t seed) { history_run(seed, LARGE_NODE, 0, 12000); }
+static void large_nodes_seed(uint64_t seed) { history_run(seed, LARGE_NODE, 0, 12000, false); }
+static void on_disk_seed(uint64_t seed) { history_run(seed, SMALL_NODE, 0, 1500, true); }
 
 static void a_btree_is_a_sorted_array(void **state) { seeds_run(small_nodes_seed, 6); }
 static void a_btree_with_little_memory_is_a_sorted_array(void **state) { seeds_run(little_memory_seed, 4); }
 static void a_btree_of_large_nodes_is_a_sorted_array(void **state) { seeds_run(large_nodes_seed, 2); }
+static void a_btree_of_a_filesystem_is_a_sorted_array(void **state) { seeds_run(on_disk_seed, 2); }
 
 /* In order, which is how most btrees grow, and all deleted again: nodes merge. */
 static void one_by_one(void **state)
@@ -331,6 +358,7 @@ enum {
 
 static struct memory_trees bank;
 static uint64_t bank_seed;
+static bool is_bank_on_disk;
 
 /* Tasks can't use cmocka's assertions, which unwind. */
 #define CHECK(condition)                                                                                               \
@@ -479,7 +507,11 @@ static void bank_run(void *arg)
 {
 	struct task *tasks[MOVERS + 2];
 
-	memory_trees_open(&bank, SMALL_NODE, bank_seed % 2 ? 0 : BTREE_CACHE_BYTES_MIN(SMALL_NODE) + (64 << 10));
+	if (is_bank_on_disk)
+		memory_trees_open_on_disk(&bank, SMALL_NODE, 0);
+	else
+		memory_trees_open(&bank, SMALL_NODE,
+				  bank_seed % 2 ? 0 : BTREE_CACHE_BYTES_MIN(SMALL_NODE) + (64 << 10));
 	for (uint64_t i = 0; i < COUNTERS; i++)
 		CHECK(!btree_txn_run(bank.trees, &(struct btree_commit_opts){ .name = "start" }, bank_fill_fn, &i));
 	for (unsigned i = 0; i < MOVERS; i++)
@@ -506,6 +538,9 @@ static void transactions_of_threads_are_isolated(void **state)
 {
 	for (bank_seed = 1; bank_seed <= 4; bank_seed++)
 		bank_run(NULL);
+	is_bank_on_disk = true;
+	bank_run(NULL);
+	is_bank_on_disk = false;
 }
 
 int main(void)
@@ -515,6 +550,7 @@ int main(void)
 		cmocka_unit_test_teardown(a_btree_is_a_sorted_array, seeds_teardown),
 		cmocka_unit_test_teardown(a_btree_with_little_memory_is_a_sorted_array, seeds_teardown),
 		cmocka_unit_test_teardown(a_btree_of_large_nodes_is_a_sorted_array, seeds_teardown),
+		cmocka_unit_test_teardown(a_btree_of_a_filesystem_is_a_sorted_array, seeds_teardown),
 		cmocka_unit_test_teardown(a_btree_shrinks_with_what_is_in_it, seeds_teardown),
 		cmocka_unit_test_teardown(transactions_of_fibers_are_isolated, seeds_teardown),
 		cmocka_unit_test(transactions_of_threads_are_isolated),
