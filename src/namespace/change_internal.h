@@ -148,8 +148,8 @@ void deletions_add(struct namespace *ns, struct object o);
 /*
  * Room that is coming: what was unlinked but isn't deleted yet. Who may be refused for want of room says when he
  * begins, and asks when it failed with @err whether to try again. True: something has been deleted since he began, or
- * was asked for the last time; it has been waited for, with nothing held. False: no such error, or all that was queued
- * when it failed the first time is deleted, and the answer is final.
+ * was asked for the last time; it has been waited for, with nothing held. False: no such error, or all that is queued
+ * is deleted (for quotas: that was queued when it failed the first time), and the answer is final.
  */
 struct room_wait {
 	uint64_t done, target; /* deletions, of all ever: done when it was tried; to be done before it is given up */

@@ -470,8 +470,11 @@ bool deletions_give_room(struct namespace *ns, int err, struct room_wait *w)
 	task_may_wait_for(TASK_DELETIONS);
 	background_need(btrees_background(ns->trees));
 	mutex_lock(&d->lock);
-	/* Those of others that come later aren't waited for, so that it ends. */
-	if (!w->target)
+	/*
+	 * What gave room may have been taken by somebody who has unlinked as much since. A quota is hardly anybody
+	 * else's, and deletions of others mustn't hold up its answer for ever.
+	 */
+	if (!w->target || err == -ENOSPC)
 		w->target = d->queued_nr;
 	bool gives_room = w->done < w->target;
 	while (d->done_nr == w->done && gives_room)
