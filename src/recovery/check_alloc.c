@@ -8,8 +8,8 @@
  * check_alloc_info compares the indexes that are in the order of buckets, or nearly so (free space is sorted by
  * generation bits first: one walk for each of those that occur).
  *
- * Memory: the window (20 bytes per bucket) takes at most check_opts.memory_bytes, one row of counters 32 bytes, at most
- * 8192 rows, and the sorted blocks of stripes are in a check_table.
+ * Memory: of check_opts.memory_bytes the window (20 bytes per bucket) takes at most three quarters, and the check_table
+ * with the sorted blocks of stripes the rest. One row of counters has 32 bytes; there are at most 8192.
  */
 #include <errno.h>
 #include <string.h>
@@ -653,10 +653,11 @@ int check_allocations(struct check *c)
 {
 	unsigned dev_nr = c->super->member_nr;
 	struct allocations a = { .c = c, .is_first = true };
-	uint64_t bucket_nr = 0, window_max = c->memory_bytes / sizeof(*a.window);
+	uint64_t table_bytes = c->memory_bytes / 4;
+	uint64_t bucket_nr = 0, window_max = (c->memory_bytes - table_bytes) / sizeof(*a.window);
 	int err = -ENOMEM;
 
-	check_table_init(&a.stripe_blocks, 16, c->is_secret);
+	check_table_init(&a.stripe_blocks, 16, table_bytes, c->is_secret);
 	a.dev_base = calloc(dev_nr + 1, sizeof(*a.dev_base));
 	a.devs = calloc(dev_nr + 1, sizeof(*a.devs));
 	if (!a.dev_base || !a.devs)

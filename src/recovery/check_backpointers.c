@@ -123,7 +123,7 @@ int check_backpointers(struct check *c)
 	if (!check_is_whole(c, CHECK_BTREE(BTREE_BACKPOINTERS)))
 		return 0;
 	c->total = c->keys[BTREE_EXTENTS] + c->keys[BTREE_REFLINK] + c->keys[BTREE_BACKPOINTERS] + c->keys[BTREE_ALLOC];
-	check_table_init(&b.expected, RECORD_BYTES, c->is_secret);
+	check_table_init(&b.expected, RECORD_BYTES, c->memory_bytes, c->is_secret);
 	check_stream_open(c, &b.alloc, BTREE_ALLOC, POS_MIN, SPOS_MAX);
 	int err = check_each_pointers(c, expect_of_pointers, &b);
 	if (!err)

@@ -261,7 +261,7 @@ int check_directory_structure(struct check *c)
 	c->total = c->keys[BTREE_INODES] * 2;
 	if (!check_is_whole(c, needed))
 		return 0;
-	check_table_init(&d.table, sizeof(struct dir), c->is_secret);
+	check_table_init(&d.table, sizeof(struct dir), c->memory_bytes, c->is_secret);
 	int err = check_each_inode(c, BTREE_NR_MAX, &ops, &d);
 	for (uint64_t i = 0; !err && i < d.table.nr; i++) {
 		struct dir *at = check_table_at(&d.table, i);

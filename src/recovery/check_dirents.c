@@ -307,7 +307,7 @@ int check_dirents(struct check *c)
 	if (!check_is_whole(c, CHECK_BTREE(BTREE_INODES) | CHECK_BTREE(BTREE_DIRENTS)))
 		return 0;
 	d.hash = (struct check_hash){ .c = c, .btree_id = BTREE_DIRENTS, .seen = dirents_seen };
-	check_table_init(&d.links, RECORD_BYTES, c->is_secret);
+	check_table_init(&d.links, RECORD_BYTES, c->memory_bytes, c->is_secret);
 	int err = check_each_inode(c, BTREE_DIRENTS, &dirents_ops, &d);
 	if (!err && check_is_whole(c, CHECK_BTREE(BTREE_INODES) | CHECK_BTREE(BTREE_DIRENTS))) {
 		err = check_table_sort(&d.links);

@@ -97,7 +97,7 @@ int check_lrus(struct check *c)
 	if (!check_is_whole(c, CHECK_BTREE(BTREE_ALLOC) | CHECK_BTREE(BTREE_LRU)))
 		return 0;
 	c->total = c->keys[BTREE_ALLOC] + c->keys[BTREE_LRU];
-	check_table_init(&l.expected, 16, false);
+	check_table_init(&l.expected, 16, c->memory_bytes, false);
 	int err = check_keys(c, BTREE_ALLOC, 0, POS_MIN, SPOS_MAX, expect_of_bucket, &l);
 	if (!err)
 		err = check_table_sort(&l.expected);

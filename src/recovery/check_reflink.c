@@ -190,8 +190,8 @@ int check_indirect_extents(struct check *c)
 	c->total = c->keys[BTREE_EXTENTS] + c->keys[BTREE_REFLINK];
 	if (!check_is_whole(c, CHECK_BTREE(BTREE_EXTENTS) | CHECK_BTREE(BTREE_REFLINK)))
 		return 0;
-	check_table_init(&r.starts, RECORD_BYTES, c->is_secret);
-	check_table_init(&r.ends, RECORD_BYTES, c->is_secret);
+	check_table_init(&r.starts, RECORD_BYTES, c->memory_bytes / 2, c->is_secret);
+	check_table_init(&r.ends, RECORD_BYTES, c->memory_bytes / 2, c->is_secret);
 	int err = check_keys(c, BTREE_EXTENTS, 0, POS_MIN, SPOS_MAX, add_reference, &r);
 	if (!err)
 		err = check_table_sort(&r.starts);

@@ -1,11 +1,14 @@
 /*
  * Records that may be more than fit in memory: in the order in which they were added, or sorted.
  *
- * They lie in pieces; the first 8 MiB in ordinary memory, more in base/spill.h files, which the kernel keeps in memory
- * only as far as there is room. Each piece is sorted by itself and all are merged when they are read: an external merge
- * sort (Knuth, TAOCP 5.4). Records compare bytewise, so what they are ordered by stands first, big-endian.
+ * They lie in pieces: eight of a sixteenth of the table's memory each, then such as base/spill.h puts into files, which
+ * the kernel keeps in memory only as far as there is room. Runs of at most a quarter of the memory are sorted, each by
+ * itself, and all are merged when they are read: an external merge sort (Knuth, TAOCP 5.4). Records compare bytewise,
+ * so what they are ordered by stands first, big-endian.
  *
- * Memory that counts: 8 MiB, and what the kernel wants to keep. Room in $TMPDIR: the records.
+ * Memory that counts: half of what the table is given for records, a quarter at most for a copy of the run that is
+ * being sorted (qsort_r() may make one), 24 bytes per run, and what the kernel wants to keep. Room in $TMPDIR: the
+ * records.
  */
 #ifndef KILN_RECOVERY_CHECK_TABLE_H
 #define KILN_RECOVERY_CHECK_TABLE_H
@@ -19,20 +22,27 @@
 struct check_piece {
 	struct spill spill;
 	size_t nr;
-	size_t next; /* while merging */
+};
+
+/* Records of one piece that are in order. */
+struct check_run {
+	size_t piece, next, end;
 };
 
 struct check_table {
 	size_t record_bytes;
+	size_t memory_bytes;
 	bool is_secret; /* not to be written to disk in the clear */
 	struct check_piece *pieces;
 	size_t piece_nr, piece_capacity;
 	uint64_t nr;
-	size_t *heap; /* while merging: pieces, by their next records */
+	struct check_run *heap; /* while merging: by their next records */
 	size_t heap_nr;
 };
 
-void check_table_init(struct check_table *t, size_t record_bytes, bool is_secret);
+/* @memory_bytes: what it may take; at least CHECK_TABLE_MEMORY_MIN. Records have at most 256 bytes. */
+enum { CHECK_TABLE_MEMORY_MIN = 128 << 10 };
+void check_table_init(struct check_table *t, size_t record_bytes, uint64_t memory_bytes, bool is_secret);
 void check_table_free(struct check_table *t);
 /* 0 or -ENOMEM. */
 int check_table_add(struct check_table *t, const void *record);
