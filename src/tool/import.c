@@ -72,14 +72,22 @@ static struct import_link **link_bucket(struct import *x, const struct stat *st)
 
 static bool link_take(struct import *x, const struct stat *st, struct kiln_node *node)
 {
-	bool is_known = false;
-
 	mutex_lock(&x->lock);
-	for (struct import_link *l = *link_bucket(x, st); l && !is_known; l = l->next)
-		if (l->ino == st->st_ino && l->dev == st->st_dev) {
-			*node = l->node;
-			is_known = true;
+	struct import_link **at = link_bucket(x, st);
+	while (*at && ((*at)->ino != st->st_ino || (*at)->dev != st->st_dev))
+		at = &(*at)->next;
+	struct import_link *l = *at;
+	bool is_known = l;
+	if (is_known) {
+		*node = l->node;
+		/* Sources may overlap: what was met in another one may be met again. */
+		l->met_nr = l->source_nr == x->source_nr ? l->met_nr + 1 : 1;
+		l->source_nr = x->source_nr;
+		if (l->met_nr >= st->st_nlink) {
+			*at = l->next;
+			free(l);
 		}
+	}
 	mutex_unlock(&x->lock);
 	return is_known;
 }
@@ -92,7 +100,12 @@ static int link_remember(struct import *x, const struct stat *st, struct kiln_no
 		return -ENOMEM;
 	mutex_lock(&x->lock);
 	struct import_link **bucket = link_bucket(x, st);
-	*l = (struct import_link){ .dev = st->st_dev, .ino = st->st_ino, .node = node, .next = *bucket };
+	*l = (struct import_link){ .dev = st->st_dev,
+				   .ino = st->st_ino,
+				   .node = node,
+				   .source_nr = x->source_nr,
+				   .met_nr = 1,
+				   .next = *bucket };
 	*bucket = l;
 	mutex_unlock(&x->lock);
 	return 0;
@@ -522,6 +535,9 @@ int import_path(struct import *x, const char *source, struct kiln_node node, con
 	if (!dir)
 		return import_failed(x, source, -ENOMEM, NULL);
 
+	mutex_lock(&x->lock);
+	x->source_nr++;
+	mutex_unlock(&x->lock);
 	int err = import_into(x, dir, slash ? slash + 1 : path, name);
 	wait_idle(x);
 	dir_put(x, dir);

@@ -37,11 +37,13 @@ struct import_job {
 	struct kiln_node node;
 };
 
-/* A file with several links, by where it came from. */
+/* A file with several links, by where it came from, until as many as it has are met in one source. */
 struct import_link {
 	dev_t dev;
 	ino_t ino;
 	struct kiln_node node;
+	unsigned source_nr; /* the last source that it was met in, */
+	nlink_t met_nr;	    /* and how often it was there */
 	struct import_link *next;
 };
 enum { IMPORT_LINK_BUCKETS = 4096 };
@@ -65,6 +67,7 @@ struct import {
 	int fatal; /* what made going on pointless */
 	struct import_counts counts;
 	struct import_link *links[IMPORT_LINK_BUCKETS];
+	unsigned source_nr; /* sources begun */
 	struct import_own *own;
 	unsigned own_nr;
 	char *walk_buffer; /* IMPORT_BUFFER_BYTES, for the task that walks */

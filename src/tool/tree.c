@@ -101,7 +101,6 @@ struct link {
 struct tree_links {
 	uint64_t hash_key; /* random: a disk can't choose what collides */
 	size_t bytes, bytes_max;
-	uint64_t forgotten;
 	struct link **buckets;
 	size_t bucket_nr, link_nr;
 	/* Each directory has one slot and pushes out what was there before: those met over and over stay. */
@@ -177,10 +176,8 @@ int tree_links_add(struct tree_links *l, const struct kiln_stat *st, const char 
 {
 	size_t bytes = link_bytes(path);
 
-	if (l->bytes + bytes > l->bytes_max) {
-		l->forgotten++;
+	if (l->bytes + bytes > l->bytes_max)
 		return 0;
-	}
 	if (l->link_nr >= l->bucket_nr)
 		links_rehash(l);
 	struct link *e = malloc(bytes);
@@ -239,8 +236,6 @@ void tree_links_forget(struct tree_links *l, struct kiln_node node)
 	if (*at)
 		link_drop(l, at);
 }
-
-uint64_t tree_links_forgotten(const struct tree_links *l) { return l->forgotten; }
 
 bool tree_links_dir_again(struct tree_links *l, struct kiln_node dir)
 {

@@ -61,8 +61,6 @@ int tree_links_add(struct tree_links *l, const struct kiln_stat *st, const char 
 bool tree_links_known(struct tree_links *l, struct kiln_node node);
 bool tree_links_take(struct tree_links *l, struct kiln_node node, struct strbuf *first);
 void tree_links_forget(struct tree_links *l, struct kiln_node node);
-/* How many objects could not be remembered. */
-uint64_t tree_links_forgotten(const struct tree_links *l);
 /*
  * A directory is entered: was it entered before? A directory has one name; on a damaged or hostile disk a few
  * directories with two names each can stand for a tree without end, though no path in it is a loop.

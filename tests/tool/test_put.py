@@ -166,6 +166,22 @@ def archives_stay_in_their_directory(work):
     changed.check(image)
 
 
+def sources_that_overlap_share_their_hardlinks(work):
+    top, image = os.path.join(work, "linked"), new_image(work)
+    os.makedirs(top + "/sub")
+    os.makedirs(work + "/other")
+    with open(top + "/sub/1", "wb") as f:
+        f.write(b"shared")
+    for name in ("2", "3", "../other/4"):
+        os.link(top + "/sub/1", os.path.join(top, name))
+    kiln("mkdir", image, "/d")
+    kiln("put", "-r", image, top + "/sub", top, work + "/other", "/d")
+    e = changed.entries(image)
+    names = ["d/sub/1", "d/other/4"] + ["d/linked/" + name for name in ("sub/1", "2", "3")]
+    assert [e[name]["nlink"] for name in names] == [5] * 5, [e[name]["nlink"] for name in names]
+    changed.check(image)
+
+
 def what_exists_is_replaced_only_when_asked(work):
     top, image = tree(work), new_image(work)
     kiln("put", image, top + "/file", "/f")
@@ -292,7 +308,8 @@ def targets_say_where_things_go(work):
 
 TESTS = [targets_say_where_things_go, trees_come_back_as_they_were, what_is_in_a_directory_goes_into_another, options_of_the_format_hold_trees_too,
          the_tree_of_everything, archives_are_unpacked, archives_of_others_are_unpacked,
-         archives_stay_in_their_directory, what_exists_is_replaced_only_when_asked, single_files_and_wrong_arguments,
+         archives_stay_in_their_directory, sources_that_overlap_share_their_hardlinks,
+         what_exists_is_replaced_only_when_asked, single_files_and_wrong_arguments,
          a_full_filesystem_is_told_once_and_stays_consistent, interrupted_it_leaves_what_it_did]
 
 if __name__ == "__main__":
