@@ -83,6 +83,7 @@ static void items_forget(struct data_mover *m)
 	for (unsigned i = 0; i < m->item_nr; i++) {
 		io_buffer_free(m->items[i].own);
 		io_buffer_free(m->items[i].decoded);
+		io_buffer_free(m->items[i].recoded);
 	}
 	m->item_nr = m->io_nr = 0;
 	m->part_nr = m->space_nr = 0;
@@ -414,6 +415,46 @@ static int item_decompress(struct data_mover *m, struct move_item *item)
 	return 0;
 }
 
+/*
+ * Of a compressed region only a part is live: that part, compressed anew, if that takes less. Else each fragment would
+ * go on having a copy of the whole region, of which the counters know its share alone. What is encrypted stays as it
+ * is: other bytes under the same number would share a key stream. 0, and f->is_whole where it is done; or an error.
+ */
+static int item_recompress(struct data_mover *m, struct move_item *item, struct item_form *f)
+{
+	const struct extent_crc old = f->crc;
+	uint32_t block = m->data->super->kctx.block_sectors, less = min(old.compressed_sectors, item->k.size);
+	size_t len;
+
+	if (old.uncompressed_sectors == item->k.size || checksum_is_mac(old.csum_type) || less <= block)
+		return 0;
+	int err = item_decompress(m, item);
+	if (err)
+		return err;
+	less -= block;
+	item->recoded = io_buffer_alloc((size_t)less << SECTOR_SHIFT);
+	if (!item->recoded)
+		return -ENOMEM;
+	err = compress_region(compression_type_option(old.compression),
+			      item->decoded + ((size_t)old.offset_sectors << SECTOR_SHIFT),
+			      (size_t)item->k.size << SECTOR_SHIFT, item->recoded, (size_t)less << SECTOR_SHIFT, &len);
+	if (err)
+		return err == -ENOBUFS ? 0 : err;
+	size_t padded = (size_t)round_up_u64(len, (uint64_t)block << SECTOR_SHIFT);
+	memset(item->recoded + len, 0, padded - len);
+	f->bytes = item->recoded;
+	f->crc = (struct extent_crc){
+		.compressed_sectors = (uint32_t)(padded >> SECTOR_SHIFT),
+		.uncompressed_sectors = item->k.size,
+		.csum_type = old.csum_type,
+		.compression = old.compression == COMPRESSION_LZ4_OLD ? COMPRESSION_LZ4 : old.compression,
+	};
+	if (old.csum_type)
+		f->crc.csum = checksum_compute(old.csum_type, NULL, (struct nonce){ 0 }, f->bytes, padded);
+	f->is_whole = true;
+	return 0;
+}
+
 static int item_form(struct data_mover *m, struct move_item *item, struct item_form *f)
 {
 	const struct super *s = m->data->super;
@@ -430,12 +471,18 @@ static int item_form(struct data_mover *m, struct move_item *item, struct item_f
 	is_compressed = compression_is_compressed(f->crc.compression);
 	if (crc_is_encoded(&f->crc))
 		f->sectors_max = region_max;
+	if (is_compressed) {
+		int err = item_recompress(m, item, f);
+
+		if (err || f->is_whole)
+			return err;
+	}
 	if (is_compressed && f->crc.compressed_sectors <= item->k.size && f->crc.uncompressed_sectors <= region_max) {
 		f->is_whole = true;
 		return 0;
 	}
 	if (is_compressed) {
-		int err = item_decompress(m, item);
+		int err = item->decoded ? 0 : item_decompress(m, item);
 
 		if (err)
 			return err;

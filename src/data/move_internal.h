@@ -26,6 +26,7 @@ struct move_item {
 	uint32_t in_sectors;
 	uint8_t *own;	  /* a buffer that only it uses: io_buffer_free(); NULL else */
 	uint8_t *decoded; /* the region, decompressed, the same way */
+	uint8_t *recoded; /* what is live of it, compressed anew, the same way */
 	int err;
 };
 

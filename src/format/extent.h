@@ -143,6 +143,14 @@ static inline uint8_t compression_option_type(unsigned option)
 	return types[option & 3];
 }
 
+/* The option, with the level that is usual, that asks for what data of @type is compressed to. */
+static inline unsigned compression_type_option(unsigned type)
+{
+	return type == COMPRESSION_ZSTD	  ? 3
+	       : type == COMPRESSION_GZIP ? 2
+					  : type == COMPRESSION_LZ4 || type == COMPRESSION_LZ4_OLD;
+}
+
 /*
  * Isn't what the pointer leads to as it is wanted in the end (06 §12.1): compressed to @compression, which may be
  * COMPRESSION_NONE for no matter how, on one of @devs, a bit each? Cached copies and promised space need nothing.

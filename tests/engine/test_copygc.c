@@ -34,6 +34,7 @@ struct file {
 struct world {
 	char path[64];
 	kiln_fs *fs;
+	bool is_compressible; /* what is written */
 	struct rng rng;
 	struct file files[FILES];
 	uint8_t *buf;
@@ -110,13 +111,13 @@ static struct kiln_usage usage_of(struct world *w)
 
 /* --- contents --- */
 
-static void block_fill(uint8_t *to, unsigned file, uint64_t block, uint32_t version)
+static void block_fill(const struct world *w, uint8_t *to, unsigned file, uint64_t block, uint32_t version)
 {
 	struct rng rng;
 
 	rng_init(&rng, (uint64_t)file << 56 ^ block << 32 ^ version);
 	for (unsigned i = 0; i < BLOCK / 8; i++) {
-		uint64_t word = rng_u64(&rng);
+		uint64_t word = rng_u64(&rng) >> (w->is_compressible && i % 4 ? 64 - 8 : 0);
 
 		memcpy(to + (size_t)i * 8, &word, 8);
 	}
@@ -128,7 +129,7 @@ static ssize_t blocks_write(struct world *w, unsigned file, uint64_t first, uint
 	struct file *f = &w->files[file];
 
 	for (uint64_t i = 0; i < nr; i++)
-		block_fill(w->buf + i * BLOCK, file, first + i, f->versions[first + i] + 1);
+		block_fill(w, w->buf + i * BLOCK, file, first + i, f->versions[first + i] + 1);
 	ssize_t n = kiln_write(w->fs, f->node, first * BLOCK, w->buf, nr * BLOCK);
 	for (uint64_t i = 0; n > 0 && i < (uint64_t)n / BLOCK; i++)
 		f->versions[first + i]++;
@@ -147,7 +148,7 @@ static void files_check(struct world *w)
 
 			assert_int_equal(kiln_read(w->fs, f->node, at * BLOCK, w->buf, nr * BLOCK), nr * BLOCK);
 			for (uint64_t k = 0; k < nr; k++) {
-				block_fill(expected, i, at + k, f->versions[at + k]);
+				block_fill(w, expected, i, at + k, f->versions[at + k]);
 				if (memcmp(expected, w->buf + k * BLOCK, BLOCK))
 					fail_msg("file %u, block %" PRIu64, i, at + k);
 			}
@@ -221,14 +222,16 @@ static void stats_print(struct world *w)
 	usage_free(&u);
 }
 
-static void full_of_small_pieces(const char *options)
+/* @live_percent of what is offered; more than that if it can be compressed. */
+static void full_of_small_pieces(const char *options, unsigned live_percent)
 {
 	struct world w;
 	struct copygc_stats stats;
 
 	world_open(&w, options);
+	w.is_compressible = live_percent > 100;
 	uint64_t offered = usage_of(&w).available, times = from_env("KILN_TEST_TIMES", 1);
-	uint64_t begin_ns = clock_monotonic_ns(), live = offered * 9 / 10;
+	uint64_t begin_ns = clock_monotonic_ns(), live = offered / 100 * live_percent;
 
 	fill_to(&w, live);
 	overwrite(&w, live, 0);
@@ -252,14 +255,21 @@ static void full_of_small_pieces(const char *options)
 static void data_at_ninety_percent_is_overwritten_in_small_pieces(void **state)
 {
 	(void)state;
-	full_of_small_pieces("block_size=4096");
+	full_of_small_pieces("block_size=4096", 90);
 }
 
 /* It has descriptors all the same, since it can't be compressed. */
 static void so_is_data_without_checksums_in_small_buckets(void **state)
 {
 	(void)state;
-	full_of_small_pieces("block_size=512,btree_node_size=16k,data_checksum=none,compression=lz4");
+	full_of_small_pieces("block_size=512,btree_node_size=16k,data_checksum=none,compression=lz4", 90);
+}
+
+/* What is left of a compressed region has no copy of all of it. */
+static void so_is_compressed_data(void **state)
+{
+	(void)state;
+	full_of_small_pieces("block_size=512,compression=lz4", 132);
 }
 
 /* --- filled, emptied, filled again --- */
@@ -418,6 +428,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(data_at_ninety_percent_is_overwritten_in_small_pieces),
 		cmocka_unit_test(so_is_data_without_checksums_in_small_buckets),
+		cmocka_unit_test(so_is_compressed_data),
 		cmocka_unit_test(the_last_byte_is_given_each_time),
 		cmocka_unit_test(what_was_unlinked_is_room_at_once),
 	};
