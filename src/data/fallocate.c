@@ -54,11 +54,28 @@ static bool key_is_promise(const struct data *data, struct bkey_ref k)
 	return k.k.type == KEY_RESERVATION;
 }
 
+/* For how many copies the places count that an unwritten extent has. */
+static unsigned key_durability(const struct data *data, struct bkey_ref k)
+{
+	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
+	int nr = extent_decode(k, &data->super->kctx, ptrs, NULL, NULL);
+	unsigned sum = 0;
+
+	for (int i = 0; i < nr; i++)
+		if (!ptrs[i].ptr.is_cached && ptrs[i].ptr.dev < data->super->member_nr)
+			sum += data->super->members[ptrs[i].ptr.dev].m.durability;
+	return sum;
+}
+
 /* Is a reservation to be put over this key? */
 static bool key_must_go(const struct allocate_op *op, struct bkey_ref k)
 {
-	if (key_is_promise(op->data, k))
-		return key_replicas(op->data, k, op->file->snapshot) < op->replicas;
+	if (key_is_promise(op->data, k)) {
+		bool is_place = k.k.type == KEY_EXTENT && k.k.p.snapshot == op->file->snapshot;
+
+		return (is_place ? key_durability(op->data, k) : key_replicas(op->data, k, op->file->snapshot)) <
+		       op->replicas;
+	}
 	return op->is_zeroing || span_kind(k.k.type) == SPAN_HOLE;
 }
 

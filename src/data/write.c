@@ -299,11 +299,10 @@ static int chunk_complete(struct write_chunk *c, bool is_last, uint64_t *put_to)
 	return err;
 }
 
-/* From *@put_to on; *@put_to moves on to where everything is there. */
-static int chunks_write(struct write_op *op, const struct write_source *s, uint64_t *put_to)
+/* From *@put_to up to @end; *@put_to moves on to where everything is there. */
+static int chunks_write(struct write_op *op, const struct write_source *s, uint64_t *put_to, uint64_t end)
 {
 	uint64_t block = block_bytes_of(op->data), next = *put_to;
-	uint64_t end = s->block_end >> SECTOR_SHIFT;
 	struct write_chunk chunks[CHUNKS_IN_FLIGHT];
 	unsigned first = 0, nr = 0, made = 0;
 	int err = 0;
@@ -431,6 +430,19 @@ static int space_reserve(struct write_op *op, uint64_t begin, uint64_t end)
 	return disk_reservation_get(allocator, &op->reservation, wanted - min(held, wanted), 1, 0);
 }
 
+/* For as much of [begin, *@end) as there is room for, whole blocks; less is found by halving. */
+static int space_reserve_some(struct write_op *op, uint64_t begin, uint64_t *end)
+{
+	uint32_t block = op->data->super->kctx.block_sectors;
+	int err = space_reserve(op, begin, *end);
+
+	while (err == -ENOSPC && *end - begin > block) {
+		*end = begin + round_up_u64((*end - begin) / 2, block);
+		err = space_reserve(op, begin, *end);
+	}
+	return err;
+}
+
 static ssize_t blocks_write(struct write_op *op, const struct write_source *s)
 {
 	uint64_t block = block_bytes_of(op->data), begin = s->block_begin >> SECTOR_SHIFT, put_to = begin;
@@ -441,11 +453,11 @@ static ssize_t blocks_write(struct write_op *op, const struct write_source *s)
 		err = write_inline(op, s, block, &is_inline);
 	if (is_inline)
 		return err ? err : (ssize_t)(s->end - s->begin);
-	uint64_t last = s->block_end >> SECTOR_SHIFT;
+	uint64_t last = s->block_end >> SECTOR_SHIFT, to = last;
 	if (!err && put_to < last)
-		err = space_reserve(op, put_to, last);
+		err = space_reserve_some(op, put_to, &to);
 	if (!err && put_to < last)
-		err = chunks_write(op, s, &put_to);
+		err = chunks_write(op, s, &put_to, to);
 	uint64_t end = min(put_to << SECTOR_SHIFT, s->end);
 	if (op->has_failed_in_place && put_to < last)
 		return -EIO;

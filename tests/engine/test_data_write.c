@@ -64,7 +64,8 @@ static int inode_make(struct btree_txn *txn, void *ctx)
 	return inode_txn_put(txn, &inode);
 }
 
-static void world_open(struct world *w, uint64_t seed, unsigned dev_nr, const char *options, uint64_t block_bytes)
+static void world_open_on(struct world *w, uint64_t seed, unsigned dev_nr, unsigned durability, const char *options,
+			  uint64_t block_bytes)
 {
 	struct kiln_format_device format_devs[DEVS_MAX] = { 0 };
 	struct kiln_format_options format = { .struct_bytes = sizeof(format),
@@ -83,7 +84,9 @@ static void world_open(struct world *w, uint64_t seed, unsigned dev_nr, const ch
 
 		assert_int_equal(device_open_memory("memory", 256 << 20, 512, &memory), 0);
 		assert_int_equal(device_wrap_fault(memory, seed + i, &w->devices[i]), 0);
-		format_devs[i] = (struct kiln_format_device){ .path = i ? "b" : "a", .bucket_bytes = 256 << 10 };
+		format_devs[i] = (struct kiln_format_device){ .path = i ? "b" : "a",
+							      .bucket_bytes = 256 << 10,
+							      .durability = durability };
 	}
 	int err = fs_format_devices(w->devices, format_devs, dev_nr, &format, why);
 	if (!err)
@@ -99,6 +102,11 @@ static void world_open(struct world *w, uint64_t seed, unsigned dev_nr, const ch
 		f->bytes = calloc(1, FILE_BYTES_MAX + 4096);
 		assert_int_equal(btree_txn_run(w->fs->trees, &opts, inode_make, &f->inum), 0);
 	}
+}
+
+static void world_open(struct world *w, uint64_t seed, unsigned dev_nr, const char *options, uint64_t block_bytes)
+{
+	world_open_on(w, seed, dev_nr, 1, options, block_bytes);
 }
 
 static void world_close(struct world *w, bool is_clean)
@@ -939,6 +947,24 @@ static void promised_space_is_where_it_is_written(void **state)
 	world_close(&w, true);
 }
 
+/* On devices that count for two, one place is what two copies are promised. */
+static void a_place_that_counts_twice_is_enough(void **state)
+{
+	struct world w;
+	struct extent_ptr_decoded ptr;
+
+	world_open_on(&w, 14, 2, 2, "block_size=4k,data_replicas=2,nocow=1", 4096);
+	struct file *f = &w.files[0];
+	op_allocate(&w, f, 0, 1 << 20, 0);
+	uint64_t place = place_of(&w, f, 64, &ptr);
+	assert_true(place && ptr.ptr.is_unwritten);
+	op_allocate(&w, f, 0, 1 << 20, 0);
+	assert_int_equal(place_of(&w, f, 64, &ptr), place);
+	file_check(&w, f);
+	fs_check(&w);
+	world_close(&w, true);
+}
+
 /* --- devices that fail --- */
 
 /* Nothing is left to be written for what was done before. */
@@ -1277,6 +1303,7 @@ int main(void)
 		cmocka_unit_test(files_have_the_bytes_written_without_checksums),
 		cmocka_unit_test(what_has_a_checksum_is_written_anew_and_then_in_place),
 		cmocka_unit_test(promised_space_is_where_it_is_written),
+		cmocka_unit_test(a_place_that_counts_twice_is_enough),
 		cmocka_unit_test(what_one_replica_takes_in_place_is_written_elsewhere),
 		cmocka_unit_test(files_have_the_bytes_written_in_place),
 		cmocka_unit_test(files_have_the_bytes_written_in_place_twice),

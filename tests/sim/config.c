@@ -183,6 +183,13 @@ static int open_disks(struct sim *s, struct device *open[DISKS_MAX], unsigned *n
 	return err;
 }
 
+/* Every other filesystem is so small, and so empty, that copygc would have nothing to do. */
+static void copygc_make_eager(struct sim *s)
+{
+	if (s->seed % 2 && s->fs->is_writable)
+		copygc_set_eager(s->fs->data);
+}
+
 int config_make(struct sim *s)
 {
 	static const uint64_t bucket_kib[] = { 128, 256, 512 };
@@ -215,8 +222,10 @@ int config_make(struct sim *s)
 	struct kiln_open_options options = open_options(s, KILN_OPEN_WRITE);
 	if (!err)
 		err = fs_initialize(open, s->disks_nr, &options, &s->fs, why);
-	if (!err)
+	if (!err) {
 		s->node_magic = btree_node_magic(s->fs->super->sb->uuid);
+		copygc_make_eager(s);
+	}
 	count_options(s, s->options);
 	count_options(s, s->is_encrypted ? "encrypted" : "");
 	count_options(s, s->mount_options);
@@ -224,13 +233,6 @@ int config_make(struct sim *s)
 }
 
 /* --- opening and closing --- */
-
-/* Every other filesystem is so small, and so empty, that copygc would have nothing to do. */
-static void copygc_make_eager(struct sim *s)
-{
-	if (s->seed % 2 && s->fs->is_writable)
-		copygc_set_eager(s->fs->data);
-}
 
 int fs_try_open(struct sim *s, unsigned flags, char why[KILN_ERROR_BYTES])
 {

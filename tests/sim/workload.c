@@ -118,6 +118,19 @@ static void log_add(struct workload *w, const struct logged *l)
 	w->op_nr++;
 }
 
+/* No space: never for what gives some back, and else only where little is left. Several disks may not match. */
+static bool may_lack_space(struct sim *s, const struct operation *op)
+{
+	struct kiln_usage u;
+
+	if (s->is_faulty && s->kind != EPISODE_FULL)
+		return true;
+	if (op->kind == OP_UNLINK || op->kind == OP_RMDIR || op->kind == OP_REMOVEXATTR || op->kind == OP_FSYNC ||
+	    op->kind == OP_SYNC)
+		return false;
+	return s->disks_nr > 1 || kiln_usage(s->fs, &u) || u.available < u.capacity / 8;
+}
+
 static void operation_ended(struct workload *w, struct logged *l, int err, const uint64_t points[TASKS_MAX],
 			    struct strbuf *why)
 {
@@ -127,7 +140,10 @@ static void operation_ended(struct workload *w, struct logged *l, int err, const
 	w->log[w->log_nr - 1] = *l;
 	if (l->op.result == -ENOSPC)
 		COUNT(s, no_space, 1);
-	if (err == -EPROTO) {
+	if (l->op.result == -ENOSPC && !may_lack_space(s, &l->op)) {
+		operation_to_text(&l->op, why);
+		failed(s, "no space where there is some", strbuf_text(why));
+	} else if (err == -EPROTO) {
 		failed(s, "wrong answer", strbuf_text(why));
 	} else if (err && !power_is_off(s->power) && !s->is_faulty) {
 		operation_to_text(&l->op, why);
