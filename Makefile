@@ -5,7 +5,8 @@
 #   make check      everything CI runs: lint, unit and image tests, with gcc and clang, ASan+UBSan and TSan
 #   make test       the tests of build/ alone
 #   make soak       hours: 10,000 power cuts on traces of real runs, 200 kills, 100,000 operations on each of a few layouts,
-#                   a directory of a million names; a filesystem filled and emptied 100 times, one where a tree is made and
+#                   a directory of a million names; every combination of checksum, block, compression, encryption and
+#                   replicas; 10,000 places that rot; a filesystem filled and emptied 100 times, one where a tree is made and
 #                   deleted 1,000 times, one overwritten
 #                   100 times at 90%, the analyzer without the bound that `make check` sets
 #   make sim        whole filesystems on simulated disks that lose power, fail and rot (SEEDS, default 1-100)
@@ -52,6 +53,8 @@ soak: all
 	build/tests/kill/kill --kills 200
 	tests/sim/upstream.py build/tests/sim/sim 1-6 --only clean --ops 1000 --episodes 100 || [ $$? = 77 ]
 	KILN_TEST_NAMES=1000000 build/tests/test-engine-batch
+	KILN_TEST_ALL=1 meson test -C build image-made engine-data-write --timeout-multiplier 0 --print-errorlogs
+	KILN_TEST_ROTS=10000 build/tests/test-engine-rot
 	KILN_TEST_MIB=256 KILN_TEST_TIMES=100 KILN_TEST_ROUNDS=20 build/tests/test-engine-copygc
 	KILN_TEST_ROUNDS=100 KILN_TEST_SOAK=1000 meson test -C build image-full --timeout-multiplier 0 --print-errorlogs
 	[ -d build-asan ] || CC=clang meson setup build-asan -Db_sanitize=address,undefined -Db_lundef=false -Dbench=false
