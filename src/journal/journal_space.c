@@ -8,7 +8,8 @@
  * An entry can be opened when it is certain that it can be written: its size is bounded when it is opened, and the
  * entries before it that wait for being written are placed first, in thought, each on every ring.
  *
- * Space is low when fewer rings than there are to be copies have more than a quarter free, those that wait counted in.
+ * Space is low when fewer rings than there are to be copies have more than a quarter free, in small ones more, those
+ * that wait counted in.
  * From then on every entry is a flush entry, and new reservations are for reclaim only, whose commits let pins go.
  */
 #include <errno.h>
@@ -26,7 +27,9 @@ enum { ROUND_TARGET, ROUND_ALL, ROUND_DESPERATE };
 enum {
 	TARGET_DEVS = 256, /* a target is a device + 1, or a label + 257 (10 §5.1) */
 	RING_BUCKETS_MIN = 4,
-	LOW_BUCKETS_MIN = 2, /* of an entry opened above that, one in hand and one for reclaim are left */
+	RECLAIM_SECTORS = 512, /* left to reclaim, */
+	RECLAIM_EIGHTHS = 5,   /* but of no more than so much of the ring, or others would never get in */
+	LOW_BUCKETS_MIN = 2,   /* of an entry opened above that, one in hand and one for reclaim are left */
 };
 
 /* --- starting --- */
@@ -256,6 +259,18 @@ bool journal_space_would_free(struct journal *j)
 	return false;
 }
 
+/*
+ * Free buckets that are left to reclaim. What it takes to let a bucket's pins go depends on how many nodes they are in,
+ * not on the size of buckets: a key of 50 bytes may have a node of its own to be written, for which the journal gets
+ * several hundred bytes, and where nodes have few blocks every third time a new one, for a few KiB.
+ */
+static unsigned ring_low_nr(const struct journal_ring *r)
+{
+	unsigned small = min((unsigned)RECLAIM_SECTORS / r->bucket_sectors, r->nr * RECLAIM_EIGHTHS / 8);
+
+	return max(max(r->nr / 4, (unsigned)LOW_BUCKETS_MIN), small);
+}
+
 void journal_space_update(struct journal *j)
 {
 	unsigned usable_nr = 0, ample_nr = 0;
@@ -272,7 +287,7 @@ void journal_space_update(struct journal *j)
 		if (!r->is_usable)
 			continue;
 		usable_nr++;
-		ample_nr += ring_behind_waiting(j, r, &rest) > (int)max(r->nr / 4, (unsigned)LOW_BUCKETS_MIN);
+		ample_nr += ring_behind_waiting(j, r, &rest) > (int)ring_low_nr(r);
 	}
 	j->is_space_low = ample_nr < min(replicas_wanted(j), usable_nr);
 	bool is_full_of_seqs = j->seq_next - j->pin_front > JOURNAL_SEQS_MAX / 4 * 3;
@@ -407,10 +422,14 @@ uint64_t journal_space_reclaim_seq(struct journal *j)
 	for (unsigned i = 0; i < j->ring_nr; i++) {
 		const struct journal_ring *r = &j->rings[i];
 
-		if (!r->is_usable || ring_free_nr(r) * 2 >= r->nr)
+		if (!r->is_usable)
 			continue;
-		/* The bucket that is half a ring behind. */
-		unsigned keep = r->nr / 2, idx = (r->cur_idx + r->nr - keep) % r->nr;
+		/* Half of it; but more must be free than is left to reclaim. */
+		unsigned keep = min(r->nr / 2, r->nr - min(ring_low_nr(r) + 2, r->nr));
+		if (ring_free_nr(r) >= r->nr - keep)
+			continue;
+		/* The newest bucket that is not to be kept. */
+		unsigned idx = (r->cur_idx + r->nr - keep) % r->nr;
 
 		target = max(target, r->bucket_seq[idx]);
 	}

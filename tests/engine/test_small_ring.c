@@ -1,0 +1,114 @@
+/*
+ * The smallest journal, eight buckets of 32k, with the smallest nodes: what it takes to write back what one bucket says
+ * is several times that, and must have room. Files are made, all are deleted, and it is shut down: none of that comes
+ * to a standstill.
+ */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/util.h"
+#include "device/power.h"
+#include "engine/format.h"
+#include "engine/fs.h"
+#include "engine/whole.h"
+
+enum {
+	DISK_BYTES = 287 * (32 << 10), /* one bucket more, and the journal has nine */
+	FILES = 540,
+	PIECES_MAX = 6,
+	PIECE_DISTANCE = 8192,
+	BUCKETS = 8,
+	STANDSTILL_SECONDS = 100, /* a hundred times what it takes */
+};
+
+static void make_files(struct kiln_fs *fs, struct rng *rng)
+{
+	struct kiln_create attr = { .mode = S_IFREG | 0644 };
+	static const char block[4 * SECTOR_BYTES];
+
+	for (unsigned i = 0; i < FILES; i++) {
+		char name[16];
+		int len = snprintf(name, sizeof(name), "%u", i);
+		struct kiln_stat st;
+
+		assert_int_equal(kiln_create(fs, kiln_root(fs), name, (size_t)len, &attr, &st), 0);
+		for (uint64_t k = 1 + rng_below(rng, PIECES_MAX); k--;) {
+			size_t bytes = SECTOR_BYTES * (1 + rng_below(rng, 4));
+
+			assert_int_equal(kiln_write(fs, st.node, k * PIECE_DISTANCE, block, bytes), bytes);
+		}
+	}
+	assert_int_equal(kiln_sync(fs), 0);
+}
+
+/* In any order, so that what is deleted is everywhere. */
+static void delete_files(struct kiln_fs *fs, struct rng *rng)
+{
+	unsigned order[FILES];
+
+	for (unsigned i = 0; i < FILES; i++) {
+		unsigned k = (unsigned)rng_below(rng, i + 1);
+
+		order[i] = order[k];
+		order[k] = i;
+	}
+	for (unsigned i = 0; i < FILES; i++) {
+		char name[16];
+		int len = snprintf(name, sizeof(name), "%u", order[i]);
+
+		assert_int_equal(kiln_unlink(fs, kiln_root(fs), name, (size_t)len, 0), 0);
+	}
+}
+
+static void a_small_ring_goes_on(void **state)
+{
+	struct kiln_format_device format_dev = { .path = "a", .bucket_bytes = 32 << 10 };
+	struct kiln_format_options format = { .struct_bytes = sizeof(format),
+					      .device_struct_bytes = sizeof(format_dev),
+					      .options = "block_size=512,btree_node_size=4k",
+					      .superblock_bytes = 64 << 10 };
+	struct kiln_open_options open = { .struct_bytes = sizeof(open), .flags = KILN_OPEN_WRITE };
+	struct power *power = power_new(1);
+	char why[KILN_ERROR_BYTES] = "";
+	struct journal_usage usage;
+	struct kiln_fs *fs = NULL;
+	struct device *dev;
+	struct rng rng;
+
+	(void)state;
+	rng_init(&rng, seed_print());
+	alarm(STANDSTILL_SECONDS);
+	assert_int_equal(power_disk_add(power, DISK_BYTES, SECTOR_BYTES), 0);
+	assert_int_equal(power_disk_open(power, 0, &dev), 0);
+	if (fs_format_devices(&dev, &format_dev, 1, &format, why) || fs_initialize(&dev, 1, &open, &fs, why))
+		fail_msg("%s", why);
+	journal_usage(fs->journal_writer, &usage);
+	assert_int_equal(usage.buckets_total, BUCKETS);
+	make_files(fs, &rng);
+	delete_files(fs, &rng);
+	assert_int_equal(kiln_shutdown(fs), 0);
+	kiln_close(fs);
+	alarm(0);
+
+	assert_int_equal(power_disk_open(power, 0, &dev), 0);
+	if (fs_open(NULL, 0, &dev, 1, &open, FS_NAMESPACE, &fs, why))
+		fail_msg("%s", why);
+	must_be_consistent(fs);
+	assert_int_equal(kiln_shutdown(fs), 0);
+	kiln_close(fs);
+	power_free(power);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = { cmocka_unit_test(a_small_ring_goes_on) };
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
