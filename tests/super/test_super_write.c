@@ -525,7 +525,7 @@ static void power_cuts_leave_the_old_or_the_new_state(void **state)
 
 	print_message("KILN_TEST_SEED=%llu\n", (unsigned long long)seed);
 	rng_init(&rng, seed);
-	for (unsigned round = 0; round < (KILN_SANITIZED ? 6 : 60); round++) {
+	for (unsigned round = 0; round < (KILN_SANITIZED ? 15 : 60); round++) {
 		struct recording r = { .nr = 0 };
 		struct disks d;
 		struct super *s;
