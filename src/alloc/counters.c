@@ -23,8 +23,6 @@
 enum {
 	RECORD_SPARE = 64,    /* more deltas than those of the transaction that made it */
 	TAIL_ROWS_SPARE = 32, /* rows that can come into use while an entry is open */
-	AVAIL_NUM = 64,
-	AVAIL_DEN = 65,
 };
 
 void counters_init(struct counters *c)
@@ -121,36 +119,26 @@ int alloc_txn_count_replicas(struct btree_txn *txn, unsigned data_type, unsigned
 
 /* --- free space (07 §12.6); counters.lock is held --- */
 
-static bool type_is_used_space(unsigned data_type)
-{
-	return data_type == DATA_BTREE || data_type == DATA_USER || data_type == DATA_PARITY;
-}
+static uint64_t not_negative(int64_t v) { return v > 0 ? (uint64_t)v : 0; }
 
-static uint64_t reserve_factor(uint64_t sectors) { return sectors + div_round_up_u64(sectors, 64); }
-
-static int64_t sectors_free_locked(struct allocator *a)
+static uint64_t sectors_available_locked(const struct allocator *a)
 {
-	struct counters *c = &a->counters;
-	int64_t capacity = (int64_t)a->capacity_sectors, used = 0;
+	const struct counters *c = &a->counters;
+	struct usage u = { .capacity_sectors = a->capacity_sectors };
 	uint64_t reserved = c->online_reserved;
+	int64_t used = 0, hidden = 0;
 
 	for (unsigned dev = 0; dev < a->dev_nr; dev++)
-		capacity -= (c->now[counter_dev(dev, DATA_SB, COUNTER_DEV_BUCKETS)] +
-			     c->now[counter_dev(dev, DATA_JOURNAL, COUNTER_DEV_BUCKETS)]) *
-			    a->devs[dev].bucket_sectors;
+		hidden += (c->now[counter_dev(dev, DATA_SB, COUNTER_DEV_BUCKETS)] +
+			   c->now[counter_dev(dev, DATA_JOURNAL, COUNTER_DEV_BUCKETS)]) *
+			  a->devs[dev].bucket_sectors;
 	for (size_t i = 0; i < c->row_nr; i++)
-		if (type_is_used_space(c->rows[i].entry.data_type))
-			used += c->rows[i].now;
+		used += usage_type_is_used(c->rows[i].entry.data_type) ? c->rows[i].now : 0;
 	for (unsigned i = 0; i < 4; i++)
-		reserved += (uint64_t)max(c->now[COUNTER_RESERVED + i], (int64_t)0);
-	return capacity - used - (int64_t)reserve_factor(reserved);
-}
-
-static uint64_t sectors_available(int64_t free_sectors)
-{
-	return free_sectors > 0 ? (uint64_t)free_sectors / AVAIL_DEN * AVAIL_NUM +
-					  (uint64_t)free_sectors % AVAIL_DEN * AVAIL_NUM / AVAIL_DEN
-				: 0;
+		reserved += not_negative(c->now[COUNTER_RESERVED + i]);
+	u.hidden_sectors = not_negative(hidden);
+	u.used_sectors = not_negative(used) + usage_of_reserved(reserved);
+	return usage_available_sectors(&u);
 }
 
 /* Promise @sectors more. */
@@ -160,7 +148,7 @@ static int reserve_more(struct allocator *a, uint64_t sectors, bool is_nofail)
 	int err = 0;
 
 	mutex_lock(&c->lock);
-	if (!is_nofail && sectors > sectors_available(sectors_free_locked(a)))
+	if (!is_nofail && sectors > sectors_available_locked(a))
 		err = -ENOSPC;
 	else
 		c->online_reserved += sectors;
@@ -260,7 +248,7 @@ static int prepare_rows(struct allocator *a, struct btree_txn *txn, struct alloc
 		err = alloc_txn_count(txn, (unsigned)counter, t->rows[i].delta);
 		if (err)
 			return err;
-		if (type_is_used_space(t->rows[i].entry.data_type))
+		if (usage_type_is_used(t->rows[i].entry.data_type))
 			t->disk_sectors += t->rows[i].delta;
 	}
 	return 0;
@@ -640,8 +628,6 @@ uint64_t counters_dev_fragmented(struct counters *c, unsigned dev)
 	mutex_unlock(&c->lock);
 	return (uint64_t)max(sectors, (int64_t)0);
 }
-
-static uint64_t not_negative(int64_t v) { return v > 0 ? (uint64_t)v : 0; }
 
 static void usage_fill(struct allocator *a, struct usage *u)
 {

@@ -69,19 +69,22 @@ void usage_free(struct usage *usage)
 
 /* --- totals --- */
 
-/* Reservations need some more than they hold, for the keys that will describe the data (07 §12.6). */
-static uint64_t reserve_factor(uint64_t sectors) { return sectors + div_round_up_u64(sectors, 64); }
+uint64_t usage_of_reserved(uint64_t sectors) { return sectors + div_round_up_u64(sectors, 64); }
+
+bool usage_type_is_used(unsigned data_type)
+{
+	return data_type == DATA_BTREE || data_type == DATA_USER || data_type == DATA_PARITY;
+}
 
 void usage_totals_compute(const struct super *s, struct usage *u)
 {
-	u->used_sectors = reserve_factor(u->reserved_sectors);
-	for (size_t i = 0; i < u->replicas_nr; i++)
-		switch (u->replicas[i].data_type) {
-		case DATA_BTREE:
-		case DATA_USER:
-		case DATA_PARITY: u->used_sectors += u->replicas[i].sectors; break;
-		case DATA_CACHED: u->cached_sectors += u->replicas[i].sectors; break;
-		}
+	u->used_sectors = usage_of_reserved(u->reserved_sectors);
+	for (size_t i = 0; i < u->replicas_nr; i++) {
+		const struct usage_replicas *r = &u->replicas[i];
+
+		u->used_sectors += usage_type_is_used(r->data_type) ? r->sectors : 0;
+		u->cached_sectors += r->data_type == DATA_CACHED ? r->sectors : 0;
+	}
 	for (unsigned i = 0; i < u->dev_nr; i++)
 		u->hidden_sectors += (u->devs[i].types[DATA_SB].buckets + u->devs[i].types[DATA_JOURNAL].buckets) *
 				     s->geometry[i].bucket_sectors;

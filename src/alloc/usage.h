@@ -55,5 +55,9 @@ uint64_t usage_capacity_sectors(const struct super *super);
 uint64_t usage_available_sectors(const struct usage *u);
 /* Fill in hidden, used and cached sectors from the rows and the reserved sectors; the totals are 0. */
 void usage_totals_compute(const struct super *super, struct usage *usage);
+/* What that is made of, for counters that lie elsewhere. Does such data count as used? */
+bool usage_type_is_used(unsigned data_type);
+/* What a promise of so many sectors takes: with the keys that will describe the data. */
+uint64_t usage_of_reserved(uint64_t sectors);
 
 #endif
