@@ -38,6 +38,11 @@ struct btree_backend {
 	 * -ENODEV: that device isn't there.
 	 */
 	int (*read)(void *ctx, const struct btree_ptr *p, unsigned replica, void *buf, size_t bytes);
+	/*
+	 * Which replica to read next, of those not in the mask @tried, which aren't all. NULL: in their order. With
+	 * locks held.
+	 */
+	unsigned (*replica_choose)(void *ctx, const struct btree_ptr *p, uint32_t tried);
 	/* Name of the device of that replica, for reports. */
 	const char *(*device_name)(void *ctx, unsigned dev);
 	/* A replica was found bad, unless its device isn't there. Called with locks held. May be NULL. */

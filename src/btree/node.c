@@ -477,6 +477,15 @@ static void notice_report(const struct node_reader *r, unsigned replica)
 
 /* --- the whole --- */
 
+static unsigned replica_next(const struct node_reader *r, uint32_t tried)
+{
+	const struct btree_backend *backend = &r->trees->opts.backend;
+
+	if (backend->replica_choose && r->p->ptr.ptr_nr > 1)
+		return backend->replica_choose(backend->ctx, &r->p->ptr, tried);
+	return (unsigned)__builtin_ctz(~tried);
+}
+
 /*
  * Read the replicas in turn into r->keys, until one is good. Two rounds: only when no replica is without bad keys is
  * one with bad keys good enough. Returns the replica or -1.
@@ -484,12 +493,15 @@ static void notice_report(const struct node_reader *r, unsigned replica)
 static int replicas_try(struct node_reader *r)
 {
 	bool any_partial = false;
+	uint32_t tried = 0;
 
-	for (unsigned i = 0; i < r->p->ptr.ptr_nr; i++) {
+	for (unsigned nr = 0; nr < r->p->ptr.ptr_nr; nr++) {
+		unsigned i = replica_next(r, tried);
 		struct replica_result *result = &r->results[i];
 
-		if (i)
+		if (nr)
 			atomic_fetch_add_explicit(&r->trees->cache.read_retries, 1, memory_order_relaxed);
+		tried |= 1u << i;
 		result->err = replica_read(r, i, &result->fault);
 		if (!result->err && !r->bad_key_nr)
 			return (int)i;

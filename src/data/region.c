@@ -238,32 +238,19 @@ static bool device_is_distrusted(const struct super *s, unsigned dev)
 	return super_member_state(s, dev) == MEMBER_FAILED && s->kctx.version < VERSION(1, 33);
 }
 
-/*
- * One of the readable pointers at random, the more often the faster its device has been: so all devices share the work,
- * and the figures of slow ones stay fresh.
- */
 static unsigned replica_choose(struct region *r, bool is_distrusted)
 {
-	const struct data *data = r->reader->data;
-	uint64_t weights[EXTENT_PTRS_MAX], sum = 0;
+	const struct super *s = r->reader->data->super;
+	uint8_t devs[EXTENT_PTRS_MAX];
+	uint32_t excluded = r->failed;
 
 	for (unsigned i = 0; i < r->ptr_nr; i++) {
-		const struct device *dev = r->failed & 1u << i ? NULL : ptr_device(r, i);
-
-		weights[i] = 0;
-		if (!dev || device_is_distrusted(data->super, r->ptrs[i].ptr.dev) != is_distrusted)
-			continue;
-		weights[i] = (1ull << 40) / (__atomic_load_n(&dev->read_latency_ns, __ATOMIC_RELAXED) + 1024) + 1;
-		sum += weights[i];
+		devs[i] = r->ptrs[i].ptr.dev;
+		if (super_member_online(s, devs[i]) && device_is_distrusted(s, devs[i]) != is_distrusted)
+			excluded |= 1u << i;
 	}
-	if (!sum)
-		return PTR_NONE;
-
-	uint64_t throw = rng_below(&r->reader->rng, sum);
-	unsigned i = 0;
-	while (throw >= weights[i])
-		throw -= weights[i++];
-	return i;
+	unsigned i = super_replica_choose(s, devs, r->ptr_nr, excluded, rng_u64(&r->reader->rng));
+	return i < r->ptr_nr ? i : (unsigned)PTR_NONE;
 }
 
 static void failure_add(struct region *r, int err, struct checksum found)

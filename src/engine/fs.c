@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/secret.h"
 #include "base/strbuf.h"
 #include "data/repair.h"
@@ -30,6 +31,24 @@ static int backend_read(void *ctx, const struct btree_ptr *p, unsigned replica, 
 	if (!super_member_online(s, ptr->dev))
 		return -ENODEV;
 	return device_read(s->members[ptr->dev].dev, ptr->sector << SECTOR_SHIFT, buf, bytes);
+}
+
+/* Devices that are marked as failed come last, and those that aren't there. */
+static unsigned backend_replica_choose(void *ctx, const struct btree_ptr *p, uint32_t tried)
+{
+	const struct super *s = ((struct kiln_fs *)ctx)->super;
+	uint8_t devs[EXTENT_PTRS_MAX];
+	uint32_t distrusted = 0;
+
+	for (unsigned i = 0; i < p->ptr_nr; i++) {
+		devs[i] = p->ptrs[i].dev;
+		if (super_member_online(s, devs[i]) && super_member_state(s, devs[i]) == MEMBER_FAILED)
+			distrusted |= 1u << i;
+	}
+	unsigned i = super_replica_choose(s, devs, p->ptr_nr, tried | distrusted, random_u64());
+	if (i == p->ptr_nr)
+		i = super_replica_choose(s, devs, p->ptr_nr, tried, random_u64());
+	return i < p->ptr_nr ? i : (unsigned)__builtin_ctz(~tried);
 }
 
 static const char *backend_device_name(void *ctx, unsigned dev)
@@ -217,6 +236,7 @@ static int open_btrees(struct kiln_fs *fs, uint64_t memory_bytes)
 		.key = s->key,
 		.backend = {
 			.read = backend_read,
+			.replica_choose = backend_replica_choose,
 			.device_name = backend_device_name,
 			.replica_bad = backend_replica_bad,
 			.reserve = backend_reserve,

@@ -6,6 +6,7 @@
  * validation context; and last decide whether enough devices are there. From then on a `struct super` that is
  * only read doesn't change; one that is open for writing is changed by the functions of super_change.c.
  */
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -455,4 +456,28 @@ void super_close(struct super *s)
 	free(s->geometry);
 	free(s->sb);
 	free(s);
+}
+
+/* --- which copy to read --- */
+
+unsigned super_replica_choose(const struct super *s, const uint8_t *devs, unsigned nr, uint32_t excluded,
+			      uint64_t random)
+{
+	uint64_t weights[32], sum = 0;
+	unsigned i = 0;
+
+	assert(nr <= ARRAY_NR(weights));
+	for (unsigned k = 0; k < nr; k++) {
+		const struct device *dev =
+			super_member_online(s, devs[k]) && !(excluded >> k & 1) ? s->members[devs[k]].dev : NULL;
+
+		weights[k] =
+			dev ? (1ull << 40) / (__atomic_load_n(&dev->read_latency_ns, __ATOMIC_RELAXED) + 1024) + 1 : 0;
+		sum += weights[k];
+	}
+	if (!sum)
+		return nr;
+	for (random %= sum; random >= weights[i]; i++)
+		random -= weights[i];
+	return i;
 }

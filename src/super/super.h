@@ -191,6 +191,14 @@ static inline bool super_member_online(const struct super *s, unsigned dev)
 	return dev < s->member_nr && s->members[dev].dev;
 }
 
+/*
+ * Which of @nr copies, on @devs, to read: any that isn't in the mask @excluded and whose device is there, the more
+ * often the faster that has been. So all share the work, the figures of slow ones stay fresh, and bad copies are met
+ * whichever they are. @random decides. @nr: there is none.
+ */
+unsigned super_replica_choose(const struct super *s, const uint8_t *devs, unsigned nr, uint32_t excluded,
+			      uint64_t random);
+
 /* MEMBER_RW and its like: the one thing of a member in use that may change at any time. */
 static inline unsigned super_member_state(const struct super *s, unsigned dev)
 {

@@ -210,7 +210,7 @@ static void bad_copies_are_replaced_when_they_are_read(void **state)
 	assert_int_equal(checksum_errors(&w, !disk), 0);
 	assert_true(w.recovered > 0);
 	world_shut(&w);
-	/* Nobody reads second copies of nodes while the first ones are good, so bad ones may be left on the disk. */
+	/* Of nodes, which stay in memory, some copies that nobody read may be bad still. */
 	w.disks_missing = 1u << disk;
 	world_reopen(&w);
 	files_check(&w);
@@ -225,22 +225,31 @@ static int node_rot(void *ctx, const struct btree_node_info *info, int err)
 
 	assert_int_equal(err, 0);
 	assert_int_equal(info->ptr.ptr_nr, 2);
-	/* Readers take the first copy before the second. */
-	rot(w, info->ptr.ptrs[0].dev, info->ptr.ptrs[0].sector * SECTOR_BYTES + rng_below(&w->rng, SECTOR_BYTES));
+	const struct extent_ptr *p = &info->ptr.ptrs[rng_below(&w->rng, 2)];
+	rot(w, p->dev, p->sector * SECTOR_BYTES + rng_below(&w->rng, SECTOR_BYTES));
 	return 0;
 }
 
-/* Read all btrees. */
-static void nodes_read(struct world *w)
+/* Read all btrees. How many copies of nodes are bad. */
+static uint64_t nodes_read(struct world *w)
 {
-	assert_int_equal(bad_copies(w), 0);
+	struct kiln_check_options options = { .struct_bytes = sizeof(options) };
+	struct kiln_check_result *result = calloc(1, sizeof(*result));
+
+	assert_int_equal(kiln_check(w->fs, &options, result), 0);
 	data_repair_wait(w->fs->data);
+	uint64_t bad = result->errors;
+	free(result);
+	return bad;
 }
 
+/* Whichever copy it is: readers take any of them, so it takes them a few times to meet all. */
 static void bad_nodes_are_rewritten(void **state)
 {
 	struct data_repair_stats stats;
 	struct world w;
+	uint64_t bad, bad_first = 0, rewritten = 0;
+	unsigned passes = 0;
 
 	world_make(&w, "block_size=512,btree_node_size=8k,encoded_extent_max=16k,metadata_replicas=2,data_replicas=2");
 	world_reopen(&w);
@@ -248,19 +257,22 @@ static void bad_nodes_are_rewritten(void **state)
 		assert_int_equal(btree_nodes_walk(w.fs->trees, id, node_rot, &w), 0);
 	fs_write_abort(w.fs);
 	kiln_close(w.fs);
+	do {
+		world_reopen(&w);
+		bad = nodes_read(&w);
+		bad_first = max(bad_first, bad);
+		data_repair_stats(w.fs->data, &stats);
+		rewritten += stats.nodes;
+		assert_int_equal(stats.failed, 0);
+		world_shut(&w);
+	} while (bad && ++passes < PASSES_MAX);
+	print_message("%" PRIu64 " bad copies of nodes, %" PRIu64 " rewritten in %u passes\n", bad_first, rewritten,
+		      passes);
+	assert_true(rewritten > 10);
+	assert_int_equal(bad, 0);
+	w.disks_missing = 1u << rng_below(&w.rng, DISKS);
 	world_reopen(&w);
 	files_check(&w);
-	nodes_read(&w);
-	data_repair_stats(w.fs->data, &stats);
-	print_message("%" PRIu64 " nodes rewritten, %" PRIu64 " found bad\n", stats.nodes, stats.found);
-	assert_true(stats.nodes > 10);
-	assert_int_equal(stats.failed, 0);
-	world_shut(&w);
-	world_reopen(&w);
-	w.recovered = 0;
-	nodes_read(&w);
-	files_check(&w);
-	assert_int_equal(w.recovered, 0);
 	world_end(&w);
 }
 
