@@ -27,9 +27,9 @@ enum {
 /* Space for parts that lie behind one another. */
 struct move_space {
 	struct alloc_extent e;
-	uint32_t used;	  /* sectors */
-	size_t first, nr; /* of its parts */
-	int err;
+	uint32_t used;	      /* sectors */
+	size_t first, nr;     /* of its parts */
+	uint64_t failed_devs; /* a bit for each that didn't take its copy */
 };
 
 struct data_mover {
@@ -556,10 +556,9 @@ static uint32_t space_sectors_wanted(const struct data_mover *m, unsigned i, uin
 	return (uint32_t)min(sectors, (uint64_t)UINT32_MAX / 2);
 }
 
-static int space_new(struct data_mover *m, unsigned i, uint32_t sectors_min, uint32_t sectors)
+static struct alloc_request space_request(const struct move_item *item, uint32_t sectors_min)
 {
-	const struct move_item *item = &m->items[i];
-	struct alloc_request req = {
+	return (struct alloc_request){
 		.data_type = DATA_USER,
 		.watermark = item->move.watermark,
 		.target = item->move.target,
@@ -569,46 +568,54 @@ static int space_new(struct data_mover *m, unsigned i, uint32_t sectors_min, uin
 		.dev_exclude = item->kept_devs | item->move.dev_exclude,
 		.can_wait = !(item->move.flags & DATA_MOVE_NO_WAIT),
 	};
+}
 
+/* One more, for the parts from @first_part on. */
+static int space_new(struct data_mover *m, const struct alloc_request *req, uint32_t sectors, size_t first_part)
+{
 	if (array_grow(&m->spaces, &m->space_max, m->space_nr + 1, sizeof(*m->spaces)))
 		return -ENOMEM;
 	struct move_space *space = &m->spaces[m->space_nr];
-	*space = (struct move_space){ .first = m->part_nr };
-	int err =
-		allocator_extent_get(m->data->writer->allocator, &req, space_sectors_wanted(m, i, sectors), &space->e);
-	if (!err)
-		m->space_nr++;
+	*space = (struct move_space){ .first = first_part };
+	int err = allocator_extent_get(m->data->writer->allocator, req, sectors, &space->e);
+	m->space_nr += !err;
 	return err;
+}
+
+/* Behind what its space holds already. */
+static void part_set_space(struct data_mover *m, struct move_part *part, size_t nr)
+{
+	struct move_space *space = &m->spaces[nr];
+
+	part->space = (unsigned)nr;
+	part->ptr_nr = space->e.ptr_nr;
+	for (unsigned k = 0; k < part->ptr_nr; k++) {
+		part->ptrs[k] = space->e.ptrs[k];
+		part->ptrs[k].sector += space->used;
+		part->ptrs[k].is_unwritten = part->item->is_unwritten;
+		part->ptrs[k].is_cached |= (part->item->move.flags & DATA_MOVE_CACHED) != 0;
+	}
+	space->used += part->stored_sectors;
+	space->nr++;
 }
 
 /* Put a part into the last space, which has room for it. */
 static int part_place(struct data_mover *m, struct move_item *item, const struct item_form *f, uint32_t at,
 		      uint32_t sectors, uint32_t stored)
 {
-	struct move_space *space = &m->spaces[m->space_nr - 1];
 	struct move_part *part = part_new(m, item);
 
 	if (!part)
 		return -ENOMEM;
 	part->begin += at;
 	part->end = part->begin + sectors;
-	part->space = (unsigned)m->space_nr - 1;
-	part->space_offset = space->used;
 	part->stored_sectors = stored;
 	if (!item->is_unwritten) {
 		part->bytes = f->bytes + ((size_t)at << SECTOR_SHIFT);
 		part->has_crc = f->has_crc;
 		part->crc = f->is_whole ? f->crc : part_crc(m, item, f, at, sectors);
 	}
-	part->ptr_nr = space->e.ptr_nr;
-	for (unsigned k = 0; k < part->ptr_nr; k++) {
-		part->ptrs[k] = space->e.ptrs[k];
-		part->ptrs[k].sector += space->used;
-		part->ptrs[k].is_unwritten = item->is_unwritten;
-		part->ptrs[k].is_cached |= (item->move.flags & DATA_MOVE_CACHED) != 0;
-	}
-	space->used += stored;
-	space->nr++;
+	part_set_space(m, part, m->space_nr - 1);
 	return 0;
 }
 
@@ -637,8 +644,11 @@ static int item_place(struct data_mover *m, unsigned i)
 		uint32_t left = f.is_whole ? f.crc.compressed_sectors : item->k.size - at;
 		uint32_t sectors_min = f.is_whole ? left : min(block, left);
 
-		if (!space_fits(m, i, sectors_min))
-			err = space_new(m, i, sectors_min, left);
+		if (!space_fits(m, i, sectors_min)) {
+			struct alloc_request req = space_request(item, sectors_min);
+
+			err = space_new(m, &req, space_sectors_wanted(m, i, left), m->part_nr);
+		}
 		if (err)
 			break;
 		struct move_space *space = &m->spaces[m->space_nr - 1];
@@ -709,10 +719,23 @@ static unsigned space_iovs(const struct data_mover *m, const struct move_space *
 	return nr;
 }
 
-/* All replicas of all spaces at once. What couldn't be written fails as a whole. */
-static int spaces_write(struct data_mover *m, struct data_move_stats *stats)
+static void space_failed(struct data_mover *m, struct move_space *space, unsigned k, int err)
 {
-	size_t io_max = m->space_nr * ALLOC_PTRS_MAX;
+	unsigned dev = space->e.ptrs[k].dev;
+
+	space->failed_devs |= 1ull << dev;
+	report_emit(m->data->reports, &(struct report){ .level = REPORT_RECOVERED,
+							.err = err,
+							.device = m->data->super->members[dev].name,
+							.structure = "a copy of file data",
+							.expected = "to be written",
+							.found = error_name(err) });
+}
+
+/* All replicas of the spaces from @from on at once. */
+static int spaces_write(struct data_mover *m, size_t from, struct data_move_stats *stats)
+{
+	size_t io_max = (m->space_nr - from) * ALLOC_PTRS_MAX;
 	struct device_io *ios = calloc(io_max + 1, sizeof(*ios));
 	struct iovec *iovs = calloc(m->part_nr + 1, sizeof(*iovs));
 	struct io_group group;
@@ -724,14 +747,14 @@ static int spaces_write(struct data_mover *m, struct data_move_stats *stats)
 		return -ENOMEM;
 	}
 	io_group_init(&group);
-	for (size_t s = 0; s < m->space_nr; s++) {
+	for (size_t s = from; s < m->space_nr; s++) {
 		struct move_space *space = &m->spaces[s];
 
 		if (!space->nr || m->parts[space->first].item->is_unwritten)
 			continue;
 		unsigned nr = space_iovs(m, space, &iovs[iov_nr]);
 		for (unsigned k = 0; k < space->e.ptr_nr; k++) {
-			struct device_io *io = &ios[s * ALLOC_PTRS_MAX + k];
+			struct device_io *io = &ios[(s - from) * ALLOC_PTRS_MAX + k];
 
 			*io = (struct device_io){ .op = DEVICE_WRITE,
 						  .dev = m->data->super->members[space->e.ptrs[k].dev].dev,
@@ -743,33 +766,64 @@ static int spaces_write(struct data_mover *m, struct data_move_stats *stats)
 				io_submit(&group, io);
 			else
 				io->err = -ENODEV;
-			stats->sectors_written += space->used;
 		}
 		iov_nr += nr;
 	}
 	io_group_wait(&group);
-	for (size_t s = 0; s < m->space_nr; s++)
+	for (size_t s = from; s < m->space_nr; s++)
 		for (unsigned k = 0; k < m->spaces[s].e.ptr_nr; k++) {
-			int err = ios[s * ALLOC_PTRS_MAX + k].err;
+			const struct device_io *io = &ios[(s - from) * ALLOC_PTRS_MAX + k];
 
-			if (!err)
-				continue;
-			m->spaces[s].err = err;
-			report_emit(
-				m->data->reports,
-				&(struct report){ .level = REPORT_RECOVERED,
-						  .err = err,
-						  .device = m->data->super->members[m->spaces[s].e.ptrs[k].dev].name,
-						  .structure = "a copy of file data",
-						  .expected = "to be written",
-						  .found = error_name(err) });
+			stats->sectors_written += io->err ? 0 : io->len_bytes >> SECTOR_SHIFT;
+			if (io->err)
+				space_failed(m, &m->spaces[s], k, io->err);
 		}
 	free(ios);
 	free(iovs);
-	for (size_t i = 0; i < m->part_nr; i++)
-		if (m->parts[i].ptr_nr && m->spaces[m->parts[i].space].err)
-			m->parts[i].item->err = -EIO;
 	return 0;
+}
+
+/*
+ * A part that some device didn't take: another space on other devices, for all its copies. It isn't waited for.
+ * -EIO: there are no other devices.
+ */
+static int part_place_again(struct data_mover *m, size_t nr)
+{
+	const struct super *s = m->data->super;
+	struct move_part *part = &m->parts[nr];
+
+	part->item->move.dev_exclude |= m->spaces[part->space].failed_devs;
+	struct alloc_request req = space_request(part->item, part->stored_sectors);
+	req.can_wait = false;
+	for (unsigned dev = 0; dev < s->member_nr && dev < 64; dev++)
+		if (s->members[dev].m.bucket_sectors < part->stored_sectors)
+			req.dev_exclude |= 1ull << dev;
+	int err = space_new(m, &req, part->stored_sectors, nr);
+	if (!err)
+		part_set_space(m, part, m->space_nr - 1);
+	return err == -EROFS ? -EIO : err == -EAGAIN ? -ENOSPC : err;
+}
+
+/* What a device doesn't take is written to others, as long as there are some. Each time there is one less. */
+static int parts_write(struct data_mover *m, struct data_move_stats *stats)
+{
+	size_t from = 0, to = 0;
+	int err = 0;
+
+	while (!err && from < m->space_nr) {
+		err = spaces_write(m, from, stats);
+		to = m->space_nr;
+		for (size_t i = 0; !err && i < m->part_nr; i++) {
+			const struct move_part *part = &m->parts[i];
+			bool has_failed = part->ptr_nr && part->space >= from && part->space < to &&
+					  m->spaces[part->space].failed_devs;
+
+			if (has_failed && !part->item->err)
+				part->item->err = part_place_again(m, i);
+		}
+		from = to;
+	}
+	return err;
 }
 
 /* --- putting --- */
@@ -911,7 +965,7 @@ int data_mover_run(struct data_mover *m, struct data_move_stats *stats)
 	parts_note_merges(m);
 	if (is_mutant(MUTANT_MOVE_BEFORE_COPY))
 		parts_put(m, stats);
-	err = m->space_nr ? spaces_write(m, stats) : 0;
+	err = parts_write(m, stats);
 	if (!err && !is_mutant(MUTANT_MOVE_BEFORE_COPY))
 		parts_put(m, stats);
 	for (size_t s = 0; s < m->space_nr; s++)

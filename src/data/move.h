@@ -14,6 +14,7 @@
  * 3. *Write.* The stored bytes go to new space as they are, compressed and encrypted. Of a region that isn't
  *    compressed only what the key still needs, with a checksum of its own (narrowing, 06 §6.4); of one that is, and
  *    has shrunk below its size on disk, the decompressed part.
+ *    What a device doesn't take goes to others.
  * 4. *Put.* Transactions change the pointers, each key only where it still is what it was when it was read: what was
  *    overwritten, trimmed or moved meanwhile is passed over, or taken for the part that is left.
  *

@@ -17,7 +17,7 @@
 #include "base/clock.h"
 #include "base/sanitizer.h"
 #include "base/util.h"
-#include "data/write.h"
+#include "data/move.h"
 #include "engine/format.h"
 #include "engine/fs_write.h"
 #include "format/file_data.h"
@@ -1177,6 +1177,50 @@ static void a_failed_write_leaves_what_was_there(void **state)
 	world_close(&w, false);
 }
 
+/* All that the file has gets new copies. */
+static void file_move(struct world *w, const struct file *f, struct data_move_stats *stats)
+{
+	struct data_mover *m = data_mover_new(w->fs->data);
+	struct data_move move = { .watermark = WATERMARK_COPYGC, .rewrite = 1, .flags = DATA_MOVE_DROP_OLD };
+	struct btree_iter it;
+	struct bkey_ref k;
+
+	assert_non_null(m);
+	data_mover_begin(m);
+	btree_iter_open(&it, w->fs->trees, BTREE_EXTENTS, BPOS(f->inum, 1, SNAPSHOT), 0, SNAPSHOT);
+	it.end = BPOS(f->inum, UINT64_MAX, UINT32_MAX);
+	for (; btree_iter_peek(&it, &k) > 0; btree_iter_advance(&it))
+		if (k.k.type == KEY_EXTENT)
+			assert_int_equal(data_mover_add(m, BTREE_EXTENTS, k, &move), 0);
+	btree_iter_close(&it);
+	assert_int_equal(data_mover_run(m, stats), 0);
+	data_mover_free(m);
+}
+
+static void what_one_device_does_not_take_is_moved_to_others(void **state)
+{
+	struct data_move_stats stats = { 0 };
+	uint64_t faults[FAULT_KIND_NR];
+	struct world w;
+
+	world_open(&w, 15, 3, "block_size=4k,metadata_replicas=2", 4096);
+	struct file *f = &w.files[0];
+	op_write(&w, f, 0, 900 << 10);
+	all_flush(&w);
+	writes_fail(&w, 1, 1);
+	file_move(&w, f, &stats);
+	device_fault_counts(w.devices[1], faults);
+	assert_int_equal(faults[FAULT_ERROR], 1);
+	device_fault_clear(w.devices[1]);
+	assert_true(stats.keys_moved > 0);
+	assert_int_equal(stats.keys_failed, 0);
+	assert_int_equal(stats.keys_changed, 0);
+	assert_int_equal(stats.sectors_written, f->size / SECTOR_BYTES);
+	file_check(&w, f);
+	fs_check(&w);
+	world_close(&w, true);
+}
+
 /* Buckets that wait for being discarded; and of those, the ones that wait for no entry behind @flushed. */
 static unsigned emptied_buckets(struct world *w, uint64_t flushed, unsigned *unguarded)
 {
@@ -1315,6 +1359,7 @@ int main(void)
 		cmocka_unit_test(a_device_whose_cache_fails_is_left),
 		cmocka_unit_test(a_device_that_is_needed_is_not_left),
 		cmocka_unit_test(a_failed_write_leaves_what_was_there),
+		cmocka_unit_test(what_one_device_does_not_take_is_moved_to_others),
 		cmocka_unit_test(a_bucket_that_is_emptied_twice_waits_for_the_flush),
 	};
 
