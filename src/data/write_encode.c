@@ -3,7 +3,8 @@
  *
  * The chunk is divided into regions, each with a checksum of its own; they are compressed at once, on all cores. Only
  * then it is known how much space they take, and where one ends that is left of a bucket: a region that goes beyond it
- * is divided there. What has its place is sealed, with a checksum over just what will be on the disk.
+ * is divided there. What has its place is sealed, on all cores again, with a checksum over just what will be on the
+ * disk.
  *
  * The stored form of a region lies at the same offset of c->stored as its bytes in c->buf: it is never larger, so no
  * division gets in another's way. What is stored as it came stays where it is.
@@ -14,6 +15,9 @@
 #include "base/array.h"
 #include "data/compress.h"
 #include "data/write_internal.h"
+
+/* Less than that is checksummed by the time that others are awake. */
+enum { CREW_CHECKSUM_SECTORS_MIN = 512 };
 
 static uint32_t region_sectors_max(const struct write_op *op)
 {
@@ -207,15 +211,11 @@ static void seal_job(void *ctx, unsigned i)
 	region_seal(c, &c->regions[i]);
 }
 
-int write_regions_seal(struct write_chunk *c)
+/* Versions for regions that are encrypted, and room for their stored form. */
+static int encryption_prepare(struct write_chunk *c)
 {
 	uint64_t version;
 
-	if (!checksum_is_mac(c->op->csum_type)) {
-		for (size_t i = 0; i < c->region_nr; i++)
-			region_seal(c, &c->regions[i]);
-		return 0;
-	}
 	if (!c->stored)
 		c->stored = write_buffer_take(c->op->data->writer);
 	if (!c->stored)
@@ -225,6 +225,20 @@ int write_regions_seal(struct write_chunk *c)
 		return err;
 	for (size_t i = 0; i < c->region_nr; i++)
 		c->regions[i].version = (struct bversion){ .lo = version++ };
-	crew_run(&c->op->data->writer->crew, c->region_nr, seal_job, c);
+	return 0;
+}
+
+int write_regions_seal(struct write_chunk *c)
+{
+	bool is_encrypted = checksum_is_mac(c->op->csum_type);
+	int err = is_encrypted ? encryption_prepare(c) : 0;
+
+	if (err || !c->op->csum_type)
+		return err;
+	if (is_encrypted || c->end - c->begin >= CREW_CHECKSUM_SECTORS_MIN)
+		crew_run(&c->op->data->writer->crew, (unsigned)c->region_nr, seal_job, c);
+	else
+		for (size_t i = 0; i < c->region_nr; i++)
+			region_seal(c, &c->regions[i]);
 	return 0;
 }

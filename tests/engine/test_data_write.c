@@ -18,6 +18,7 @@
 #include "base/sanitizer.h"
 #include "base/util.h"
 #include "data/move.h"
+#include "data/write_internal.h"
 #include "engine/format.h"
 #include "engine/fs_write.h"
 #include "format/file_data.h"
@@ -545,6 +546,25 @@ static void files_have_the_bytes_written_compressed(void **state)
 			print_message("%s\n", options);
 			against_bytes(1, options, block, RANDOM_OPS / 6);
 		}
+}
+
+/* Compressing and encrypting are slow enough that all cores do it; so does the checksum alone of a large write. */
+static void large_writes_are_checksummed_by_all_cores(void **state)
+{
+	static const char *const options[] = { "data_checksum=none", "data_checksum=crc32c", "data_checksum=xxhash" };
+	struct world w;
+
+	for (unsigned i = 0; i < ARRAY_NR(options); i++) {
+		world_open(&w, 1, 1, options[i], 4096);
+		const struct crew *crew = &w.fs->data->writer->crew;
+
+		op_write(&w, &w.files[0], 0, 64 << 10);
+		assert_false(crew->is_started);
+		op_write(&w, &w.files[0], 0, 2 << 20);
+		assert_int_equal(crew->is_started, i > 0);
+		file_check(&w, &w.files[0]);
+		world_close(&w, true);
+	}
 }
 
 /* What the keys of a file say: how many are compressed as @type, and what they take on the device. */
@@ -1352,6 +1372,7 @@ int main(void)
 		cmocka_unit_test(files_have_the_bytes_written_in_place),
 		cmocka_unit_test(files_have_the_bytes_written_in_place_twice),
 		cmocka_unit_test(files_have_the_bytes_written_compressed),
+		cmocka_unit_test(large_writes_are_checksummed_by_all_cores),
 		cmocka_unit_test(what_compresses_takes_less_and_what_does_not_says_so),
 		cmocka_unit_test(what_one_replica_keeps_is_written),
 		cmocka_unit_test(a_write_that_ends_early_is_a_write),
