@@ -195,6 +195,15 @@ void allocator_stats(struct allocator *a, struct allocator_stats *stats)
 	stats->waits_for_journal = atomic_load(&a->journal_waits);
 }
 
+void allocator_jobs(struct allocator *a, struct job_list *list)
+{
+	job_list_add(list, &a->nodes.job);
+	job_list_add(list, &a->discards.job);
+	job_list_add(list, &a->gc.job);
+	if (a->quotas)
+		job_list_add(list, quotas_job(a->quotas));
+}
+
 void alloc_task_result(struct allocator *a, const char *work, int err, int *told)
 {
 	bool is_told_elsewhere = err == -EROFS || err == -ECANCELED || (a->journal && journal_error(a->journal));

@@ -216,5 +216,7 @@ struct allocator_stats {
 	unsigned open_buckets;
 };
 void allocator_stats(struct allocator *a, struct allocator_stats *stats);
+/* Add what its background does to @list. */
+void allocator_jobs(struct allocator *a, struct job_list *list);
 
 #endif

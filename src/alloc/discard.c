@@ -21,6 +21,7 @@ void discards_init(struct discards *d)
 	mutex_init(&d->lock);
 	waitq_init(&d->work);
 	waitq_init(&d->freed);
+	job_init(&d->job, "discards", "makes buckets free that have become empty, and takes back cached ones");
 }
 
 void discards_destroy(struct discards *d)
@@ -196,7 +197,8 @@ static bool space_is_low(struct allocator *a)
 	return false;
 }
 
-static void task_round(struct allocator *a, bool is_flush_wanted)
+/* What is to be waited for then. */
+static const char *task_round(struct allocator *a, bool is_flush_wanted)
 {
 	uint64_t waiting_seq = 0;
 
@@ -206,28 +208,35 @@ static void task_round(struct allocator *a, bool is_flush_wanted)
 		atomic_fetch_add(&a->journal_waits, 1);
 		journal_flush_async(a->journal, waiting_seq);
 	}
+	return waiting_seq ? "that buckets are empty isn't durable before the journal's next flush"
+			   : "nothing has become empty";
 }
 
 static void discards_task(void *arg)
 {
 	struct allocator *a = arg;
 	struct discards *d = &a->discards;
+	const char *waits_because = "nothing has become empty";
 
 	task_rank_set(TASK_DISCARD);
 	mutex_lock(&d->lock);
 	while (!d->is_stopping) {
 		if (!d->is_wanted) {
+			job_waits(&d->job, waits_because);
 			waitq_wait(&d->work, &d->lock);
 			continue;
 		}
 		bool is_flush_wanted = d->is_flush_wanted;
 		d->is_wanted = d->is_flush_wanted = false;
 		mutex_unlock(&d->lock);
-		background_enter(btrees_background(a->trees));
-		task_round(a, is_flush_wanted);
+		background_enter(btrees_background(a->trees), &d->job,
+				 is_flush_wanted ? "somebody waits for space"
+						 : "some may have become empty, or durably so");
+		waits_because = task_round(a, is_flush_wanted);
 		background_leave(btrees_background(a->trees));
 		mutex_lock(&d->lock);
 	}
+	job_stops(&d->job);
 	mutex_unlock(&d->lock);
 }
 

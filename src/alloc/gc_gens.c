@@ -27,6 +27,7 @@ void gc_gens_init(struct gc_gens *g)
 	memset(g, 0, sizeof(*g));
 	mutex_init(&g->lock);
 	waitq_init(&g->work);
+	job_init(&g->job, "generations", "finds out how old the pointers to buckets are at most");
 }
 
 void gc_gens_destroy(struct gc_gens *g)
@@ -365,17 +366,21 @@ static void gc_gens_task(void *arg)
 	mutex_lock(&g->lock);
 	while (!g->is_stopping) {
 		if (!is_due(a)) {
+			job_waits(&g->job, "not enough has been written since the last time");
 			waitq_wait(&g->work, &g->lock);
 			continue;
 		}
 		if (not_before_ns > clock_monotonic_ns()) {
+			job_waits(&g->job, "there was no memory, or no space: again in a while");
 			waitq_wait_until(&g->work, &g->lock, not_before_ns);
 			continue;
 		}
+		const char *because =
+			g->is_wanted ? "buckets wait for it" : "much has been written since the last time";
 		g->is_wanted = false;
 		g->clock_last = atomic_load(&a->clock[1]);
 		mutex_unlock(&g->lock);
-		background_enter(btrees_background(a->trees));
+		background_enter(btrees_background(a->trees), &g->job, because);
 		int err = gc_gens_run(a);
 		background_leave(btrees_background(a->trees));
 		alloc_task_result(a, "raising generations", err, &g->err_told);
@@ -386,6 +391,7 @@ static void gc_gens_task(void *arg)
 			not_before_ns = clock_monotonic_ns() + retry_ns;
 		}
 	}
+	job_stops(&g->job);
 	mutex_unlock(&g->lock);
 }
 

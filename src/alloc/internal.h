@@ -208,6 +208,7 @@ struct node_pool {
 	unsigned nr;
 	bool is_stopping; /* nothing is kept any more */
 	struct task *task;
+	struct job job;
 };
 
 void node_pool_init(struct node_pool *p);
@@ -264,6 +265,7 @@ struct discards {
 	uint64_t freed_nr;  /* grows whenever a bucket can have become available */
 	bool is_wanted, is_flush_wanted, is_stopping;
 	struct task *task;
+	struct job job;
 	int err_told[2]; /* the task's own: of taking buckets back, and of making them free */
 };
 
@@ -306,6 +308,7 @@ struct gc_gens {
 	struct generations all; /* while it walks */
 	atomic_bool is_walking;
 	struct task *task;
+	struct job job;
 	int err_told; /* the task's own */
 };
 

@@ -26,6 +26,7 @@ void node_pool_init(struct node_pool *p)
 	memset(p, 0, sizeof(*p));
 	mutex_init(&p->lock);
 	waitq_init(&p->low);
+	job_init(&p->job, "node reserve", "has places for new nodes at hand");
 }
 
 void node_pool_destroy(struct node_pool *p)
@@ -114,16 +115,19 @@ static void pool_refill(void *arg)
 	mutex_lock(&p->lock);
 	while (!p->is_stopping) {
 		if (p->nr >= NODE_POOL_TARGET) {
+			job_waits(&p->job, "enough are at hand");
 			waitq_wait(&p->low, &p->lock);
 			continue;
 		}
 		if (retry_ns > clock_monotonic_ns()) {
+			job_waits(&p->job, "there was no bucket: again in a moment");
 			waitq_wait_until(&p->low, &p->lock, retry_ns);
 			continue;
 		}
 		enum watermark watermark = p->nr < NODE_POOL_RECLAIM ? WATERMARK_RECLAIM : WATERMARK_BTREE;
 		struct alloc_extent slot;
 
+		job_works(&p->job, "some were taken");
 		mutex_unlock(&p->lock);
 		if (slot_get(a, watermark, false, &slot))
 			retry_ns = clock_monotonic_ns() + RETRY_NS;
@@ -131,6 +135,7 @@ static void pool_refill(void *arg)
 			pool_put(a, &slot);
 		mutex_lock(&p->lock);
 	}
+	job_stops(&p->job);
 	mutex_unlock(&p->lock);
 }
 

@@ -26,6 +26,7 @@ int quotas_open(struct btrees *trees, unsigned types, const struct sb_quota *tim
 	q->bucket_nr = BUCKETS_MIN;
 	mutex_init(&q->lock);
 	waitq_init(&q->changed);
+	job_init(&q->job, "quota scan", "counts what users, groups and projects have");
 	for (unsigned type = 0; type < QUOTA_TYPE_NR; type++)
 		for (unsigned i = 0; i < QUOTA_COUNTER_NR; i++)
 			q->timelimits.timelimit_seconds[type][i] = SB_QUOTA_TIMELIMIT_SECONDS;

@@ -46,6 +46,8 @@ void quotas_close(struct quotas *q); /* NULL is allowed */
 
 /* Read the limits, and start the task that counts. 0 or an error. */
 int quotas_start(struct quotas *q);
+/* The scan. */
+const struct job *quotas_job(const struct quotas *q);
 /* End the task. */
 void quotas_stop(struct quotas *q);
 /* Read the limits and count, now, in the caller's task. For filesystems that are only read, and checks. 0 or error. */

@@ -36,6 +36,7 @@ struct quotas {
 	bool is_stopping;
 	int err; /* of the scan: it has ended */
 	struct task *task;
+	struct job job;
 	const void **privileged; /* identities of tasks */
 	size_t privileged_nr, privileged_capacity;
 };

@@ -286,9 +286,11 @@ static void scan_task(void *arg)
 	mutex_lock(&q->lock);
 	while (!q->is_stopping && !q->err) {
 		if (quotas_are_counted(q)) {
+			job_waits(&q->job, "everything is counted");
 			waitq_wait(&q->changed, &q->lock);
 			continue;
 		}
+		job_works(&q->job, "no limit holds before all inodes are counted");
 		mutex_unlock(&q->lock);
 		int err = batch_count(q);
 		mutex_lock(&q->lock);
@@ -296,8 +298,11 @@ static void scan_task(void *arg)
 		if (err || quotas_are_counted(q))
 			scan_done(q);
 	}
+	job_stops(&q->job);
 	mutex_unlock(&q->lock);
 }
+
+const struct job *quotas_job(const struct quotas *q) { return &q->job; }
 
 int quotas_start(struct quotas *q)
 {

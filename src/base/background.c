@@ -18,11 +18,14 @@ void background_destroy(struct background *b)
 	mutex_destroy(&b->lock);
 }
 
-void background_enter(struct background *b)
+void background_enter(struct background *b, struct job *job, const char *because)
 {
 	mutex_lock(&b->lock);
-	while (b->paused && !b->needed)
+	while (b->paused && !b->needed) {
+		job_waits(job, "somebody wants quiet in the background for a moment");
 		waitq_wait(&b->changed, &b->lock);
+	}
+	job_works(job, because);
 	b->inside++;
 	b->begun_nr++;
 	mutex_unlock(&b->lock);

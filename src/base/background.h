@@ -11,6 +11,7 @@
 #ifndef KILN_BASE_BACKGROUND_H
 #define KILN_BASE_BACKGROUND_H
 
+#include "base/job.h"
 #include "base/sync.h"
 
 struct background {
@@ -23,8 +24,11 @@ struct background {
 void background_init(struct background *b);
 void background_destroy(struct background *b);
 
-/* Around a piece of work: waits while it is paused. To be entered without any lock. Switch points. */
-void background_enter(struct background *b);
+/*
+ * Around a piece of work: waits while it is paused. Then @job, whose work it is, does it @because. To be entered
+ * without any lock. Switch points.
+ */
+void background_enter(struct background *b, struct job *job, const char *because);
 void background_leave(struct background *b);
 
 /* Several may pause it; it goes on when each has resumed it. Never from inside. Switch points. */

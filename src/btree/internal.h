@@ -511,6 +511,7 @@ struct write_state {
 
 	struct mutex watch_lock; /* one call of the watch at a time */
 	struct task *writer, *finisher;
+	struct job writer_job, finisher_job;
 	struct write_stats stats;
 };
 
@@ -553,6 +554,7 @@ int merger_open(struct btrees *trees, struct merger **merger);
 bool merger_flush(struct merger *m);
 /* Stop its task. NULL is allowed. */
 void merger_stop(struct merger *m);
+const struct job *merger_job(const struct merger *m);
 void merger_close(struct merger *m); /* NULL is allowed */
 
 /* --- write_buffer.c --- */
@@ -575,5 +577,6 @@ void write_buffer_unreserve(struct btrees *trees, size_t key_nr, size_t u64s);
 void write_buffer_add(struct btrees *trees, unsigned btree_id, const struct bkey *k, const void *value, uint64_t seq,
 		      uint32_t order);
 uint64_t write_buffer_key_nr(const struct write_buffer *wb);
+const struct job *write_buffer_job(const struct write_buffer *wb);
 
 #endif

@@ -43,6 +43,7 @@ struct merger {
 	struct bpos scan_pos[BTREE_NR_MAX];
 	bool is_busy, is_stopping;
 	struct task *task;
+	struct job job;
 };
 
 /* --- what is wanted --- */
@@ -126,13 +127,20 @@ static void edges_add(struct merger *m, const struct btree_node *node)
 		place_add(m, id->btree_id, id->level - 1, bpos_predecessor(id->ptr.min_key));
 }
 
+static const char has_work[] = "nodes have become small";
+
 /* A merge isn't urgent: what the journal keeps for reclaim isn't for it. Wait until everybody may have room there. */
 static bool journal_has_time(struct btrees *trees)
 {
 	enum { UPDATE_U64S = 256 }; /* what an interior update takes, about */
 	struct journal *j = trees->write_opts.journal;
 
-	return !j || !journal_res_wait(j, UPDATE_U64S, WATERMARK_NORMAL);
+	if (!j)
+		return true;
+	job_waits(&trees->merger->job, "the journal must have space for everybody");
+	int err = journal_res_wait(j, UPDATE_U64S, WATERMARK_NORMAL);
+	job_works(&trees->merger->job, has_work);
+	return !err;
 }
 
 /*
@@ -173,10 +181,12 @@ static void merger_task(void *arg)
 		if (!place_take(m, &place)) {
 			m->is_busy = false;
 			waitq_wake_all(&m->rest);
+			job_waits(&m->job, "no node has become small");
 			waitq_wait(&m->work, &m->lock);
 			continue;
 		}
 		m->is_busy = true;
+		job_works(&m->job, has_work);
 		mutex_unlock(&m->lock);
 		struct bpos max = place_merge(m->trees, &place);
 		if (is_scan)
@@ -185,8 +195,11 @@ static void merger_task(void *arg)
 	}
 	m->is_busy = false;
 	waitq_wake_all(&m->rest);
+	job_stops(&m->job);
 	mutex_unlock(&m->lock);
 }
+
+const struct job *merger_job(const struct merger *m) { return &m->job; }
 
 /* --- starting, waiting, stopping --- */
 
@@ -200,6 +213,7 @@ int merger_open(struct btrees *trees, struct merger **out)
 	mutex_init(&m->lock);
 	waitq_init(&m->work);
 	waitq_init(&m->rest);
+	job_init(&m->job, "node merging", "makes one node of two that have little in them");
 	int err = task_start(&m->task, "btree-merger", merger_task, m);
 	if (err) {
 		merger_close(m);

@@ -571,6 +571,10 @@ static void writer_sleep(struct write_state *w)
 
 	for (size_t i = 0; i < w->dirty_nr; i++, node = node->dirty_next)
 		any |= node->is_deferred;
+	job_waits(&w->writer_job, atomic_load(&w->err) ? "an error keeps everything from being written"
+				  : any		       ? "there was no room for some nodes: again in a moment"
+				  : w->dirty_nr	       ? "few nodes have changed, and the journal has space"
+						       : "no node has changed");
 	if (waitq_wait_until(&w->work, &w->lock, any ? clock_monotonic_ns() + DEFER_NS : UINT64_MAX))
 		return;
 	node = w->dirty;
@@ -594,12 +598,15 @@ static void writer_task(void *arg)
 			continue;
 		}
 		w->writer_is_busy = true;
+		job_works(&w->writer_job, w->dirty_nr > w->dirty_max / 2 ? "many nodes have changed"
+									 : "the journal, or a full node, wants it");
 		mutex_unlock(&w->lock);
 		batch_run(trees, nodes, nr);
 		mutex_lock(&w->lock);
 		w->writer_is_busy = false;
 		waitq_wake_all(&w->done);
 	}
+	job_stops(&w->writer_job);
 	mutex_unlock(&w->lock);
 }
 
@@ -617,9 +624,11 @@ static void finisher_task(void *arg)
 		if (!u && w->finisher_is_stopping)
 			break;
 		if (!u) {
+			job_waits(&w->finisher_job, "no node has been replaced");
 			waitq_wait(&w->interior_changed, &w->interior_lock);
 			continue;
 		}
+		job_works(&w->finisher_job, "nodes were split, merged or rewritten");
 		w->updates = interior_update_next(u);
 		if (!w->updates)
 			w->updates_end = &w->updates;
@@ -627,6 +636,7 @@ static void finisher_task(void *arg)
 		interior_update_finish(trees, u);
 		mutex_lock(&w->interior_lock);
 	}
+	job_stops(&w->finisher_job);
 	mutex_unlock(&w->interior_lock);
 }
 
@@ -647,6 +657,8 @@ static struct write_state *write_state_new(const struct btrees *trees)
 	waitq_init(&w->interior_changed);
 	mutex_init(&w->watch_lock);
 	w->updates_end = &w->updates;
+	job_init(&w->writer_job, "node write-back", "writes nodes that have changed");
+	job_init(&w->finisher_job, "interior updates", "makes nodes that replace others reachable");
 	w->dirty_max = max((size_t)DIRTY_MIN, (size_t)(trees->opts.memory_bytes / 2 / trees->node_bytes));
 	return w;
 }
@@ -876,6 +888,18 @@ int btree_node_rewrite(struct btrees *trees, unsigned btree_id, unsigned level, 
 				   : -EROFS;
 	node_put(place.node);
 	return ret;
+}
+
+void btrees_jobs(struct btrees *trees, struct job_list *list)
+{
+	if (!trees->write)
+		return;
+	job_list_add(list, &trees->write->writer_job);
+	job_list_add(list, &trees->write->finisher_job);
+	if (trees->merger)
+		job_list_add(list, merger_job(trees->merger));
+	if (trees->write_buffer)
+		job_list_add(list, write_buffer_job(trees->write_buffer));
 }
 
 void btrees_write_stats(struct btrees *trees, struct btrees_write_stats *stats)

@@ -245,5 +245,7 @@ struct btrees_write_stats {
 	uint64_t nodes_dirty, write_buffer_keys;
 };
 void btrees_write_stats(struct btrees *trees, struct btrees_write_stats *stats);
+/* Add what its background does to @list. */
+void btrees_jobs(struct btrees *trees, struct job_list *list);
 
 #endif

@@ -72,6 +72,7 @@ struct write_buffer {
 	struct waitq work; /* for the task */
 	bool is_wanted, is_stopping;
 	struct task *task; /* NULL: stopped */
+	struct job job;
 };
 
 static void flush_task(void *arg)
@@ -82,17 +83,22 @@ static void flush_task(void *arg)
 	mutex_lock(&wb->lock);
 	while (!wb->is_stopping) {
 		if (!wb->is_wanted) {
+			job_waits(&wb->job, "few keys are there, and the journal has space");
 			waitq_wait(&wb->work, &wb->lock);
 			continue;
 		}
 		wb->is_wanted = false;
+		job_works(&wb->job, "many keys are there, or the journal wants it");
 		mutex_unlock(&wb->lock);
 		/* What it fails with, who wants room is told. Whoever asked asks again. */
 		btree_write_buffer_flush(wb->trees);
 		mutex_lock(&wb->lock);
 	}
+	job_stops(&wb->job);
 	mutex_unlock(&wb->lock);
 }
+
+const struct job *write_buffer_job(const struct write_buffer *wb) { return &wb->job; }
 
 /* Lock held. */
 static void want_flush(struct write_buffer *wb)
@@ -118,6 +124,7 @@ int write_buffer_open(struct btrees *trees, struct write_buffer **wb)
 	mutex_init_ranked(&b->lock, LOCK_WRITE_BUFFER);
 	waitq_init(&b->changed);
 	waitq_init(&b->work);
+	job_init(&b->job, "write buffer", "puts keys into their btrees that so far only the journal has");
 	int err = task_start(&b->task, "btree-buffer", flush_task, b);
 	if (err) {
 		write_buffer_close(b);

@@ -33,6 +33,7 @@ struct copygc {
 	struct allocator *allocator;
 	struct data_mover *mover;
 	struct task *task;
+	struct job job;
 	struct left_alone left_alone[LEFT_ALONE_NR];
 	unsigned left_alone_nr; /* ever */
 	atomic_bool is_eager;
@@ -42,12 +43,11 @@ struct copygc {
 
 /* --- what it says --- */
 
-static void stats_state(struct copygc *c, enum copygc_state state, uint64_t wait_sectors, bool is_needed)
+/* It waits for the sectors, or 0: it works. */
+static void stats_wait(struct copygc *c, uint64_t wait_sectors)
 {
 	mutex_lock(&c->lock);
-	c->stats.state = state;
 	c->stats.wait_bytes = wait_sectors > UINT64_MAX >> SECTOR_SHIFT ? UINT64_MAX : wait_sectors << SECTOR_SHIFT;
-	c->stats.is_needed = is_needed;
 	mutex_unlock(&c->lock);
 }
 
@@ -63,13 +63,9 @@ void copygc_stats(struct data *data, struct copygc_stats *stats)
 	mutex_unlock(&c->lock);
 }
 
-const char *copygc_why(const struct copygc_stats *s)
+const struct job *copygc_job(const struct data *data)
 {
-	if (s->state == COPYGC_STOPPED)
-		return "nothing is written";
-	if (s->state == COPYGC_MOVING)
-		return s->is_needed ? "somebody waits for space" : "too much is fragmented";
-	return s->wait_bytes == UINT64_MAX ? "nothing is fragmented" : "not enough is fragmented yet";
+	return data->writer && data->writer->copygc ? &data->writer->copygc->job : NULL;
 }
 
 /* --- one bucket --- */
@@ -339,8 +335,9 @@ static void copygc_task(void *arg)
 	while (p && allocator_evacuator_wait(c->allocator, wait, &needed_devs)) {
 		allocator_evacuation_due(c->allocator, atomic_load(&c->is_eager), &due_devs);
 		*p = (struct pass){ .c = c, .devs = needed_devs | due_devs, .is_needed = needed_devs };
-		stats_state(c, COPYGC_MOVING, 0, p->is_needed);
-		background_enter(btrees_background(c->data->trees));
+		stats_wait(c, 0);
+		background_enter(btrees_background(c->data->trees), &c->job,
+				 p->is_needed ? "somebody waits for space" : "too much is fragmented");
 		bool has_gained = p->devs && pass_run(p);
 		background_leave(btrees_background(c->data->trees));
 		wait = next_wait(c, p, has_gained);
@@ -350,9 +347,11 @@ static void copygc_task(void *arg)
 		c->stats.passes_gainless += p->devs && !has_gained;
 		c->stats.has_gained = has_gained;
 		mutex_unlock(&c->lock);
-		stats_state(c, COPYGC_WAITING, wait, false);
+		stats_wait(c, wait);
+		job_waits(&c->job, wait == UINT64_MAX ? "nothing is fragmented" : "not enough is fragmented yet");
 		allocator_evacuator_done(c->allocator, has_gained);
 	}
+	job_stops(&c->job);
 	free(p);
 }
 
@@ -373,6 +372,7 @@ int data_start_copygc(struct data *data)
 	c->data = data;
 	c->allocator = data->writer->allocator;
 	mutex_init(&c->lock);
+	job_init(&c->job, "copygc", "moves data together, so that the space between it can be used again");
 	c->mover = data_mover_new(data);
 	data->writer->copygc = c;
 	allocator_evacuator_start(c->allocator);

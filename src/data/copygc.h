@@ -14,25 +14,21 @@
 /* After data_start_write(), and when recovery is done. data_stop_write() ends it. 0, -ENOMEM or -EAGAIN. */
 int data_start_copygc(struct data *data);
 
-enum copygc_state { COPYGC_STOPPED, COPYGC_WAITING, COPYGC_MOVING };
-
 struct copygc_stats {
-	enum copygc_state state;
-	uint64_t
-		wait_bytes; /* waiting: it goes on when so much has been written; UINT64_MAX: not before it is needed */
-	bool is_needed;	    /* moving: because somebody waits for space */
-	bool has_gained;    /* the last pass */
+	/* Waiting: it goes on when so much has been written; UINT64_MAX: not before it is needed. Working: 0. */
+	uint64_t wait_bytes;
+	bool has_gained; /* the last pass */
 	uint64_t passes, passes_needed, passes_gainless;
 	uint64_t buckets_emptied, buckets_left_alone; /* left alone: something in them can't be read */
 	uint64_t bytes_moved, extents_moved, nodes_rewritten;
 	uint64_t extents_changed; /* were others by the time they had been copied */
 };
 void copygc_stats(struct data *data, struct copygc_stats *stats);
-/* Why it does what it does, a few words. */
-const char *copygc_why(const struct copygc_stats *stats);
 
 /* For tests: move whatever is fragmented, however much is available. */
 void copygc_set_eager(struct data *data);
+/* NULL: it isn't running. */
+const struct job *copygc_job(const struct data *data);
 /* For data_stop_write(). */
 void copygc_stop(struct data *data);
 

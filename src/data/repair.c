@@ -28,6 +28,7 @@ struct repair_list {
 	unsigned first, nr;
 	bool is_busy, is_stopping;
 	struct task *task; /* NULL: not running */
+	struct job job;
 	struct data_repair_stats stats;
 };
 
@@ -38,6 +39,7 @@ int repair_list_new(struct repair_list **list)
 	if (!l)
 		return -ENOMEM;
 	mutex_init(&l->lock);
+	job_init(&l->job, "read repair", "replaces copies that reads found bad");
 	waitq_init(&l->work);
 	waitq_init(&l->idle);
 	*list = l;
@@ -212,11 +214,12 @@ static void repair_task(void *arg)
 		l->is_busy = nr;
 		if (!nr) {
 			waitq_wake_all(&l->idle);
+			job_waits(&l->job, "no bad copies are known");
 			waitq_wait(&l->work, &l->lock);
 			continue;
 		}
 		mutex_unlock(&l->lock);
-		background_enter(btrees_background(data->trees));
+		background_enter(btrees_background(data->trees), &l->job, "bad copies were found");
 		batch_repair(data, batch, nr, &done);
 		background_leave(btrees_background(data->trees));
 		mutex_lock(&l->lock);
@@ -225,9 +228,12 @@ static void repair_task(void *arg)
 		l->stats.failed += done.failed;
 	}
 	l->is_busy = false;
+	job_stops(&l->job);
 	waitq_wake_all(&l->idle);
 	mutex_unlock(&l->lock);
 }
+
+const struct job *repair_job(const struct data *data) { return &data->repairs->job; }
 
 int data_start_repair(struct data *data)
 {

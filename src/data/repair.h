@@ -39,6 +39,7 @@ int repair_list_new(struct repair_list **list);
 void repair_list_free(struct repair_list *list); /* NULL is allowed */
 /* A copy of the extent @k at @ptr is bad. */
 void repair_extent(struct data *data, unsigned btree_id, struct bpos pos, const struct extent_ptr *ptr, int err);
+const struct job *repair_job(const struct data *data);
 /* For data_stop_write(). What is in the list stays there. */
 void repair_stop(struct data *data);
 

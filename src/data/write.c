@@ -82,6 +82,15 @@ void data_stop_write(struct data *data)
 	free(w);
 }
 
+void data_jobs(struct data *data, struct job_list *list)
+{
+	const struct job *copygc = copygc_job(data);
+
+	if (copygc)
+		job_list_add(list, copygc);
+	job_list_add(list, repair_job(data));
+}
+
 int write_inode_read(struct data *data, const struct data_write_target *file, struct inode *inode)
 {
 	struct bkey_copy copy;

@@ -20,6 +20,8 @@
 /* Give the data room what it needs for writing. Before it, writes fail with -EROFS. */
 int data_start_write(struct data *data, struct allocator *allocator);
 void data_stop_write(struct data *data);
+/* Add what its background does to @list. */
+void data_jobs(struct data *data, struct job_list *list);
 /* -EIO when a logged operation ended in an error: the filesystem isn't clean, and recovery has something to finish. */
 int data_unfinished(struct data *data);
 

@@ -457,3 +457,15 @@ void fs_write_abort(struct kiln_fs *fs)
 		allocator_stop(fs->allocator);
 	free_all(fs);
 }
+
+void fs_jobs(struct kiln_fs *fs, struct job_list *list)
+{
+	*list = (struct job_list){ 0 };
+	if (!fs->is_writable)
+		return;
+	journal_jobs(fs->journal_writer, list);
+	btrees_jobs(fs->trees, list);
+	allocator_jobs(fs->allocator, list);
+	data_jobs(fs->data, list);
+	namespace_jobs(fs->ns, list);
+}

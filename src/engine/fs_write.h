@@ -44,4 +44,7 @@ int fs_device_leave(struct kiln_fs *fs, unsigned dev);
 /* btree_backend.write: all replicas at once, waiting for all. */
 int fs_node_write(void *ctx, const struct btree_ptr *p, const void *buf, size_t offset, size_t bytes, unsigned *failed);
 
+/* All that goes on in the background of a filesystem that is open for writing; none of one that isn't. */
+void fs_jobs(struct kiln_fs *fs, struct job_list *list);
+
 #endif

@@ -84,6 +84,8 @@ int journal_start(const struct journal_opts *opts, struct journal **out)
 	waitq_init(&j->write_work);
 	waitq_init(&j->reclaim_work);
 	waitq_init(&j->flush_done);
+	job_init(&j->reclaim_job, "journal reclaim",
+		 "sees that what the oldest entries say is written back, so that they can go");
 	int err = journal_init(j, opts);
 	if (!err) {
 		mutex_lock(&j->lock);
@@ -257,6 +259,8 @@ void journal_flush_async(struct journal *j, uint64_t seq)
 	flush_want(j, seq);
 	mutex_unlock(&j->lock);
 }
+
+void journal_jobs(struct journal *j, struct job_list *list) { job_list_add(list, &j->reclaim_job); }
 
 void journal_usage(struct journal *j, struct journal_usage *usage)
 {

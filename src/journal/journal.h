@@ -27,6 +27,7 @@
 #ifndef KILN_JOURNAL_JOURNAL_H
 #define KILN_JOURNAL_JOURNAL_H
 
+#include "base/job.h"
 #include "base/sync.h"
 #include "base/watermark.h"
 #include "format/jset.h"
@@ -187,5 +188,7 @@ struct journal_usage {
 	bool is_space_low;
 };
 void journal_usage(struct journal *j, struct journal_usage *usage);
+/* Add what its background does to @list. */
+void journal_jobs(struct journal *j, struct job_list *list);
 
 #endif

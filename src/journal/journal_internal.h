@@ -150,6 +150,7 @@ struct journal {
 	unsigned last_roots_u64s, last_tail_u64s, last_roots_max;
 
 	struct task *writer, *reclaimer;
+	struct job reclaim_job;
 	struct journal_usage stats; /* counters of it */
 };
 

@@ -37,17 +37,25 @@ void journal_reclaim_task(void *arg)
 
 		/* Who was asked is at work; others, and after a while again. */
 		if (seq && !j->flushing && (seq > asked_seq || now >= ask_again_ns) && journal_has_pins(j, seq)) {
+			job_works(&j->reclaim_job, j->watermark_min == WATERMARK_RECLAIM
+							   ? "hardly any of it is free"
+							   : "less than half of it is free");
 			journal_pins_ask(j, seq);
 			asked_seq = seq;
 			ask_again_ns = now + j->reclaim_delay_ns / URGENCY;
 		}
 		bool is_urgent = j->watermark_min == WATERMARK_RECLAIM;
-		if (is_urgent && journal_space_would_free(j))
+		bool must_flush = is_urgent && journal_space_would_free(j);
+		if (must_flush)
 			free_by_flush(j);
 		journal_space_update(j);
+		job_waits(&j->reclaim_job, must_flush ? "a flush is under way, which makes buckets free"
+					   : seq      ? "what it has asked for is being written back"
+						      : "enough of the journal is free");
 		waitq_wait_until(&j->reclaim_work, &j->lock,
 				 clock_monotonic_ns() +
 					 (is_urgent ? j->reclaim_delay_ns / URGENCY : j->reclaim_delay_ns));
 	}
+	job_stops(&j->reclaim_job);
 	mutex_unlock(&j->lock);
 }

@@ -110,6 +110,8 @@ void namespace_in_use_set(struct namespace *ns, bool (*is_in_use)(void *ctx, str
 int namespace_deletions_wait(struct namespace *ns);
 /* How many deletions were ever queued, and are done. */
 void namespace_deletions_count(struct namespace *ns, uint64_t *queued, uint64_t *done);
+/* Add what its background does to @list. */
+void namespace_jobs(struct namespace *ns, struct job_list *list);
 /* After an unclean mount, and before a clean one ends: delete every inode on the deleted list (04 §6). */
 int namespace_delete_dead_inodes(struct namespace *ns);
 

@@ -38,6 +38,7 @@ struct deletions {
 	struct mutex lock;
 	struct waitq changed;
 	struct task *task;
+	struct job job;
 	bool (*is_in_use)(void *ctx, struct object o); /* namespace_in_use_set() */
 	void *is_in_use_ctx;
 	struct hold **buckets; /* chained; bucket_nr is a power of 2 */

@@ -374,14 +374,18 @@ static void deletion_task(void *arg)
 	task_rank_set(TASK_DELETIONS);
 	mutex_lock(&d->lock);
 	for (;;) {
-		while (d->queue_head == d->queue_nr && !d->is_stopping)
+		while (d->queue_head == d->queue_nr && !d->is_stopping) {
+			job_waits(&d->job, d->has_lost_holds ? "it has lost track of what is in use, for want of memory"
+							     : "nothing is to be deleted");
 			waitq_wait(&d->changed, &d->lock);
+		}
 		if (d->queue_head == d->queue_nr)
 			break;
 		struct object o = queue_pop(d);
 
 		mutex_unlock(&d->lock);
-		background_enter(btrees_background(ns->trees));
+		background_enter(btrees_background(ns->trees), &d->job,
+				 "what nobody uses any more has lost its last name");
 		int err = object_delete(ns, o);
 		background_leave(btrees_background(ns->trees));
 		mutex_lock(&d->lock);
@@ -396,7 +400,14 @@ static void deletion_task(void *arg)
 		hold_put(d, h);
 		waitq_wake_all(&d->changed);
 	}
+	job_stops(&d->job);
 	mutex_unlock(&d->lock);
+}
+
+void namespace_jobs(struct namespace *ns, struct job_list *list)
+{
+	if (ns->write)
+		job_list_add(list, &ns->write->deletions.job);
 }
 
 int deletions_start(struct namespace *ns)
@@ -408,6 +419,7 @@ int deletions_start(struct namespace *ns)
 		return -ENOMEM;
 	d->bucket_nr = HOLD_BUCKETS_MIN;
 	d->queue_max = QUEUE_MAX;
+	job_init(&d->job, "deletions", "frees the space and the inodes of what was deleted");
 	mutex_init(&d->lock);
 	waitq_init(&d->changed);
 	int err = task_start(&d->task, "kiln-delete", deletion_task, ns);

@@ -125,21 +125,13 @@ static uint64_t number(const json_t *object, const char *part, const char *name)
 	return (uint64_t)json_integer_value(json_object_get(json_object_get(object, part), name));
 }
 
-/* "  job      delete: 5 waiting, 3 done" */
+/* "  job      discards: waiting, nothing has become empty" */
 static void print_job(const json_t *job)
 {
-	const char *key, *separator = ":";
-	const json_t *value;
+	const char *why = json_string_value(json_object_get(job, "why"));
 
-	printf("  job      %s", json_string_value(json_object_get(job, "job")));
-	json_object_foreach((json_t *)job, key, value)
-	{
-		if (!json_is_integer(value))
-			continue;
-		printf("%s %s %llu", separator, key, (unsigned long long)json_integer_value(value));
-		separator = ",";
-	}
-	printf("\n");
+	printf("  job      %s: %s%s%s\n", json_string_value(json_object_get(job, "job")),
+	       json_string_value(json_object_get(job, "state")), why && *why ? ", " : "", why ? why : "");
 }
 
 static void print_status(const json_t *r)
@@ -158,13 +150,14 @@ static void print_status(const json_t *r)
 	       (double)number(r, "usage", "capacity") / mib, (unsigned long long)number(r, "usage", "inodes"));
 	printf("  cache    %.1f MiB of %.1f MiB in %llu btree nodes\n", (double)number(r, "cache", "bytes") / mib,
 	       (double)number(r, "cache", "bytes_max") / mib, (unsigned long long)number(r, "cache", "nodes"));
-	const json_t *copygc = json_object_get(r, "copygc");
-	if (json_is_object(copygc))
-		printf("  copygc   %s: %s; %.1f MiB moved, %llu buckets emptied\n",
-		       json_string_value(json_object_get(copygc, "state")),
-		       json_string_value(json_object_get(copygc, "why")),
+	if (json_is_object(json_object_get(r, "copygc")))
+		printf("  copygc   %.1f MiB moved, %llu buckets emptied\n",
 		       (double)number(r, "copygc", "bytes_moved") / mib,
 		       (unsigned long long)number(r, "copygc", "buckets_emptied"));
+	if (json_is_object(json_object_get(r, "deletions")))
+		printf("  deleted  %llu objects in the background, %llu are left to be deleted\n",
+		       (unsigned long long)number(r, "deletions", "done"),
+		       (unsigned long long)number(r, "deletions", "left"));
 	printf("  kernel   remembers %llu objects (%.1f MiB here), %llu of them deleted but in use\n",
 	       (unsigned long long)number(r, "kernel", "objects"), (double)number(r, "kernel", "bytes") / mib,
 	       (unsigned long long)number(r, "kernel", "deleted_in_use"));

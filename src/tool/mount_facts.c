@@ -7,12 +7,13 @@
 #include "tool/mount_facts.h"
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "data/copygc.h"
 #include "data/repair.h"
-#include "engine/fs.h"
+#include "engine/fs_write.h"
 #include "namespace/change.h"
 
 static json_t *u64_json(uint64_t v) { return json_integer((json_int_t)v); }
@@ -108,22 +109,18 @@ static json_t *allocator_json(kiln_fs *fs)
 
 static json_t *copygc_json(kiln_fs *fs)
 {
-	static const char *const states[] = {
-		[COPYGC_STOPPED] = "stopped", [COPYGC_WAITING] = "waiting", [COPYGC_MOVING] = "moving"
-	};
 	struct copygc_stats c;
 
 	if (!fs->is_writable)
 		return json_null();
 	copygc_stats(fs->data, &c);
-	json_t *j = json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "state", states[c.state],
-			      "why", copygc_why(&c), "passes", u64_json(c.passes), "passes_needed",
-			      u64_json(c.passes_needed), "passes_gainless", u64_json(c.passes_gainless),
-			      "buckets_emptied", u64_json(c.buckets_emptied), "buckets_left_alone",
-			      u64_json(c.buckets_left_alone), "bytes_moved", u64_json(c.bytes_moved), "extents_moved",
-			      u64_json(c.extents_moved), "extents_changed_meanwhile", u64_json(c.extents_changed),
-			      "nodes_rewritten", u64_json(c.nodes_rewritten));
-	if (c.state == COPYGC_WAITING && c.wait_bytes != UINT64_MAX)
+	json_t *j = json_pack(
+		"{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "passes", u64_json(c.passes), "passes_needed",
+		u64_json(c.passes_needed), "passes_gainless", u64_json(c.passes_gainless), "buckets_emptied",
+		u64_json(c.buckets_emptied), "buckets_left_alone", u64_json(c.buckets_left_alone), "bytes_moved",
+		u64_json(c.bytes_moved), "extents_moved", u64_json(c.extents_moved), "extents_changed_meanwhile",
+		u64_json(c.extents_changed), "nodes_rewritten", u64_json(c.nodes_rewritten));
+	if (c.wait_bytes && c.wait_bytes != UINT64_MAX)
 		json_object_set_new(j, "bytes_to_be_written", u64_json(c.wait_bytes));
 	return j;
 }
@@ -152,32 +149,32 @@ static json_t *reports_json(kiln_fs *fs)
 			 u64_json(counts[KILN_REPORT_DAMAGE]), "fatal", u64_json(counts[KILN_REPORT_FATAL]));
 }
 
-/* What goes on in the background, each with how far it is. */
-static json_t *jobs_json(kiln_fs *fs)
+static json_t *deletions_json(kiln_fs *fs)
 {
-	json_t *jobs = json_array();
-	struct kiln_quota_info quota;
-	struct copygc_stats moved;
 	uint64_t queued, done;
-	bool is_counting = false;
 
 	if (!fs->is_writable)
-		return jobs;
+		return json_null();
 	namespace_deletions_count(fs->ns, &queued, &done);
-	if (queued != done)
-		json_array_append_new(jobs, json_pack("{s:s, s:o, s:o}", "job", "delete", "waiting",
-						      u64_json(queued - done), "done", u64_json(done)));
-	for (unsigned type = KILN_QUOTA_USER; type <= KILN_QUOTA_PROJECT; type++)
-		is_counting |= !kiln_quota_info(fs, (enum kiln_quota_type)type, &quota) && quota.is_enabled &&
-			       !quota.is_counted;
-	if (is_counting)
-		json_array_append_new(jobs, json_pack("{s:s}", "job", "count quotas"));
-	copygc_stats(fs->data, &moved);
-	if (moved.state == COPYGC_MOVING)
-		json_array_append_new(jobs, json_pack("{s:s, s:o, s:o}", "job", "copygc", "buckets_emptied",
-						      u64_json(moved.buckets_emptied), "bytes_moved",
-						      u64_json(moved.bytes_moved)));
-	return jobs;
+	return json_pack("{s:o, s:o}", "left", u64_json(queued - done), "done", u64_json(done));
+}
+
+/* What goes on in the background, and why it does or doesn't. */
+static json_t *jobs_json(kiln_fs *fs)
+{
+	json_t *array = json_array();
+	struct job_list list;
+	const char *because;
+
+	fs_jobs(fs, &list);
+	for (size_t i = 0; i < list.nr; i++) {
+		enum job_state state = job_look(list.jobs[i], &because);
+
+		json_array_append_new(array, json_pack("{s:s, s:s, s:s, s:s, s:o}", "job", list.jobs[i]->name, "what",
+						       list.jobs[i]->what, "state", job_state_name(state), "why",
+						       because, "turns", u64_json(atomic_load(&list.jobs[i]->turns))));
+	}
+	return array;
 }
 
 /* --- commands --- */
@@ -194,6 +191,7 @@ static int add_status(struct mount_facts_of *f, json_t *reply)
 	json_object_set_new(reply, "kernel", kernel_json(f));
 	json_object_set_new(reply, "jobs", jobs_json(f->fs));
 	json_object_set_new(reply, "copygc", copygc_json(f->fs));
+	json_object_set_new(reply, "deletions", deletions_json(f->fs));
 	json_object_set_new(reply, "reports", reports_json(f->fs));
 	return 0;
 }

@@ -7,6 +7,7 @@ enum { WORKER_NR = 3, PIECES = 30, PAUSES = 8 };
 
 struct world {
 	struct background background;
+	struct job job; /* of all workers */
 	struct mutex lock;
 	unsigned inside, done;
 };
@@ -23,7 +24,7 @@ static void work(void *arg)
 	struct world *w = arg;
 
 	for (int i = 0; i < PIECES; i++) {
-		background_enter(&w->background);
+		background_enter(&w->background, &w->job, "there are pieces");
 		count(w, &w->inside, 1);
 		task_yield();
 		count(w, &w->inside, -1);
@@ -69,11 +70,49 @@ static void pause_body(void *arg)
 	background_destroy(&w.background);
 }
 
+static void piece(void *arg)
+{
+	struct world *w = arg;
+
+	background_enter(&w->background, &w->job, "there are pieces");
+	background_leave(&w->background);
+	job_stops(&w->job);
+}
+
+/* What others see of a job on its way. */
+static void look_body(void *arg)
+{
+	struct world w = { 0 };
+	const char *because;
+
+	(void)arg;
+	background_init(&w.background);
+	job_init(&w.job, "pieces", "does them");
+	CHECK(job_look(&w.job, &because) == JOB_STOPPED && !*because);
+	background_pause(&w.background);
+	struct task *task = start("task", piece, &w);
+	while (job_look(&w.job, &because) != JOB_WAITING)
+		task_yield();
+	CHECK(strstr(because, "quiet") && !w.job.turns);
+	background_resume(&w.background);
+	enum job_state state;
+	while ((state = job_look(&w.job, &because)) != JOB_STOPPED) {
+		CHECK(!strcmp(because, "there are pieces") == (state == JOB_WORKING));
+		task_yield();
+	}
+	task_join(task);
+	CHECK(w.job.turns == 1);
+	background_destroy(&w.background);
+}
+
+static void a_job_says_why_it_works_and_waits(void **state) { run_in_both_modes(look_body); }
+
 static void nothing_is_done_while_it_is_paused(void **state) { run_in_both_modes(pause_body); }
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = { cmocka_unit_test(nothing_is_done_while_it_is_paused) };
+	const struct CMUnitTest tests[] = { cmocka_unit_test(nothing_is_done_while_it_is_paused),
+					    cmocka_unit_test(a_job_says_why_it_works_and_waits) };
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -20,7 +20,7 @@
 #include "base/sync.h"
 #include "base/util.h"
 #include "data/copygc.h"
-#include "engine/fs.h"
+#include "engine/fs_write.h"
 #include "engine/whole.h"
 
 enum { FILES = 4, BLOCK = 4096, WRITE_BLOCKS_MAX = 256 };
@@ -206,12 +206,20 @@ static void stats_print(struct world *w)
 {
 	struct copygc_stats s;
 	struct usage u;
+	struct job_list jobs;
+	const char *because;
 
+	fs_jobs(w->fs, &jobs);
+	for (size_t i = 0; i < jobs.nr; i++) {
+		enum job_state state = job_look(jobs.jobs[i], &because);
+
+		print_message("%s: %s, %s\n", jobs.jobs[i]->name, job_state_name(state), because);
+	}
 	copygc_stats(w->fs->data, &s);
-	print_message("copygc: state %d, %" PRIu64 " passes (%" PRIu64 " because of need, %" PRIu64
-		      " in vain), %" PRIu64 " buckets, %" PRIu64 " extents, %" PRIu64 " nodes, %" PRIu64
-		      " KiB moved, %" PRIu64 " changed, %" PRIu64 " left alone\n",
-		      s.state, s.passes, s.passes_needed, s.passes_gainless, s.buckets_emptied, s.extents_moved,
+	print_message("copygc: %" PRIu64 " passes (%" PRIu64 " because of need, %" PRIu64 " in vain), %" PRIu64
+		      " buckets, %" PRIu64 " extents, %" PRIu64 " nodes, %" PRIu64 " KiB moved, %" PRIu64
+		      " changed, %" PRIu64 " left alone\n",
+		      s.passes, s.passes_needed, s.passes_gainless, s.buckets_emptied, s.extents_moved,
 		      s.nodes_rewritten, s.bytes_moved >> 10, s.extents_changed, s.buckets_left_alone);
 	assert_int_equal(allocator_usage(w->fs->allocator, &u), 0);
 	for (unsigned t = 0; t < DATA_NR_1_4; t++)
@@ -220,6 +228,32 @@ static void stats_print(struct world *w)
 				      data_type_name(t), u.devs[0].types[t].buckets, u.devs[0].types[t].sectors,
 				      u.devs[0].types[t].fragmented);
 	usage_free(&u);
+}
+
+/* All have had to do with that, or say why not; nobody needs to ask a debugger what they wait for. */
+static void jobs_check(struct world *w)
+{
+	static const char *const busy[] = { "journal reclaim", "node write-back", "interior updates",
+					    "write buffer",    "node reserve",	  "discards",
+					    "copygc" };
+	struct job_list jobs;
+	unsigned found = 0;
+
+	fs_jobs(w->fs, &jobs);
+	for (size_t i = 0; i < jobs.nr; i++) {
+		const struct job *job = jobs.jobs[i];
+		const char *because;
+		enum job_state state = job_look(job, &because);
+
+		if (state == JOB_STOPPED || !*because || !*job->what)
+			fail_msg("%s: %s, '%s'", job->name, job_state_name(state), because);
+		for (unsigned k = 0; k < ARRAY_NR(busy); k++) {
+			found += !strcmp(job->name, busy[k]);
+			if (!strcmp(job->name, busy[k]) && !job->turns)
+				fail_msg("%s had nothing to do", job->name);
+		}
+	}
+	assert_int_equal(found, ARRAY_NR(busy));
 }
 
 /* @live_percent of what is offered; more than that if it can be compressed. */
@@ -247,6 +281,7 @@ static void full_of_small_pieces(const char *options, unsigned live_percent)
 		      (double)stats.bytes_moved / (double)(live + offered * times), stats.passes, stats.passes_needed,
 		      stats.passes_gainless, stats.buckets_emptied, stats.extents_changed);
 	assert_true(stats.buckets_emptied > 0);
+	jobs_check(&w);
 	world_reopen(&w);
 	files_check(&w);
 	world_close(&w);

@@ -1,0 +1,55 @@
+/*
+ * What jobs say about themselves. See job.h.
+ *
+ * A reader looks at waits_because first. A job that begins to work sets works_because before it takes the other away,
+ * so who finds none there finds the reason that came with that, or a newer one.
+ */
+#include "base/job.h"
+
+#include <assert.h>
+#include <stdatomic.h>
+
+void job_init(struct job *job, const char *name, const char *what)
+{
+	job->name = name;
+	job->what = what;
+	job_stops(job);
+}
+
+void job_waits(struct job *job, const char *because) { atomic_store(&job->waits_because, because); }
+
+void job_works(struct job *job, const char *because)
+{
+	atomic_store(&job->works_because, because);
+	atomic_store(&job->waits_because, NULL);
+	atomic_fetch_add_explicit(&job->turns, 1, memory_order_relaxed);
+}
+
+void job_stops(struct job *job)
+{
+	atomic_store(&job->works_because, NULL);
+	atomic_store(&job->waits_because, NULL);
+}
+
+enum job_state job_look(const struct job *job, const char **because)
+{
+	const char *waits = atomic_load(&job->waits_because), *works = waits ? NULL : atomic_load(&job->works_because);
+
+	*because = waits ? waits : works ? works : "";
+	return waits ? JOB_WAITING : works ? JOB_WORKING : JOB_STOPPED;
+}
+
+const char *job_state_name(enum job_state state)
+{
+	static const char *const names[] = {
+		[JOB_STOPPED] = "stopped", [JOB_WAITING] = "waiting", [JOB_WORKING] = "working"
+	};
+
+	return names[state];
+}
+
+void job_list_add(struct job_list *list, const struct job *job)
+{
+	assert(list->nr < JOBS_MAX);
+	list->jobs[list->nr++] = job;
+}
