@@ -175,7 +175,7 @@ uint64_t test_seed(void)
 	return seed;
 }
 
-void fill_random(struct rng *rng, void *buf, size_t bytes)
+void buffer_fill_random(struct rng *rng, void *buf, size_t bytes)
 {
 	uint8_t *at = buf;
 

@@ -54,7 +54,7 @@ bool child_succeeds(bool (*fn)(void *arg), void *arg);
 /* $KILN_TEST_SEED, or one by the clock; printed at the end, to repeat a failure. */
 uint64_t test_seed(void);
 
-void fill_random(struct rng *rng, void *buf, size_t bytes);
+void buffer_fill_random(struct rng *rng, void *buf, size_t bytes);
 /* A buffer of @bytes whose address is @skew_bytes off the best alignment; free what *@base gets. */
 uint8_t *buffer_skewed(size_t bytes, size_t skew_bytes, void **base);
 

@@ -447,7 +447,7 @@ static void block_device_keeps_all_promises(uint32_t block_bytes, unsigned flags
 	assert_int_equal(dev->io_align_bytes, dev->is_direct ? block_bytes : 1);
 
 	rng_init(&rng, test_seed());
-	fill_random(&rng, model, 4 * UNIT);
+	buffer_fill_random(&rng, model, 4 * UNIT);
 	assert_int_equal(device_write(dev, 4 * UNIT, model, 4 * UNIT), 0);
 	assert_int_equal(device_flush(dev), 0);
 	for (unsigned offset = 0; offset < 3 * UNIT; offset += 509) {
@@ -510,7 +510,7 @@ static void reads_that_may_be_cached_give_the_same_bytes(void **state)
 
 	rng_init(&rng, test_seed());
 	temp_file_create(path, FILE_BYTES);
-	fill_random(&rng, expected, sizeof(expected));
+	buffer_fill_random(&rng, expected, sizeof(expected));
 	struct device *dev = must_open(path, DEVICE_OPEN_WRITE | DEVICE_OPEN_NO_DIRECT);
 	assert_int_equal(device_write(dev, FILE_BYTES - sizeof(expected), expected, sizeof(expected)), 0);
 	device_close(dev);

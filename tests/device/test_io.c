@@ -32,7 +32,7 @@ static struct device *filled_open(void **state, struct rng *rng, uint8_t **model
 	rng_init(rng, test_seed());
 	*model = io_buffer_alloc(DEVICE_BYTES);
 	assert_non_null(*model);
-	fill_random(rng, *model, DEVICE_BYTES);
+	buffer_fill_random(rng, *model, DEVICE_BYTES);
 	assert_int_equal(device_write(dev, 0, *model, DEVICE_BYTES), 0);
 	return dev;
 }
@@ -269,7 +269,7 @@ static void io_in_thousands_of_pieces_is_whole(void **state)
 	struct rng rng;
 
 	rng_init(&rng, test_seed());
-	fill_random(&rng, from, BYTES);
+	buffer_fill_random(&rng, from, BYTES);
 	memset(to, 0, BYTES);
 	for (int write = 1; write >= 0; write--) {
 		struct device_io io = { .op = write ? DEVICE_WRITE : DEVICE_READ, .dev = dev, .iov = iov };
@@ -313,7 +313,7 @@ static void random_groups_match_a_model(void **state)
 			iov[i] = (struct iovec){ buf + i * UNIT, UNIT };
 			ios[i] = io_make(dev, is_write ? DEVICE_WRITE : DEVICE_READ, at, &iov[i]);
 			if (is_write) {
-				fill_random(&rng, iov[i].iov_base, UNIT);
+				buffer_fill_random(&rng, iov[i].iov_base, UNIT);
 				memcpy(model + at, iov[i].iov_base, UNIT);
 			}
 			io_submit(&group, &ios[i]);
@@ -356,7 +356,7 @@ static const char *user_round(struct user *user, struct rng *rng, uint8_t *model
 		iov[i] = (struct iovec){ buf + i * UNIT, UNIT };
 		ios[i] = io_make(user->dev, is_write ? DEVICE_WRITE : DEVICE_READ, user->begin_bytes + at, &iov[i]);
 		if (is_write) {
-			fill_random(rng, iov[i].iov_base, UNIT);
+			buffer_fill_random(rng, iov[i].iov_base, UNIT);
 			memcpy(model + at, iov[i].iov_base, UNIT);
 		}
 		io_submit(&group, &ios[i]);
@@ -473,7 +473,7 @@ static void huge_memory_device_is_sparse(void **state)
 	for (size_t i = 0; i < sizeof(to); i++)
 		assert_int_equal(to[i], 0);
 	for (size_t i = 0; i < ARRAY_NR(at); i++) {
-		fill_random(&rng, from, sizeof(from));
+		buffer_fill_random(&rng, from, sizeof(from));
 		assert_int_equal(device_write(dev, at[i], from, sizeof(from)), 0);
 		assert_int_equal(device_read(dev, at[i], to, sizeof(to)), 0);
 		assert_memory_equal(from, to, sizeof(from));

@@ -137,7 +137,7 @@ static void trace_with_data_can_be_replayed(void **state)
 		struct device_io io = { DEVICE_WRITE, dev, at, iov, 2, len + 512 };
 		struct io_group group;
 
-		fill_random(&rng, buf, len + 512);
+		buffer_fill_random(&rng, buf, len + 512);
 		memcpy(model + at, buf, len + 512);
 		io_group_init(&group);
 		io_submit(&group, &io);
