@@ -104,6 +104,7 @@ int allocator_open(const struct allocator_opts *opts, struct allocator **allocat
 	evacuation_init(&a->evacuation);
 	readers_init(&a->readers);
 	gc_gens_init(&a->gc);
+	read_times_init(a);
 	devs_read(a);
 	groups_read(a);
 
@@ -148,6 +149,7 @@ void allocator_quiesce(struct allocator *a)
 	gc_gens_stop(a);
 	node_pool_stop(a);
 	discards_stop(a);
+	read_times_put(a, 0);
 	write_points_drop(a, false);
 	open_buckets_drop_partial(a, 0);
 	while (discards_run(a, &waiting_seq) > 0)
@@ -173,6 +175,7 @@ void allocator_close(struct allocator *a)
 		free(a->devs[dev].unindexed);
 	}
 	quotas_close(a->quotas);
+	read_times_destroy(a);
 	gc_gens_destroy(&a->gc);
 	evacuation_destroy(&a->evacuation);
 	discards_destroy(&a->discards);

@@ -150,6 +150,11 @@ int allocator_extent_get(struct allocator *a, const struct alloc_request *req, u
 			 struct alloc_extent *e);
 /* The keys that point at it are committed, or there will be none. */
 void allocator_extent_put(struct allocator *a, struct alloc_extent *e);
+/*
+ * Cached data at @ptr was read: its bucket comes last of those that are taken back. Cheap, and not at once. No locks
+ * held.
+ */
+void allocator_cached_read(struct allocator *a, const struct extent_ptr *ptr);
 /* Sectors read or written by users: the io clocks. */
 void allocator_clock_add(struct allocator *a, bool is_write, uint64_t sectors);
 

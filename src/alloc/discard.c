@@ -202,6 +202,7 @@ static const char *task_round(struct allocator *a, bool is_flush_wanted)
 {
 	uint64_t waiting_seq = 0;
 
+	alloc_task_result(a, "noting what was read", read_times_put(a, READ_NOTES_MANY), &a->discards.err_told[2]);
 	alloc_task_result(a, "taking back cached buckets", invalidate_run(a), &a->discards.err_told[0]);
 	alloc_task_result(a, "making empty buckets free", discards_run(a, &waiting_seq), &a->discards.err_told[1]);
 	if (waiting_seq && a->journal && (is_flush_wanted || space_is_low(a))) {

@@ -5,10 +5,11 @@
  * while freespace is read:
  *
  *	write_point.lock  >  open_buckets.lock  >  counters.lock
- *	node_pool.lock, discards.lock, gc_gens.lock, quotas.lock, key_versions.lock: nothing is taken under them
+ *	node_pool.lock, discards.lock, gc_gens.lock, quotas.lock, key_versions.lock, read_times.lock: nothing is taken
+ *under them
  *
- * All but write_point.lock, node_pool.lock and key_versions.lock are also taken by commits, which hold node locks:
- *short, and last of all.
+ * All but write_point.lock, node_pool.lock, key_versions.lock and read_times.lock are also taken by commits, which hold
+ *node locks: short, and last of all.
  */
 #ifndef KILN_ALLOC_INTERNAL_H
 #define KILN_ALLOC_INTERNAL_H
@@ -266,7 +267,7 @@ struct discards {
 	bool is_wanted, is_flush_wanted, is_stopping;
 	struct task *task;
 	struct job job;
-	int err_told[2]; /* the task's own: of taking buckets back, and of making them free */
+	int err_told[3]; /* the task's own: of taking buckets back, of making them free, and of times of reads */
 };
 
 void discards_init(struct discards *d);
@@ -292,6 +293,26 @@ bool discards_wait(struct allocator *a, uint64_t seen, uint64_t move_devs);
 
 /* Take back buckets with cached data, as many as are wanted. 0 or an error. */
 int invalidate_run(struct allocator *a);
+
+/* --- read_times.c --- */
+
+enum { READ_NOTES_NR = 4096, READ_NOTES_MANY = 1024 };
+
+/* Both are changed under the lock. */
+struct read_note {
+	atomic_uint_fast64_t place; /* device and bucket */
+	atomic_uint_fast64_t time;  /* and, in the highest bit, whether it is new: the key doesn't know it */
+};
+struct read_times {
+	struct mutex lock;
+	unsigned new_nr;
+	bool is_kicked; /* the discard task is to put them into keys */
+	struct read_note notes[READ_NOTES_NR];
+};
+void read_times_init(struct allocator *a);
+void read_times_destroy(struct allocator *a);
+/* Put what is new into the alloc keys, if it is that many. 0 or an error. One task at a time. */
+int read_times_put(struct allocator *a, unsigned new_min);
 
 /* --- gc_gens.c --- */
 
@@ -338,8 +359,9 @@ struct alloc_dev {
 	uint8_t group; /* index + 1; 0 none */
 	uint64_t first_bucket, bucket_nr;
 	uint32_t bucket_sectors;
-	uint64_t btree_reserve;	     /* buckets */
-	atomic_uint_fast64_t cursor; /* where the next search for a free bucket starts, in freespace */
+	uint64_t btree_reserve;		/* buckets */
+	atomic_uint_fast64_t read_step; /* read_times.c */
+	atomic_uint_fast64_t cursor;	/* where the next search for a free bucket starts, in freespace */
 	/* freespace_init.c: are freespace and need_discard there? */
 	atomic_uint index;		     /* enum alloc_index */
 	atomic_uint_fast8_t *unindexed;	     /* bit per bucket; NULL where they were there from the start */
@@ -397,6 +419,7 @@ struct allocator {
 	struct evacuation evacuation;
 	struct readers readers;
 	struct gc_gens gc;
+	struct read_times read_times;
 	struct quotas *quotas; /* NULL: none are counted */
 };
 

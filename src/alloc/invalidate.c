@@ -91,8 +91,10 @@ static int batch_invalidate(struct allocator *a, unsigned dev, const struct bpos
 static int invalidate_dev(struct allocator *a, unsigned dev, uint64_t wanted)
 {
 	struct bpos batch[BATCH_NR], pos = bucket_lru_pos(dev, 0, 0, 0);
-	int err = btree_write_buffer_flush(a->trees), nr = 0;
+	int err = read_times_put(a, 0), nr = 0;
 
+	if (!err)
+		err = btree_write_buffer_flush(a->trees);
 	while (!err && wanted && (nr = lru_read(a, dev, &pos, batch)) > 0)
 		err = batch_invalidate(a, dev, batch, nr, &wanted);
 	return err ? err : min(nr, 0);

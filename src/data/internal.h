@@ -234,6 +234,7 @@ struct reader {
 	int err; /* that makes the whole read impossible */
 	uint8_t *buf;
 	uint64_t begin_bytes, end_bytes;
+	uint64_t bytes_read; /* from devices */
 	struct damage *damage;
 	size_t damage_nr, damage_capacity;
 	struct map map;

@@ -116,6 +116,8 @@ ssize_t data_read(struct data *data, const struct data_file *file, uint64_t offs
 		allocator_read_end(allocator, section);
 
 	int err = r->err;
+	if (allocator)
+		allocator_clock_add(allocator, false, r->bytes_read / SECTOR_BYTES);
 	if (!err)
 		damage_tell(r, damage, damage_ctx);
 	reader_put(r);
@@ -152,6 +154,7 @@ static struct reader *reader_get(struct data *data)
 	r->in_flight = 0;
 	r->err = 0;
 	r->damage_nr = 0;
+	r->bytes_read = 0;
 	return r;
 }
 

@@ -20,6 +20,7 @@
 #include "data/compress.h"
 #include "data/internal.h"
 #include "data/repair.h"
+#include "data/write_internal.h"
 #include "format/error_ids.h"
 #include "format/version.h"
 
@@ -506,10 +507,15 @@ enum region_result region_start(struct region *r)
 
 enum region_result region_continue(struct region *r)
 {
-	if (!r->io.err)
+	if (!r->io.err) {
 		data_count(r->reader->data, COUNTER_BYTES_READ, r->io.len_bytes);
+		r->reader->bytes_read += r->io.len_bytes;
+	}
 	if (!attempt_end(r, r->io.err))
 		return region_start(r);
+	const struct data *data = r->reader->data;
+	if (r->ptrs[r->ptr_idx].ptr.is_cached && data->writer)
+		allocator_cached_read(data->writer->allocator, &r->ptrs[r->ptr_idx].ptr);
 	failures_recovered(r);
 	return REGION_DONE;
 }

@@ -376,7 +376,18 @@ static void cached_buckets_are_taken_back(void **state)
 	uint64_t before = (uint64_t)counters_dev_buckets(&s.allocator->counters, 1, DATA_CACHED);
 	assert_true(before > 0);
 
-	/* Who needs a bucket gets one that held cached data, the longest unread first. */
+	/* Who needs a bucket gets one that held cached data, the longest unread first: no more the one that came first.
+	 */
+	struct extent_ptr old[2] = { 0 };
+	for (unsigned i = 0, found = 0; i < nr && found < 2; i++) {
+		old[found] = e[i].ptrs[e[i].ptrs[0].dev == 1 ? 0 : 1];
+		found += alloc_at(&s, &old[found]).gen == old[found].gen;
+	}
+	allocator_clock_add(s.allocator, false, 24 * MIB / 512);
+	uint64_t now = alloc_clock(s.allocator, 0);
+	allocator_cached_read(s.allocator, &old[0]);
+	allocator_clock_add(s.allocator, false, 10);
+	allocator_cached_read(s.allocator, &old[0]);
 	req.replicas = 1;
 	req.can_wait = true;
 	req.dev_exclude = 1;
@@ -389,8 +400,9 @@ static void cached_buckets_are_taken_back(void **state)
 	}
 	settle(&s);
 	assert_true((uint64_t)counters_dev_buckets(&s.allocator->counters, 1, DATA_CACHED) < before);
-	unsigned cached = e[0].ptrs[0].dev == 1 ? 0 : 1;
-	assert_int_not_equal(alloc_at(&s, &e[0].ptrs[cached]).gen, e[0].ptrs[cached].gen);
+	assert_int_equal(alloc_at(&s, &old[0]).gen, old[0].gen);
+	assert_int_equal(alloc_at(&s, &old[0]).io_time[0], now);
+	assert_int_not_equal(alloc_at(&s, &old[1]).gen, old[1].gen);
 	space_check(&s);
 	space_close(&s);
 }

@@ -985,6 +985,77 @@ static void a_place_that_counts_twice_is_enough(void **state)
 	world_close(&w, true);
 }
 
+/* --- cached copies --- */
+
+/* The copies of the file on @dev are cached ones from here on. */
+static int copies_cache_txn(struct btree_txn *txn, void *ctx)
+{
+	const struct world *w = ctx;
+	struct btree_iter it;
+	struct bkey_ref k;
+	int err = 0;
+
+	btree_txn_iter_open(&it, txn, BTREE_EXTENTS, BPOS(w->files[0].inum, 1, SNAPSHOT), 0, SNAPSHOT);
+	it.end = BPOS(w->files[0].inum, UINT64_MAX, UINT32_MAX);
+	for (; !err && btree_iter_peek(&it, &k) > 0; btree_iter_advance(&it)) {
+		struct extent_value v;
+		struct key_buf b;
+
+		assert_int_equal(extent_value_load(&v, k, &w->fs->super->kctx), 0);
+		for (unsigned i = 0; i < v.ptr_nr; i++)
+			v.ptrs[i].ptr.is_cached = v.ptrs[i].ptr.dev == 1;
+		key_buf_load(&b, k);
+		assert_int_equal(extent_value_store(&v, &b), 0);
+		err = btree_txn_put(txn, BTREE_EXTENTS, &b.k, b.value, 0);
+	}
+	btree_iter_close(&it);
+	return err;
+}
+
+/* The lowest and the highest time of what is in the read LRU of device 1. */
+static void read_times(struct world *w, uint64_t *first, uint64_t *last)
+{
+	struct btree_iter it;
+	struct bkey_ref k;
+
+	*first = *last = 0;
+	assert_int_equal(btree_write_buffer_flush(w->fs->trees), 0);
+	btree_iter_open(&it, w->fs->trees, BTREE_LRU, bucket_lru_pos(1, 0, 0, 0), BTREE_ITER_ALL_SNAPSHOTS, 0);
+	it.end = bpos_predecessor(bucket_lru_pos(2, 0, 0, 0));
+	for (; btree_iter_peek(&it, &k) > 0; btree_iter_advance(&it)) {
+		*last = k.k.p.inode & ((1ull << LRU_TIME_BITS) - 1);
+		*first = *first ? *first : *last;
+	}
+	btree_iter_close(&it);
+}
+
+static void what_is_read_of_a_cache_is_kept_longer(void **state)
+{
+	static const struct btree_commit_opts opts = { .name = "test", .watermark = WATERMARK_NORMAL };
+	uint64_t first, last, clock, read_first, read_last;
+	struct world w;
+
+	world_open(&w, 16, 2, "block_size=4k,data_replicas=2", 4096);
+	struct file *f = &w.files[0];
+	struct data_file file = { .inum = f->inum, .snapshot = SNAPSHOT, .size_bytes = 1 << 20 };
+	op_write(&w, f, 0, 1 << 20);
+	assert_int_equal(btree_txn_run(w.fs->trees, &opts, copies_cache_txn, &w), 0);
+	write_points_drop(w.fs->allocator, false);
+	read_times(&w, &first, &last);
+	assert_true(first);
+	/* Each is read from both devices, the more often the faster; and much else is. */
+	clock = atomic_load(&w.fs->allocator->clock[0]);
+	for (unsigned i = 0; i < 100; i++)
+		assert_int_equal(data_read(w.fs->data, &file, 0, w.buf, 256 << 10, NULL, NULL), 256 << 10);
+	assert_true(atomic_load(&w.fs->allocator->clock[0]) >= clock + 100 * (256 << 10) / SECTOR_BYTES);
+	assert_int_equal(read_times_put(w.fs->allocator, 0), 0);
+	read_times(&w, &read_first, &read_last);
+	assert_int_equal(read_first, first);
+	assert_true(read_last > clock);
+	fs_check(&w);
+	world_close(&w, true);
+}
+
 /* --- devices that fail --- */
 
 /* Nothing is left to be written for what was done before. */
@@ -1374,6 +1445,7 @@ int main(void)
 		cmocka_unit_test(files_have_the_bytes_written_compressed),
 		cmocka_unit_test(large_writes_are_checksummed_by_all_cores),
 		cmocka_unit_test(what_compresses_takes_less_and_what_does_not_says_so),
+		cmocka_unit_test(what_is_read_of_a_cache_is_kept_longer),
 		cmocka_unit_test(what_one_replica_keeps_is_written),
 		cmocka_unit_test(a_write_that_ends_early_is_a_write),
 		cmocka_unit_test(a_device_that_takes_no_writes_is_survived),
