@@ -61,6 +61,7 @@ class Filesystem:
         self.directory = os.path.join(to, "mnt")
         self.options = list(options)
         self.passphrase = list(passphrase)  # options that say it
+        self.environment = {}  # of the server, besides ours
         os.makedirs(self.directory, exist_ok=True)
         status, _, err = doors.run([KILN, "format", "--size", size, *format_options, self.image])
         assert status == 0, err
@@ -70,7 +71,7 @@ class Filesystem:
 
     def mount(self):
         self.server = subprocess.Popen([KILN, "mount", "-f", *self.options, self.image, self.directory],
-                                       stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                                       env={**os.environ, **self.environment}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         wait_until("mounted", lambda: os.path.ismount(self.directory) or self.server.poll() is not None)
         assert self.server.poll() is None, self.server.stderr.read().decode()
         return self
@@ -1090,14 +1091,11 @@ def service_managers_are_told(to):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
         s.bind(path)
         s.settimeout(WAIT_S)
-        os.environ["NOTIFY_SOCKET"] = path
-        try:
-            with fs:
-                assert s.recv(100) == b"READY=1"
-                assert os.path.ismount(fs.directory)
-            assert s.recv(100) == b"STOPPING=1"
-        finally:
-            del os.environ["NOTIFY_SOCKET"]
+        fs.environment["NOTIFY_SOCKET"] = path  # not in ours: servers of other cases run, too
+        with fs:
+            assert s.recv(100) == b"READY=1"
+            assert os.path.ismount(fs.directory)
+        assert s.recv(100) == b"STOPPING=1"
 
 
 def mount_helpers_take_lines_of_fstab(to):
