@@ -1058,13 +1058,7 @@ static int update_commit(struct interior_update *u)
 		.flags = BTREE_COMMIT_NO_SPLIT,
 	};
 
-	unsigned tries = 0;
-	int err;
-
-	do {
-		err = btree_txn_run(u->trees, &opts, update_txn, u);
-	} while (err && write_retry(u->trees, err, &tries));
-	return err;
+	return write_txn_run(u->trees, &opts, update_txn, u);
 }
 
 /*

@@ -540,10 +540,10 @@ void write_failed(struct btrees *trees, int err);
 int node_replicas_drop(struct btrees *trees, struct btree_node *node, unsigned failed);
 int write_error(struct btrees *trees);
 /*
- * What is done to write nodes back has failed with @err: should it be tried again? Only errors of reading may pass, and
- * then this waits a little, longer each time. *@tries is 0 at first. No lock is held. Switch point.
+ * btree_txn_run() of what is done to write nodes back: an error of reading, which may pass, is waited out for some
+ * seconds. No lock is held. Switch point.
  */
-bool write_retry(struct btrees *trees, int err, unsigned *tries);
+int write_txn_run(struct btrees *trees, const struct btree_commit_opts *opts, btree_txn_fn fn, void *ctx);
 
 /* --- merge.c --- */
 

@@ -186,13 +186,25 @@ void node_write_throttle(struct btrees *trees)
 
 int write_error(struct btrees *trees) { return trees->write ? atomic_load(&trees->write->err) : 0; }
 
-bool write_retry(struct btrees *trees, int err, unsigned *tries)
+/* It has failed with @err: should it be tried again? Then this has waited, longer each time. *@tries is 0 at first. */
+static bool may_retry(struct btrees *trees, int err, unsigned *tries)
 {
 	if (err != -EIO || *tries == RETRIES_MAX || write_error(trees))
 		return false;
 	sleep_ns((uint64_t)RETRY_NS << (*tries)++);
 	cache_forget_failures(trees);
 	return true;
+}
+
+int write_txn_run(struct btrees *trees, const struct btree_commit_opts *opts, btree_txn_fn fn, void *ctx)
+{
+	unsigned tries = 0;
+	int err;
+
+	do {
+		err = btree_txn_run(trees, opts, fn, ctx);
+	} while (may_retry(trees, err, &tries));
+	return err;
 }
 
 void write_failed(struct btrees *trees, int err)
@@ -404,13 +416,7 @@ static int batch_commit(struct set_batch *b)
 		.flags = BTREE_COMMIT_NO_SPLIT,
 	};
 
-	unsigned tries = 0;
-	int err;
-
-	do {
-		err = btree_txn_run(b->trees, &opts, batch_txn, b);
-	} while (err && write_retry(b->trees, err, &tries));
-	return err;
+	return write_txn_run(b->trees, &opts, batch_txn, b);
 }
 
 /* Replicas that lack the set are no good any more. */
@@ -523,7 +529,7 @@ static void node_replace_full(struct btrees *trees, struct btree_node *node)
 
 	do {
 		err = interior_replace(trees, node, INTERIOR_REWRITE, WATERMARK_RECLAIM, false);
-	} while (err && write_retry(trees, err, &tries));
+	} while (may_retry(trees, err, &tries));
 	if (err == -EAGAIN || err == -ENOMEM)
 		node_defer(trees, node);
 	else if (err)
