@@ -10,7 +10,8 @@
 
 /*
  * The second half: @devices, which super_format() has just written and the filesystem owns from here on, become a
- * filesystem that is open for writing; or, without @fs, clean and closed. 0, or an error with @why.
+ * filesystem that is open for writing, as the first fs_open() makes of them; or, without @fs, clean and closed.
+ * @options have KILN_OPEN_WRITE. 0, or a negative errno with @why.
  */
 int fs_initialize(struct device **devices, size_t device_nr, const struct kiln_open_options *options,
 		  struct kiln_fs **fs, char why[KILN_ERROR_BYTES]);

@@ -4,27 +4,21 @@
 #include <errno.h>
 #include <stdio.h>
 
-#include "engine/fs_write.h"
-
 int fs_initialize(struct device **devices, size_t device_nr, const struct kiln_open_options *options,
 		  struct kiln_fs **out, char why[KILN_ERROR_BYTES])
 {
 	struct kiln_fs *fs;
 
-	int err = fs_open_fresh(devices, device_nr, options, &fs, why);
+	int err = fs_open(NULL, 0, devices, device_nr, options, FS_NAMESPACE, &fs, why);
 	if (err)
 		return err;
-	err = fs_write_start_fresh(fs, options->memory_bytes, why);
-	if (!err && out) {
+	if (out) {
 		*out = fs;
 		return 0;
 	}
-	if (!err) {
-		err = kiln_shutdown(fs);
-		if (err)
-			snprintf(why, KILN_ERROR_BYTES, "the new filesystem can't be closed cleanly: %s",
-				 error_name(err));
-	}
+	err = kiln_shutdown(fs);
+	if (err)
+		snprintf(why, KILN_ERROR_BYTES, "the new filesystem can't be closed cleanly: %s", error_name(err));
 	kiln_close(fs);
 	return err;
 }

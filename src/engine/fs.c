@@ -312,42 +312,13 @@ static int open_fresh_steps(struct kiln_fs *fs, const struct kiln_open_options *
 	return open_btrees(fs, memory_bytes);
 }
 
-/* Only a whole filesystem can be opened for reading in place of writing. */
+/* Superblocks alone aren't opened for reading in place of writing. */
 static int insist_on_writing(const struct kiln_fs *fs, char why[KILN_ERROR_BYTES])
 {
 	if (!fs->write_refused[0])
 		return 0;
 	snprintf(why, KILN_ERROR_BYTES, "%s", fs->write_refused);
 	return -EINVAL;
-}
-
-int fs_open_fresh(struct device **devices, size_t device_nr, const struct kiln_open_options *given,
-		  struct kiln_fs **out, char why[KILN_ERROR_BYTES])
-{
-	struct kiln_open_options options = *given;
-	struct kiln_fs *fs = calloc(1, sizeof(*fs));
-
-	if (!fs) {
-		for (size_t i = 0; i < device_nr; i++)
-			device_close(devices[i]);
-		return -ENOMEM;
-	}
-	reporter_init(&fs->reporter, &options);
-	mutex_init_ranked(&fs->usage_lock, LOCK_USAGE);
-	int err = open_super(fs, NULL, 0, devices, device_nr, &options, FS_NAMESPACE, why);
-	if (!err)
-		err = insist_on_writing(fs, why);
-	if (!err && fs->super->needs_passphrase)
-		err = unlock(fs, &options);
-	if (!err)
-		err = open_fresh_steps(fs, &options);
-	if (err) {
-		describe_failure(fs, err, why);
-		kiln_close(fs);
-		return err;
-	}
-	*out = fs;
-	return 0;
 }
 
 static int open_and_recover(struct kiln_fs *fs, const struct kiln_open_options *options, enum fs_depth depth,

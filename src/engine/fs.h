@@ -79,13 +79,6 @@ int fs_open(const char *const *args, size_t arg_nr, struct device **devices, siz
 	    const struct kiln_open_options *options, enum fs_depth depth, struct kiln_fs **fs,
 	    char why[KILN_ERROR_BYTES]);
 
-/*
- * Open devices that super_format() has just written, for initialising: superblocks for writing, an empty journal,
- * btrees without roots. Data and namespace follow, with fs_open_namespace(), when there is something to see. @devices
- * belong to the filesystem from here on, also on failure.
- */
-int fs_open_fresh(struct device **devices, size_t device_nr, const struct kiln_open_options *options,
-		  struct kiln_fs **fs, char why[KILN_ERROR_BYTES]);
 /* The last steps of opening. @memory_bytes: the whole budget, 0 the usual one. */
 int fs_open_namespace(struct kiln_fs *fs, uint64_t memory_bytes);
 

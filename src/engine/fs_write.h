@@ -19,8 +19,9 @@
  */
 int fs_write_start(struct kiln_fs *fs, char why[KILN_ERROR_BYTES]);
 /*
- * Make @fs, from fs_open_fresh(), a filesystem with a journal, its first keys, root directory and lost+found, open for
- * writing. Errors as above: the superblocks then still say that nothing is initialised.
+ * Make @fs, of which there are superblocks, an empty journal and btrees without roots, a filesystem with a journal, its
+ * first keys, root directory and lost+found, open for writing. Errors as above: the superblocks then still say that
+ * nothing is initialised.
  */
 int fs_write_start_fresh(struct kiln_fs *fs, uint64_t memory_bytes, char why[KILN_ERROR_BYTES]);
 /*
