@@ -28,19 +28,23 @@ int journal_blacklist_load(struct journal_state *state)
 	return 0;
 }
 
-/* First range that ends above @seq, or blacklist_nr. */
-static size_t blacklist_lower_bound(const struct journal_state *state, uint64_t seq)
+size_t seq_ranges_find(const struct seq_range *ranges, size_t nr, uint64_t seq)
 {
-	size_t lo = 0, hi = state->blacklist_nr;
+	size_t lo = 0, hi = nr;
 
 	while (lo < hi) {
 		size_t mid = lo + (hi - lo) / 2;
-		if (state->blacklist[mid].end <= seq)
+		if (ranges[mid].end <= seq)
 			lo = mid + 1;
 		else
 			hi = mid;
 	}
 	return lo;
+}
+
+static size_t blacklist_lower_bound(const struct journal_state *state, uint64_t seq)
+{
+	return seq_ranges_find(state->blacklist, state->blacklist_nr, seq);
 }
 
 bool journal_seq_is_blacklisted(const struct journal_state *state, uint64_t seq)

@@ -159,7 +159,7 @@ struct journal {
 /* Words of an entry that reservations don't get: header, roots and tail. */
 unsigned journal_reserved_u64s(struct journal *j);
 /* Close the open entry, if one is; lock held. */
-void journal_close_entry(struct journal *j);
+void journal_entry_close_locked(struct journal *j);
 /*
  * Open the next entry, with room for a reservation of @u64s, unless one is open; lock held. -EAGAIN when there is no
  * buffer or no space. @is_flush: without content, for durability or a new last_seq: a little room is enough.

@@ -140,6 +140,8 @@ int journal_entry_load(struct journal_reader *reader, struct journal_entry *e, c
  */
 bool journal_has_counters(const struct journal_state *state);
 
+/* Of ranges that ascend: the first one that ends above @seq, or @nr. */
+size_t seq_ranges_find(const struct seq_range *ranges, size_t nr, uint64_t seq);
 bool journal_seq_is_blacklisted(const struct journal_state *state, uint64_t seq);
 
 #endif

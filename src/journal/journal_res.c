@@ -20,7 +20,7 @@ unsigned journal_reserved_u64s(struct journal *j)
 	       j->ops.tail_u64s_max(j->ops.ctx);
 }
 
-void journal_close_entry(struct journal *j)
+void journal_entry_close_locked(struct journal *j)
 {
 	uint64_t old = __atomic_load_n(&j->state, __ATOMIC_ACQUIRE), new;
 
@@ -41,7 +41,7 @@ void journal_close_entry(struct journal *j)
 void journal_entry_close(struct journal *j)
 {
 	mutex_lock(&j->lock);
-	journal_close_entry(j);
+	journal_entry_close_locked(j);
 	mutex_unlock(&j->lock);
 }
 
@@ -111,7 +111,7 @@ int journal_open_flush_entry(struct journal *j, uint64_t *seq)
 		return err;
 	*seq = j->seq_next - 1;
 	j->buf[*seq % JOURNAL_BUF_NR].must_flush = true;
-	journal_close_entry(j);
+	journal_entry_close_locked(j);
 	return 0;
 }
 
@@ -158,7 +158,7 @@ static int res_try_slow(struct journal *j, struct journal_res *res, unsigned u64
 		/* Full: the next ones may be larger. */
 		if (j->buf[state_buf(s)].is_bound_by_memory)
 			j->entry_bytes = min(j->entry_bytes * 2, j->entry_bytes_max);
-		journal_close_entry(j);
+		journal_entry_close_locked(j);
 	}
 	while (((uint64_t)u64s + journal_reserved_u64s(j)) * 8 > j->entry_bytes && j->entry_bytes < j->entry_bytes_max)
 		j->entry_bytes = min(j->entry_bytes * 2, j->entry_bytes_max);

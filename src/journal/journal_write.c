@@ -418,7 +418,7 @@ static uint64_t entry_close_if_due(struct journal *j)
 		bool is_wanted = j->flush_wanted >= buf->seq || (is_next && j->flush_wanted > j->seq_flushed);
 
 		if (is_wanted || now >= due || j->is_stopping)
-			journal_close_entry(j);
+			journal_entry_close_locked(j);
 		else
 			return due;
 	} else if (j->flush_wanted > j->seq_flushed && j->seq_unwritten == j->seq_next) {

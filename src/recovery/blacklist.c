@@ -25,14 +25,10 @@ enum {
 	SHARE = 8,	  /* nor is what takes no more than this part of the smallest superblock. */
 };
 
-struct range {
-	uint64_t start, end;
-};
-
 struct collection {
 	struct super *s;
 	struct btrees *trees;
-	struct range *ranges;
+	struct seq_range *ranges; /* as the superblock has them */
 	bool *is_needed;
 	unsigned nr;
 	uint8_t *node;
@@ -46,25 +42,17 @@ static unsigned ranges_max(const struct super *s)
 		if (s->members[i].sb) {
 			size_t bytes = (size_t)SECTOR_BYTES << s->members[i].sb->layout.sb_max_size_bits;
 
-			max_nr = min(max_nr, bytes / SHARE / sizeof(struct range));
+			max_nr = min(max_nr, bytes / SHARE / sizeof(struct seq_range));
 		}
 	return (unsigned)max_nr;
 }
 
 static void seq_found(struct collection *c, uint64_t seq)
 {
-	unsigned lo = 0, hi = c->nr;
+	size_t i = seq_ranges_find(c->ranges, c->nr, seq);
 
-	while (lo < hi) {
-		unsigned mid = lo + (hi - lo) / 2;
-
-		if (c->ranges[mid].end <= seq)
-			lo = mid + 1;
-		else
-			hi = mid;
-	}
-	if (lo < c->nr && c->ranges[lo].start <= seq)
-		c->is_needed[lo] = true;
+	if (i < c->nr && c->ranges[i].start <= seq)
+		c->is_needed[i] = true;
 }
 
 /* All copies: what lies behind the written part may differ. */
