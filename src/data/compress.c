@@ -16,6 +16,7 @@
 #include <lz4hc.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 #include <zlib.h>
 #include <zstd.h>
 #include <zstd_errors.h>
@@ -283,4 +284,16 @@ int compress_region(unsigned option, const void *src, size_t src_len, void *dst,
 	case COMPRESSION_ZSTD: return compress_zstd(level, src, src_len, dst, dst_max, len);
 	default: return -ENOBUFS;
 	}
+}
+
+int compress_to_blocks(unsigned option, const void *src, size_t src_len, void *dst, size_t dst_max, size_t block_bytes,
+		       size_t *len)
+{
+	size_t used;
+	int err = compress_region(option, src, src_len, dst, dst_max, &used);
+
+	*len = (size_t)round_up_u64(used, block_bytes);
+	if (!err)
+		memset((uint8_t *)dst + used, 0, *len - used);
+	return err;
 }

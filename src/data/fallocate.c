@@ -62,8 +62,7 @@ static unsigned key_durability(const struct data *data, struct bkey_ref k)
 	unsigned sum = 0;
 
 	for (int i = 0; i < nr; i++)
-		if (!ptrs[i].ptr.is_cached && ptrs[i].ptr.dev < data->super->member_nr)
-			sum += data->super->members[ptrs[i].ptr.dev].m.durability;
+		sum += ptr_durability(data->super, &ptrs[i].ptr);
 	return sum;
 }
 

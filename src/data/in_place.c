@@ -85,7 +85,7 @@ static bool key_qualifies(const struct write_op *op, struct bkey_ref k, struct p
 	for (int i = 0; i < nr; i++) {
 		if (!ptr_qualifies(s, piece, bkey_start_offset(&k.k), &ptrs[i], &piece->ptrs[i]))
 			return false;
-		durability += s->members[ptrs[i].ptr.dev].m.durability;
+		durability += ptr_durability(s, &ptrs[i].ptr);
 		piece->is_unwritten = ptrs[0].ptr.is_unwritten;
 		piece->ptr_nr++;
 	}

@@ -69,6 +69,12 @@ static inline bool crc_is_encoded(const struct extent_crc *crc)
 	return crc->csum_type || compression_is_compressed(crc->compression);
 }
 
+/* For how many copies a pointer counts; the state of its device isn't asked. */
+static inline unsigned ptr_durability(const struct super *s, const struct extent_ptr *p)
+{
+	return p->is_cached || p->dev >= s->member_nr ? 0 : s->members[p->dev].m.durability;
+}
+
 /* The bucket on its device; the member's buckets have a size. */
 static inline uint64_t ptr_bucket(const struct super *s, const struct extent_ptr *p)
 {

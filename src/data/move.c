@@ -113,18 +113,6 @@ void data_mover_begin(struct data_mover *m)
 
 /* --- taking keys --- */
 
-static const struct member *member_of(const struct data_mover *m, unsigned dev)
-{
-	return dev < m->data->super->member_nr ? &m->data->super->members[dev].m : NULL;
-}
-
-static unsigned ptr_durability(const struct data_mover *m, const struct extent_ptr *p)
-{
-	const struct member *member = member_of(m, p->dev);
-
-	return p->is_cached || !member ? 0 : member->durability;
-}
-
 /* What is read through pointer @i. */
 static uint32_t sectors_to_read(const struct move_item *item, unsigned i)
 {
@@ -181,9 +169,9 @@ static void item_plan(const struct data_mover *m, struct move_item *item)
 		if (p->is_cached)
 			continue;
 		if (move->rewrite >> i & 1)
-			removed += ptr_durability(m, p);
+			removed += ptr_durability(m->data->super, p);
 		else if (!(move->kill >> i & 1)) {
-			kept += ptr_durability(m, p);
+			kept += ptr_durability(m->data->super, p);
 			if (p->dev < 64)
 				item->kept_devs |= 1ull << p->dev;
 		}
@@ -426,7 +414,8 @@ static int item_recompress(struct data_mover *m, struct move_item *item, struct 
 	uint32_t block = m->data->super->kctx.block_sectors, less = min(old.compressed_sectors, item->k.size);
 	size_t len;
 
-	if (old.uncompressed_sectors == item->k.size || checksum_is_mac(old.csum_type) || less <= block)
+	if (old.uncompressed_sectors == item->k.size || item->k.size > f->sectors_max ||
+	    checksum_is_mac(old.csum_type) || less <= block)
 		return 0;
 	int err = item_decompress(m, item);
 	if (err)
@@ -435,32 +424,48 @@ static int item_recompress(struct data_mover *m, struct move_item *item, struct 
 	item->recoded = io_buffer_alloc((size_t)less << SECTOR_SHIFT);
 	if (!item->recoded)
 		return -ENOMEM;
-	err = compress_region(compression_type_option(old.compression),
-			      item->decoded + ((size_t)old.offset_sectors << SECTOR_SHIFT),
-			      (size_t)item->k.size << SECTOR_SHIFT, item->recoded, (size_t)less << SECTOR_SHIFT, &len);
+	err = compress_to_blocks(compression_type_option(old.compression),
+				 item->decoded + ((size_t)old.offset_sectors << SECTOR_SHIFT),
+				 (size_t)item->k.size << SECTOR_SHIFT, item->recoded, (size_t)less << SECTOR_SHIFT,
+				 (size_t)block << SECTOR_SHIFT, &len);
 	if (err)
 		return err == -ENOBUFS ? 0 : err;
-	size_t padded = (size_t)round_up_u64(len, (uint64_t)block << SECTOR_SHIFT);
-	memset(item->recoded + len, 0, padded - len);
 	f->bytes = item->recoded;
 	f->crc = (struct extent_crc){
-		.compressed_sectors = (uint32_t)(padded >> SECTOR_SHIFT),
+		.compressed_sectors = (uint32_t)(len >> SECTOR_SHIFT),
 		.uncompressed_sectors = item->k.size,
 		.csum_type = old.csum_type,
 		.compression = old.compression == COMPRESSION_LZ4_OLD ? COMPRESSION_LZ4 : old.compression,
 	};
 	if (old.csum_type)
-		f->crc.csum = checksum_compute(old.csum_type, NULL, (struct nonce){ 0 }, f->bytes, padded);
+		f->crc.csum = checksum_compute(old.csum_type, NULL, (struct nonce){ 0 }, f->bytes, len);
 	f->is_whole = true;
+	return 0;
+}
+
+/* A compressed region: its live part compressed anew, else the region as it is, else the live part as it decodes. */
+static int compressed_form(struct data_mover *m, struct move_item *item, struct item_form *f)
+{
+	int err = item_recompress(m, item, f);
+
+	if (err || f->is_whole)
+		return err;
+	if (f->crc.compressed_sectors <= item->k.size && f->crc.uncompressed_sectors <= f->sectors_max) {
+		f->is_whole = true;
+		return 0;
+	}
+	err = item->decoded ? 0 : item_decompress(m, item);
+	if (err)
+		return err;
+	f->bytes = item->decoded + ((size_t)f->crc.offset_sectors << SECTOR_SHIFT);
+	f->crc.compression = COMPRESSION_NONE;
+	f->has_crc = f->crc.csum_type != 0;
 	return 0;
 }
 
 static int item_form(struct data_mover *m, struct move_item *item, struct item_form *f)
 {
-	const struct super *s = m->data->super;
-	uint32_t region_max = s->kctx.encoded_extent_max_sectors;
 	const struct extent_ptr_decoded *source = &item->v.ptrs[item->source];
-	bool is_compressed;
 
 	*f = (struct item_form){ .sectors_max = UINT32_MAX };
 	if (item->is_unwritten)
@@ -468,30 +473,12 @@ static int item_form(struct data_mover *m, struct move_item *item, struct item_f
 	f->crc = source->crc;
 	f->has_crc = source->has_crc;
 	f->bytes = item->in;
-	is_compressed = compression_is_compressed(f->crc.compression);
-	if (crc_is_encoded(&f->crc))
-		f->sectors_max = region_max;
-	if (is_compressed) {
-		int err = item_recompress(m, item, f);
-
-		if (err || f->is_whole)
-			return err;
-	}
-	if (is_compressed && f->crc.compressed_sectors <= item->k.size && f->crc.uncompressed_sectors <= region_max) {
-		f->is_whole = true;
+	if (!crc_is_encoded(&f->crc))
 		return 0;
-	}
-	if (is_compressed) {
-		int err = item->decoded ? 0 : item_decompress(m, item);
-
-		if (err)
-			return err;
-		f->bytes = item->decoded;
-		f->crc.compression = COMPRESSION_NONE;
-		f->has_crc = f->crc.csum_type != 0;
-	}
-	if (crc_is_encoded(&source->crc))
-		f->bytes += (size_t)f->crc.offset_sectors << SECTOR_SHIFT;
+	f->sectors_max = m->data->super->kctx.encoded_extent_max_sectors;
+	if (compression_is_compressed(f->crc.compression))
+		return compressed_form(m, item, f);
+	f->bytes += (size_t)f->crc.offset_sectors << SECTOR_SHIFT;
 	return 0;
 }
 

@@ -12,8 +12,8 @@
  * 2. *Read.* Stored regions are read as they are, those that lie behind one another in one I/O, and verified; where
  *    one is bad another replica serves, and if none does the key stays as it is.
  * 3. *Write.* The stored bytes go to new space as they are, compressed and encrypted. Of a region that isn't
- *    compressed only what the key still needs, with a checksum of its own (narrowing, 06 §6.4); of one that is, and
- *    has shrunk below its size on disk, the decompressed part.
+ *    compressed only what the key still needs, with a checksum of its own (narrowing, 06 §6.4); of one that is, that
+ *    part compressed anew where it takes less, and, where it has shrunk below its size on disk, at least decompressed.
  *    What a device doesn't take goes to others.
  * 4. *Put.* Transactions change the pointers, each key only where it still is what it was when it was read: what was
  *    overwritten, trimmed or moved meanwhile is passed over, or taken for the part that is left.

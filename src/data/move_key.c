@@ -44,10 +44,9 @@ static bool ptrs_are_same(uint64_t start_a, const struct extent_ptr_decoded *a, 
 static unsigned durability_of(const struct piece *p, const struct extent_ptr *ptr)
 {
 	const struct super *s = p->data->super;
+	bool has_failed = ptr->dev < s->member_nr && super_member_state(s, ptr->dev) == MEMBER_FAILED;
 
-	if (ptr->is_cached || ptr->dev >= s->member_nr || super_member_state(s, ptr->dev) == MEMBER_FAILED)
-		return 0;
-	return s->members[ptr->dev].m.durability;
+	return has_failed ? 0 : ptr_durability(s, ptr);
 }
 
 /* Durability of what stays of the key. */

@@ -54,15 +54,13 @@ static int region_compress_to(const struct write_chunk *c, struct write_region *
 {
 	size_t block = block_bytes_of(c->op->data), len;
 	uint8_t *to = region_output(c, r);
-	int err = compress_region(c->op->compression, region_input(c, r),
-				  (size_t)r->crc.uncompressed_sectors << SECTOR_SHIFT, to,
-				  (size_t)sectors_max << SECTOR_SHIFT, &len);
+	int err = compress_to_blocks(c->op->compression, region_input(c, r),
+				     (size_t)r->crc.uncompressed_sectors << SECTOR_SHIFT, to,
+				     (size_t)sectors_max << SECTOR_SHIFT, block, &len);
 
 	if (err)
 		return err;
-	size_t padded = (size_t)round_up_u64(len, block);
-	memset(to + len, 0, padded - len);
-	r->crc.compressed_sectors = (uint32_t)(padded >> SECTOR_SHIFT);
+	r->crc.compressed_sectors = (uint32_t)(len >> SECTOR_SHIFT);
 	r->crc.compression = compression_option_type(c->op->compression);
 	r->bytes = to;
 	return 0;

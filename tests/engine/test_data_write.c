@@ -18,6 +18,7 @@
 #include "base/sanitizer.h"
 #include "base/util.h"
 #include "data/move.h"
+#include "data/write.h"
 #include "data/write_internal.h"
 #include "engine/format.h"
 #include "engine/fs_write.h"
@@ -229,7 +230,7 @@ static void file_check(struct world *w, const struct file *f)
 static void check_complains(void *ctx, const struct kiln_report *report)
 {
 	/* The files have no names. */
-	if (strcmp(report->error_id_name, "inode_unreachable") != 0)
+	if (!report->error_id_name || strcmp(report->error_id_name, "inode_unreachable") != 0)
 		snprintf(ctx, KILN_ERROR_BYTES, "%s", report->text);
 }
 
@@ -648,6 +649,48 @@ static void what_compresses_takes_less_and_what_does_not_says_so(void **state)
 		write_of_kind(&w, &w.files[1], 4096, 0);
 		assert_int_equal(
 			keys_of_compression(&w, &w.files[1], COMPRESSION_INCOMPRESSIBLE, &stored, &rebalance_nr), 1);
+		fs_check(&w);
+		world_close(&w, true);
+	}
+}
+
+/*
+ * The live part of a compressed region is moved; also where it is more than may be compressed together by now: then it
+ * is divided.
+ */
+static void what_is_too_large_by_now_is_moved_in_parts(void **state)
+{
+	enum { BYTES = 64 << 10, NOW_SECTORS = 16 };
+	struct data_move move = { .rewrite = 1, .watermark = WATERMARK_STRIPE, .flags = DATA_MOVE_DROP_OLD };
+	struct data_move_stats stats = { 0 };
+	struct extent_value v;
+	struct bkey_copy key;
+	struct world w;
+
+	for (unsigned is_less_now = 0; is_less_now < 2; is_less_now++) {
+		world_open(&w, test_seed(), 1, "block_size=4k,compression=lz4", 4096);
+		struct file *f = &w.files[0];
+		write_of_kind(&w, f, BYTES, 1);
+		op_write(&w, f, 0, BYTES / 2);
+		uint32_t *max_sectors = &((struct super *)w.fs->super)->kctx.encoded_extent_max_sectors;
+		uint32_t usual = *max_sectors;
+		*max_sectors = is_less_now ? NOW_SECTORS : usual;
+		struct data_mover *m = data_mover_new(w.fs->data);
+		data_mover_begin(m);
+		assert_int_equal(
+			btree_lookup(w.fs->trees, BTREE_EXTENTS, BPOS(f->inum, BYTES / SECTOR_BYTES, SNAPSHOT), &key),
+			1);
+		assert_int_equal(data_mover_add(m, BTREE_EXTENTS, key.k, &move), 0);
+		assert_int_equal(data_mover_run(m, &stats), 0);
+		data_mover_free(m);
+		*max_sectors = usual;
+		/* In one piece, compressed anew, or in pieces that aren't compressed. */
+		btree_lookup(w.fs->trees, BTREE_EXTENTS, BPOS(f->inum, BYTES / SECTOR_BYTES, SNAPSHOT), &key);
+		assert_int_equal(extent_value_load(&v, key.k, &w.fs->super->kctx), 0);
+		assert_int_equal(v.ptrs[0].crc.uncompressed_sectors,
+				 is_less_now ? NOW_SECTORS : BYTES / 2 / SECTOR_BYTES);
+		assert_int_equal(v.ptrs[0].crc.compression, is_less_now ? COMPRESSION_NONE : COMPRESSION_LZ4);
+		file_check(&w, f);
 		fs_check(&w);
 		world_close(&w, true);
 	}
@@ -1446,6 +1489,7 @@ int main(void)
 		cmocka_unit_test(large_writes_are_checksummed_by_all_cores),
 		cmocka_unit_test(what_compresses_takes_less_and_what_does_not_says_so),
 		cmocka_unit_test(what_is_read_of_a_cache_is_kept_longer),
+		cmocka_unit_test(what_is_too_large_by_now_is_moved_in_parts),
 		cmocka_unit_test(what_one_replica_keeps_is_written),
 		cmocka_unit_test(a_write_that_ends_early_is_a_write),
 		cmocka_unit_test(a_device_that_takes_no_writes_is_survived),
