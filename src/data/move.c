@@ -157,30 +157,21 @@ static unsigned source_next(const struct data_mover *m, const struct move_item *
 static void item_plan(const struct data_mover *m, struct move_item *item)
 {
 	struct data_move *move = &item->move;
-	unsigned removed = 0, kept = 0;
-
 	for (unsigned i = 0; i < item->v.ptr_nr; i++) {
 		const struct extent_ptr *p = &item->v.ptrs[i].ptr;
 
 		if (p->is_cached && move->rewrite >> i & 1) {
 			move->rewrite &= ~(1u << i);
-			move->kill |= 1u << i;
+			item->kill |= 1u << i;
 		}
 		if (p->is_cached)
 			continue;
 		if (move->rewrite >> i & 1)
-			removed += ptr_durability(m->data->super, p);
-		else if (!(move->kill >> i & 1)) {
-			kept += ptr_durability(m->data->super, p);
-			if (p->dev < 64)
-				item->kept_devs |= 1ull << p->dev;
-		}
+			item->wanted += ptr_durability(m->data->super, p);
+		else if (p->dev < 64)
+			item->kept_devs |= 1ull << p->dev;
 		item->is_unwritten |= p->is_unwritten;
 	}
-	item->wanted = removed;
-	if (move->replicas)
-		item->wanted = min(removed, move->replicas - min(kept, move->replicas));
-	item->wanted += move->extra_replicas;
 }
 
 int data_mover_add(struct data_mover *m, unsigned btree_id, struct bkey_ref k, const struct data_move *move)
@@ -200,7 +191,7 @@ int data_mover_add(struct data_mover *m, unsigned btree_id, struct bkey_ref k, c
 		if (item->v.ptrs[i].has_stripe)
 			return -EOPNOTSUPP;
 	item_plan(m, item);
-	if (!item->wanted && !item->move.rewrite && !item->move.kill)
+	if (!item->wanted && !item->move.rewrite && !item->kill)
 		return -EINVAL;
 	if (item->wanted && !item->is_unwritten) {
 		item->source = source_next(m, item, move->avoid);
@@ -518,8 +509,7 @@ static struct move_part *part_new(struct data_mover *m, struct move_item *item)
 static bool wants_same_space(const struct move_item *a, const struct move_item *b)
 {
 	return a->is_unwritten == b->is_unwritten && a->wanted == b->wanted && a->kept_devs == b->kept_devs &&
-	       a->move.dev_exclude == b->move.dev_exclude && a->move.target == b->move.target &&
-	       a->move.watermark == b->move.watermark && a->move.flags == b->move.flags;
+	       a->move.target == b->move.target && a->move.watermark == b->move.watermark;
 }
 
 /* Sectors that the items from @i on can share a space for, at most. */
@@ -552,8 +542,8 @@ static struct alloc_request space_request(const struct move_item *item, uint32_t
 		.replicas = item->wanted,
 		.replicas_required = item->wanted,
 		.sectors_min = sectors_min,
-		.dev_exclude = item->kept_devs | item->move.dev_exclude,
-		.can_wait = !(item->move.flags & DATA_MOVE_NO_WAIT),
+		.dev_exclude = item->kept_devs | item->failed_devs,
+		.can_wait = true,
 	};
 }
 
@@ -580,7 +570,6 @@ static void part_set_space(struct data_mover *m, struct move_part *part, size_t 
 		part->ptrs[k] = space->e.ptrs[k];
 		part->ptrs[k].sector += space->used;
 		part->ptrs[k].is_unwritten = part->item->is_unwritten;
-		part->ptrs[k].is_cached |= (part->item->move.flags & DATA_MOVE_CACHED) != 0;
 	}
 	space->used += part->stored_sectors;
 	space->nr++;
@@ -681,12 +670,11 @@ static uint64_t space_extra(const struct data_mover *m)
 		for (unsigned k = 0; k < item->v.ptr_nr; k++) {
 			const struct extent_ptr_decoded *p = &item->v.ptrs[k];
 
-			if (!p->ptr.is_cached && (item->move.rewrite | item->move.kill) >> k & 1)
+			if (!p->ptr.is_cached && item->move.rewrite >> k & 1)
 				given += bucket_sectors_of_extent(&p->crc, item->k.size);
 			nr += item->move.rewrite >> k & 1;
 		}
-		taken += (uint64_t)item->k.size *
-			 (item->move.flags & DATA_MOVE_CACHED ? 0 : nr + item->move.extra_replicas);
+		taken += (uint64_t)item->k.size * nr;
 	}
 	return taken > given ? taken - given : 0;
 }
@@ -779,7 +767,7 @@ static int part_place_again(struct data_mover *m, size_t nr)
 	const struct super *s = m->data->super;
 	struct move_part *part = &m->parts[nr];
 
-	part->item->move.dev_exclude |= m->spaces[part->space].failed_devs;
+	part->item->failed_devs |= m->spaces[part->space].failed_devs;
 	struct alloc_request req = space_request(part->item, part->stored_sectors);
 	req.can_wait = false;
 	for (unsigned dev = 0; dev < s->member_nr && dev < 64; dev++)

@@ -26,27 +26,12 @@
 
 #include "data/write.h"
 
-enum data_move_flags {
-	DATA_MOVE_DROP_OLD = 1, /* replaced pointers go at once; else they become cached ones where they can */
-	DATA_MOVE_CACHED = 2,	/* new copies are cached ones: promotion */
-	DATA_MOVE_NO_WAIT = 4,	/* -EAGAIN rather than wait for space */
-};
-
 /* Masks have a bit for each pointer, in the order of the value (extent_decode()). */
 struct data_move {
-	uint32_t rewrite; /* get new copies in their place; cached ones are dropped instead */
-	uint32_t kill;	  /* go without */
-	uint32_t avoid;	  /* known to be bad: not read from */
-	/*
-	 * Durability that the key is to have in the end: what is above goes, copies are made for what is missing of
-	 * what `rewrite` takes away. 0: as much as it has.
-	 */
-	unsigned replicas;
-	unsigned extra_replicas;  /* durability on top */
+	uint32_t rewrite;	  /* get new copies in their place, and go; cached ones just go */
+	uint32_t avoid;		  /* known to be bad: not read from */
 	uint16_t target;	  /* where new copies go; 0: anywhere */
-	uint64_t dev_exclude;	  /* a bit per device that gets none */
 	enum watermark watermark; /* WATERMARK_COPYGC, or WATERMARK_STRIPE for other background work */
-	unsigned flags;
 };
 
 struct data_move_stats {

@@ -18,7 +18,9 @@ struct move_item {
 	const uint8_t *value; /* in the mover's memory */
 	struct data_move move;
 	struct extent_value v;
-	unsigned wanted; /* durability of new copies; 0: only pointers go */
+	uint32_t kill;	      /* cached pointers that go */
+	unsigned wanted;      /* durability of new copies; 0: only pointers go */
+	uint64_t failed_devs; /* a bit for each that didn't take a copy: it gets none */
 	uint64_t kept_devs;
 	unsigned source; /* which pointer was read */
 	bool is_unwritten;

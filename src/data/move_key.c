@@ -20,7 +20,7 @@ struct piece {
 	struct extent_value v;
 	/* Of the pointers of v: the one of the key that was read that it is, EXTENT_PTRS_MAX: none. */
 	uint8_t was[EXTENT_PTRS_MAX];
-	uint32_t goes, becomes_cached; /* masks */
+	uint32_t goes; /* mask */
 };
 
 static const struct key_context *kctx_of(const struct piece *p) { return &p->data->super->kctx; }
@@ -39,25 +39,6 @@ static bool ptrs_are_same(uint64_t start_a, const struct extent_ptr_decoded *a, 
 		       a->crc.compressed_sectors == b->crc.compressed_sectors &&
 		       a->crc.uncompressed_sectors == b->crc.uncompressed_sectors;
 	return a->ptr.sector + offset_a == b->ptr.sector + offset_b;
-}
-
-static unsigned durability_of(const struct piece *p, const struct extent_ptr *ptr)
-{
-	const struct super *s = p->data->super;
-	bool has_failed = ptr->dev < s->member_nr && super_member_state(s, ptr->dev) == MEMBER_FAILED;
-
-	return has_failed ? 0 : ptr_durability(s, ptr);
-}
-
-/* Durability of what stays of the key. */
-static unsigned durability_kept(const struct piece *p)
-{
-	unsigned sum = 0;
-
-	for (unsigned i = 0; i < p->v.ptr_nr; i++)
-		if (!((p->goes | p->becomes_cached) >> i & 1))
-			sum += durability_of(p, &p->v.ptrs[i].ptr);
-	return sum;
 }
 
 /* Which of the pointers that are there are which that were read. False: none. */
@@ -79,29 +60,20 @@ static bool ptrs_recognise(struct piece *p)
 /* What the move says of the pointers. False: there is nothing (left) to be done. */
 static bool ptrs_decide(struct piece *p)
 {
-	const struct data_move *move = &p->part->item->move;
-	unsigned durability = 0;
+	const struct move_item *item = p->part->item;
 	bool has_rewrite = false;
 
-	p->goes = p->becomes_cached = 0;
+	p->goes = 0;
 	for (unsigned i = 0; i < p->v.ptr_nr; i++) {
-		const struct extent_ptr *ptr = &p->v.ptrs[i].ptr;
 		uint32_t was = p->was[i] == EXTENT_PTRS_MAX ? 0 : 1u << p->was[i];
 
-		durability += durability_of(p, ptr);
-		if (was & move->kill)
+		if (was & (item->kill | item->move.rewrite))
 			p->goes |= 1u << i;
-		if (!(was & move->rewrite))
-			continue;
-		has_rewrite |= !ptr->is_cached;
-		if (move->flags & DATA_MOVE_DROP_OLD || ptr->is_cached)
-			p->goes |= 1u << i;
-		else
-			p->becomes_cached |= 1u << i;
+		has_rewrite |= was & item->move.rewrite && !p->v.ptrs[i].ptr.is_cached;
 	}
-	if (move->rewrite && !has_rewrite && (!move->replicas || durability >= move->replicas))
+	if (item->move.rewrite && !has_rewrite)
 		return p->part->ptr_nr == 0 && p->goes;
-	return p->goes || p->becomes_cached || p->part->ptr_nr;
+	return p->goes || p->part->ptr_nr;
 }
 
 /* The new pointers that still add something, as they are for this piece. Their number. */
@@ -116,7 +88,7 @@ static unsigned ptrs_new(const struct piece *p, struct extent_ptr_decoded new[AL
 
 		for (unsigned i = 0; i < p->v.ptr_nr; i++)
 			is_there |= p->v.ptrs[i].ptr.dev == part->ptrs[n].dev && !p->v.ptrs[i].ptr.is_cached &&
-				    !((p->goes | p->becomes_cached) >> i & 1);
+				    !(p->goes >> i & 1);
 		if (is_there)
 			continue;
 		new[nr] = (struct extent_ptr_decoded){ .ptr = part->ptrs[n],
@@ -152,23 +124,6 @@ static void ptrs_drop_superseded(struct piece *p, const struct extent_ptr_decode
 				p->goes |= 1u << i;
 		if (ptr_is_stale(p, &p->v.ptrs[i].ptr))
 			p->goes |= 1u << i;
-	}
-}
-
-/* More copies than there are to be become cached ones. */
-static void ptrs_cache_surplus(struct piece *p, const struct extent_ptr_decoded *new, unsigned new_nr)
-{
-	unsigned replicas = p->part->item->move.replicas, durability = durability_kept(p);
-
-	for (unsigned n = 0; n < new_nr; n++)
-		durability += durability_of(p, &new[n].ptr);
-	for (unsigned i = 0; replicas && i < p->v.ptr_nr; i++) {
-		unsigned d = durability_of(p, &p->v.ptrs[i].ptr);
-
-		if ((p->goes | p->becomes_cached) >> i & 1 || !d || durability < replicas + d)
-			continue;
-		p->becomes_cached |= 1u << i;
-		durability -= d;
 	}
 }
 
@@ -212,7 +167,6 @@ static int piece_change(struct piece *p)
 	if (!new_nr && p->part->ptr_nr)
 		return 0;
 	ptrs_drop_superseded(p, new, new_nr);
-	ptrs_cache_surplus(p, new, new_nr);
 	if (new_nr)
 		ptrs_narrow(p, new);
 	bool has_dirty = false;
@@ -221,10 +175,6 @@ static int piece_change(struct piece *p)
 
 		if (p->goes >> i & 1)
 			continue;
-		if (p->becomes_cached >> i & 1) {
-			q->ptr.is_cached = true;
-			q->has_stripe = false;
-		}
 		has_dirty |= !q->ptr.is_cached;
 		p->v.ptrs[kept++] = *q;
 	}

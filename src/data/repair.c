@@ -141,7 +141,7 @@ static void extent_repair(struct data *data, struct data_mover *m, const struct 
 			  const struct bad_copy *c, struct data_repair_stats *stats)
 {
 	struct bkey_copy copy;
-	struct data_move move = { .watermark = WATERMARK_STRIPE, .flags = DATA_MOVE_DROP_OLD };
+	struct data_move move = { .watermark = WATERMARK_STRIPE };
 	int err;
 
 	/* Where the bits are wrong but the device works, the new copy is wanted in the same place as the old one. */

@@ -661,7 +661,7 @@ static void what_compresses_takes_less_and_what_does_not_says_so(void **state)
 static void what_is_too_large_by_now_is_moved_in_parts(void **state)
 {
 	enum { BYTES = 64 << 10, NOW_SECTORS = 16 };
-	struct data_move move = { .rewrite = 1, .watermark = WATERMARK_STRIPE, .flags = DATA_MOVE_DROP_OLD };
+	struct data_move move = { .rewrite = 1, .watermark = WATERMARK_STRIPE };
 	struct data_move_stats stats = { 0 };
 	struct extent_value v;
 	struct bkey_copy key;
@@ -1315,7 +1315,7 @@ static void a_failed_write_leaves_what_was_there(void **state)
 static void file_move(struct world *w, const struct file *f, struct data_move_stats *stats)
 {
 	struct data_mover *m = data_mover_new(w->fs->data);
-	struct data_move move = { .watermark = WATERMARK_COPYGC, .rewrite = 1, .flags = DATA_MOVE_DROP_OLD };
+	struct data_move move = { .watermark = WATERMARK_COPYGC, .rewrite = 1 };
 	struct btree_iter it;
 	struct bkey_ref k;
 
