@@ -1,8 +1,9 @@
 /*
  * Turn a filesystem of version 1.4 into one that an older version of major 1 could have left.
  *
- *	make_old VERSION DEVICE...	(VERSION: 1.0 to 1.3)
+ *	make_old [--crash] VERSION DEVICE...	(VERSION: 1.0 to 1.3)
  *
+ * With --crash it isn't closed, but left as by a machine that lost its power: the changes are in the journal.
  * What the versions after it brought is taken out: below 1.3 the keys of rebalance_work; below 1.2 deleted_inodes, and
  *a file is left that lost its name while it was in use (its inode number is printed); at 1.0 depth and skip list of
  * snapshots. Then every copy of the superblock says so, without the sections that came with these versions' successors.
@@ -14,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/util.h"
@@ -100,7 +102,7 @@ static int leave_unlinked(kiln_fs *fs)
 	return err;
 }
 
-static int change_keys(char **devices, size_t nr, unsigned version)
+static int change_keys(char **devices, size_t nr, unsigned version, bool is_crash)
 {
 	struct kiln_open_options options = { .struct_bytes = sizeof(options),
 					     .flags = KILN_OPEN_WRITE | KILN_OPEN_NO_SCAN,
@@ -119,6 +121,11 @@ static int change_keys(char **devices, size_t nr, unsigned version)
 		err = make_keys_old(fs, BTREE_DELETED_INODES);
 	if (!err && version < VERSION(1, 3))
 		err = make_keys_old(fs, BTREE_REBALANCE_WORK);
+	if (!err && is_crash) {
+		err = kiln_sync(fs);
+		if (!err)
+			_exit(0);
+	}
 	if (!err)
 		err = kiln_shutdown(fs);
 	kiln_close(fs);
@@ -165,15 +172,31 @@ static int change_superblocks(const char *device, unsigned version)
 	return err;
 }
 
+/* In a process of its own, which ends in the middle of it. */
+static int change_keys_and_crash(char **devices, size_t nr, unsigned version)
+{
+	pid_t child = fork();
+	int status;
+
+	if (!child)
+		_exit(change_keys(devices, nr, version, true));
+	return child < 0 || waitpid(child, &status, 0) < 0 || status ? failed("changing keys", "the process failed")
+								     : 0;
+}
+
 int main(int argc, char **argv)
 {
+	bool is_crash = argc > 1 && !strcmp(argv[1], "--crash");
 	unsigned minor;
 
+	argc -= is_crash;
+	argv += is_crash;
 	if (argc < 3 || sscanf(argv[1], "1.%u", &minor) != 1 || minor > 3) {
 		fprintf(stderr, "usage: see the head of make_old.c\n");
 		return 2;
 	}
-	int err = change_keys(argv + 2, (size_t)argc - 2, VERSION(1, minor));
+	int err = (is_crash ? change_keys_and_crash(argv + 2, (size_t)argc - 2, VERSION(1, minor))
+			    : change_keys(argv + 2, (size_t)argc - 2, VERSION(1, minor), false));
 	for (int i = 2; i < argc && !err; i++)
 		err = change_superblocks(argv[i], VERSION(1, minor));
 	return err;

@@ -7,8 +7,9 @@ What wasn't changed is as before, what was changed as meant, and kiln check says
 isn't there open read-only, with a message that names the feature. $KILN_UPSTREAM names upstream's tool (bcachefs of
 version 1.4.1): with it, its fsck must not say more than before, and its fusemount shows the same.
 
-$KILN_TEST_SEED: another seed.
+$KILN_TEST_SEED: other seeds, with commas.
 """
+import functools
 import os
 import random
 import sys
@@ -22,7 +23,6 @@ import manifest  # noqa: E402
 import tap  # noqa: E402
 
 KILN, READ_TREE, CHANGE_FS = (os.path.abspath(p) for p in sys.argv[1:4])
-SEED = int(os.environ.get("KILN_TEST_SEED", "1"))
 OPERATIONS = 150
 
 
@@ -37,11 +37,11 @@ def reason_to_refuse(name, head):
     return None
 
 
-def files_to_change(model, devices):
+def files_to_change(seed, model, devices):
     """Some of upstream's files, whose contents the model knows from here on."""
     plain = sorted(p for p, n in model.nodes.items() if n.entry["type"] == "file" and n.entry["nlink"] == 1
                    and n.entry["size"] <= 1 << 20 and n.entry.get("subvol", 1) == 1 and "\\x" not in p)
-    chosen = random.Random(SEED).sample(plain, min(len(plain), 15))
+    chosen = random.Random(seed).sample(plain, min(len(plain), 15))
     for path in chosen:
         status, out, _ = doors.run([READ_TREE, "--cat", path, ":".join(devices)])
         assert status == 0, path
@@ -105,17 +105,17 @@ def give_passphrase(devices, passphrase):
     assert not status, err
 
 
-def continue_filesystem(name, devices, head):
+def continue_filesystem(seed, name, devices, head):
     passphrase = head.get("passphrase")
     if passphrase:  # making a key of it takes half a second each time
         take_passphrase(devices, passphrase)
     before = doors.library(READ_TREE, devices)["entries"]
     complaints = changes.upstream_fsck(devices) if changes.has_upstream() else []
     model = changes.Model(before)
-    chosen = files_to_change(model, devices)
+    chosen = files_to_change(seed, model, devices)
     for half in range(2):  # once more, on what Kiln itself closed
         with changes.Filesystem(CHANGE_FS, devices) as fs:
-            changer = changes.Changer(fs, model, "kiln-%d" % half, SEED * 2 + half)
+            changer = changes.Changer(fs, model, "kiln-%d" % half, seed * 2 + half)
             changer.start()
             changer.run(OPERATIONS)
             if not half:
@@ -160,7 +160,7 @@ def refuse(name, devices, head, says):
     raise AssertionError("it opened for writing")
 
 
-def case(folder, name):
+def case(seed, folder, name):
     with images.temporary() as work:
         devices = images.unpack(folder, name, work)
         head = images.manifest(folder, name)
@@ -168,16 +168,15 @@ def case(folder, name):
         if says:
             refuse(name, devices, head, says)
         else:
-            continue_filesystem(name, devices, head)
+            continue_filesystem(seed, name, devices, head)
 
 
 def main():
-    cases = []
+    cases, seeds = [], tap.seeds()
     for folder in images.folders():
         for name in images.names(folder):
             if name not in [n for n, _ in cases]:
-                cases.append((name, lambda folder=folder, name=name: case(folder, name)))
-    print("# seed %d" % SEED)
+                cases.append((name, functools.partial(case, seeds[len(cases) % len(seeds)], folder, name)))
     return tap.run(cases)
 
 

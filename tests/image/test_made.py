@@ -3,9 +3,10 @@
 
     test_made.py KILN READ_TREE CHANGE_FS
 
-Layouts that have all pairs of choices; every combination with KILN_TEST_ALL=1. $KILN_TEST_SEED: another seed. $KILN_UPSTREAM names
+Layouts that have all pairs of choices; every combination with KILN_TEST_ALL=1. $KILN_TEST_SEED: other seeds. $KILN_UPSTREAM names
 upstream's tool (bcachefs of version 1.4.1): with it, its fsck and fusemount see the results too.
 """
+import functools
 import itertools
 import os
 import random
@@ -20,7 +21,7 @@ import manifest  # noqa: E402
 import tap  # noqa: E402
 
 KILN, READ_TREE, CHANGE_FS = (os.path.abspath(p) for p in sys.argv[1:4])
-SEED = int(os.environ.get("KILN_TEST_SEED", "1"))
+SEEDS = tap.seeds()
 ALL = bool(os.environ.get("KILN_TEST_ALL"))
 OPERATIONS = 500 if ALL else 150
 
@@ -51,8 +52,8 @@ def sample(everything):
 
 def layouts():
     """(devices, options): checksums, blocks, compressions, encryption and replicas in every combination, or every pair of
-    them; buckets, nodes, more devices and nocow as the seed has it."""
-    rng = random.Random(SEED)
+    them; buckets, nodes, more devices and nocow as the first seed has it."""
+    rng = random.Random(SEEDS[0])
     everything = list(itertools.product(*(range(len(c)) for c in CHOICES)))
     rng.shuffle(everything)
     out = []
@@ -89,7 +90,7 @@ def all_judges_are_silent(devices, what, with_tree=False):
         tap.same("%s: upstream's fusemount" % what, manifest.differences(have, shown, ignore=ignore))
 
 
-def changed_at_random(count, options):
+def changed_at_random(seed, count, options):
     with images.temporary() as work:
         devices = [os.path.join(work, "dev%d" % i) for i in range(count)]
         format_all(devices, options)
@@ -97,7 +98,7 @@ def changed_at_random(count, options):
         model = changes.Model(changes.own_tree(READ_TREE, devices)["entries"])
         for round in range(2):
             with changes.Filesystem(CHANGE_FS, devices) as fs:
-                changer = changes.Changer(fs, model, "top-%d" % round, SEED * 10 + round)
+                changer = changes.Changer(fs, model, "top-%d" % round, seed * 10 + round)
                 changer.start()
                 changer.run(OPERATIONS)
             have = changes.own_tree(READ_TREE, devices)
@@ -110,8 +111,7 @@ def main():
     cases = []
     for count, options in layouts():
         name = "%d devices %s" % (count, " ".join(o.lstrip("-") for o in options if "metadata" not in o))
-        cases.append((name, lambda count=count, options=options: changed_at_random(count, options)))
-    print("# seed %d" % SEED)
+        cases.append((name, functools.partial(changed_at_random, SEEDS[len(cases) % len(SEEDS)], count, options)))
     return tap.run(cases)
 
 

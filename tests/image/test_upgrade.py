@@ -6,8 +6,9 @@
 Upstream's images are of version 1.4; MAKE_OLD takes out of copies what the older versions didn't have. $KILN_UPSTREAM
 names upstream's tool (bcachefs of version 1.4.1): with it, its fsck sees the results.
 
-$KILN_TEST_SEED: another seed. KILN_TEST_ALL=1: all images as all versions, not a sample. KILN_TEST_QUICK=1: one version each.
+$KILN_TEST_SEED: other seeds, with commas. KILN_TEST_ALL=1: all images as all versions, not a sample. KILN_TEST_QUICK=1: one version each.
 """
+import functools
 import json
 import os
 import sys
@@ -21,7 +22,6 @@ import manifest  # noqa: E402
 import tap  # noqa: E402
 
 KILN, READ_TREE, CHANGE_FS, MAKE_OLD = (os.path.abspath(p) for p in sys.argv[1:5])
-SEED = int(os.environ.get("KILN_TEST_SEED", "1"))
 QUICK = bool(os.environ.get("KILN_TEST_QUICK"))
 ALL = bool(os.environ.get("KILN_TEST_ALL"))
 SAMPLE = ("v1.4-snapshots", "v1.4-unclean-snapshots", "v1.4-stock-fuse", "v1.4-tiers", "v1.4-unclean-replicas2")
@@ -34,8 +34,8 @@ def version(device):
     return json.loads(out)["version"]
 
 
-def make_old(wanted, devices):
-    status, _, err = doors.run([MAKE_OLD, wanted, *devices])
+def make_old(wanted, devices, was_clean):
+    status, _, err = doors.run([MAKE_OLD, *([] if was_clean else ["--crash"]), wanted, *devices])
     assert status == 0 and not err, err
     for device in devices:
         assert version(device).startswith(wanted + " ") or version(device) == wanted, version(device)
@@ -46,15 +46,16 @@ def open_for_change(devices):
         fs.must("settle")
 
 
-def upgraded(folder, name, wanted):
+def upgraded(seed, folder, name, wanted, was_clean=True):
     with images.temporary() as work:
         devices = images.unpack(folder, name, work)
         complaints = changes.upstream_fsck(devices) if changes.has_upstream() else []
         open_for_change(devices)  # what a crash left to do is done
         before = doors.library(READ_TREE, devices)
-        make_old(wanted, devices)
+        make_old(wanted, devices, was_clean)
         fingerprints = {d: images.fingerprint(d) for d in devices}
         old = doors.library(READ_TREE, devices)["entries"]
+        assert doors.library(READ_TREE, devices)["usage"]["is_clean"] == was_clean
         tap.same("read as it is", manifest.differences(before["entries"], old, ignore=("mtime_ns",)))
         assert fingerprints == {d: images.fingerprint(d) for d in devices}, "reading changed it"
         open_for_change(devices)
@@ -69,7 +70,7 @@ def upgraded(folder, name, wanted):
 
         model = changes.Model(have["entries"])
         with changes.Filesystem(CHANGE_FS, devices) as fs:
-            changer = changes.Changer(fs, model, "kiln", SEED)
+            changer = changes.Changer(fs, model, "kiln", seed)
             changer.start()
             changer.run(100)
         tap.same("changed", changes.differences(model, changes.own_tree(READ_TREE, devices)["entries"]))
@@ -98,9 +99,13 @@ def main():
             if (ALL or name in SAMPLE) and name not in [n for n, _ in cases] and can_be_written(folder, name):
                 for wanted in VERSIONS if ALL or name == SAMPLE[0] and not QUICK else VERSIONS[:1]:
                     cases[name, wanted] = folder
-    print("# seed %d" % SEED)
-    return tap.run([("%s as %s" % key, lambda folder=folder, key=key: upgraded(folder, *key))
-                    for key, folder in cases.items()])
+    seeds = tap.seeds()
+    runs = [("%s as %s" % key, functools.partial(upgraded, seeds[i % len(seeds)], folder, *key))
+            for i, (key, folder) in enumerate(cases.items())]
+    for wanted in VERSIONS[:1] if QUICK else ("1.0", "1.2"):
+        runs.append(("%s as %s that crashed" % (SAMPLE[0], wanted),
+                     functools.partial(upgraded, seeds[0], cases[SAMPLE[0], "1.0"], SAMPLE[0], wanted, was_clean=False)))
+    return tap.run(runs)
 
 
 sys.exit(main())

@@ -5,6 +5,7 @@ checked here.
 """
 import concurrent.futures
 import os
+import random
 import sys
 import time
 import traceback
@@ -14,6 +15,13 @@ LONG_SECONDS = 3  # what takes so long is told
 
 class Skip(Exception):
     pass
+
+
+def seeds():
+    """Seeds that cases take in turns: one that is always the same and a random one, or those of $KILN_TEST_SEED."""
+    text = os.environ.get("KILN_TEST_SEED") or "1,%d" % random.randrange(2, 1 << 31)
+    print("# KILN_TEST_SEED=%s" % text)
+    return [int(seed) for seed in text.split(",")]
 
 
 def run(cases, workers=2):

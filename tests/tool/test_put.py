@@ -19,6 +19,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lib"))
 
 import changed
+import changes
 import manifest
 import tap
 from changed import FAILED, IS_ROOT, OK, USAGE, kiln, new_image
@@ -79,6 +80,17 @@ def options_of_the_format_hold_trees_too(work):
         kiln("format", "-q", "-f", "--size", "256M", *options, "--source", top, image)
         same_tree(image, "/", top, work)
         changed.check(image)
+        if "xxhash" in options:
+            upstream_sees(image, top)
+
+
+def upstream_sees(image, top):
+    """Upstream's fusemount, where there is one, shows what was copied (what it can tell of it)."""
+    shown = changes.upstream_tree([image]) if changes.has_upstream() else None
+    if shown is not None:
+        want, have = ([e for e in entries if e["path"] != "lost+found"] for entries in (manifest.tree(top), shown))
+        ignore = ("xattrs", "nlink", "uid", "gid", "mtime_ns", "rdev", "ino")
+        tap.same("upstream's fusemount", manifest.differences(want, have, ignore=ignore))
 
 
 def the_tree_of_everything(work):
@@ -243,12 +255,17 @@ def a_full_filesystem_is_told_once_and_stays_consistent(work):
     changed.check(image)
 
 
-def interrupted_it_leaves_what_it_did(work):
-    image, top = new_image(work, size="512M"), os.path.join(work, "large")
+def many_files(work):
+    top = os.path.join(work, "large")
     os.mkdir(top)
     for i in range(4000):
         with open(os.path.join(top, str(i)), "wb") as f:
             f.write(b"%d" % i * 3000)
+    return top
+
+
+def interrupted_it_leaves_what_it_did(work):
+    image, top = new_image(work, size="512M"), many_files(work)
     put, rm = ["put", "-r", "--overwrite", image, top, "/"], ["rm", "-r", image, "/large"]
     for sig, args, undo, says in ((signal.SIGINT, put, rm, "interrupted; copied"), (signal.SIGTERM, put, rm, "interrupted; copied"),
                                   (signal.SIGINT, rm, put, "interrupted")):
@@ -267,6 +284,31 @@ def interrupted_it_leaves_what_it_did(work):
             if p.returncode == 0:
                 kiln(*undo)
         assert says in text, "it was never interrupted"
+
+
+def interrupted_it_is_a_filesystem(work):
+    """format --source, and an archive on standard input: what was made until then is there, and nothing else is wrong."""
+    image, top, archive = os.path.join(work, "new.img"), many_files(work), os.path.join(work, "a.tar")
+    new = ["format", "-q", "-f", "--size", "512M", "--source", top, image]
+    with tarfile.open(archive, "w") as t:
+        t.add(top, "large")
+    for args in (new, ["put", "--overwrite", image, "-", "/"]):
+        for attempt in range(40):
+            if args is not new:
+                kiln("format", "-q", "-f", "--size", "512M", image)
+            with open(archive, "rb") as stdin:
+                p = subprocess.Popen([changed.KILN, *args], stdin=stdin, stderr=subprocess.PIPE, text=True)
+                time.sleep(0.03 * (2 + attempt % 10))
+                p.send_signal(signal.SIGINT)
+                _, text = p.communicate(timeout=60)
+            if p.returncode in (0, -signal.SIGINT):
+                continue
+            assert p.returncode == FAILED and "interrupted; copied" in text, (p.returncode, text)
+            changed.check(image)
+            if 0 < sum(e["type"] == "file" for e in changed.entries(image).values()) < 4000:
+                break
+        else:
+            raise AssertionError("it was never interrupted midway")
 
 
 def sectors_by_device(fs, data_type):
@@ -310,7 +352,7 @@ TESTS = [targets_say_where_things_go, trees_come_back_as_they_were, what_is_in_a
          the_tree_of_everything, archives_are_unpacked, archives_of_others_are_unpacked,
          archives_stay_in_their_directory, sources_that_overlap_share_their_hardlinks,
          what_exists_is_replaced_only_when_asked, single_files_and_wrong_arguments,
-         a_full_filesystem_is_told_once_and_stays_consistent, interrupted_it_leaves_what_it_did]
+         a_full_filesystem_is_told_once_and_stays_consistent, interrupted_it_leaves_what_it_did, interrupted_it_is_a_filesystem]
 
 if __name__ == "__main__":
     sys.exit(changed.run(TESTS))
