@@ -60,6 +60,7 @@ def change_file(fs, model, changer, path):
     elif what == "cut":
         changer.setattr(path, changes.SET_SIZE, size=size // 2)
         del model.nodes[path].content[size // 2:]
+        model.nodes[path].lose_setid()
     elif what == "rename":
         new = changer.top + "/was-elsewhere-%d" % changer.count
         changer.count += 1

@@ -3,7 +3,7 @@
 
     test_made.py KILN READ_TREE CHANGE_FS
 
-Layouts that have all pairs of choices; every combination with KILN_TEST_ALL=1. $KILN_TEST_SEED: other seeds. $KILN_UPSTREAM names
+Layouts that have all pairs of choices; every combination with KILN_TEST_ALL=1. $KILN_TEST_SEED: other seeds, with commas. $KILN_UPSTREAM names
 upstream's tool (bcachefs of version 1.4.1): with it, its fsck and fusemount see the results too.
 """
 import functools

@@ -82,6 +82,11 @@ class Node:
         self.content = content  # bytearray, or None where it isn't known and stays as it is
         self.names = 1
 
+    def lose_setid(self):
+        """As writing has it. Setgid without execution by the group is a mark for mandatory locks, no privilege."""
+        mode = self.entry["mode"]
+        self.entry["mode"] = mode & ~(0o6000 if mode & 0o010 else 0o4000)
+
 
 class Model:
     """Paths to nodes. Hard links share one."""
@@ -191,7 +196,7 @@ class Changer:
         if len(content) < offset:
             content.extend(bytes(offset - len(content)))
         content[offset:offset + size] = data
-        node.entry["mode"] &= ~0o6000
+        node.lose_setid()
 
     def do_write(self):
         path = self.pick("file")
@@ -235,7 +240,7 @@ class Changer:
             self.setattr(path, SET_SIZE, size=size)
             del node.content[size:]
             node.content.extend(bytes(size - len(node.content)))
-            node.entry["mode"] &= ~0o6000
+            node.lose_setid()
 
     def do_punch(self):
         path = self.pick("file")
@@ -245,7 +250,7 @@ class Changer:
             size = self.random.randrange(1, len(content) - offset + 1)
             self.fs.must("punch", path, offset, size)
             content[offset:offset + size] = bytes(size)
-            self.model.nodes[path].entry["mode"] &= ~0o6000
+            self.model.nodes[path].lose_setid()
 
     def do_allocate(self):
         self.allocate(False)
@@ -266,7 +271,7 @@ class Changer:
                 content[offset:end] = bytes(end - offset)
             if not keep_size:
                 content.extend(bytes(max(0, offset + size - len(content))))
-            self.model.nodes[path].entry["mode"] &= ~0o6000
+            self.model.nodes[path].lose_setid()
 
     def do_shift(self):
         """Insert blocks, or take some out."""
@@ -283,7 +288,7 @@ class Changer:
                 del content[offset:offset + size]
             else:
                 return
-            self.model.nodes[path].entry["mode"] &= ~0o6000
+            self.model.nodes[path].lose_setid()
 
     def do_copy(self):
         """A range to another place, of the same file or another; often whole blocks, often all of it."""
@@ -304,7 +309,7 @@ class Changer:
         if done:
             target.extend(bytes(max(0, to - len(target))))
             target[to:to + size] = source[offset:offset + size]
-            self.model.nodes[to_path].entry["mode"] &= ~0o6000
+            self.model.nodes[to_path].lose_setid()
 
     def do_chmod(self):
         path = self.pick("file", "dir")
