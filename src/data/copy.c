@@ -302,7 +302,7 @@ static int piece_copy(const struct copy_op *op, uint64_t size, uint64_t at, uint
 			      &is_damaged);
 	if (n <= 0 || is_damaged)
 		return n < 0 ? (int)n : -EIO;
-	n = write_locked(op->data, op->to, to_at, buf, (size_t)n, NULL, op->journal_seq);
+	n = write_locked(op->data, op->to, to_at, buf, (size_t)n, false, op->journal_seq);
 	*done = at + (uint64_t)max(n, (ssize_t)0);
 	return n < 0 ? (int)n : 0;
 }

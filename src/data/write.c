@@ -429,7 +429,8 @@ static int space_reserve(struct write_op *op, uint64_t begin, uint64_t end)
 {
 	struct allocator *allocator = op->data->writer->allocator;
 	uint64_t wanted = (end - begin) * op->replicas, held;
-	int err = disk_reservation_get(allocator, &op->reservation, wanted, 1, 0);
+	int err = disk_reservation_get(allocator, &op->reservation, wanted, 1,
+				       op->makes_room ? DISK_RESERVATION_NOFAIL : 0);
 
 	if (err != -ENOSPC)
 		return err;
@@ -504,9 +505,9 @@ static ssize_t inode_write(struct write_op *op, const struct inode *inode, uint6
 }
 
 ssize_t write_locked(struct data *data, const struct data_write_target *file, uint64_t offset_bytes, const void *buf,
-		     size_t len_bytes, const struct data_write_times *times, uint64_t *journal_seq)
+		     size_t len_bytes, bool makes_room, uint64_t *journal_seq)
 {
-	struct write_op op = { .data = data, .file = file, .times = times, .journal_seq = journal_seq };
+	struct write_op op = { .data = data, .file = file, .makes_room = makes_room, .journal_seq = journal_seq };
 	struct inode inode;
 	int err = write_inode_read(data, file, &inode);
 

@@ -92,6 +92,8 @@ struct write_op {
 	unsigned csum_type;
 	unsigned compression; /* option encoding (06 §7.1) */
 	unsigned replicas;
+	bool makes_room; /* on the whole: it may have what is kept for btrees, and isn't asked what was promised to whom
+			  */
 	uint16_t target;
 	struct extent_rebalance rebalance; /* what is wanted in the end */
 	uint64_t rebalance_devs;	   /* where; 0: anywhere */
@@ -186,9 +188,12 @@ int write_regions_seal(struct write_chunk *c);
 /* How far sectors [@begin, @end) can be filled when @room are new at most: *@to; and how many are new: *@added. */
 int write_new_sectors(struct data *data, const struct data_write_target *file, uint64_t begin, uint64_t end,
 		      uint64_t room, uint64_t *added, uint64_t *to);
-/* data_write() without the lock: for part of another call, which has begun with the inode. */
+/*
+ * data_write() without the lock: for part of another call, which has begun with the inode and sets the times.
+ * @makes_room: as in write_op.
+ */
 ssize_t write_locked(struct data *data, const struct data_write_target *file, uint64_t offset_bytes, const void *buf,
-		     size_t len_bytes, const struct data_write_times *times, uint64_t *journal_seq);
+		     size_t len_bytes, bool makes_room, uint64_t *journal_seq);
 /* How a write to @inode is to be done: what it says, else the filesystem. 0 or -EOPNOTSUPP. */
 int write_options_take(struct write_op *op, const struct inode *inode);
 /* See that the superblock has the features that this takes. Not in transactions. */
@@ -216,9 +221,12 @@ unsigned write_replicas(const struct data *data, const struct inode *inode);
 /* Make [from, to) a hole; in sectors, whole blocks. */
 int write_hole_make(struct data *data, const struct data_write_target *file, uint64_t from, uint64_t to,
 		    uint64_t *journal_seq);
-/* Zero [begin, end), which lies in one block; not behind @size, nor where there is nothing but zeroes. */
+/*
+ * Zero [begin, end), which lies in one block; not behind @size, nor where there is nothing but zeroes. That takes a new
+ * block; @makes_room: as in write_op.
+ */
 int write_zero_part(struct data *data, const struct data_write_target *file, uint64_t size, uint64_t begin,
-		    uint64_t end, uint64_t *journal_seq);
+		    uint64_t end, bool makes_room, uint64_t *journal_seq);
 /* Make [begin, end), bytes, read as zeroes without space. */
 int write_punch(struct data *data, const struct data_write_target *file, uint64_t begin, uint64_t end,
 		const struct data_write_times *times, uint64_t *journal_seq);

@@ -47,7 +47,7 @@ struct alloc_request write_space_request(const struct write_op *op)
 {
 	return (struct alloc_request){
 		.data_type = DATA_USER,
-		.watermark = WATERMARK_NORMAL,
+		.watermark = op->makes_room ? WATERMARK_BTREE : WATERMARK_NORMAL,
 		.target = op->target,
 		.replicas = op->replicas,
 		.replicas_required = (unsigned)max(op->data->super->options[OPT_DATA_REPLICAS_REQUIRED], (uint64_t)1),

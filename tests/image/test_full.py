@@ -4,11 +4,12 @@
     test_full.py KILN READ_TREE CHANGE_FS
 
 $KILN_TEST_ROUNDS: how often it is filled and emptied, at least 2 (6). $KILN_TEST_SOAK: how often the same tree is made and deleted,
-at least 10 (10). KILN_TEST_QUICK=1: few rounds of one layout. $KILN_UPSTREAM: upstream's tool; with it, its fsck sees the
+at least 10 (10). KILN_TEST_ALL=1: everything with all layouts. KILN_TEST_QUICK=1: few rounds of one layout. $KILN_UPSTREAM: upstream's tool; with it, its fsck sees the
 filesystem when it is full and when it is empty.
 """
 import collections
 import functools
+import itertools
 import json
 import os
 import subprocess
@@ -22,29 +23,38 @@ import tap  # noqa: E402
 
 KILN, READ_TREE, CHANGE_FS = (os.path.abspath(p) for p in sys.argv[1:4])
 QUICK = bool(os.environ.get("KILN_TEST_QUICK"))
+ALL = bool(os.environ.get("KILN_TEST_ALL"))
 ROUNDS = int(os.environ.get("KILN_TEST_ROUNDS", "4" if QUICK else "6"))
 SOAK_ROUNDS = int(os.environ.get("KILN_TEST_SOAK", "10"))
 SOAK_FILES = 300
+DELETE_ROUNDS = 1 if SOAK_ROUNDS <= 10 else 10
 FILES_MAX = 1 << 14
 LAYOUTS = (["--block-size=4k"], ["--block-size=512", "--bucket-size=128k", "--btree-node-size=64k"])
+# Several devices, where "--replicas" is among them. Small, as each costs time.
+SMALL = ["--bucket-size=128k", "--btree-node-size=64k"]
+MORE_LAYOUTS = (["--replicas=2", *SMALL], ["--compression=zstd", *SMALL], ["--encrypted", "--no-passphrase", *SMALL],
+                ["--block-size=512", "--bucket-size=64k", "--btree-node-size=16k", "--compression=lz4", "--encrypted", "--no-passphrase", "--replicas=2"])
 
 
-def format_one(device, options, size):
-    p = subprocess.run([KILN, "format", "--size", size, *options, device], capture_output=True, text=True, timeout=120)
+def format_all(work, options, size):
+    devices = [os.path.join(work, "dev%d" % i) for i in range(3 if "--replicas=2" in options else 1)]
+    size = size * 3 // 4 if len(devices) > 1 else size
+    p = subprocess.run([KILN, "format", "--size", "%dM" % size, *options, *devices], capture_output=True, text=True, timeout=120)
     assert p.returncode == 0, "format: %s" % p.stderr
+    return devices
 
 
-def usage_of(device):
-    p = subprocess.run([KILN, "usage", "--json", device], capture_output=True, text=True, timeout=60)
+def usage_of(devices):
+    p = subprocess.run([KILN, "usage", "--json", ":".join(devices)], capture_output=True, text=True, timeout=60)
     assert p.returncode == 0, p.stderr
     return json.loads(p.stdout)
 
 
-def judges_are_silent(device, what):
-    found = changes.kiln_check(KILN, [device])
+def judges_are_silent(devices, what):
+    found = changes.kiln_check(KILN, devices)
     assert not found, "%s: kiln check: %s" % (what, found)
     if changes.has_upstream():
-        lines = changes.upstream_fsck([device])
+        lines = changes.upstream_fsck(devices)
         assert not lines, "%s: upstream's fsck:\n%s" % (what, "\n".join(lines[:20]))
 
 
@@ -61,39 +71,120 @@ def empty(fs, names):
     fs.must("settle")
 
 
-def full_with_small_then_large_files(options):
+def full_with_small_then_large_files(options, size=32):
     with images.temporary() as work:
-        device = os.path.join(work, "dev")
-        format_one(device, options, "32M")
-        with changes.Filesystem(CHANGE_FS, [device]) as fs:
+        devices = format_all(work, options, size)
+        with changes.Filesystem(CHANGE_FS, devices) as fs:
             fs.must("mknod", "d", changes.S_IFDIR | 0o755, 0, 0)
-        fresh = facts(device)
-        for size in (4096, 100, 20 << 20):
-            with changes.Filesystem(CHANGE_FS, [device]) as fs:
-                count = fill(fs, "d", 0, size, [])
-                assert count > 0 or size > 1 << 20, "no file of %d bytes was made" % size
+        fresh = facts(devices)
+        for bytes_each in (4096, 100, 20 << 20):
+            with changes.Filesystem(CHANGE_FS, devices) as fs:
+                count = fill(fs, "d", 0, bytes_each, [])
+                assert count > 0 or bytes_each > 1 << 20, "no file of %d bytes was made" % bytes_each
                 assert fs.do("write", "d/file-0", 0, 10, data=b"x" * 10) in (10, "ENOSPC")
-            judges_are_silent(device, "full of files of %d bytes" % size)
-            with changes.Filesystem(CHANGE_FS, [device]) as fs:
+            judges_are_silent(devices, "full of files of %d bytes" % bytes_each)
+            with changes.Filesystem(CHANGE_FS, devices) as fs:
                 # Still full: what is made now isn't much, and deleting works.
-                more = fs.must("fill", "d", 1 << 20, FILES_MAX, size)
+                more = fs.must("fill", "d", 1 << 20, FILES_MAX, bytes_each)
                 fs.must("empty", "d", 0, count + 1)
                 fs.must("empty", "d", 1 << 20, (1 << 20) + more + 1)
                 fs.must("settle")
-            judges_are_silent(device, "emptied of files of %d bytes" % size)
-            now = facts(device)
-            assert now["user"] == 0 and now["inodes"] == fresh["inodes"], "%d bytes: %s, fresh: %s" % (size, now, fresh)
+            judges_are_silent(devices, "emptied of files of %d bytes" % bytes_each)
+            now = facts(devices)
+            assert now["user"] == 0 and now["inodes"] == fresh["inodes"], "%d bytes: %s, fresh: %s" % (bytes_each, now, fresh)
 
 
-def rounds_dont_grow(options):
+class Deletable:
+    """Things with long names, attributes and data, which are deleted one by one, the filesystem being full each time
+    (with KILN_TEST_ALL=1, else for the first ones)."""
+
+    def __init__(self, fs):
+        self.fs = fs
+        self.top = self.directory("top")
+        self.directories = [self.directory("%s/%s" % (self.top, self.name("directory", i))) for i in range(5)]
+        self.files = [self.file("%s/%s" % (self.top, self.name("file", i)), 5000 + 60000 * (i % 3)) for i in range(10)]
+        self.large = self.file(self.top + "/large", 3 << 20)
+        for i, path in enumerate(self.files[:4]):
+            fs.must("link", path, "%s/%s" % (self.directories[0], self.name("link", i)))
+
+    @staticmethod
+    def name(kind, i):
+        return "%s-%02d-" % (kind, i) + "n" * 230
+
+    def attributes(self, path):
+        for name, size in (("user.a", 30), ("user.with-a-long-name" + "x" * 150, 900), ("user.large", 1900)):
+            self.fs.must("setxattr", path, name, "v" * size)
+
+    def directory(self, path):
+        self.fs.must("mknod", path, changes.S_IFDIR | 0o755, 0, 0)
+        self.attributes(path)
+        return path
+
+    def file(self, path, size):
+        self.fs.must("mknod", path, changes.S_IFREG | 0o644, 0, 0)
+        assert self.fs.must("write", path, 0, size, data=os.urandom(size)) == size
+        self.attributes(path)
+        return path
+
+    def size_set(self, size):
+        self.fs.must("setattr", self.large, changes.SET_SIZE, 0, 0, 0, size, 0)
+
+    def deletions(self):
+        """Each a step, after which it is filled again."""
+        fs, files, directories = self.fs, self.files, self.directories
+        yield lambda: self.size_set(5 << 19)
+        yield lambda: self.size_set((1 << 20) + 1234)
+        yield lambda: fs.must("punch", self.large, 12288, 491520)
+        yield lambda: [fs.must("unlink", files.pop(), 0) for _ in range(3)]
+        yield lambda: fs.must("rename", files.pop(), files[-1], 0)
+        yield lambda: fs.must("rename", directories.pop(), directories[-1], 0)
+        yield lambda: fs.must("rename", files.pop(), self.large, 0)
+        yield lambda: self.size_set(0)
+        yield lambda: fs.must("removexattr", files[-1], "user.large")
+        yield lambda: fs.must("unlink", directories.pop(), 1)
+        yield lambda: [fs.must("unlink", directories[0] + "/" + self.name("link", i), 0) for i in range(4)]
+        yield lambda: fs.must("unlink", self.large, 0)
+        while files:
+            yield lambda: fs.must("unlink", files.pop(), 0)
+            if files:
+                yield lambda: fs.must("rename", files.pop(), files[-1], 0) if len(files) > 1 else None
+        while directories:
+            yield lambda: fs.must("unlink", directories.pop(), 1)
+        yield lambda: fs.must("unlink", self.top, 1)
+
+
+def everything_can_be_deleted_when_full(options, size=32):
+    with images.temporary() as work:
+        devices = format_all(work, options, size)
+        for round_nr in range(DELETE_ROUNDS):
+            with changes.Filesystem(CHANGE_FS, devices, limit=3600) as fs:
+                if not round_nr:
+                    fs.must("mknod", "d", changes.S_IFDIR | 0o755, 0, 0)
+                names, first = [], 0
+                deletable = Deletable(fs)
+                for step, delete in enumerate(itertools.chain([lambda: None], deletable.deletions())):
+                    delete()
+                    # To the last byte: large ones, blocks, and what is in the btrees alone.
+                    if step > 3 and not ALL:
+                        continue
+                    for bytes_each in (1 << 20, 4096, 100, 0):
+                        first += 1 + fill(fs, "d", first, bytes_each, names)
+                fs.must("sync")
+            judges_are_silent(devices, "full of other things")
+            with changes.Filesystem(CHANGE_FS, devices) as fs:
+                empty(fs, names)
+            assert facts(devices)["user"] == 0, facts(devices)
+        judges_are_silent(devices, "emptied")
+
+
+def rounds_dont_grow(options, size=32):
     """Filled and emptied again and again, now and then closed in between."""
     with images.temporary() as work:
-        device = os.path.join(work, "dev")
-        format_one(device, options, "32M")
+        devices = format_all(work, options, size)
         seen, counts = [], []
         done, at_once = 0, min(5, (ROUNDS + 1) // 2)
         while done < ROUNDS:
-            with changes.Filesystem(CHANGE_FS, [device], limit=3600) as fs:
+            with changes.Filesystem(CHANGE_FS, devices, limit=3600) as fs:
                 if not done:
                     fs.must("mknod", "d", changes.S_IFDIR | 0o755, 0, 0)
                 for _ in range(min(at_once, ROUNDS - done)):
@@ -102,9 +193,9 @@ def rounds_dont_grow(options):
                     fill(fs, "d", 2 << 20, 10, names)
                     empty(fs, names)
                     done += 1
-            seen.append(facts(device))
+            seen.append(facts(devices))
             assert seen[-1]["user"] == 0, "round %d: %s" % (done, seen[-1])
-        judges_are_silent(device, "after %d rounds" % ROUNDS)
+        judges_are_silent(devices, "after %d rounds" % ROUNDS)
         btree = [s["btree"] for s in seen]
         print("# btrees: %s, files: %s" % (btree, counts))
         # Where each sample has seen every kind of file, nothing is new after the first.
@@ -117,41 +208,40 @@ def rounds_dont_grow(options):
             assert not made[2:] or min(made[2:]) * 4 >= made[1] * 3, "fewer and fewer fit: %s" % made
 
 
-def the_same_tree_again_and_again(options):
+def the_same_tree_again_and_again(options, size=32):
     """Made and deleted: metadata is after many rounds what it was after few."""
     with images.temporary() as work:
-        device = os.path.join(work, "dev")
-        format_one(device, options, "32M")
-        with changes.Filesystem(CHANGE_FS, [device]) as fs:
+        devices = format_all(work, options, size)
+        with changes.Filesystem(CHANGE_FS, devices) as fs:
             fs.must("mknod", "d", changes.S_IFDIR | 0o755, 0, 0)
-        fresh = facts(device)
+        fresh = facts(devices)
         stops = sorted({1, 10, 100, 1000, *range(SOAK_ROUNDS // 10, SOAK_ROUNDS + 1, SOAK_ROUNDS // 10)})
         seen, done = {}, 0
         for stop in (n for n in stops if n <= SOAK_ROUNDS):
-            with changes.Filesystem(CHANGE_FS, [device], limit=3600) as fs:
+            with changes.Filesystem(CHANGE_FS, devices, limit=3600) as fs:
                 for done in range(done + 1, stop + 1):
                     names = []
                     assert fill(fs, "d", 0, 3000 + done % 4096, names, SOAK_FILES) == SOAK_FILES
                     empty(fs, names)
-            seen[stop] = dict(facts(device), nodes=nodes_of(device))
+            seen[stop] = dict(facts(devices), nodes=nodes_of(devices))
             print("# round %d: %s" % (stop, seen[stop]))
             assert seen[stop]["user"] == 0 and seen[stop]["inodes"] == fresh["inodes"], "fresh: %s" % fresh
-        judges_are_silent(device, "after %d rounds" % SOAK_ROUNDS)
+        judges_are_silent(devices, "after %d rounds" % SOAK_ROUNDS)
         btree = {n: s["btree"] for n, s in seen.items()}
         early = max(v for n, v in btree.items() if n <= SOAK_ROUNDS // 2)
         assert max(btree.values()) <= early, "btrees grow: %s" % btree
 
 
-def nodes_of(device):
+def nodes_of(devices):
     """How many nodes each btree has."""
-    p = subprocess.run([KILN, "list", "--json", "-b", "all", "-m", "nodes", device], capture_output=True, text=True, timeout=60)
+    p = subprocess.run([KILN, "list", "--json", "-b", "all", "-m", "nodes", ":".join(devices)], capture_output=True, text=True, timeout=60)
     assert p.returncode == 0, p.stderr
     return collections.Counter(json.loads(line)["btree"] for line in p.stdout.splitlines())
 
 
-def facts(device):
+def facts(devices):
     """Bytes of user data and btrees, and the number of inodes, as the counters have them."""
-    usage = usage_of(device)
+    usage = usage_of(devices)
     types = {}
     for member in usage["devices"]:
         for name, value in member["types"].items():
@@ -162,9 +252,15 @@ def facts(device):
 def main():
     cases = []
     for options in LAYOUTS[1:] if QUICK else LAYOUTS:
-        for test in (full_with_small_then_large_files, rounds_dont_grow, the_same_tree_again_and_again):
+        for test in TESTS:
             cases.append(("%s %s" % (test.__name__, " ".join(options)), functools.partial(test, options)))
+    if not QUICK:
+        cases.append(("everything_can_be_deleted_when_full", functools.partial(everything_can_be_deleted_when_full, LAYOUTS[0])))
+    for options in [*LAYOUTS[1:], *MORE_LAYOUTS] if ALL else []:
+        for test in (everything_can_be_deleted_when_full, *TESTS):
+            cases.append(("%s %s" % (test.__name__, " ".join(options)), functools.partial(test, options, size=20)))
     return tap.run(cases)
 
 
+TESTS = (full_with_small_then_large_files, rounds_dont_grow, the_same_tree_again_and_again)
 sys.exit(main())
