@@ -137,7 +137,7 @@ static int batch_run(struct bucket_pass *b)
 
 static void extent_move(struct bucket_pass *b, const struct backpointer *bp)
 {
-	struct data_move move = { .watermark = WATERMARK_COPYGC };
+	struct data_move move = { .watermark = WATERMARK_COPYGC, .is_to_background = true };
 	struct bkey_copy copy;
 
 	for (;;) {

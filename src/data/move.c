@@ -174,6 +174,30 @@ static void item_plan(const struct data_mover *m, struct move_item *item)
 	}
 }
 
+/* What is wanted of the item's data: of shared data, and where no inode can be read, what the filesystem says. */
+static void item_aim(struct data_mover *m, struct move_item *item)
+{
+	const struct move_item *before = item == m->items ? NULL : item - 1;
+	struct inode inode = { 0 };
+	struct btree_iter it;
+	struct bkey_ref k;
+
+	if (before && before->btree_id == item->btree_id && before->k.p.inode == item->k.p.inode &&
+	    before->k.p.snapshot == item->k.p.snapshot) {
+		item->aim = before->aim;
+		return;
+	}
+	if (item->btree_id == BTREE_EXTENTS) {
+		btree_iter_open(&it, m->data->trees, BTREE_INODES, BPOS(0, item->k.p.inode, item->k.p.snapshot), 0,
+				item->k.p.snapshot);
+		it.end = BPOS(0, item->k.p.inode, UINT32_MAX);
+		if (btree_iter_peek(&it, &k) > 0 && k.k.type != KEY_INODE_GENERATION && inode_unpack(k, &inode, NULL))
+			inode = (struct inode){ 0 };
+		btree_iter_close(&it);
+	}
+	item->aim = rebalance_aim_of(m->data, &inode);
+}
+
 int data_mover_add(struct data_mover *m, unsigned btree_id, struct bkey_ref k, const struct data_move *move)
 {
 	size_t bytes = bkey_value_bytes(&k.k);
@@ -191,6 +215,9 @@ int data_mover_add(struct data_mover *m, unsigned btree_id, struct bkey_ref k, c
 		if (item->v.ptrs[i].has_stripe)
 			return -EOPNOTSUPP;
 	item_plan(m, item);
+	item_aim(m, item);
+	if (move->is_to_background)
+		item->move.target = item->aim.wanted.target;
 	if (!item->wanted && !item->move.rewrite && !item->kill)
 		return -EINVAL;
 	if (item->wanted && !item->is_unwritten) {
@@ -918,6 +945,9 @@ static void items_place(struct data_mover *m)
 
 		if (!item->err && err && item->wanted)
 			item->err = err;
+		if (!item->err)
+			item->err = super_option_features_set((struct super *)m->data->super,
+							      OPT_BACKGROUND_COMPRESSION, item->aim.wanted.compression);
 		if (!item->err)
 			item->err = item_place(m, i);
 	}

@@ -9,6 +9,7 @@
 
 #include "data/internal.h"
 #include "data/move.h"
+#include "data/write_internal.h"
 #include "format/key_edit.h"
 
 /* A key that is being moved. */
@@ -18,6 +19,7 @@ struct move_item {
 	const uint8_t *value; /* in the mover's memory */
 	struct data_move move;
 	struct extent_value v;
+	struct rebalance_aim aim;
 	uint32_t kill;	      /* cached pointers that go */
 	unsigned wanted;      /* durability of new copies; 0: only pointers go */
 	uint64_t failed_devs; /* a bit for each that didn't take a copy: it gets none */

@@ -186,6 +186,12 @@ static int piece_change(struct piece *p)
 	int err = extent_value_store(&p->v, &p->key);
 	for (unsigned n = 0; n < new_nr && !err; n++)
 		err = key_ptr_add(&p->key, &new[n], kctx_of(p));
+	if (!err)
+		err = extent_value_load(&p->v, key_buf_ref(&p->key), kctx_of(p));
+	if (err)
+		return err;
+	rebalance_refresh(p->data, &p->part->item->aim, p->key.k.type == KEY_REFLINK_V, &p->v);
+	err = extent_value_store(&p->v, &p->key);
 	return err ? err : 1;
 }
 

@@ -1,6 +1,7 @@
 /*
- * What rebalance is to do (06 §12). Extents that it has to rewrite are marked by their trigger; here, that everything
- * in a file, or all of the filesystem, be looked at anew because what is wanted of it has changed.
+ * What rebalance is to do (06 §12). Extents say what they lack (rebalance_refresh(), write_internal.h), and their
+ * trigger puts them into the list of work; here, that everything in a file, or all of the filesystem, be looked at anew
+ * because what is wanted of it has changed.
  *
  * Nothing works these requests off yet; they are kept for whoever does.
  */

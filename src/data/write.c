@@ -129,6 +129,18 @@ unsigned write_replicas(const struct data *data, const struct inode *inode)
 	return (unsigned)max(option_of(data, inode, INODE_OPT_DATA_REPLICAS, OPT_DATA_REPLICAS), (uint64_t)1);
 }
 
+struct rebalance_aim rebalance_aim_of(const struct data *data, const struct inode *inode)
+{
+	uint64_t compression = option_of(data, inode, INODE_OPT_BACKGROUND_COMPRESSION, OPT_BACKGROUND_COMPRESSION);
+	struct rebalance_aim aim = {
+		.wanted.target = (uint16_t)option_of(data, inode, INODE_OPT_BACKGROUND_TARGET, OPT_BACKGROUND_TARGET),
+		.wanted.compression = option_of(data, inode, INODE_OPT_NOCOW, OPT_NOCOW) ? 0 : (uint8_t)compression,
+	};
+
+	aim.devs = allocator_target_devs(data->writer->allocator, aim.wanted.target);
+	return aim;
+}
+
 int write_options_take(struct write_op *op, const struct inode *inode)
 {
 	const struct data *data = op->data;
@@ -140,18 +152,13 @@ int write_options_take(struct write_op *op, const struct inode *inode)
 	op->compression = (unsigned)option_of(data, inode, INODE_OPT_COMPRESSION, OPT_COMPRESSION);
 	op->replicas = write_replicas(data, inode);
 	op->target = (uint16_t)option_of(data, inode, INODE_OPT_FOREGROUND_TARGET, OPT_FOREGROUND_TARGET);
-	op->rebalance = (struct extent_rebalance){
-		.target = (uint16_t)option_of(data, inode, INODE_OPT_BACKGROUND_TARGET, OPT_BACKGROUND_TARGET),
-		.compression =
-			(uint8_t)option_of(data, inode, INODE_OPT_BACKGROUND_COMPRESSION, OPT_BACKGROUND_COMPRESSION),
-	};
+	op->rebalance = rebalance_aim_of(data, inode);
 	/* What may be overwritten where it is can have nothing that depends on its bytes. */
 	op->is_nocow = option_of(data, inode, INODE_OPT_NOCOW, OPT_NOCOW);
 	if (op->is_nocow) {
 		op->csum_type = CHECKSUM_NONE;
-		op->compression = op->rebalance.compression = 0;
+		op->compression = 0;
 	}
-	op->rebalance_devs = allocator_target_devs(data->writer->allocator, op->rebalance.target);
 	return 0;
 }
 
@@ -160,14 +167,16 @@ int write_features_mark(const struct write_op *op)
 	struct super *super = (struct super *)op->data->super;
 	int err = super_option_features_set(super, OPT_COMPRESSION, op->compression);
 
-	return err ? err : super_option_features_set(super, OPT_BACKGROUND_COMPRESSION, op->rebalance.compression);
+	return err ? err
+		   : super_option_features_set(super, OPT_BACKGROUND_COMPRESSION, op->rebalance.wanted.compression);
 }
 
 bool write_options_are_same(const struct write_op *a, const struct write_op *b)
 {
 	return a->is_nocow == b->is_nocow && a->csum_type == b->csum_type && a->compression == b->compression &&
-	       a->replicas == b->replicas && a->target == b->target && a->rebalance.target == b->rebalance.target &&
-	       a->rebalance.compression == b->rebalance.compression;
+	       a->replicas == b->replicas && a->target == b->target &&
+	       a->rebalance.wanted.target == b->rebalance.wanted.target &&
+	       a->rebalance.wanted.compression == b->rebalance.wanted.compression;
 }
 
 /* --- bytes to blocks --- */

@@ -78,6 +78,20 @@ struct mutex *inode_lock(struct data *data, uint64_t inum);
 void *write_buffer_take(struct data_writer *w);
 void write_buffer_give(struct data_writer *w, void *buf);
 
+/* What a file's data is to be in the end. */
+struct rebalance_aim {
+	struct extent_rebalance wanted;
+	uint64_t devs; /* of its target; 0: anywhere */
+};
+/* As the inode says, else the filesystem; only the latter where the inode is all zero. */
+struct rebalance_aim rebalance_aim_of(const struct data *data, const struct inode *inode);
+/*
+ * Let the key say what is left to be done in the background (06 §12.2), or nothing. @is_shared: a reflink_v, which goes
+ * on wanting what it has wanted.
+ */
+void rebalance_refresh(const struct data *data, const struct rebalance_aim *aim, bool is_shared,
+		       struct extent_value *v);
+
 /* What a write is, as all its chunks see it. */
 struct write_op {
 	struct data *data;
@@ -95,8 +109,7 @@ struct write_op {
 	bool makes_room; /* on the whole: it may have what is kept for btrees, and isn't asked what was promised to whom
 			  */
 	uint16_t target;
-	struct extent_rebalance rebalance; /* what is wanted in the end */
-	uint64_t rebalance_devs;	   /* where; 0: anywhere */
+	struct rebalance_aim rebalance;
 	struct disk_reservation reservation;
 	uint64_t *journal_seq;
 };

@@ -109,17 +109,6 @@ static int regions_place(struct write_chunk *c)
 
 /* --- keys --- */
 
-/* Is there something left to be done in the background (06 §12.1)? Then the key says what. */
-static void rebalance_mark(const struct write_op *op, struct extent_value *v)
-{
-	unsigned compression = compression_option_type(op->rebalance.compression);
-	uint64_t devs = op->rebalance_devs ? op->rebalance_devs : UINT64_MAX;
-
-	for (unsigned i = 0; i < v->ptr_nr; i++)
-		v->has_rebalance |= extent_ptr_needs_rebalance(&v->ptrs[i], compression, devs);
-	v->rebalance = op->rebalance;
-}
-
 static int key_make(struct write_chunk *c, const struct write_region *r, struct key_buf *key)
 {
 	const struct alloc_extent *e = &c->extents[r->extent];
@@ -131,7 +120,7 @@ static int key_make(struct write_chunk *c, const struct write_region *r, struct 
 							 .has_crc = r->crc.csum_type || r->crc.compression };
 		v.ptrs[i].ptr.sector += r->extent_offset;
 	}
-	rebalance_mark(c->op, &v);
+	rebalance_refresh(c->op->data, &c->op->rebalance, false, &v);
 	key->k = (struct bkey){
 		.p = BPOS(c->op->file->inum, c->begin + r->at + r->crc.uncompressed_sectors, c->op->file->snapshot),
 		.version = r->version,

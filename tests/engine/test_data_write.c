@@ -1315,7 +1315,7 @@ static void a_failed_write_leaves_what_was_there(void **state)
 static void file_move(struct world *w, const struct file *f, struct data_move_stats *stats)
 {
 	struct data_mover *m = data_mover_new(w->fs->data);
-	struct data_move move = { .watermark = WATERMARK_COPYGC, .rewrite = 1 };
+	struct data_move move = { .watermark = WATERMARK_COPYGC, .rewrite = 1, .is_to_background = true };
 	struct btree_iter it;
 	struct bkey_ref k;
 
@@ -1352,6 +1352,40 @@ static void what_one_device_does_not_take_is_moved_to_others(void **state)
 	assert_int_equal(stats.sectors_written, f->size / SECTOR_BYTES);
 	file_check(&w, f);
 	fs_check(&w);
+	world_close(&w, true);
+}
+
+/* Options changed since it was written: what is moved goes where it is to be, and says what it still lacks. */
+static void what_is_moved_says_what_it_lacks(void **state)
+{
+	struct data_move_stats stats = { 0 };
+	unsigned rebalance_nr, nr;
+	uint64_t stored;
+	struct world w;
+
+	world_open(&w, 17, 2, "block_size=4k", 4096);
+	struct file *f = &w.files[0];
+	op_write(&w, f, 0, 900 << 10);
+	for (unsigned i = 0; i < 2; i++) {
+		uint16_t target = (uint16_t)(TARGET_DEVICE_FIRST + i);
+
+		assert_int_equal(super_option_set(w.fs->super, OPT_BACKGROUND_TARGET, target), 0);
+		assert_int_equal(super_option_set(w.fs->super, OPT_BACKGROUND_COMPRESSION, i ? 0 : 1), 0);
+		file_move(&w, f, &stats);
+		nr = keys_of_compression(&w, f, COMPRESSION_NONE, &stored, &rebalance_nr);
+		assert_true(nr > 0);
+		assert_int_equal(rebalance_nr, i ? 0 : nr);
+		assert_int_equal(btrees_flush_all(w.fs->trees), 0);
+		assert_int_equal(keys_of_btree(&w, BTREE_REBALANCE_WORK), rebalance_nr);
+		for (uint64_t at = 0; at < f->size / SECTOR_BYTES; at += 8) {
+			struct extent_ptr_decoded ptr;
+
+			assert_true(place_of(&w, f, at, &ptr));
+			assert_int_equal(ptr.ptr.dev, i);
+		}
+		file_check(&w, f);
+		fs_check(&w);
+	}
 	world_close(&w, true);
 }
 
@@ -1497,6 +1531,7 @@ int main(void)
 		cmocka_unit_test(a_device_that_is_needed_is_not_left),
 		cmocka_unit_test(a_failed_write_leaves_what_was_there),
 		cmocka_unit_test(what_one_device_does_not_take_is_moved_to_others),
+		cmocka_unit_test(what_is_moved_says_what_it_lacks),
 		cmocka_unit_test(a_bucket_that_is_emptied_twice_waits_for_the_flush),
 	};
 
