@@ -1,6 +1,6 @@
 /*
- * The power goes while a passphrase is set and taken away, at every other write: after it the filesystem opens
- * as it did before or as it was to, with all devices saying the same, and it can be changed again.
+ * The power goes while a passphrase is set and taken away, at every other write (every sixth with sanitizers): after it
+ * the filesystem opens as it did before or as it was to, with all devices saying the same, and it can be changed again.
  */
 #include <errno.h>
 #include <setjmp.h>
@@ -11,12 +11,13 @@
 
 #include <cmocka.h>
 
+#include "base/sanitizer.h"
 #include "device/power.h"
 #include "engine/format.h"
 #include "engine/fs.h"
 #include "engine/whole.h"
 
-enum { DISKS = 2, DISK_BYTES = 64 << 20, IOS_MAX = 100 };
+enum { DISKS = 2, DISK_BYTES = 64 << 20, IOS_MAX = 100, CUT_EVERY = KILN_SANITIZED ? 6 : 2 };
 
 static const char passphrase[] = "secret";
 
@@ -116,7 +117,7 @@ static void a_change_is_made_or_not_made(void **state)
 	power = power_new(seed);
 	make();
 	key_derive();
-	for (uint64_t ios = 1 + seed % 2; !is_through && ios < IOS_MAX; ios += 2) {
+	for (uint64_t ios = 1 + seed % 2; !is_through && ios < IOS_MAX; ios += CUT_EVERY) {
 		char why[KILN_ERROR_BYTES] = "";
 		struct kiln_fs *fs;
 

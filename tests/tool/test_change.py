@@ -16,7 +16,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(
 
 import changed
 import tap
-from changed import FAILED, USAGE, kiln, new_image
+from changed import FAILED, QUICK, USAGE, kiln, new_image, some
 
 F_OFD_SETLKW = 38
 
@@ -29,7 +29,7 @@ def directories_are_made(work):
     image = new_image(work)
     kiln("mkdir", image, "/a", "b", "/a/c/")
     assert {"a", "b", "a/c"} < set(entries(image))
-    for path, says in (("/a", "exists"), ("/x/y", "No such"), ("/", "exists"), ("/a/.", "exists"), ("", "No such")):
+    for path, says in some((("/a", "exists"), ("/x/y", "No such"), ("/", "exists"), ("/a/.", "exists"), ("", "No such"))):
         assert says in kiln("mkdir", image, path, status=FAILED).stderr, path
     kiln("mkdir", "-p", "-m", "1750", image, "/a", "/x/y/z", "/")
     made = entries(image)
@@ -44,13 +44,14 @@ def modes_are_octal_and_symbolic(work):
     image = new_image(work)
     kiln("mkdir", "-m", "755", image, "/d")
     kiln("touch", image, "/d/f", "/g")
-    for mode, want in (("644", 0o644), ("u+x", 0o744), ("go=u", 0o777), ("a-w", 0o555), ("u=rw,go=", 0o600),
-                       ("g+X", 0o600), ("+t", 0o1600), ("u+s,-t", 0o4600), ("-r", 0o4200), ("=", 0)):
+    modes = (("644", 0o644), ("u+x", 0o744), ("go=u", 0o777), ("a-w", 0o555), ("u=rw,go=", 0o600),
+             ("g+X", 0o600), ("+t", 0o1600), ("u+s,-t", 0o4600), ("-r", 0o4200), ("=", 0))
+    for mode, want in modes[:3] if QUICK else modes:
         kiln("chmod", mode, image, "/g")
         assert entries(image)["g"]["mode"] == want, (mode, oct(entries(image)["g"]["mode"]))
     kiln("chmod", "-R", "a=rX", image, "/d")
     assert entries(image)["d"]["mode"] == 0o555 and entries(image)["d/f"]["mode"] == 0o444
-    for mode in ("888", "u+y", "z", "u", "77777"):
+    for mode in some(("888", "u+y", "z", "u", "77777")):
         kiln("chmod", mode, image, "/g", status=USAGE)
     changed.check(image)
 
@@ -80,8 +81,8 @@ def times_are_set(work):
     before = time.time()
     kiln("touch", image, "/f")
     assert before - 1 <= changed.stat(image, "/f")["mtime"] <= time.time() + 1
-    for options, want in ((["-d", "@5.25"], 5.25), (["-d", "@-1.5"], -1.5), (["-d", "2001-02-03T04:05:06Z"], 981173106),
-                          (["-d", "2001-02-03 04:05:06.5 +01:00"], 981169506.5), (["-t", "200102030405.06"], None)):
+    for options, want in some(((["-d", "@5.25"], 5.25), (["-d", "@-1.5"], -1.5), (["-d", "2001-02-03T04:05:06Z"], 981173106),
+                               (["-d", "2001-02-03 04:05:06.5 +01:00"], 981169506.5), (["-t", "200102030405.06"], None))):
         kiln("touch", *options, image, "/f")
         s = changed.stat(image, "/f")
         if want is None:
@@ -95,8 +96,8 @@ def times_are_set(work):
     kiln("touch", "-c", image, "/none")
     assert "none" not in entries(image)
     kiln("touch", "-d", "2028-02-29", "-t", "202802290000", image, "/f")
-    for wrong in (["-d", "yesterday-ish"], ["-d", "@"], ["-t", "13"], ["-t", "200113010000"], ["-d", "2026-04-31"],
-                  ["-d", "2026-02-29 12:00:00Z"], ["-t", "202602290000"]):
+    for wrong in some((["-d", "yesterday-ish"], ["-d", "@"], ["-t", "13"], ["-t", "200113010000"], ["-d", "2026-04-31"],
+                       ["-d", "2026-02-29 12:00:00Z"], ["-t", "202602290000"])):
         kiln("touch", *wrong, image, "/f", status=USAGE)
     kiln("touch", "-r", "/nowhere", image, "/f", status=FAILED)
     changed.check(image)
@@ -121,15 +122,16 @@ def names_move_and_swap(work):
     assert "e/c" not in entries(image)
     # Of two paths the one that is meant is named; a slash means a directory.
     before = entries(image)
-    for args, says in ((["mv", "/e/new", "/x/"], "/x/: No such"), (["mv", "-T", "/e/new", "/x/"], "/x/: No such"),
-                       (["mv", "/e/new", "/d/a/"], "/d/a/: Not a dir"), (["mv", "/e/new/", "/x"], "/e/new/: Not a dir"),
-                       (["mv", "/d/a", "/e/new", "/x"], "/x: No such"), (["mv", "/nowhere", "/d"], "/nowhere: No such"),
-                       (["mv", "-T", "/e", "/d"], "/d: Directory not empty"), (["mv", "-n", "/e/new", "/d/a"], "/d/a: File exists"),
-                       (["mv", "/d", "/e/new"], "/e/new: Not a dir"), (["mv", "", "/x"], "'': No such"), (["mv", "/d/a", ""], "'': No such"),
-                       (["mv", "--exchange", "/d/a", "/x"], "/x: No such"), (["ln", "/d/a", "/x/"], "/x/: No such"),
-                       (["ln", "-s", "text", "/x/"], "/x/: No such"), (["ln", "-s", "x", "/d/a"], "/d/a: File exists"),
-                       (["ln", "-s", "text/a", "/d"], "/d/a: File exists"), (["ln", "-s", "", "/x"], "'': No such"),
-                       (["ln", "/nowhere", "/x"], "/nowhere: No such"), (["ln", "/e/new", "/d/a"], "/d/a: File exists")):
+    refused = ((["mv", "/e/new", "/x/"], "/x/: No such"), (["mv", "-T", "/e/new", "/x/"], "/x/: No such"),
+               (["mv", "/e/new", "/d/a/"], "/d/a/: Not a dir"), (["mv", "/e/new/", "/x"], "/e/new/: Not a dir"),
+               (["mv", "/d/a", "/e/new", "/x"], "/x: No such"), (["mv", "/nowhere", "/d"], "/nowhere: No such"),
+               (["mv", "-T", "/e", "/d"], "/d: Directory not empty"), (["mv", "-n", "/e/new", "/d/a"], "/d/a: File exists"),
+               (["mv", "/d", "/e/new"], "/e/new: Not a dir"), (["mv", "", "/x"], "'': No such"), (["mv", "/d/a", ""], "'': No such"),
+               (["mv", "--exchange", "/d/a", "/x"], "/x: No such"), (["ln", "/d/a", "/x/"], "/x/: No such"),
+               (["ln", "-s", "text", "/x/"], "/x/: No such"), (["ln", "-s", "x", "/d/a"], "/d/a: File exists"),
+               (["ln", "-s", "text/a", "/d"], "/d/a: File exists"), (["ln", "-s", "", "/x"], "'': No such"),
+               (["ln", "/nowhere", "/x"], "/nowhere: No such"), (["ln", "/e/new", "/d/a"], "/d/a: File exists"))
+    for args, says in some(refused):
         message = kiln(args[0], *[a for a in args[1:] if a in ("-T", "-n", "-s", "--exchange")], image,
                        *[a for a in args[1:] if a not in ("-T", "-n", "-s", "--exchange")], status=FAILED).stderr
         assert message.startswith("kiln: " + says) and message.count("\n") == 1, (args, message)

@@ -18,6 +18,7 @@ import tap
 
 KILN = os.path.abspath(sys.argv[1])
 OK, FAILED, USAGE = 0, 1, 2
+QUICK = bool(os.environ.get("KILN_TEST_QUICK"))
 SECRET = b"no one may read this " * 1000  # more than is kept inline
 
 
@@ -76,6 +77,8 @@ def a_passphrase_is_set_changed_and_removed(work):
     assert b"wrong" in kiln("ls", "--passphrase-file", "-", image, says=b"first\n", status=FAILED).stderr
     kiln("remove-passphrase", "--passphrase-file", "-", image, says=b"second\n")
     assert is_open_without(image)
+    if QUICK:  # each derivation of a key takes long, and nothing of it is our code
+        return
     if changes.has_upstream():
         assert not changes.upstream_fsck([image])
     kiln("remove-passphrase", image)
