@@ -6,6 +6,7 @@
 Of two builds, or of one twice, the hashes of all disks and of all scheduling decisions must be equal, seed by seed. All that can go wrong is tried but allocations that fail: which one does is counted, and compilers and
 sanitizers make and leave out some.
 """
+import concurrent.futures
 import subprocess
 import sys
 
@@ -21,11 +22,14 @@ def hashes(sim, seeds):
 
 
 def main():
-    seeds = sys.argv[3] if len(sys.argv) > 3 else "1-2"
-    first, second = hashes(sys.argv[1], seeds), hashes(sys.argv[2], seeds)
+    low, _, high = (sys.argv[3] if len(sys.argv) > 3 else "1-2").partition("-")
+    seeds = [str(seed) for seed in range(int(low), int(high or low) + 1)]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        second, first = ([pool.submit(hashes, sim, seed) for seed in seeds] for sim in (sys.argv[2], sys.argv[1]))
+        first, second = (sum((run.result() for run in runs), []) for runs in (first, second))
     for a, b in zip(first, second):
         print(a if a == b else f"DIFFERENT: {a}\n           {b}")
-    if first != second or not first:
+    if first != second or len(first) != len(seeds):
         print(f"{len(first)} and {len(second)} seeds passed, and not all are the same")
         return 1
     return 0
