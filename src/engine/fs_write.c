@@ -34,7 +34,16 @@ void fs_shut_down(struct kiln_fs *fs, int err, const char *cause)
 }
 
 static void journal_failed(void *ctx, int err) { fs_shut_down(ctx, err, "journal"); }
-static void btrees_failed(void *ctx, int err) { fs_shut_down(ctx, err, "btree node"); }
+
+/* Space in the journal would come from nodes that are written: nobody may go on waiting for it. */
+static void btrees_failed(void *ctx, int err)
+{
+	struct kiln_fs *fs = ctx;
+
+	fs_shut_down(fs, err, "btree node");
+	if (fs->journal_writer)
+		journal_refuse(fs->journal_writer);
+}
 
 /* --- what the rooms need from one another --- */
 

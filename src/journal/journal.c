@@ -174,11 +174,16 @@ const void *journal_last_tail(const struct journal *j, unsigned *u64s)
 	return j->last_tail;
 }
 
-void journal_abort(struct journal *j)
+void journal_refuse(struct journal *j)
 {
 	mutex_lock(&j->lock);
 	journal_fail(j, -EROFS);
 	mutex_unlock(&j->lock);
+}
+
+void journal_abort(struct journal *j)
+{
+	journal_refuse(j);
 	tasks_stop(j);
 }
 

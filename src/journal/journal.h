@@ -91,6 +91,8 @@ const void *journal_last_roots(const struct journal *j, unsigned *u64s);
 const void *journal_last_tail(const struct journal *j, unsigned *u64s);
 /* Stop without writing anything any more: after an error, or to simulate a crash. */
 void journal_abort(struct journal *j);
+/* Nothing is written any more: who waits for space is told -EROFS. Any context that may take a lock. */
+void journal_refuse(struct journal *j);
 void journal_free(struct journal *j);
 
 /* --- reservations --- */
