@@ -63,6 +63,7 @@ enum kiln_open_flags {
 	/*
 	 * Open for reading and writing: recovery runs, and the filesystem is marked as in use. One that this version
 	 * can't write, or that mount_options let nobody write, is opened read-only, and kiln_write_refused() says why.
+	 * An error while recovery is under way is one of opening.
 	 */
 	KILN_OPEN_WRITE = 64,
 };

@@ -326,10 +326,12 @@ static int open_and_recover(struct kiln_fs *fs, const struct kiln_open_options *
 {
 	int err = open_steps(fs, options, depth);
 
-	if (!err && depth == FS_NAMESPACE && options->flags & KILN_OPEN_WRITE &&
-	    !fs_write_refused(fs, fs->write_refused))
-		err = fs_write_start(fs, why);
-	return err;
+	if (err || depth != FS_NAMESPACE || !(options->flags & KILN_OPEN_WRITE))
+		return err;
+	int ret = fs_write_refused(fs, fs->write_refused);
+	if (ret)
+		return min(ret, 0);
+	return fs_write_start(fs, why);
 }
 
 /* The first opening for writing of a filesystem that consists of superblocks makes the rest. */

@@ -11,6 +11,7 @@
 #include "namespace/change.h"
 #include "recovery/blacklist.h"
 #include "recovery/passes.h"
+#include "recovery/upgrade.h"
 #include "super/format.h"
 
 /* --- errors --- */
@@ -140,28 +141,40 @@ static void journal_flushed(void *ctx, uint64_t seq)
 
 /* --- what can't be written --- */
 
-bool fs_write_refused(const struct kiln_fs *fs, char why[KILN_ERROR_BYTES])
+static int upgrade_refused(const struct kiln_fs *fs, char why[KILN_ERROR_BYTES])
+{
+	unsigned version = sb_upgrade_complete(fs->super->sb), pass;
+	int err = upgrade_check(fs->super, fs->journal, fs->trees, &fs->reporter.sink, &pass);
+
+	if (err || pass == PASS_ID_NR_MAX)
+		return err;
+	snprintf(why, KILN_ERROR_BYTES, "upgrading it from %u.%u needs what %s finds to be repaired first",
+		 VERSION_MAJOR(version), VERSION_MINOR(version), pass_name(pass));
+	return 1;
+}
+
+int fs_write_refused(const struct kiln_fs *fs, char why[KILN_ERROR_BYTES])
 {
 	const struct super *s = fs->super;
 
 	/* Or an option is in effect whose engine isn't built yet: new data would not be what it asks for. */
 	if (super_write_unsupported(s, why) ||
 	    super_option_unsupported(OPT_ERASURE_CODE, s->options[OPT_ERASURE_CODE], why))
-		return true;
+		return 1;
 	if (namespace_fallback(fs->ns)) {
 		snprintf(why, KILN_ERROR_BYTES, "part of its metadata is damaged: %s", namespace_fallback(fs->ns));
-		return true;
+		return 1;
 	}
 	if (!fs->journal->was_clean && (fs->journal->missing_nr || fs->journal->rewind_nr)) {
 		snprintf(why, KILN_ERROR_BYTES, "its journal is incomplete: repair comes first");
-		return true;
+		return 1;
 	}
 	/* Only who counts everything knows them, and taken as 0 they would be written down as 0. */
 	if (!journal_has_counters(fs->journal)) {
 		snprintf(why, KILN_ERROR_BYTES, "counters of its space are missing: repair comes first");
-		return true;
+		return 1;
 	}
-	return false;
+	return upgrade_refused(fs, why);
 }
 
 /* --- starting --- */
@@ -254,7 +267,6 @@ static int run_passes(struct kiln_fs *fs)
 		.ns = fs->ns,
 		.reports = &fs->reporter.sink,
 		.log = &fs->reporter.log,
-		.was_clean = fs->journal->was_clean,
 		/* The version itself has been raised by now. */
 		.requested = recovery_upgrade_passes(sb_upgrade_complete(fs->super->sb)),
 	};

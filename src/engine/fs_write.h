@@ -31,8 +31,11 @@ int fs_write_start_fresh(struct kiln_fs *fs, uint64_t memory_bytes, char why[KIL
 int fs_write_stop(struct kiln_fs *fs);
 /* Stop as if power were cut: tests and the simulator. */
 void fs_write_abort(struct kiln_fs *fs);
-/* Why a filesystem that reads fine can't be written, a sentence; false: it can. */
-bool fs_write_refused(const struct kiln_fs *fs, char why[KILN_ERROR_BYTES]);
+/*
+ * Is there something that keeps a filesystem that reads fine from being written? 1, and @why is a sentence; 0; or an
+ * error. Nothing has been written then.
+ */
+int fs_write_refused(const struct kiln_fs *fs, char why[KILN_ERROR_BYTES]);
 /* No more writes, for good; told to the user once. */
 void fs_shut_down(struct kiln_fs *fs, int err, const char *cause);
 

@@ -70,10 +70,15 @@ static int deleted_key(void *ctx, struct check_owner *o, struct bkey_ref k)
 	return 0;
 }
 
+/* The list came with 1.2: upgrading makes it. */
+static bool has_list(const struct check *c) { return sb_upgrade_complete(c->super->sb) >= VERSION(1, 2); }
+
 static int inode_end(void *ctx, struct check_owner *o)
 {
 	struct check *c = ctx;
 
+	if (!has_list(c))
+		return 0;
 	for (size_t i = 0; i < o->nr; i++)
 		if (!o->v[i].is_hole && o->v[i].inode.flags & INODE_UNLINKED && !o->v[i].is_found &&
 		    check_is_whole(c, CHECK_BTREE(BTREE_DELETED_INODES)))

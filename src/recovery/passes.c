@@ -2,13 +2,11 @@
 #include "recovery/passes.h"
 
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/mutant.h"
 #include "format/logged_op.h"
 #include "format/version.h"
-#include "recovery/check.h"
 #include "recovery/upgrade.h"
 
 /* --- the passes that mounting needs --- */
@@ -116,53 +114,9 @@ static int delete_dead_inodes(struct recovery *r)
 	return is_mutant(MUTANT_DEAD_INODES) ? 0 : namespace_delete_dead_inodes(r->ns);
 }
 
-/*
- * The rest of a pass that an upgrade asks for, in the form of a check. What it finds needs repair, which is not there
- * yet.
- */
-static int check_instead(struct recovery *r, enum pass_id id)
-{
-	struct check_target target = {
-		.super = r->super, .journal = (struct journal_state *)r->state, .trees = r->trees, .is_writable = true
-	};
-	struct check_opts opts = { .reports = r->reports };
-	int err = btrees_flush_all(r->trees);
-	struct check_result *result = calloc(1, sizeof(*result));
-
-	if (!result)
-		return -ENOMEM;
-	for (unsigned i = 0; check_pass(i); i++)
-		if (check_pass(i)->id == id)
-			opts.passes |= 1u << i;
-	if (!err)
-		err = check_run(&target, &opts, result);
-	if (!err && result->errors) {
-		log_printf(r->log, LOG_LEVEL_ERROR, "upgrading needs what %s finds to be repaired first",
-			   pass_name(id));
-		err = -KILN_E_UNSUPPORTED;
-	}
-	free(result);
-	return err;
-}
-
-static int check_snapshots_upgraded(struct recovery *r)
-{
-	int err = upgrade_snapshots(r);
-
-	return err ? err : check_instead(r, PASS_CHECK_SNAPSHOTS);
-}
-
-static int check_inodes_upgraded(struct recovery *r)
-{
-	int err = upgrade_deleted_inodes(r);
-
-	return err ? err : check_instead(r, PASS_CHECK_INODES);
-}
-
 /* --- the table --- */
 
-#define FSCK   PASS_WHEN_FSCK
-#define ALWAYS PASS_WHEN_ALWAYS
+enum { ALWAYS = true };
 
 static const struct recovery_pass passes[] = {
 	{ PASS_ALLOC_READ, ALWAYS, NULL },	 /* allocator_open() */
@@ -170,36 +124,36 @@ static const struct recovery_pass passes[] = {
 	{ PASS_INITIALIZE_SUBVOLUMES, 0, NULL }, /* only for versions below 1.0, which aren't read */
 	{ PASS_SNAPSHOTS_READ, ALWAYS, NULL },	 /* namespace_open() */
 	{ PASS_CHECK_TOPOLOGY, 0, NULL },
-	{ PASS_CHECK_ALLOCATIONS, FSCK, NULL },
+	{ PASS_CHECK_ALLOCATIONS, 0, NULL },
 	/* Upstream marks before replay, over the journal's keys. Behind it the same keys are in the nodes. */
 	{ PASS_FS_JOURNAL_ALLOC, ALWAYS, NULL }, /* journal_start() refuses a filesystem without any journal */
 	{ PASS_SET_MAY_GO_RW, ALWAYS, NULL },	 /* fs_write_start() */
 	{ PASS_JOURNAL_REPLAY, ALWAYS, replay_journal },
 	{ PASS_TRANS_MARK_DEV_SBS, ALWAYS, mark_device_superblocks },
-	{ PASS_CHECK_ALLOC_INFO, FSCK, NULL },
-	{ PASS_CHECK_LRUS, FSCK, NULL },
-	{ PASS_CHECK_BTREE_BACKPOINTERS, FSCK, NULL },
-	{ PASS_CHECK_BACKPOINTERS_TO_EXTENTS, FSCK, NULL },
-	{ PASS_CHECK_EXTENTS_TO_BACKPOINTERS, FSCK, NULL },
-	{ PASS_CHECK_ALLOC_TO_LRU_REFS, FSCK, NULL },
+	{ PASS_CHECK_ALLOC_INFO, 0, NULL },
+	{ PASS_CHECK_LRUS, 0, NULL },
+	{ PASS_CHECK_BTREE_BACKPOINTERS, 0, NULL },
+	{ PASS_CHECK_BACKPOINTERS_TO_EXTENTS, 0, NULL },
+	{ PASS_CHECK_EXTENTS_TO_BACKPOINTERS, 0, NULL },
+	{ PASS_CHECK_ALLOC_TO_LRU_REFS, 0, NULL },
 	{ PASS_FS_FREESPACE_INIT, ALWAYS, init_freespace },
 	{ PASS_BUCKET_GENS_INIT, 0, NULL }, /* only for versions below 1.0 */
-	{ PASS_CHECK_SNAPSHOT_TREES, FSCK, NULL },
-	{ PASS_CHECK_SNAPSHOTS, FSCK, check_snapshots_upgraded },
-	{ PASS_CHECK_SUBVOLS, FSCK, NULL },
-	{ PASS_DELETE_DEAD_SNAPSHOTS, FSCK, NULL },
+	{ PASS_CHECK_SNAPSHOT_TREES, 0, NULL },
+	{ PASS_CHECK_SNAPSHOTS, 0, upgrade_snapshots },
+	{ PASS_CHECK_SUBVOLS, 0, NULL },
+	{ PASS_DELETE_DEAD_SNAPSHOTS, 0, NULL },
 	{ PASS_FS_UPGRADE_FOR_SUBVOLUMES, 0, NULL }, /* only for versions below 1.0 */
 	{ PASS_RESUME_LOGGED_OPS, ALWAYS, resume_logged_ops },
-	{ PASS_CHECK_INODES, FSCK, check_inodes_upgraded },
-	{ PASS_CHECK_EXTENTS, FSCK, NULL },
-	{ PASS_CHECK_INDIRECT_EXTENTS, FSCK, NULL },
-	{ PASS_CHECK_DIRENTS, FSCK, NULL },
-	{ PASS_CHECK_XATTRS, FSCK, NULL },
-	{ PASS_CHECK_ROOT, FSCK, NULL },
-	{ PASS_CHECK_DIRECTORY_STRUCTURE, FSCK, NULL },
-	{ PASS_CHECK_NLINKS, FSCK, NULL },
+	{ PASS_CHECK_INODES, 0, upgrade_deleted_inodes },
+	{ PASS_CHECK_EXTENTS, 0, NULL },
+	{ PASS_CHECK_INDIRECT_EXTENTS, 0, NULL },
+	{ PASS_CHECK_DIRENTS, 0, NULL },
+	{ PASS_CHECK_XATTRS, 0, NULL },
+	{ PASS_CHECK_ROOT, 0, NULL },
+	{ PASS_CHECK_DIRECTORY_STRUCTURE, 0, NULL },
+	{ PASS_CHECK_NLINKS, 0, NULL },
 	/* Upstream does it after unclean shutdowns only, and so leaves what an older crash left (04 §6). */
-	{ PASS_DELETE_DEAD_INODES, FSCK | ALWAYS, delete_dead_inodes },
+	{ PASS_DELETE_DEAD_INODES, ALWAYS, delete_dead_inodes },
 	{ PASS_FIX_REFLINK_P, 0, NULL }, /* only for versions below 1.0 */
 	{ PASS_SET_FS_NEEDS_REBALANCE, 0, upgrade_rebalance_work },
 };
@@ -212,31 +166,18 @@ const struct recovery_pass *recovery_pass(unsigned id)
 	return NULL;
 }
 
-static bool pass_should_run(const struct recovery *r, const struct recovery_pass *pass)
-{
-	return pass->when & PASS_WHEN_ALWAYS || (pass->when & PASS_WHEN_UNCLEAN && !r->was_clean) ||
-	       r->requested >> pass->id & 1;
-}
-
 int recovery_run(struct recovery *r)
 {
-	for (size_t i = 0; i < ARRAY_NR(passes); i++)
-		if (r->requested >> passes[i].id & 1 && !passes[i].run && !(passes[i].when & PASS_WHEN_ALWAYS)) {
-			log_printf(r->log, LOG_LEVEL_ERROR, "recovery pass %s is required, which Kiln can't do yet",
-				   pass_name(passes[i].id));
-			return -KILN_E_UNSUPPORTED;
-		}
 	for (size_t i = 0; i < ARRAY_NR(passes); i++) {
-		if (!pass_should_run(r, &passes[i]))
-			continue;
-		int err = passes[i].run ? passes[i].run(r) : 0;
+		const struct recovery_pass *pass = &passes[i];
+		bool is_needed = pass->is_always || r->requested >> pass->id & 1;
+		int err = is_needed && pass->run ? pass->run(r) : 0;
 
 		if (err) {
-			log_printf(r->log, LOG_LEVEL_ERROR, "recovery pass %s failed: %s", pass_name(passes[i].id),
+			log_printf(r->log, LOG_LEVEL_ERROR, "recovery pass %s failed: %s", pass_name(pass->id),
 				   error_name(err));
 			return err;
 		}
-		r->complete |= 1ull << passes[i].id;
 	}
 	return 0;
 }

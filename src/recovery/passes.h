@@ -3,8 +3,8 @@
  * (09 §4-§6).
  *
  * One table, in order. The place in it is the pass's number; the stable id (format/pass_ids.h) is what superblocks
- * store. A pass runs always, after an unclean shutdown, or when it is asked for: by the superblock's list of required
- * passes, by the upgrade table, or by a check that failed in another pass.
+ * store. A pass runs always, or when the upgrade from an older version asks for it. Filesystems whose superblocks ask
+ * for passes need repair, and open read-only.
  *
  * Opening read-only runs none of these: the journal lies over the btrees, and what a pass would finish is shown as it
  * is. All passes here run while the filesystem is writable already but nobody else uses it.
@@ -30,20 +30,12 @@ struct recovery {
 	struct namespace *ns;
 	const struct report_sink *reports;
 	const struct log_sink *log;
-	bool was_clean;
 	uint64_t requested; /* bit per stable id: must run, whatever the table says */
-	uint64_t complete;  /* bit per stable id: has run */
-};
-
-enum pass_when {
-	PASS_WHEN_ALWAYS = 1,
-	PASS_WHEN_UNCLEAN = 2,
-	PASS_WHEN_FSCK = 4,
 };
 
 struct recovery_pass {
 	enum pass_id id;
-	unsigned when; /* enum pass_when; 0: only when asked for */
+	bool is_always; /* else when asked for */
 	/*
 	 * 0 or an error, which ends recovery. NULL: what the pass does is part of opening (the comment in the table
 	 * says where), or of the checker (recovery/check.h), which doesn't run at mount.
@@ -54,10 +46,7 @@ struct recovery_pass {
 /* The row of a pass, NULL for ids that aren't known. */
 const struct recovery_pass *recovery_pass(unsigned id);
 
-/*
- * Run what must run, in the table's order. 0, or the first error; then the filesystem must not be used read-write. What
- * was requested but has no function here is refused with -KILN_E_UNSUPPORTED before anything is run.
- */
+/* Run what must run, in the table's order. 0, or the first error; then the filesystem must not be used read-write. */
 int recovery_run(struct recovery *r);
 
 /*

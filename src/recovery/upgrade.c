@@ -2,6 +2,7 @@
 #include "recovery/upgrade.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/clock.h"
@@ -9,6 +10,7 @@
 #include "format/inode.h"
 #include "format/snapshot.h"
 #include "namespace/snapshots.h"
+#include "recovery/check.h"
 
 /* What one transaction puts. */
 struct upgrade_put {
@@ -29,6 +31,41 @@ static int put(struct recovery *r, struct upgrade_put *put)
 	struct btree_commit_opts opts = { .name = "upgrade", .watermark = WATERMARK_NORMAL };
 
 	return btree_txn_run(r->trees, &opts, put_run, put);
+}
+
+/* --- what it builds upon --- */
+
+/* What the checker has for a pass, as check_opts.passes names it. */
+static uint32_t check_pass_bit(unsigned id)
+{
+	uint32_t bits = 0;
+
+	for (unsigned i = 0; check_pass(i); i++)
+		bits |= check_pass(i)->id == id ? 1u << i : 0;
+	return bits;
+}
+
+int upgrade_check(const struct super *super, struct journal_state *journal, struct btrees *trees,
+		  const struct report_sink *reports, unsigned *pass)
+{
+	static const enum pass_id looking[] = { PASS_CHECK_SNAPSHOTS, PASS_CHECK_INODES };
+	uint64_t wanted = recovery_upgrade_passes(sb_upgrade_complete(super->sb));
+	/* What a clean shutdown would not have left is done by passes that follow the upgrade. */
+	struct check_target target = { .super = super, .journal = journal, .trees = trees, .is_writable = true };
+	struct check_result *result = calloc(1, sizeof(*result));
+	int err = result ? 0 : -ENOMEM;
+
+	*pass = PASS_ID_NR_MAX;
+	for (size_t i = 0; i < ARRAY_NR(looking) && !err && *pass == PASS_ID_NR_MAX; i++) {
+		if (!(wanted >> looking[i] & 1))
+			continue;
+		struct check_opts opts = { .passes = check_pass_bit(looking[i]), .reports = reports };
+		err = check_run(&target, &opts, result);
+		if (!err && (result->errors || result->btrees_damaged))
+			*pass = looking[i];
+	}
+	free(result);
+	return err;
 }
 
 /* --- snapshots --- */
