@@ -1,6 +1,7 @@
 /* The allocator as a whole: opening and stopping it, and which trigger a key has. See allocator.h. */
 #include "alloc/allocator.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,7 +15,9 @@ static void devs_read(struct allocator *a)
 	const struct super *s = a->super;
 
 	a->capacity_sectors = usage_capacity_sectors(s);
-	a->dev_nr = min(s->member_nr, (unsigned)ALLOC_DEVS_MAX);
+	/* Newer versions have more members, and aren't written. */
+	assert(s->member_nr <= ALLOC_DEVS_MAX);
+	a->dev_nr = s->member_nr;
 	for (unsigned dev = 0; dev < a->dev_nr; dev++) {
 		const struct member *m = &s->members[dev].m;
 		struct alloc_dev *d = &a->devs[dev];

@@ -22,7 +22,7 @@
 #include "base/sync.h"
 #include "format/superblock.h"
 
-enum { ALLOC_DEVS_MAX = 64 };
+enum { ALLOC_DEVS_MAX = 64 }; /* all that format 1.4 has: sb_validate() refuses more */
 
 /* --- counters.c --- */
 

@@ -83,7 +83,6 @@ struct report {
 /* Where reports go. Callable from any thread; must not call back into the filesystem. */
 struct report_sink {
 	void (*emit)(void *ctx, const struct report *report);
-	void (*request_pass)(void *ctx, unsigned pass); /* may be NULL: recovery pass (stable number) that should run */
 	void *ctx;
 };
 

@@ -17,7 +17,6 @@
 #include "base/strbuf.h"
 #include "btree/internal.h"
 #include "format/error_ids.h"
-#include "format/pass_ids.h"
 
 enum { NODE_SECTORS_MAX = 1024 };
 
@@ -154,8 +153,6 @@ static void children_report(struct btrees *trees, const struct node_ptr *p, stru
 	strbuf_add(&position, ", child ");
 	bpos_to_text(&position, pos);
 	report_fault(trees->opts.reports, REPORT_DAMAGE, fault, NULL, "btree topology", position_text);
-	if (trees->opts.reports && trees->opts.reports->request_pass)
-		trees->opts.reports->request_pass(trees->opts.reports->ctx, PASS_CHECK_TOPOLOGY);
 }
 
 static int bounds_fault(struct fault *fault, uint32_t id, const char *field, struct bpos expected, struct bpos found)

@@ -171,9 +171,6 @@ int super_option_set(struct super *s, enum option_id id, uint64_t value);
  */
 int super_passphrase_set(struct super *s, const void *passphrase, size_t len);
 
-/* Passes that the next recovery must run (bit = enum pass_id); makes the ext section too (@passes may be 0). */
-int super_passes_require(struct super *s, uint64_t passes);
-
 /* See that there is a quota section (01 §8.8). Nothing but a look when there is one. */
 int super_quota_ensure(struct super *s);
 /* Grace period of a quota type (user, group, project) and counter (space, inodes). */

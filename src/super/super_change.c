@@ -388,18 +388,6 @@ int super_passphrase_set(struct super *s, const void *passphrase, size_t len)
 	return err;
 }
 
-int super_passes_require(struct super *s, uint64_t passes)
-{
-	int err = super_change_begin(s);
-
-	if (err)
-		return err;
-	struct sb_ext_disk *ext = ext_ensure(s);
-	if (ext)
-		word_change(&ext->passes_required[0], passes, 0);
-	return super_change_end(s, ext ? 0 : -ENOSPC);
-}
-
 int super_quota_ensure(struct super *s)
 {
 	struct sb_quota q;

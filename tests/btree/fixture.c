@@ -109,8 +109,6 @@ static void report_record(void *ctx, const struct report *report)
 	mutex_unlock(&f->reports_lock);
 }
 
-static void pass_record(void *ctx, unsigned pass) { ((struct fixture *)ctx)->topology_requests++; }
-
 /* --- set up --- */
 
 void fixture_init(struct fixture *f, uint64_t seed, uint32_t node_bytes, uint32_t block_bytes)
@@ -145,7 +143,7 @@ void fixture_init(struct fixture *f, uint64_t seed, uint32_t node_bytes, uint32_
 	};
 	rng_init(&f->b.rng, seed);
 	mutex_init(&f->reports_lock);
-	f->sink = (struct report_sink){ .emit = report_record, .request_pass = pass_record, .ctx = f };
+	f->sink = (struct report_sink){ .emit = report_record, .ctx = f };
 }
 
 struct btree_backend fixture_backend(struct fixture *f)

@@ -34,7 +34,6 @@ struct fixture {
 	uint32_t last_id;
 	int last_err;
 	char last_device[32], last_position[256];
-	unsigned topology_requests;
 	struct report_sink sink;
 	struct btrees *trees;
 };
