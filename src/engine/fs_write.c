@@ -169,6 +169,10 @@ int fs_write_refused(const struct kiln_fs *fs, char why[KILN_ERROR_BYTES])
 		snprintf(why, KILN_ERROR_BYTES, "its journal is incomplete: repair comes first");
 		return 1;
 	}
+	if (!journal_can_be_written(s)) {
+		snprintf(why, KILN_ERROR_BYTES, "no device that is written has a journal, or one that is large enough");
+		return 1;
+	}
 	/* Only who counts everything knows them, and taken as 0 they would be written down as 0. */
 	if (!journal_has_counters(fs->journal)) {
 		snprintf(why, KILN_ERROR_BYTES, "counters of its space are missing: repair comes first");

@@ -54,13 +54,11 @@ static void ring_groups_read(struct journal_ring *r, const struct super *s)
 	}
 }
 
-static int ring_init(struct journal *j, struct journal_ring *r, unsigned dev)
+/* 0: none, or of a device that was cut off, where some may not be there. */
+static unsigned ring_bucket_nr(const struct super_member *m)
 {
-	const struct super *s = j->super;
-	const struct super_member *m = &s->members[dev];
 	uint64_t nr = 0;
 
-	*r = (struct journal_ring){ .dev = dev };
 	if (!m->dev || !m->sb)
 		return 0;
 	for (unsigned i = 0; i < sb_journal_range_nr(m->sb); i++) {
@@ -69,16 +67,32 @@ static int ring_init(struct journal *j, struct journal_ring *r, unsigned dev)
 		sb_journal_range(m->sb, i, &start, &n);
 		nr += n;
 	}
-	/* Of a device that was cut off, some may not be there. */
-	if (!nr || nr > m->dev->size_bytes / ((uint64_t)m->m.bucket_sectors << SECTOR_SHIFT) || nr > UINT32_MAX)
+	return nr > m->dev->size_bytes / ((uint64_t)m->m.bucket_sectors << SECTOR_SHIFT) || nr > UINT32_MAX
+		       ? 0
+		       : (unsigned)nr;
+}
+
+/* In smaller ones, taking what is kept in hand wouldn't mean that space is low. */
+static bool ring_is_usable(const struct super_member *m)
+{
+	return member_is_usable(m) && m->m.durability && ring_bucket_nr(m) >= RING_BUCKETS_MIN;
+}
+
+static int ring_init(struct journal *j, struct journal_ring *r, unsigned dev)
+{
+	const struct super *s = j->super;
+	const struct super_member *m = &s->members[dev];
+	unsigned nr = ring_bucket_nr(m);
+
+	*r = (struct journal_ring){ .dev = dev };
+	if (!nr)
 		return 0;
-	r->nr = (unsigned)nr;
+	r->nr = nr;
 	r->bucket_sectors = m->m.bucket_sectors;
 	r->durability = m->m.durability;
 	r->has_discard = m->m.has_discard;
 	ring_groups_read(r, s);
-	/* In smaller ones, taking what is kept in hand wouldn't mean that space is low. */
-	r->is_usable = member_is_usable(m) && r->durability && r->nr >= RING_BUCKETS_MIN;
+	r->is_usable = ring_is_usable(m);
 	r->bucket = calloc(nr, sizeof(*r->bucket));
 	r->bucket_seq = calloc(nr, sizeof(*r->bucket_seq));
 	if (!r->bucket || !r->bucket_seq)
@@ -91,6 +105,15 @@ static int ring_init(struct journal *j, struct journal_ring *r, unsigned dev)
 			r->bucket[at++] = start++;
 	}
 	return 0;
+}
+
+bool journal_can_be_written(const struct super *s)
+{
+	bool any = false;
+
+	for (unsigned i = 0; i < s->member_nr; i++)
+		any |= ring_is_usable(&s->members[i]);
+	return any;
 }
 
 /* The newest entry of each bucket. */

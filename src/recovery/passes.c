@@ -126,7 +126,7 @@ static const struct recovery_pass passes[] = {
 	{ PASS_CHECK_TOPOLOGY, 0, NULL },
 	{ PASS_CHECK_ALLOCATIONS, 0, NULL },
 	/* Upstream marks before replay, over the journal's keys. Behind it the same keys are in the nodes. */
-	{ PASS_FS_JOURNAL_ALLOC, ALWAYS, NULL }, /* journal_start() refuses a filesystem without any journal */
+	{ PASS_FS_JOURNAL_ALLOC, ALWAYS, NULL }, /* one without a journal isn't written */
 	{ PASS_SET_MAY_GO_RW, ALWAYS, NULL },	 /* fs_write_start() */
 	{ PASS_JOURNAL_REPLAY, ALWAYS, replay_journal },
 	{ PASS_TRANS_MARK_DEV_SBS, ALWAYS, mark_device_superblocks },

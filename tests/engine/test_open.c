@@ -204,6 +204,49 @@ static uint64_t superblock_seq(const char *path)
 	return seq;
 }
 
+/* Leave the device @nr buckets of its journal, or none of it. */
+static void journal_cut(const char *path, uint64_t nr)
+{
+	struct super_open_opts opts = { .is_write = true };
+	struct sb_journal_range range;
+	struct super *s;
+
+	assert_int_equal(super_open((char *const *)&path, 1, &opts, NULL, NULL, &s), 0);
+	sb_journal_range(s->members[0].sb, 0, &range.start, &range.nr);
+	range.nr = nr;
+	assert_int_equal(super_journal_set(s, 0, &range, !!nr), 0);
+	super_close(s);
+}
+
+static void without_a_journal_it_is_only_read(void **state)
+{
+	static const unsigned buckets[] = { 4, 3, 0 };
+	struct kiln_open_options options = { .struct_bytes = sizeof(options),
+					     .flags = KILN_OPEN_NO_SCAN | KILN_OPEN_WRITE };
+	const char *path = path_of("journal");
+	struct kiln_format_device dev = { .path = path, .file_bytes = 32 << 20 };
+	struct kiln_format_options format = formatting();
+	struct kiln_stat st;
+	kiln_fs *fs;
+
+	(void)state;
+	assert_int_equal(kiln_format(&dev, 1, &format, &fs, NULL), 0);
+	assert_int_equal(kiln_shutdown(fs), 0);
+	kiln_close(fs);
+	for (unsigned i = 0; i < ARRAY_NR(buckets); i++) {
+		journal_cut(path, buckets[i]);
+		uint64_t seq = superblock_seq(path);
+
+		assert_int_equal(kiln_open(&path, 1, &options, &fs, NULL), 0);
+		const char *why = kiln_write_refused(fs);
+		if (!why != !i || (why && !strstr(why, "journal")))
+			fail_msg("%u buckets: %s", buckets[i], why ? why : "it is written");
+		assert_int_equal(kiln_lookup_path(fs, "lost+found", 0, &st), 0);
+		kiln_close(fs);
+		assert_int_equal(superblock_seq(path) != seq, !i);
+	}
+}
+
 static void options_that_forbid_writing_are_heeded_in_every_form(void **state)
 {
 	static const struct {
@@ -427,6 +470,7 @@ int main(void)
 		cmocka_unit_test(a_device_of_another_filesystem_is_refused_by_name),
 		cmocka_unit_test(a_missing_member_is_named),
 		cmocka_unit_test(without_counters_it_is_only_read),
+		cmocka_unit_test(without_a_journal_it_is_only_read),
 		cmocka_unit_test(options_that_forbid_writing_are_heeded_in_every_form),
 		cmocka_unit_test(targets_hold_for_one_opening),
 		cmocka_unit_test(passphrases_are_asked_for_until_one_fits),
