@@ -56,6 +56,7 @@ soak: all
 	KILN_TEST_ALL=1 meson test -C build image-made engine-data-write --timeout-multiplier 0 --print-errorlogs
 	KILN_TEST_ROTS=10000 build/tests/test-engine-rot
 	KILN_TEST_MIB=256 KILN_TEST_TIMES=100 KILN_TEST_ROUNDS=20 build/tests/test-engine-copygc
+	KILN_TEST_SOAK=1 build/tests/test-engine-small-ring
 	KILN_TEST_ROUNDS=100 KILN_TEST_SOAK=1000 meson test -C build image-full --timeout-multiplier 0 --print-errorlogs
 	[ -d build-asan ] || CC=clang meson setup build-asan -Db_sanitize=address,undefined -Db_lundef=false -Dbench=false
 	TIDY_NODES=225000 scripts/check-tidy build-asan

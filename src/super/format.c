@@ -36,6 +36,8 @@ enum {
 	JOURNAL_BUCKETS_MIN = 8,
 	JOURNAL_BUCKETS_MAX = 8192,
 	JOURNAL_SECTORS_MIN = 1 << 11, /* where the device has room */
+	JOURNAL_SECTORS_OF_BUCKET = 4, /* what replacing a node takes, some 1.7 KiB */
+	NODE_BLOCKS_MANY = 16,
 	JOURNAL_SECTORS_MAX = 1 << 24,
 	WIPE_CHUNK_BYTES = 256 << 10,
 };
@@ -571,12 +573,21 @@ int super_format(struct super_format_device *devs, size_t nr, const struct super
 
 /* --- journals --- */
 
-uint64_t super_journal_bucket_nr(uint64_t nbuckets, unsigned bucket_sectors)
+/*
+ * Reclaim lets pins go by writing nodes, which is journalled, too. A node whose log is full is replaced, which changes
+ * keys of the buckets that it leaves and goes to, in nodes of their own. Where nodes have many blocks that is seldom,
+ * and what it takes is a fraction of what it gives. Those of few blocks are full again after some two writes: then each
+ * write makes more than one other necessary, until all nodes that speak of buckets of nodes wait for being written, and
+ * only then is it less. So the journal must have space for that: for each bucket once.
+ */
+uint64_t super_journal_bucket_nr(uint64_t nbuckets, unsigned bucket_sectors, unsigned node_blocks)
 {
 	uint64_t most = min((uint64_t)JOURNAL_BUCKETS_MAX, (uint64_t)JOURNAL_SECTORS_MAX / bucket_sectors);
 	/* Small buckets: what freeing one of the ring takes must fit into the others. */
 	uint64_t least = min((uint64_t)JOURNAL_SECTORS_MIN / bucket_sectors, nbuckets >> 5);
 
+	if (node_blocks < NODE_BLOCKS_MANY)
+		least = max(least, nbuckets * JOURNAL_SECTORS_OF_BUCKET / bucket_sectors);
 	return max(min(max(nbuckets >> 7, least), most), (uint64_t)JOURNAL_BUCKETS_MIN);
 }
 
@@ -599,7 +610,9 @@ static int journal_init(struct super *s, unsigned dev)
 {
 	const struct member *m = &s->members[dev].m;
 	const struct sb_layout_disk *layout = &s->members[dev].sb->layout;
-	uint64_t left = super_journal_bucket_nr(m->nbuckets, m->bucket_sectors), bucket = m->first_bucket;
+	unsigned node_blocks = s->kctx.node_sectors / s->kctx.block_sectors;
+	uint64_t left = super_journal_bucket_nr(m->nbuckets, m->bucket_sectors, node_blocks);
+	uint64_t bucket = m->first_bucket;
 	struct sb_journal_range ranges[SB_LAYOUT_COPIES_MAX + 2];
 	size_t nr = 0;
 	bool goes_on = false;

@@ -60,7 +60,7 @@ int super_format(struct super_format_device *devs, size_t nr, const struct super
 void super_format_undo(struct device *dev);
 
 /* Number of journal buckets that a new device gets (03 §1). */
-uint64_t super_journal_bucket_nr(uint64_t nbuckets, unsigned bucket_sectors);
+uint64_t super_journal_bucket_nr(uint64_t nbuckets, unsigned bucket_sectors, unsigned node_blocks);
 /* Does a superblock copy, or what lies before the first, touch this bucket of the device? Bucket 0 always counts. */
 bool super_bucket_has_superblock(const struct sb_layout_disk *layout, unsigned bucket_sectors, uint64_t bucket);
 /*

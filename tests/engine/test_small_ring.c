@@ -1,12 +1,12 @@
 /*
- * The smallest journal, eight buckets of 32k, with the smallest nodes: what it takes to write back what one bucket says
- * is several times that, and must have room. Files are made, all are deleted, and it is shut down: none of that comes
- * to a standstill.
+ * Small journals with the smallest nodes: what it takes to write back what one bucket says is several times that, and
+ * must have room. Files are made, all are deleted, and it is shut down: none of that comes to a standstill.
  */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -20,20 +20,19 @@
 #include "engine/whole.h"
 
 enum {
-	DISK_BYTES = 287 * (32 << 10), /* one bucket more, and the journal has nine */
-	FILES = 540,
+	BUCKET_BYTES = 32 << 10,
+	FILES_MAX = 8000,
 	PIECES_MAX = 6,
 	PIECE_DISTANCE = 8192,
-	BUCKETS = 8,
 	STANDSTILL_SECONDS = 100, /* a hundred times what it takes */
 };
 
-static void make_files(struct kiln_fs *fs, struct rng *rng)
+static void make_files(struct kiln_fs *fs, unsigned files, struct rng *rng)
 {
 	struct kiln_create attr = { .mode = S_IFREG | 0644 };
 	static const char block[4 * SECTOR_BYTES];
 
-	for (unsigned i = 0; i < FILES; i++) {
+	for (unsigned i = 0; i < files; i++) {
 		char name[16];
 		int len = snprintf(name, sizeof(name), "%u", i);
 		struct kiln_stat st;
@@ -49,17 +48,17 @@ static void make_files(struct kiln_fs *fs, struct rng *rng)
 }
 
 /* In any order, so that what is deleted is everywhere. */
-static void delete_files(struct kiln_fs *fs, struct rng *rng)
+static void delete_files(struct kiln_fs *fs, unsigned files, struct rng *rng)
 {
-	unsigned order[FILES];
+	static unsigned order[FILES_MAX];
 
-	for (unsigned i = 0; i < FILES; i++) {
+	for (unsigned i = 0; i < files; i++) {
 		unsigned k = (unsigned)rng_below(rng, i + 1);
 
 		order[i] = order[k];
 		order[k] = i;
 	}
-	for (unsigned i = 0; i < FILES; i++) {
+	for (unsigned i = 0; i < files; i++) {
 		char name[16];
 		int len = snprintf(name, sizeof(name), "%u", order[i]);
 
@@ -67,9 +66,9 @@ static void delete_files(struct kiln_fs *fs, struct rng *rng)
 	}
 }
 
-static void a_small_ring_goes_on(void **state)
+static void files_come_and_go(unsigned buckets, unsigned journal_buckets, unsigned files)
 {
-	struct kiln_format_device format_dev = { .path = "a", .bucket_bytes = 32 << 10 };
+	struct kiln_format_device format_dev = { .path = "a", .bucket_bytes = BUCKET_BYTES };
 	struct kiln_format_options format = { .struct_bytes = sizeof(format),
 					      .device_struct_bytes = sizeof(format_dev),
 					      .options = "block_size=512,btree_node_size=4k",
@@ -82,17 +81,16 @@ static void a_small_ring_goes_on(void **state)
 	struct device *dev;
 	struct rng rng;
 
-	(void)state;
 	rng_init(&rng, seed_print());
 	alarm(STANDSTILL_SECONDS);
-	assert_int_equal(power_disk_add(power, DISK_BYTES, SECTOR_BYTES), 0);
+	assert_int_equal(power_disk_add(power, (uint64_t)buckets * BUCKET_BYTES, SECTOR_BYTES), 0);
 	assert_int_equal(power_disk_open(power, 0, &dev), 0);
 	if (fs_format_devices(&dev, &format_dev, 1, &format, why) || fs_initialize(&dev, 1, &open, &fs, why))
 		fail_msg("%s", why);
 	journal_usage(fs->journal_writer, &usage);
-	assert_int_equal(usage.buckets_total, BUCKETS);
-	make_files(fs, &rng);
-	delete_files(fs, &rng);
+	assert_int_equal(usage.buckets_total, journal_buckets);
+	make_files(fs, files, &rng);
+	delete_files(fs, files, &rng);
 	assert_int_equal(kiln_shutdown(fs), 0);
 	kiln_close(fs);
 	alarm(0);
@@ -106,9 +104,26 @@ static void a_small_ring_goes_on(void **state)
 	power_free(power);
 }
 
+/* One bucket more, and the journal has nine. */
+static void the_smallest_ring_goes_on(void **state)
+{
+	(void)state;
+	files_come_and_go(143, 8, 270);
+}
+
+/* What is to be written back grows with the filesystem, and so does its journal. KILN_TEST_SOAK: in a larger one. */
+static void a_ring_goes_on_that_grew_with_the_filesystem(void **state)
+{
+	bool is_soak = getenv("KILN_TEST_SOAK");
+
+	(void)state;
+	files_come_and_go(is_soak ? 2048 : 512, is_soak ? 128 : 32, is_soak ? FILES_MAX : FILES_MAX / 4);
+}
+
 int main(void)
 {
-	const struct CMUnitTest tests[] = { cmocka_unit_test(a_small_ring_goes_on) };
+	const struct CMUnitTest tests[] = { cmocka_unit_test(the_smallest_ring_goes_on),
+					    cmocka_unit_test(a_ring_goes_on_that_grew_with_the_filesystem) };
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -307,13 +307,18 @@ static void journals_get_the_lowest_buckets(void **state)
 	struct device *devs[] = { memory("a", 64 * MIB), memory("b", 256 * MIB) };
 	struct super_format_device d[] = { { .dev = devs[0], .durability = 1 }, { .dev = devs[1], .durability = 1 } };
 
-	assert_int_equal(super_journal_bucket_nr(2048, 256), 16);
-	assert_int_equal(super_journal_bucket_nr(1536, 256), 12);
-	assert_int_equal(super_journal_bucket_nr(64, 256), 8);
-	assert_int_equal(super_journal_bucket_nr(1024, 64), 32);
-	assert_int_equal(super_journal_bucket_nr(512, 64), 16);
-	assert_int_equal(super_journal_bucket_nr(1 << 30, 256), 8192);
-	assert_int_equal(super_journal_bucket_nr(1 << 30, 4096), 4096);
+	assert_int_equal(super_journal_bucket_nr(2048, 256, 512), 16);
+	assert_int_equal(super_journal_bucket_nr(1536, 256, 512), 12);
+	assert_int_equal(super_journal_bucket_nr(64, 256, 512), 8);
+	assert_int_equal(super_journal_bucket_nr(1024, 64, 512), 32);
+	assert_int_equal(super_journal_bucket_nr(512, 64, 512), 16);
+	/* Nodes of few blocks. */
+	assert_int_equal(super_journal_bucket_nr(1024, 64, 8), 64);
+	assert_int_equal(super_journal_bucket_nr(8192, 128, 15), 256);
+	assert_int_equal(super_journal_bucket_nr(8192, 128, 16), 64);
+	assert_int_equal(super_journal_bucket_nr(8192, 512, 8), 64);
+	assert_int_equal(super_journal_bucket_nr(1 << 30, 256, 512), 8192);
+	assert_int_equal(super_journal_bucket_nr(1 << 30, 4096, 512), 4096);
 
 	assert_int_equal(super_format(d, 2, given_opts(&g), why), 0);
 	struct super *s = open_write(devs, 2);
