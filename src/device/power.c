@@ -26,12 +26,16 @@
 
 enum { DISKS_MAX = 16, LATENCY_NS_MAX = 200000 };
 
+/* What is discarded may read as anything, so whoever still wants it shall notice. */
+enum { DISCARDED = 0xdd };
+
 struct record {
 	uint64_t offset_bytes, len_bytes;
 	uint64_t complete_ns; /* of the write */
 	uint64_t durable_ns;  /* when a flush that covers it is complete; UINT64_MAX: none yet */
 	bool is_lost;	      /* none will */
-	uint8_t *bytes;	      /* new ones, then the old ones */
+	bool is_discard;      /* what is new is DISCARDED all over */
+	uint8_t *old, *new;   /* bytes; one piece of memory */
 };
 
 struct disk {
@@ -102,7 +106,7 @@ struct power *power_new(uint64_t seed)
 static void records_clear(struct disk *d)
 {
 	for (size_t i = 0; i < d->records_nr; i++)
-		free(d->records[i].bytes);
+		free(d->records[i].old);
 	d->records_nr = 0;
 }
 
@@ -177,10 +181,21 @@ static void records_settle(struct disk *d, uint64_t now)
 
 	for (size_t i = 0; i < d->records_nr; i++)
 		if (d->records[i].durable_ns <= now)
-			free(d->records[i].bytes);
+			free(d->records[i].old);
 		else
 			d->records[kept++] = d->records[i];
 	d->records_nr = kept;
+}
+
+/* The disk gets @len_bytes of what the record says is new, from @at on. */
+static void record_put(struct disk *d, const struct record *r, uint64_t at, uint64_t len_bytes)
+{
+	uint8_t *to = d->bytes + r->offset_bytes + at;
+
+	if (r->is_discard)
+		memset(to, DISCARDED, len_bytes);
+	else
+		memcpy(to, r->new + at, len_bytes);
 }
 
 static void record_redo(struct power *p, struct disk *d, const struct record *r)
@@ -193,7 +208,7 @@ static void record_redo(struct power *p, struct disk *d, const struct record *r)
 		return;
 	}
 	if (fate != 1) {
-		memcpy(d->bytes + r->offset_bytes, r->bytes, r->len_bytes);
+		record_put(d, r, 0, r->len_bytes);
 		return;
 	}
 	/* Torn: a prefix, or any of its pieces. */
@@ -203,15 +218,14 @@ static void record_redo(struct power *p, struct disk *d, const struct record *r)
 	p->stats.torn_writes++;
 	for (uint64_t at = 0; at < r->len_bytes; at += unit)
 		if (prefix == UINT64_MAX ? rng_below(&p->rng, 2) : at < prefix)
-			memcpy(d->bytes + r->offset_bytes + at, r->bytes + at, min((uint64_t)unit, r->len_bytes - at));
+			record_put(d, r, at, min((uint64_t)unit, r->len_bytes - at));
 }
 
 static void disk_cut(struct power *p, struct disk *d)
 {
 	records_settle(d, fiber_mode() ? clock_monotonic_ns() : UINT64_MAX - 1);
 	for (size_t i = d->records_nr; i--;)
-		memcpy(d->bytes + d->records[i].offset_bytes, d->records[i].bytes + d->records[i].len_bytes,
-		       d->records[i].len_bytes);
+		memcpy(d->bytes + d->records[i].offset_bytes, d->records[i].old, d->records[i].len_bytes);
 	p->stats.at_risk_writes += d->records_nr;
 	/* Sometimes all of it got there, or nothing. */
 	uint64_t fate = rng_below(&p->rng, 8);
@@ -220,7 +234,7 @@ static void disk_cut(struct power *p, struct disk *d)
 		struct record *r = &d->records[i];
 
 		if (fate == 0)
-			memcpy(d->bytes + r->offset_bytes, r->bytes, r->len_bytes);
+			record_put(d, r, 0, r->len_bytes);
 		else if (fate != 1)
 			record_redo(p, d, r);
 		else
@@ -267,30 +281,31 @@ void power_watch(struct power *p, void (*before)(void *ctx), void *ctx)
 
 /* --- I/O --- */
 
-/* The new record's bytes are new and old ones; the disk gets the new ones. */
+/* A record of it, and the disk gets what is new. */
 static int write_record(struct disk *d, const struct device_io *io, uint64_t complete_ns)
 {
-	uint8_t *bytes = malloc(2 * io->len_bytes);
+	struct record r = {
+		.offset_bytes = io->offset_bytes,
+		.len_bytes = io->len_bytes,
+		.complete_ns = complete_ns,
+		.durable_ns = UINT64_MAX,
+		.is_discard = io->op == DEVICE_DISCARD,
+	};
 	uint64_t at = 0;
 
-	if (!bytes || array_grow(&d->records, &d->records_capacity, d->records_nr + 1, sizeof(*d->records))) {
-		free(bytes);
+	r.old = malloc(r.is_discard ? r.len_bytes : 2 * r.len_bytes);
+	if (!r.old || array_grow(&d->records, &d->records_capacity, d->records_nr + 1, sizeof(*d->records))) {
+		free(r.old);
 		return -ENOMEM;
 	}
-	/* What is discarded may read as anything, so whoever still wants it shall notice. */
-	if (io->op == DEVICE_DISCARD)
-		memset(bytes, 0xdd, io->len_bytes);
-	for (unsigned i = 0; i < io->iov_nr; i++) {
-		memcpy(bytes + at, io->iov[i].iov_base, io->iov[i].iov_len);
+	memcpy(r.old, d->bytes + r.offset_bytes, r.len_bytes);
+	r.new = r.is_discard ? NULL : r.old + r.len_bytes;
+	for (unsigned i = 0; i < io->iov_nr && r.new; i++) {
+		memcpy(r.new + at, io->iov[i].iov_base, io->iov[i].iov_len);
 		at += io->iov[i].iov_len;
 	}
-	memcpy(bytes + io->len_bytes, d->bytes + io->offset_bytes, io->len_bytes);
-	memcpy(d->bytes + io->offset_bytes, bytes, io->len_bytes);
-	d->records[d->records_nr++] = (struct record){ .offset_bytes = io->offset_bytes,
-						       .len_bytes = io->len_bytes,
-						       .complete_ns = complete_ns,
-						       .durable_ns = UINT64_MAX,
-						       .bytes = bytes };
+	record_put(d, &r, 0, r.len_bytes);
+	d->records[d->records_nr++] = r;
 	return 0;
 }
 
