@@ -319,7 +319,7 @@ def targets_say_where_things_go(work):
     """To the group that the filesystem names, or the file; and elsewhere when there is no room."""
     devs = {label: os.path.join(work, label) for label in ("fast.a", "fast.b", "slow.a")}
     args = [arg for label, dev in devs.items() for arg in ("--label=" + label, dev)]
-    kiln("format", "-q", "--size", "32M", "--foreground-target=fast", "--metadata-target=fast.b", *args)
+    kiln("format", "-q", "--size", "64M", "--foreground-target=fast", "--metadata-target=fast.b", *args)
     fs, source = ":".join(devs.values()), os.path.join(work, "source")
 
     def put(name, size):
@@ -329,20 +329,20 @@ def targets_say_where_things_go(work):
         before[name] = open(source, "rb").read()
 
     before = {}
-    put("/first", 10 * MIB)
+    put("/first", 20 * MIB)
     user, nodes = sectors_by_device(fs, "user"), sectors_by_device(fs, "btree")
     assert user["fast.a"] and user["fast.b"] and not user["slow.a"], user
-    assert sum(user.values()) == 10 * MIB, user
+    assert sum(user.values()) == 20 * MIB, user
     assert nodes["fast.b"] and not nodes["fast.a"] and not nodes["slow.a"], nodes
     # A file's own target, and a directory's for what is made in it.
     kiln("mkdir", fs, "/slow")
     kiln("setfattr", "-n", "bcachefs.foreground_target", "-v", "slow", fs, "/slow")
-    put("/slow/file", 2 * MIB)
-    assert sectors_by_device(fs, "user") == {**user, "slow.a": 2 * MIB}, sectors_by_device(fs, "user")
+    put("/slow/file", 5 * MIB)
+    assert sectors_by_device(fs, "user") == {**user, "slow.a": 5 * MIB}, sectors_by_device(fs, "user")
     # More than is left of the target: what is too much goes where there is room.
-    put("/second", 50 * MIB)
+    put("/second", 100 * MIB)
     user = sectors_by_device(fs, "user")
-    assert sum(user.values()) == 122 * MIB and user["slow.a"] > 2 * MIB, user
+    assert sum(user.values()) == 125 * MIB and user["slow.a"] > 5 * MIB, user
     for name, data in before.items():
         assert kiln("cat", fs, name, text=False).stdout == data, name
     changed.check(fs)
