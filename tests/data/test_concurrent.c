@@ -28,7 +28,19 @@ struct one_reader {
 	uint64_t seed;
 };
 
-/* Regions of the largest size, compressed, read in part: each takes all the memory there is. */
+/* Half of the reads of a region from one device see a bit that is wrong. */
+static void region_fault(struct shared *s, const struct stored_region *r, unsigned idx)
+{
+	uint64_t begin = r->ptrs[idx].sector;
+
+	volume_fault(&s->v, r->ptrs[idx].dev, FAULT_BITFLIP, begin, begin + r->crc.compressed_sectors, 500000);
+}
+
+/*
+ * Regions of the largest size, compressed, read in part: each takes all the memory there is. Bad is by turns what one
+ * device has and what the other has: which of them is read depends on how long their last reads took, and after one
+ * that was kept waiting for a processor hardly any goes to that device. Whatever is chosen, much of it is bad.
+ */
 static void shared_make(struct shared *s)
 {
 	uint64_t pos = 0;
@@ -53,9 +65,9 @@ static void shared_make(struct shared *s)
 			fill_random(&s->v.rng, at, LARGE_BYTES / 8 * 5);
 		struct stored_region r = volume_region_store(&s->v, &spec, at, n);
 		volume_region_add(&s->v, BTREE_EXTENTS, &r, pos, 0, n);
+		region_fault(s, &r, i % 2);
 		pos += n;
 	}
-	volume_fault(&s->v, 1, FAULT_BITFLIP, 0, 0, 300000);
 	volume_open(&s->v, DATA_MEMORY_MIN);
 }
 
