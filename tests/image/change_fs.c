@@ -2,7 +2,7 @@
  * Change a filesystem through the public API, as told on standard input, one command a line; the tests that drive it
  * keep the model (lib/changes.py).
  *
- *	change_fs FS [PASSPHRASE]	(devices with colons)
+ *	change_fs [--degraded] FS [PASSPHRASE]	(devices with colons)
  *
  * Fields are separated by tabs; paths have \xNN where they aren't plain text. Every command is answered by one line: a
  * number (0, or bytes written), or the name of an error. The first line is "open", or "refused" or an error's name with
@@ -355,10 +355,13 @@ static int64_t obey(struct changer *c, char *line)
 int main(int argc, char **argv)
 {
 	static struct changer c;
+	bool is_degraded_ok = argc > 1 && !strcmp(argv[1], "--degraded");
+	argc -= is_degraded_ok;
+	argv += is_degraded_ok;
 	const char *device = argc > 1 ? argv[1] : NULL;
 	struct kiln_open_options options = {
 		.struct_bytes = sizeof(options),
-		.flags = KILN_OPEN_WRITE | KILN_OPEN_NO_SCAN,
+		.flags = KILN_OPEN_WRITE | KILN_OPEN_NO_SCAN | (is_degraded_ok ? KILN_OPEN_DEGRADED : 0),
 		.memory_bytes = 64 << 20,
 		.ctx = &c,
 		.report = note_report,

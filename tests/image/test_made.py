@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Filesystems that Kiln made, with all layouts: after random changes they hold what they should, and every judge is silent.
+"""Filesystems that Kiln made, with all layouts, and with a device that counts for no copy: after random changes they hold what they should, and every judge is silent.
 
     test_made.py KILN READ_TREE CHANGE_FS
 
@@ -8,6 +8,7 @@ upstream's tool (bcachefs of version 1.4.1): with it, its fsck and fusemount see
 """
 import functools
 import itertools
+import json
 import os
 import random
 import subprocess
@@ -16,6 +17,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
 import changes  # noqa: E402
+import doors  # noqa: E402
 import images  # noqa: E402
 import manifest  # noqa: E402
 import tap  # noqa: E402
@@ -107,8 +109,53 @@ def changed_at_random(seed, count, options):
         all_judges_are_silent(devices, "changed", with_tree=True)
 
 
+def used_bytes(devices):
+    """By device, of each kind."""
+    p = subprocess.run([KILN, "usage", "--json", ":".join(devices)], capture_output=True, text=True, timeout=60)
+    assert p.returncode == 0, p.stderr
+    return [{kind: member["types"].get(kind, {"bytes": 0})["bytes"] for kind in ("cached", "user", "btree")}
+            for member in json.loads(p.stdout)["devices"]]
+
+
+def with_a_cache(seed, options):
+    """The last of three devices has durability 0: what it holds never counts as a copy, so nothing is lost with it."""
+    with images.temporary() as work:
+        devices = [os.path.join(work, "dev%d" % i) for i in range(3)]
+        durable = devices[:2]
+        named = ["--label=slow.a", devices[0], "--label=fast.b", devices[1], "--size=8M", "--label=fast.c", "--durability=0", devices[2]]
+        format_all(named, ["--replicas=2", "--bucket-size=64k", "--btree-node-size=64k", *options], size="40M")
+        model = changes.Model(changes.own_tree(READ_TREE, devices)["entries"])
+
+        def change(given, round, more):
+            with changes.Filesystem(CHANGE_FS, given, options=more) as fs:
+                changer = changes.Changer(fs, model, "top-%d" % round, seed * 10 + round)
+                changer.start()
+                changer.run(OPERATIONS // 3)
+                changer.top, changer.count = "top-0", 1000 * (round + 1)  # and what was there before
+                changer.run(OPERATIONS // 5)
+            r = doors.library(READ_TREE, given, *more)
+            assert "error" not in r and not [x for x in r["reports"] if x["level"] != "info"], r
+            tap.same("read back", changes.differences(model, r["entries"]))
+            assert r["usage"]["is_degraded"] == bool(more), r["usage"]
+
+        for round in range(2):
+            change(devices, round, [])
+        all_judges_are_silent(devices, "changed", with_tree=ALL)
+        *others, cache = used_bytes(devices)
+        assert not cache["user"] and not cache["btree"], "%s on the cache" % cache
+        assert bool(cache["cached"]) == any("foreground" in o for o in options), "%s on the cache" % cache
+        assert all(d["user"] for d in others), others
+        # Without it: everything is there, and it can be changed. When it is back what it holds is used again, if it still holds.
+        refused = doors.library(READ_TREE, durable)
+        assert refused.get("error") == "ENODEV" and "--degraded" in refused["why"], refused
+        change(durable, 2, ["--degraded"])
+        change(devices, 3, [])
+        all_judges_are_silent(devices, "after it was away", with_tree=True)
+
+
 def main():
-    cases = []
+    cases = [("a_cache %s" % " ".join(options), functools.partial(with_a_cache, SEEDS[0], options))
+             for options in ([], ["--foreground-target=fast.c"], ["--foreground-target=fast", "--nocow"])]
     for count, options in layouts():
         name = "%d devices %s" % (count, " ".join(o.lstrip("-") for o in options if "metadata" not in o))
         cases.append((name, functools.partial(changed_at_random, SEEDS[len(cases) % len(SEEDS)], count, options)))

@@ -27,9 +27,9 @@ class Refused(Exception):
 class Filesystem:
     """with Filesystem(change_fs, devices) as fs: fs.do("mkdir", ...); shut down cleanly in the end."""
 
-    def __init__(self, change_fs, devices, passphrase=None, limit=600):
+    def __init__(self, change_fs, devices, passphrase=None, limit=600, options=()):
         self.errors = tempfile.TemporaryFile()
-        self.process = subprocess.Popen(["timeout", "-k", "5", str(limit), change_fs, ":".join(devices)] +
+        self.process = subprocess.Popen(["timeout", "-k", "5", str(limit), change_fs, *options, ":".join(devices)] +
                                         ([passphrase] if passphrase else []), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
         line = self.answer()
         if line != "open":
