@@ -288,20 +288,21 @@ void discards_freed(struct allocator *a)
 	mutex_unlock(&d->lock);
 }
 
-/* Is there a bucket that could become free without anybody deleting anything? */
-static bool something_is_coming(struct allocator *a)
+/* Is there a bucket on @devs that could become free without anybody deleting anything? */
+static bool something_is_coming(struct allocator *a, uint64_t devs)
 {
 	static const uint8_t types[] = { DATA_NEED_DISCARD, DATA_NEED_GC_GENS, DATA_CACHED };
 
 	for (unsigned dev = 0; dev < a->dev_nr; dev++)
 		for (unsigned i = 0; i < ARRAY_NR(types); i++)
-			if (counters_dev_buckets(&a->counters, dev, types[i]))
+			if (devs >> dev & 1 && counters_dev_buckets(&a->counters, dev, types[i]))
 				return true;
 	return false;
 }
 
-bool discards_wait(struct allocator *a, uint64_t seen, uint64_t move_devs)
+bool discards_wait(struct allocator *a, uint64_t seen, uint64_t devs, bool may_move)
 {
+	uint64_t move_devs = may_move ? devs : 0;
 	struct discards *d = &a->discards;
 	struct evacuation *e = &a->evacuation;
 	uint64_t deadline_ns = clock_monotonic_ns() + wait_max_ns, progress = UINT64_MAX;
@@ -319,7 +320,7 @@ bool discards_wait(struct allocator *a, uint64_t seen, uint64_t move_devs)
 		bool can_move = move_devs && e->has_mover && e->pass_gainless < pass;
 
 		mutex_unlock(&d->lock);
-		bool is_coming = something_is_coming(a);
+		bool is_coming = something_is_coming(a, devs);
 		mutex_lock(&d->lock);
 		if (d->freed_nr != seen || (!is_coming && !can_move))
 			break;

@@ -284,10 +284,10 @@ void discards_freed(struct allocator *a);
  */
 int discards_run(struct allocator *a, uint64_t *waiting_seq);
 /*
- * Wait until some bucket may have become available, after a look at discards.freed_nr that gave @seen. Starts what it
- * takes, moving data on @move_devs included (0: not that). False: nothing is on its way, or it took too long.
+ * Wait until some bucket of @devs may have become available, after a look at discards.freed_nr that gave @seen. Starts
+ * what it takes, with @may_move moving data included. False: nothing is on its way there, or it took too long.
  */
-bool discards_wait(struct allocator *a, uint64_t seen, uint64_t move_devs);
+bool discards_wait(struct allocator *a, uint64_t seen, uint64_t devs, bool may_move);
 
 /* --- invalidate.c: part of the discard task --- */
 

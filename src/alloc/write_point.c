@@ -310,15 +310,25 @@ static int extent_try(struct allocator *a, const struct alloc_request *req, uint
 	return err;
 }
 
+/* Devices on which a bucket helps a request that has none. One of durability 0 is no reason to wait, nor does it end
+ * it. */
+static uint64_t devs_that_help(const struct allocator *a, const struct alloc_request *req)
+{
+	uint64_t devs = devs_writable(a, req->data_type) & ~req->dev_exclude;
+
+	for (unsigned dev = 0; dev < a->dev_nr; dev++)
+		if (!dev_durability(a, dev))
+			devs &= ~(1ull << dev);
+	return devs;
+}
+
 /*
- * Where data must be moved away for a request. Not for one that moving, or what it waits for, makes: those live on what
+ * Is data to be moved away for a request? Not for one that moving, or what it waits for, makes: those live on what
  * others leave them.
  */
-static uint64_t devs_to_evacuate(const struct allocator *a, const struct alloc_request *req)
+static bool may_evacuate(const struct alloc_request *req)
 {
-	bool can_wait = req->watermark < WATERMARK_COPYGC || req->watermark == WATERMARK_BTREE;
-
-	return can_wait ? devs_writable(a, req->data_type) & ~req->dev_exclude : 0;
+	return req->watermark < WATERMARK_COPYGC || req->watermark == WATERMARK_BTREE;
 }
 
 int allocator_extent_get(struct allocator *a, const struct alloc_request *req, uint32_t sectors_max,
@@ -357,7 +367,7 @@ int allocator_extent_get(struct allocator *a, const struct alloc_request *req, u
 			discards_kick(a);
 			return -EAGAIN;
 		}
-		if (!discards_wait(a, seen, devs_to_evacuate(a, req)))
+		if (!discards_wait(a, seen, devs_that_help(a, req), may_evacuate(req)))
 			return -ENOSPC;
 		has_dropped = false;
 	}

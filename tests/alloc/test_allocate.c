@@ -156,6 +156,34 @@ static void targets_and_durability_decide(void **state)
 
 /* --- how much --- */
 
+/* Copies on a device of durability 0 can be taken back, but that doesn't help who needs one that counts. */
+static void nobody_waits_for_a_cache(void **state)
+{
+	struct space s;
+	struct alloc_extent e;
+	struct alloc_request req = request(1);
+	uint64_t at = 0;
+	int err;
+
+	space_open(&s, &(struct space_opts){
+			       .dev_nr = 2, .dev_bytes = 24 * MIB, .durability = { 1, 0 }, .is_durability_set = true });
+	req.target = TARGET_DEVICE_FIRST + 1;
+	while (!(err = allocator_extent_get(s.allocator, &req, 256, &e))) {
+		put_at(&s, &e, at);
+		at += e.sectors;
+		allocator_extent_put(s.allocator, &e);
+	}
+	assert_int_equal(err, -EAGAIN);
+	assert_true(counters_dev_buckets(&s.allocator->counters, 1, DATA_CACHED) > 0);
+	uint64_t begun_ns = clock_monotonic_ns();
+	req.can_wait = true;
+	assert_int_equal(allocator_extent_get(s.allocator, &req, 256, &e), -ENOSPC);
+	assert_true(clock_monotonic_ns() - begun_ns < 5000000000);
+	write_points_drop(s.allocator, false);
+	space_check(&s);
+	space_close(&s);
+}
+
 static void nodes_find_room_when_data_doesnt(void **state)
 {
 	struct space s;
@@ -522,6 +550,7 @@ int main(void)
 		cmocka_unit_test(one_writers_data_lies_together),
 		cmocka_unit_test(copies_are_on_different_devices),
 		cmocka_unit_test(targets_and_durability_decide),
+		cmocka_unit_test(nobody_waits_for_a_cache),
 		cmocka_unit_test(nodes_find_room_when_data_doesnt),
 		cmocka_unit_test(reservations_bound_what_is_promised),
 		cmocka_unit_test(many_empty_buckets_become_free_in_few_transactions),
