@@ -60,7 +60,9 @@ static void disk_close(struct memory_trees *m)
 void memory_trees_open_on_disk(struct memory_trees *m, uint32_t node_bytes, uint64_t memory_bytes)
 {
 	char options[64], why[KILN_ERROR_BYTES];
-	struct kiln_format_device dev = { .path = m->path, .file_bytes = 256 << 20 };
+	struct kiln_format_device dev = { .path = m->path,
+					  .file_bytes = 256 << 20,
+					  .bucket_bytes = TREES_BUCKET_SECTORS * SECTOR_BYTES };
 	struct kiln_format_options format = { .struct_bytes = sizeof(format),
 					      .device_struct_bytes = sizeof(dev),
 					      .options = options,
@@ -101,7 +103,7 @@ void memory_trees_open(struct memory_trees *m, uint32_t node_bytes, uint64_t mem
 {
 	memset(m, 0, sizeof(*m));
 	m->member = (struct member_geometry){
-		.exists = true, .bucket_sectors = 1024, .first_bucket = 1, .bucket_nr = 1ull << 32
+		.exists = true, .bucket_sectors = TREES_BUCKET_SECTORS, .first_bucket = 1, .bucket_nr = 1ull << 32
 	};
 	m->kctx = (struct key_context){
 		.version = VERSION_1_4,
@@ -119,6 +121,14 @@ void memory_trees_open(struct memory_trees *m, uint32_t node_bytes, uint64_t mem
 	assert_int_equal(btree_memory_open(&m->kctx, &m->memory), 0);
 	trees_open(m);
 	trees_start(m);
+}
+
+void memory_trees_open_at(struct memory_trees *m, enum trees_place place, uint32_t node_bytes, uint64_t memory_bytes)
+{
+	if (place == TREES_ON_DISK)
+		memory_trees_open_on_disk(m, node_bytes, memory_bytes);
+	else
+		memory_trees_open(m, node_bytes, memory_bytes);
 }
 
 /* Roots are nowhere but in the trees: there is no journal. */

@@ -24,8 +24,23 @@ struct memory_trees {
 
 /* @memory_bytes of node cache, 0: plenty. Fails the test when that doesn't work. */
 void memory_trees_open(struct memory_trees *m, uint32_t node_bytes, uint64_t memory_bytes);
-/* The same in a new filesystem. There are keys already, of its root directory. */
+/*
+ * The same in a new filesystem of 256 MiB, which wants 32 MiB of node cache at least. There are keys already, of its
+ * root directory. Buckets are as large as in memory, and none from TREES_FREE_BUCKET on is used before the others are:
+ * keys may point there.
+ */
+enum { TREES_BUCKET_SECTORS = 1024, TREES_FREE_BUCKET = 300 };
 void memory_trees_open_on_disk(struct memory_trees *m, uint32_t node_bytes, uint64_t memory_bytes);
+/* One or the other, for tests that run on both: two of cmocka's tests, which know by their state where they are. */
+enum trees_place { TREES_IN_MEMORY, TREES_ON_DISK };
+/* clang-format off */
+#define TREES_TEST_IN_MEMORY(test, teardown) { #test " (in memory)", test, NULL, teardown, (void *)(uintptr_t)TREES_IN_MEMORY }
+#define TREES_TEST_ON_DISK(test, teardown) { #test " (on disk)", test, NULL, teardown, (void *)(uintptr_t)TREES_ON_DISK }
+#define TREES_TESTS(test, teardown) TREES_TEST_IN_MEMORY(test, teardown), TREES_TEST_ON_DISK(test, teardown)
+/* clang-format on */
+static inline enum trees_place trees_place_of(void **state) { return (enum trees_place)(uintptr_t)*state; }
+
+void memory_trees_open_at(struct memory_trees *m, enum trees_place place, uint32_t node_bytes, uint64_t memory_bytes);
 /*
  * Write everything back, and open what is in the backend anew: from there on it is what was written that is read. Not
  * while anybody uses the trees.

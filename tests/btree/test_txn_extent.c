@@ -1,6 +1,7 @@
 /*
  * Extents put over extents, in a tree of snapshots: what every snapshot shows is compared with an array of sectors per
- * snapshot, and the worked examples of the format documents come out key by key.
+ * snapshot, and the worked examples of the format documents come out key by key. In memory and in a filesystem, where
+ * what follows from the keys is counted as well.
  */
 #include "fixture.h"
 #include "memory_trees.h"
@@ -14,6 +15,7 @@
 #include <cmocka.h>
 
 #include "base/util.h"
+#include "btree/internal.h"
 #include "format/file_data.h"
 
 enum { FILE_SECTORS = 96, SNAPSHOTS_MAX = 24, INODE = 4100, RESERVED = -1, MIXED = 3 };
@@ -31,7 +33,8 @@ struct world {
 	struct memory_trees m;
 	struct model_snapshot snapshots[SNAPSHOTS_MAX];
 	unsigned snapshot_nr;
-	uint64_t next_sector; /* of the device, free */
+	uint64_t base;	      /* sector of the device from which on all is free */
+	uint64_t next_sector; /* free */
 	struct rng rng;
 };
 
@@ -57,18 +60,22 @@ static bool model_has_children(void *ctx, uint32_t id)
 	return idx_of(id) < w->snapshot_nr && w->snapshots[idx_of(id)].has_children;
 }
 
-static void world_open(struct world *w, uint64_t seed)
+static void world_open(struct world *w, enum trees_place place, uint64_t seed)
 {
 	memset(w, 0, sizeof(*w));
 	rng_init(&w->rng, seed);
-	memory_trees_open(&w->m, 4096, 0);
+	memory_trees_open_at(&w->m, place, 4096, 0);
 	struct btree_snapshots s = { .is_ancestor = model_is_ancestor, .ctx = w };
 	if (rng_below(&w->rng, 2))
 		s.has_children = model_has_children;
+	background_pause(btrees_background(w->m.trees)); /* a filesystem's tasks have begun already */
 	btrees_set_snapshots(w->m.trees, s);
+	background_resume(btrees_background(w->m.trees));
 	w->m.snapshots = s;
 	w->snapshot_nr = 1;
-	w->next_sector = 1024;
+	if (place == TREES_ON_DISK)
+		w->base = (uint64_t)TREES_FREE_BUCKET * TREES_BUCKET_SECTORS;
+	w->next_sector = w->base + TREES_BUCKET_SECTORS;
 }
 
 /* The leaf becomes interior, with two leaves below it. */
@@ -134,6 +141,8 @@ static void world_put(struct world *w, unsigned idx, uint64_t start, uint64_t en
 	}
 }
 
+static int64_t sector_at(const struct world *w, uint64_t sector) { return (int64_t)(w->base + sector); }
+
 /* --- comparing --- */
 
 static void sector_compare(const struct model_snapshot *s, struct bkey_ref k, const struct key_context *kctx)
@@ -170,7 +179,7 @@ static void snapshot_compare(struct world *w, unsigned idx)
 		assert_true(bkey_start_offset(&k.k) >= at);
 		for (; at < bkey_start_offset(&k.k); at++)
 			assert_int_equal(s->sectors[at], 0);
-		sector_compare(s, k, &w->m.kctx);
+		sector_compare(s, k, w->m.trees->opts.kctx);
 		sector_nr += k.k.size;
 		at = k.k.p.offset;
 		btree_iter_advance(&it);
@@ -202,8 +211,8 @@ static int64_t random_content(struct world *w, uint64_t nr)
 		break;
 	default: break;
 	}
-	if (sector / 1024 != (sector + nr + 1) / 1024) /* extents are within buckets */
-		w->next_sector = sector = (sector / 1024 + 1) * 1024;
+	if (sector / TREES_BUCKET_SECTORS != (sector + nr + 1) / TREES_BUCKET_SECTORS) /* extents are within buckets */
+		w->next_sector = sector = (sector / TREES_BUCKET_SECTORS + 1) * TREES_BUCKET_SECTORS;
 	sector = w->next_sector;
 	w->next_sector += nr;
 	return (int64_t)sector;
@@ -219,13 +228,28 @@ static unsigned random_leaf(struct world *w)
 	return idx;
 }
 
-static void every_snapshot_keeps_what_it_shows_seed(uint64_t seed)
+/* A bucket whose last sectors are overwritten gets a new generation: the last sector of each stays in use. */
+static void world_hold_buckets(struct world *w)
+{
+	enum { BUCKETS_MAX = 20 };
+
+	for (uint64_t i = 1; i <= BUCKETS_MAX; i++) {
+		struct put p = { .k = { .p = BPOS(INODE + 1, i * 2, id_of(0)), .size = 1 } };
+
+		value_of(&p.k, p.value, sector_at(w, (i + 1) * TREES_BUCKET_SECTORS - 1));
+		assert_int_equal(btree_txn_run(w->m.trees, &(struct btree_commit_opts){ .name = "hold" }, put_fn, &p),
+				 0);
+	}
+}
+
+static void every_snapshot_keeps_what_it_shows_seed(enum trees_place place, uint64_t seed)
 {
 	static struct world w;
 	uint64_t last_end = 0;
 	unsigned last_leaf = 0;
 
-	world_open(&w, seed);
+	world_open(&w, place, seed);
+	world_hold_buckets(&w);
 	for (unsigned i = 0; i < 150; i++) {
 		unsigned leaf = random_leaf(&w);
 		uint64_t start = rng_below(&w.rng, FILE_SECTORS), end;
@@ -249,7 +273,16 @@ static void every_snapshot_keeps_what_it_shows_seed(uint64_t seed)
 	memory_trees_close(&w.m);
 }
 
-static void every_snapshot_keeps_what_it_shows(void **state) { seeds_run(every_snapshot_keeps_what_it_shows_seed, 60); }
+static void in_memory_seed(uint64_t seed) { every_snapshot_keeps_what_it_shows_seed(TREES_IN_MEMORY, seed); }
+static void on_disk_seed(uint64_t seed) { every_snapshot_keeps_what_it_shows_seed(TREES_ON_DISK, seed); }
+
+static void every_snapshot_keeps_what_it_shows(void **state)
+{
+	if (trees_place_of(state) == TREES_ON_DISK)
+		seeds_run(on_disk_seed, 2);
+	else
+		seeds_run(in_memory_seed, 60);
+}
 
 /* --- the worked examples --- */
 
@@ -282,12 +315,12 @@ static void assert_keys(struct world *w, const struct shown *expected, size_t nr
 enum { A = 1, D = 2, C = 3 }; /* A interior, the others its leaves; ids descend in this order */
 
 /* A with one extent of @size; 0xff...fe in the documents. */
-static void example_open(struct world *w, uint32_t size)
+static void example_open(struct world *w, enum trees_place place, uint32_t size)
 {
-	world_open(w, 1);
+	world_open(w, place, 1);
 	w->snapshots[1] = (struct model_snapshot){ 0 };
 	w->snapshot_nr = 2;
-	world_put(w, A, 0, size, 2048);
+	world_put(w, A, 0, size, sector_at(w, 2048));
 	world_snapshot(w, A);
 	assert_int_equal(w->snapshot_nr, 4);
 }
@@ -296,19 +329,19 @@ static void writes_in_two_snapshots_leave_the_keys_of_the_example(void **state)
 {
 	static struct world w;
 
-	example_open(&w, 64);
-	world_put(&w, C, 0, 32, 4096);
-	world_put(&w, D, 48, 64, 8192);
+	example_open(&w, trees_place_of(state), 64);
+	world_put(&w, C, 0, 32, sector_at(&w, 4096));
+	world_put(&w, D, 48, 64, sector_at(&w, 8192));
 	world_compare(&w);
 	static const struct shown f[] = { { 32, C, 32 }, { 32, A, 32 }, { 48, A, 16 }, { 64, D, 16 }, { 64, A, 16 } };
 	assert_keys(&w, f, ARRAY_NR(f));
 	memory_trees_close(&w.m);
 
 	/* What one had overwritten before doesn't come up in it when the other splits it. */
-	example_open(&w, 64);
-	world_put(&w, C, 0, 16, 4096);
-	world_put(&w, C, 16, 64, 8192); /* elsewhere on the device, so they don't merge */
-	world_put(&w, D, 16, 32, 12288);
+	example_open(&w, trees_place_of(state), 64);
+	world_put(&w, C, 0, 16, sector_at(&w, 4096));
+	world_put(&w, C, 16, 64, sector_at(&w, 8192)); /* elsewhere on the device, so they don't merge */
+	world_put(&w, D, 16, 32, sector_at(&w, 12288));
 	world_compare(&w);
 	static const struct shown g[] = { { 16, C, 16 }, { 16, A, 16 }, { 32, C, 0 }, { 32, D, 16 },
 					  { 32, A, 16 }, { 64, C, 48 }, { 64, A, 32 } };
@@ -320,7 +353,7 @@ static void holes_in_inherited_extents_leave_the_keys_of_the_example(void **stat
 {
 	static struct world w;
 
-	example_open(&w, 64);
+	example_open(&w, trees_place_of(state), 64);
 	world_put(&w, C, 24, 64, 0);
 	static const struct shown truncated[] = { { 24, A, 24 }, { 64, C, 0 }, { 64, A, 40 } };
 	assert_keys(&w, truncated, ARRAY_NR(truncated));
@@ -337,10 +370,10 @@ static void a_hole_that_ends_inside_an_inherited_extent_hides_it(void **state)
 {
 	static struct world w;
 
-	world_open(&w, 1);
+	world_open(&w, trees_place_of(state), 1);
 	w.snapshot_nr = 2;
 	w.snapshots[1] = (struct model_snapshot){ 0 };
-	world_put(&w, A, 0, 96, 2048);
+	world_put(&w, A, 0, 96, sector_at(&w, 2048));
 	world_snapshot(&w, A);
 	world_put(&w, C, 32, 64, 0);
 	world_compare(&w);
@@ -355,14 +388,15 @@ static void an_overwrite_leaves_what_was_journalled(void **state)
 	static struct world w;
 	struct put p = { .k = { .p = BPOS(INODE, 128, id_of(0)), .size = 128, .type = KEY_EXTENT, .value_u64s = 2 } };
 	struct extent_crc crc = { 128, 128, 0, 0, CHECKSUM_CRC32C, 0, { 0x1234, 0 } };
-	struct extent_ptr ptr = { .sector = 8192 };
+	struct extent_ptr ptr = { 0 };
 	static const struct shown keys[] = { { 40, 0, 40 }, { 48, 0, 8 }, { 128, 0, 80 } };
 	static const uint32_t offsets[] = { 0, 0, 48 };
 	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
 	struct btree_iter it;
 	struct bkey_ref k;
 
-	world_open(&w, 1);
+	world_open(&w, trees_place_of(state), 1);
+	ptr.sector = w.base + 8192;
 	assert_int_equal(extent_crc_store(p.value, &crc), 1);
 	extent_ptr_store(p.value + 8, &ptr);
 	assert_int_equal(btree_txn_run(w.m.trees, &(struct btree_commit_opts){ .name = "put" }, put_fn, &p), 0);
@@ -371,7 +405,7 @@ static void an_overwrite_leaves_what_was_journalled(void **state)
 	p.k.p.offset = 48;
 	p.k.size = 8;
 	crc.compressed_sectors = crc.uncompressed_sectors = 8;
-	ptr.sector = 9088;
+	ptr.sector = w.base + 9088;
 	assert_int_equal(extent_crc_store(p.value, &crc), 1);
 	extent_ptr_store(p.value + 8, &ptr);
 	assert_int_equal(btree_txn_run(w.m.trees, &(struct btree_commit_opts){ .name = "put" }, put_fn, &p), 0);
@@ -381,16 +415,21 @@ static void an_overwrite_leaves_what_was_journalled(void **state)
 	btree_iter_open(&it, w.m.trees, BTREE_EXTENTS, POS_MIN, 0, id_of(0));
 	for (unsigned i = 0; i < ARRAY_NR(offsets); i++) {
 		assert_int_equal(btree_iter_peek(&it, &k), 1);
-		assert_int_equal(extent_decode(k, &w.m.kctx, ptrs, NULL, NULL), 1);
+		assert_int_equal(extent_decode(k, w.m.trees->opts.kctx, ptrs, NULL, NULL), 1);
 		assert_int_equal(ptrs[0].crc.offset_sectors, offsets[i]);
-		assert_int_equal(ptrs[0].ptr.sector, i == 1 ? 9088 : 8192);
+		assert_int_equal(ptrs[0].ptr.sector, w.base + (i == 1 ? 9088 : 8192));
 		btree_iter_advance(&it);
 	}
 	btree_iter_close(&it);
 	memory_trees_close(&w.m);
 }
 
-/* --- btrees without snapshots --- */
+/*
+ * --- btrees without snapshots ---
+ *
+ * In memory only: the one that allows keys without meaning is that of free space, which in a filesystem is the
+ * allocator's.
+ */
 
 struct free_put {
 	uint64_t end;
@@ -450,12 +489,12 @@ static void free_space_is_one_key_per_run(void **state) { seeds_run(free_space_i
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(writes_in_two_snapshots_leave_the_keys_of_the_example),
-		cmocka_unit_test(holes_in_inherited_extents_leave_the_keys_of_the_example),
-		cmocka_unit_test(a_hole_that_ends_inside_an_inherited_extent_hides_it),
-		cmocka_unit_test(an_overwrite_leaves_what_was_journalled),
-		cmocka_unit_test_teardown(every_snapshot_keeps_what_it_shows, seeds_teardown),
-		cmocka_unit_test_teardown(free_space_is_one_key_per_run, seeds_teardown),
+		TREES_TESTS(writes_in_two_snapshots_leave_the_keys_of_the_example, NULL),
+		TREES_TESTS(holes_in_inherited_extents_leave_the_keys_of_the_example, NULL),
+		TREES_TESTS(a_hole_that_ends_inside_an_inherited_extent_hides_it, NULL),
+		TREES_TESTS(an_overwrite_leaves_what_was_journalled, NULL),
+		TREES_TESTS(every_snapshot_keeps_what_it_shows, seeds_teardown),
+		TREES_TEST_IN_MEMORY(free_space_is_one_key_per_run, seeds_teardown),
 	};
 
 	return cmocka_run_group_tests_name("btree extents", tests, NULL, NULL);

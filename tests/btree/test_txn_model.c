@@ -195,17 +195,15 @@ static void model_take(struct history *h, unsigned tree)
 }
 
 /* Grows, shrinks, grows, shrinks; and is read again from what was written, now and then. */
-static void history_run(uint64_t seed, uint32_t node_bytes, uint64_t memory_bytes, unsigned txn_nr, bool is_on_disk)
+static void history_run(uint64_t seed, uint32_t node_bytes, uint64_t memory_bytes, unsigned txn_nr,
+			enum trees_place place)
 {
 	static struct history h;
 
 	memset(&h, 0, sizeof(h));
 	rng_init(&h.rng, seed);
 	h.offset_nr = 1 + (seed % 3 ? 2000 : 50);
-	if (is_on_disk)
-		memory_trees_open_on_disk(&h.m, node_bytes, memory_bytes);
-	else
-		memory_trees_open(&h.m, node_bytes, memory_bytes);
+	memory_trees_open_at(&h.m, place, node_bytes, memory_bytes);
 	for (unsigned i = 0; i < ARRAY_NR(model_btrees); i++)
 		model_take(&h, i);
 	for (unsigned i = 0; i < txn_nr; i++) {
@@ -229,13 +227,13 @@ static void history_run(uint64_t seed, uint32_t node_bytes, uint64_t memory_byte
 		model_free(&h.models[i]);
 }
 
-static void small_nodes_seed(uint64_t seed) { history_run(seed, SMALL_NODE, 0, 4000, false); }
+static void small_nodes_seed(uint64_t seed) { history_run(seed, SMALL_NODE, 0, 4000, TREES_IN_MEMORY); }
 static void little_memory_seed(uint64_t seed)
 {
-	history_run(seed, SMALL_NODE, BTREE_CACHE_BYTES_MIN(SMALL_NODE) + (seed % 4 << 16), 1500, false);
+	history_run(seed, SMALL_NODE, BTREE_CACHE_BYTES_MIN(SMALL_NODE) + (seed % 4 << 16), 1500, TREES_IN_MEMORY);
 }
-static void large_nodes_seed(uint64_t seed) { history_run(seed, LARGE_NODE, 0, 12000, false); }
-static void on_disk_seed(uint64_t seed) { history_run(seed, SMALL_NODE, 0, 1500, true); }
+static void large_nodes_seed(uint64_t seed) { history_run(seed, LARGE_NODE, 0, 12000, TREES_IN_MEMORY); }
+static void on_disk_seed(uint64_t seed) { history_run(seed, SMALL_NODE, 0, 1500, TREES_ON_DISK); }
 
 static void a_btree_is_a_sorted_array(void **state) { seeds_run(small_nodes_seed, 6); }
 static void a_btree_with_little_memory_is_a_sorted_array(void **state) { seeds_run(little_memory_seed, 4); }
