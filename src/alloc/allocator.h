@@ -108,6 +108,11 @@ enum disk_reservation_flags { DISK_RESERVATION_NOFAIL = 1 };
 int disk_reservation_get(struct allocator *a, struct disk_reservation *r, uint64_t sectors, unsigned replicas,
 			 unsigned flags);
 void disk_reservation_put(struct allocator *a, struct disk_reservation *r); /* of both parts */
+/*
+ * For what adds keys and takes no blocks: 0 while users may have any space; then -ENOSPC. What is left is for nodes
+ * that write-back, deleting and moving make.
+ */
+int allocator_key_room(struct allocator *a);
 
 /* What is counted of users, groups and projects. NULL: nothing is. */
 struct quotas *allocator_quotas(struct allocator *a);

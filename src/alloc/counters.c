@@ -168,6 +168,14 @@ int disk_reservation_get(struct allocator *a, struct disk_reservation *r, uint64
 	return err;
 }
 
+int allocator_key_room(struct allocator *a)
+{
+	mutex_lock(&a->counters.lock);
+	bool has_room = sectors_available_locked(a) > 0;
+	mutex_unlock(&a->counters.lock);
+	return has_room ? 0 : -ENOSPC;
+}
+
 void disk_reservation_put(struct allocator *a, struct disk_reservation *r)
 {
 	mutex_lock(&a->counters.lock);

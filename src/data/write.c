@@ -281,7 +281,9 @@ static int write_inline(struct write_op *op, const struct write_source *s, uint6
 	*is_done = false;
 	if (s->block_end - s->block_begin != block || !bytes || bytes > write_inline_bytes_max(op->data))
 		return 0;
-	int err = super_feature_set(super, SB_FEATURE_INLINE_DATA);
+	int err = op->makes_room ? 0 : allocator_key_room(op->data->writer->allocator);
+	if (!err)
+		err = super_feature_set(super, SB_FEATURE_INLINE_DATA);
 	if (err)
 		return err;
 	key.k = (struct bkey){

@@ -71,6 +71,12 @@ int change_try(struct namespace *ns, const char *name, uint64_t *journal_seq, bt
 	return btree_txn_run(ns->trees, &opts, fn, args);
 }
 
+int change_room_check(const struct namespace *ns)
+{
+	/* Tests do without space. */
+	return ns->write->allocator ? allocator_key_room(ns->write->allocator) : 0;
+}
+
 uint64_t change_time(const struct super *super)
 {
 	enum { NSEC_PER_SEC = 1000000000 };

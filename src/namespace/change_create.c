@@ -61,7 +61,9 @@ static int inode_create(struct btree_txn *txn, struct create_args *a, const stru
 	struct inode *inode = &a->inode;
 
 	inode_init(a->ns->super, a->now, a->hash_seed, inode);
-	int err = inum_txn_use(txn, &a->claim, dir->snapshot, inode);
+	int err = change_room_check(a->ns);
+	if (!err)
+		err = inum_txn_use(txn, &a->claim, dir->snapshot, inode);
 	if (err)
 		return err;
 	inode->mode = (uint16_t)a->attr->mode;
@@ -344,7 +346,9 @@ static int link_run(struct btree_txn *txn, void *ctx)
 	ret = hash_table_find(txn, &t, &(struct hash_name){ 0, a->name, a->len }, &slot, &old);
 	if (ret)
 		return ret < 0 ? ret : -EEXIST;
-	ret = inode_link_add(&inode);
+	ret = change_room_check(a->ns);
+	if (!ret)
+		ret = inode_link_add(&inode);
 	if (ret)
 		return ret;
 	struct dirent d = { .type = inode_dirent_type(&inode),

@@ -69,6 +69,8 @@ struct namespace_write {
 int change_run(struct namespace *ns, const char *name, uint64_t *journal_seq, btree_txn_fn fn, void *args);
 /* The same, but the first answer counts: for deletions. */
 int change_try(struct namespace *ns, const char *name, uint64_t *journal_seq, btree_txn_fn fn, void *args);
+/* For what adds keys: 0, or -ENOSPC when users may have no more space (allocator_key_room()). */
+int change_room_check(const struct namespace *ns);
 /* Now, in the filesystem's units. */
 uint64_t change_time(const struct super *super);
 /* Is it a name that a new entry may have? 0, -ENAMETOOLONG, -EINVAL. */

@@ -77,7 +77,9 @@ static int inode_make(struct btree_txn *txn, const struct many_args *a, size_t i
 	const struct key_context *kctx = &a->ns->super->kctx;
 
 	inode_init(a->ns->super, a->now, a->hash_seeds[i], inode);
-	int err = inum_txn_use(txn, &a->claims[i], dir->snapshot, inode);
+	int err = change_room_check(a->ns);
+	if (!err)
+		err = inum_txn_use(txn, &a->claims[i], dir->snapshot, inode);
 	if (err)
 		return err;
 	inode->mode = (uint16_t)n->mode;

@@ -113,7 +113,8 @@ static int stored_change(struct btree_txn *txn, void *ctx)
 		ret = xattr_txn_remove(txn, &inode, a->x.type, a->x.name, a->x.name_len);
 		ret = ret > 0 ? 0 : ret ? ret : -ENODATA;
 	} else {
-		ret = xattr_txn_set(txn, &inode, &a->x, a->flags);
+		ret = change_room_check(a->ns);
+		ret = ret ? ret : xattr_txn_set(txn, &inode, &a->x, a->flags);
 	}
 	if (ret)
 		return ret;

@@ -256,6 +256,7 @@ def main():
             cases.append(("%s %s" % (test.__name__, " ".join(options)), functools.partial(test, options)))
     if not QUICK:
         cases.append(("everything_can_be_deleted_when_full", functools.partial(everything_can_be_deleted_when_full, LAYOUTS[0])))
+        cases.append(("full_with_small_then_large_files, of inline data", functools.partial(full_with_small_then_large_files, MORE_LAYOUTS[1], size=20)))
     for options in [*LAYOUTS[1:], *MORE_LAYOUTS] if ALL else []:
         for test in (everything_can_be_deleted_when_full, *TESTS):
             cases.append(("%s %s" % (test.__name__, " ".join(options)), functools.partial(test, options, size=20)))
