@@ -14,7 +14,8 @@
  *
  * No journal entry covers such data, so whoever wants it to be durable flushes the devices. Each one's writes are
  * counted; of each inode (of those that share a place in the table) the number of its last one is known, and of each
- * device how far it has been flushed.
+ * device how far it has been flushed. And they flush the journal as far as it was when the keys were looked up,
+ * although the inode hasn't changed since: if the data had just been moved, it would be in its old place after a crash.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -174,6 +175,14 @@ static void written_note(struct place_write *w, unsigned dev)
 	atomic_store(&writer->in_place.last[inode_lock_place(w->op->file->inum)][dev], nr);
 }
 
+/* The keys have been looked up: what they say is in an entry up to the one that is open now. */
+static void keys_note(struct place_write *w)
+{
+	struct data_writer *writer = w->op->data->writer;
+
+	atomic_store(&writer->in_place.seq[inode_lock_place(w->op->file->inum)], journal_seq(writer->journal));
+}
+
 static void io_failed(const struct place_write *w, const struct device_io *io)
 {
 	report_emit(w->op->data->reports, &(struct report){ .level = REPORT_RECOVERED,
@@ -247,8 +256,10 @@ static int place_write_locked(struct place_write *w)
 		bool is_same = lock_nr == w->lock_nr && !memcmp(locks, w->locks, lock_nr * sizeof(*locks));
 		if (!err && is_same)
 			err = buckets_check(w);
-		if (!err && is_same && w->piece_nr)
+		if (!err && is_same && w->piece_nr) {
+			keys_note(w);
 			w->piece_nr = pieces_write(w);
+		}
 		allocator_read_end(writer->allocator, section);
 		bucket_locks_put(&writer->in_place.locks, BUCKET_LOCK_UPDATE, locks, lock_nr);
 		if (err || is_same)
@@ -475,4 +486,9 @@ int data_flush_in_place(struct data *data, const uint64_t *inum, uint64_t *faile
 			devs |= 1ull << dev;
 	}
 	return devs ? devices_flush(data, devs, failed) : 0;
+}
+
+uint64_t data_in_place_seq(const struct data *data, uint64_t inum)
+{
+	return data->writer ? atomic_load(&data->writer->in_place.seq[inode_lock_place(inum)]) : 0;
 }

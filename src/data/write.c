@@ -42,13 +42,14 @@ void write_buffer_give(struct data_writer *w, void *buf)
 	io_buffer_free(buf);
 }
 
-int data_start_write(struct data *data, struct allocator *allocator)
+int data_start_write(struct data *data, struct allocator *allocator, struct journal *journal)
 {
 	struct data_writer *w = calloc(1, sizeof(*w));
 
 	if (!w)
 		return -ENOMEM;
 	w->allocator = allocator;
+	w->journal = journal;
 	crew_init(&w->crew);
 	for (unsigned i = 0; i < INODE_LOCK_NR; i++)
 		mutex_init_ranked(&w->inode_locks[i], LOCK_INODES);

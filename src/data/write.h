@@ -18,7 +18,7 @@
 #include "format/logged_op.h"
 
 /* Give the data room what it needs for writing. Before it, writes fail with -EROFS. */
-int data_start_write(struct data *data, struct allocator *allocator);
+int data_start_write(struct data *data, struct allocator *allocator, struct journal *journal);
 void data_stop_write(struct data *data);
 /* Add what its background does to @list. */
 void data_jobs(struct data *data, struct job_list *list);
@@ -103,10 +103,12 @@ int data_resume_truncate(struct data *data, uint64_t op_nr, uint32_t snapshot, u
 
 /*
  * No entry of the journal covers what was overwritten in place (nocow files): flush the devices that such writes of the
- * inode (NULL: of any) went to since they were flushed last. Then flush the journal. 1, or 0
- * when there was nothing to flush. *@failed has a bit for each device that may have lost them; it must not be relied on
- * any more, as the next flush can't tell.
+ * inode (NULL: of any) went to since they were flushed last. Then flush the journal: of an inode at least up to
+ * data_in_place_seq(). 1, or 0 when there was nothing to flush. *@failed has a bit for each device that may have lost
+ * them; it must not be relied on any more, as the next flush can't tell.
  */
 int data_flush_in_place(struct data *data, const uint64_t *inum, uint64_t *failed);
+/* What was overwritten in place is where keys of this entry of the journal, or older ones, say. */
+uint64_t data_in_place_seq(const struct data *data, uint64_t inum);
 
 #endif

@@ -24,6 +24,7 @@
 #include "data/internal.h"
 #include "data/write.h"
 #include "format/key_edit.h"
+#include "journal/journal.h"
 
 /* Most that a key can say, in whole blocks of any size. */
 #define HOLE_SECTORS_MAX (UINT32_MAX & ~0xffffu)
@@ -45,12 +46,14 @@ struct place_state {
 	/* Of each device: how many writes have ended, and how many of them a flush has covered. */
 	_Atomic uint64_t written[PLACE_DEVS_MAX], flushed[PLACE_DEVS_MAX];
 	_Atomic uint64_t last[INODE_LOCK_NR][PLACE_DEVS_MAX]; /* number of the last one of these inodes */
+	_Atomic uint64_t seq[INODE_LOCK_NR];		      /* data_in_place_seq() */
 };
 
 struct copygc;
 
 struct data_writer {
 	struct allocator *allocator;
+	struct journal *journal;
 	struct copygc *copygc; /* NULL: not running */
 	struct crew crew;
 	struct mutex inode_locks[INODE_LOCK_NR];

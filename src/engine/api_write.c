@@ -353,7 +353,8 @@ int kiln_fsync(kiln_fs *fs, struct kiln_node node)
 	if (!err)
 		err = inode.journal_seq > journal_seq(fs->journal_writer)
 			      ? journal_flush(fs->journal_writer)
-			      : journal_flush_seq(fs->journal_writer, inode.journal_seq);
+			      : journal_flush_seq(fs->journal_writer,
+						  max(inode.journal_seq, data_in_place_seq(fs->data, node.ino)));
 	return error_to_errno(err);
 }
 

@@ -294,7 +294,7 @@ static int start_steps(struct kiln_fs *fs)
 	if (!err)
 		err = allocator_start(fs->allocator, fs->journal_writer);
 	if (!err)
-		err = data_start_write(fs->data, fs->allocator);
+		err = data_start_write(fs->data, fs->allocator, fs->journal_writer);
 	if (!err)
 		err = namespace_start_write(fs->ns, fs->allocator);
 	if (!err)
@@ -380,7 +380,7 @@ int fs_write_start_fresh(struct kiln_fs *fs, uint64_t memory_bytes, char why[KIL
 	if (!err)
 		err = fs_open_namespace(fs, memory_bytes);
 	if (!err)
-		err = data_start_write(fs->data, fs->allocator);
+		err = data_start_write(fs->data, fs->allocator, fs->journal_writer);
 	if (!err)
 		err = namespace_start_write(fs->ns, fs->allocator);
 	if (!err)

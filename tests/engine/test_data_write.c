@@ -1331,6 +1331,32 @@ static void file_move(struct world *w, const struct file *f, struct data_move_st
 	data_mover_free(m);
 }
 
+/* Only the journal knows that it was moved: without that the old place would be read after a crash. */
+static void what_is_overwritten_where_it_was_moved_to_is_durable(void **state)
+{
+	struct data_move_stats stats = { 0 };
+	struct extent_ptr_decoded ptr;
+	struct world w;
+
+	(void)state;
+	world_open(&w, 18, 1, "block_size=4k,nocow=1", 4096);
+	struct file *f = &w.files[0];
+	struct journal *j = w.fs->journal_writer;
+	op_write(&w, f, 0, 64 << 10);
+	all_flush(&w);
+	uint64_t first = place_of(&w, f, 0, &ptr), seq = journal_seq_flushed(j);
+	file_move(&w, f, &stats);
+	uint64_t place = place_of(&w, f, 0, &ptr);
+	assert_true(place && place != first);
+	op_write(&w, f, 0, 4096);
+	assert_int_equal(place_of(&w, f, 0, &ptr), place);
+	assert_true(data_in_place_seq(w.fs->data, f->inum) > seq);
+	assert_int_equal(kiln_fsync(w.fs, (struct kiln_node){ .ino = f->inum, .subvol = 1 }), 0);
+	assert_true(journal_seq_flushed(j) > seq);
+	file_check(&w, f);
+	world_close(&w, true);
+}
+
 static void what_one_device_does_not_take_is_moved_to_others(void **state)
 {
 	struct data_move_stats stats = { 0 };
@@ -1530,6 +1556,7 @@ int main(void)
 		cmocka_unit_test(a_device_whose_cache_fails_is_left),
 		cmocka_unit_test(a_device_that_is_needed_is_not_left),
 		cmocka_unit_test(a_failed_write_leaves_what_was_there),
+		cmocka_unit_test(what_is_overwritten_where_it_was_moved_to_is_durable),
 		cmocka_unit_test(what_one_device_does_not_take_is_moved_to_others),
 		cmocka_unit_test(what_is_moved_says_what_it_lacks),
 		cmocka_unit_test(a_bucket_that_is_emptied_twice_waits_for_the_flush),
