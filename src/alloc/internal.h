@@ -5,11 +5,10 @@
  * while freespace is read:
  *
  *	write_point.lock  >  open_buckets.lock  >  counters.lock
- *	node_pool.lock, discards.lock, gc_gens.lock, quotas.lock, key_versions.lock, read_times.lock: nothing is taken
- *under them
+ *	node_pool.lock, discards.lock, gc_gens.lock, quotas.lock, key_versions.lock, read_times.lock: none under them
  *
- * All but write_point.lock, node_pool.lock, key_versions.lock and read_times.lock are also taken by commits, which hold
- *node locks: short, and last of all.
+ * All but write_point.lock, node_pool.lock, key_versions.lock and read_times.lock are also taken by commits, which
+ * hold node locks: short, and last of all.
  */
 #ifndef KILN_ALLOC_INTERNAL_H
 #define KILN_ALLOC_INTERNAL_H

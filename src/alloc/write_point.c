@@ -310,8 +310,10 @@ static int extent_try(struct allocator *a, const struct alloc_request *req, uint
 	return err;
 }
 
-/* Devices on which a bucket helps a request that has none. One of durability 0 is no reason to wait, nor does it end
- * it. */
+/*
+ * Devices on which a bucket helps a request that has none. One of durability 0 is no reason to wait, nor does it end
+ * that.
+ */
 static uint64_t devs_that_help(const struct allocator *a, const struct alloc_request *req)
 {
 	uint64_t devs = devs_writable(a, req->data_type) & ~req->dev_exclude;

@@ -157,6 +157,7 @@ static unsigned source_next(const struct data_mover *m, const struct move_item *
 static void item_plan(const struct data_mover *m, struct move_item *item)
 {
 	struct data_move *move = &item->move;
+
 	for (unsigned i = 0; i < item->v.ptr_nr; i++) {
 		const struct extent_ptr *p = &item->v.ptrs[i].ptr;
 

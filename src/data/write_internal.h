@@ -109,8 +109,8 @@ struct write_op {
 	unsigned csum_type;
 	unsigned compression; /* option encoding (06 §7.1) */
 	unsigned replicas;
-	bool makes_room; /* on the whole: it may have what is kept for btrees, and isn't asked what was promised to whom
-			  */
+	/* On the whole: it may have what is kept for btrees, and isn't asked what was promised to whom. */
+	bool makes_room;
 	uint16_t target;
 	struct rebalance_aim rebalance;
 	struct disk_reservation reservation;
