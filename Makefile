@@ -4,7 +4,7 @@
 #   make tool       the library and the tool (which mounts, too) alone
 #   make check      everything CI runs: lint, unit and image tests, with gcc and clang, ASan+UBSan and TSan
 #   make test       the tests of build/ alone
-#   make soak       hours: 10,000 power cuts on traces of real runs, 200 kills, 100,000 operations on each of a few layouts,
+#   make soak       hours: 10,000 power cuts on traces of real runs, 5,000 on those of mounts, 200 kills, 100,000 operations on each of a few layouts,
 #                   a directory of a million names; every combination of checksum, block, compression, encryption and
 #                   replicas; 10,000 places that rot; a filesystem filled and emptied 100 times, one where a tree is made and
 #                   deleted 1,000 times, one overwritten
@@ -50,6 +50,7 @@ sim-soak: all
 
 soak: all
 	build/tests/kill/cuts --cuts 10000
+	build/tests/kill/cuts --mount --cuts 5000 || [ $$? = 77 ]
 	build/tests/kill/kill --kills 200
 	tests/sim/upstream.py build/tests/sim/sim 1-6 --only clean --ops 1000 --episodes 100 || [ $$? = 77 ]
 	KILN_TEST_NAMES=1000000 build/tests/test-engine-batch

@@ -1,6 +1,6 @@
 /*
  * Power cuts on traces of real runs: any state that a loss of power can leave is recovered, and holds what was
- *promised.
+ * promised.
  *
  * A process makes a filesystem on image files, with random options, and runs a workload of several threads on it
  * (workload.h), in a few sessions that end cleanly or not, while the trace wrapper records what is written and flushed.
@@ -8,12 +8,14 @@
  * is opened: it must recover without a complaint, hold what it should, and be consistent, also after some more work.
  * Each cut is a process of its own, on a private copy of memory.
  *
- *	cuts [--cuts N] [--seed N] [--per-trace N] [--ops N] [-v]
+ *	cuts [--cuts N] [--seed N] [--per-trace N] [--ops N] [--mount] [-v]
  *
+ * --mount: the filesystem is mounted, and what is recorded is what its server does for processes that work there. For
+ * root, else it is skipped.
  * --per-trace: cuts from one recording, and so with the same options (default 100). --ops: changes of each task in each
  * session (default 150). $KILN_UPSTREAM names upstream's tool: its
  * fsck sees a part of the results. Recordings of threads differ from run to run, so what failed is kept: as it was
- *after the cut.
+ * after the cut.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -21,6 +23,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -30,6 +33,7 @@
 #include "device/device.h"
 #include "engine/fs.h"
 #include "engine/fs_write.h"
+#include "mount/mount.h"
 #include "replay.h"
 #include "workload.h"
 
@@ -38,13 +42,14 @@ enum {
 	SESSIONS_MAX = 3,
 	SECONDS_MAX = 600, /* for one process: a busy machine may leave it waiting */
 	UPSTREAM_ONE_IN = 40,
+	SKIPPED = 77,
 };
 
 struct cuts {
 	uint64_t seed, cuts, per_trace, ops;
-	bool is_verbose;
+	bool is_verbose, is_mounted;
 	const char *upstream;
-	char dir[4000];
+	char dir[4000], mountpoint[4096];
 	/* Of the trace in hand. */
 	struct rng rng;
 	unsigned disks_nr, tasks_nr, sessions_nr;
@@ -224,35 +229,126 @@ static int open_recorded(struct cuts *c, uint64_t session, struct kiln_fs **fs)
 	return kiln_write_refused(*fs) ? failed(c, "refused", kiln_write_refused(*fs)) : 0;
 }
 
-static int record(struct cuts *c, uint64_t session)
+/* The filesystem of a session, with the history begun anew. */
+static int session_open(struct cuts *c, uint64_t session, struct kiln_fs **fs)
 {
 	struct workload *w = c->work[session];
 	struct strbuf why = strbuf_growing();
+	int err = open_recorded(c, session, fs);
+
+	if (!err && !session)
+		err = workload_prepare(w, *fs);
+	if (!err)
+		err = workload_find(w, *fs, &why);
+	if (err)
+		failed(c, "preparing", strbuf_text(&why));
+	strbuf_free(&why);
+	return err;
+}
+
+static int session_close(struct cuts *c, struct kiln_fs *fs, bool is_clean)
+{
+	if (is_clean && kiln_shutdown(fs))
+		return failed(c, "shutdown", "");
+	if (!is_clean)
+		fs_write_abort(fs);
+	kiln_close(fs);
+	return 0;
+}
+
+static int record(struct cuts *c, uint64_t session)
+{
+	struct workload *w = c->work[session];
 	struct kiln_fs *fs;
 
 	rng_init(&c->rng, c->seed + c->done * SESSIONS_MAX + session);
-	int err = open_recorded(c, session, &fs);
-	if (!err && !session)
-		err = workload_prepare(w, fs);
-	if (!err)
-		err = workload_find(w, fs, &why);
-	if (err)
-		return failed(c, "preparing", strbuf_text(&why));
-	err = workload_run(w, fs, rng_u64(&c->rng), c->ops);
+	if (session_open(c, session, &fs))
+		return -EPROTO;
+	int err = workload_run(w, fs, rng_u64(&c->rng), c->ops);
 	if (err)
 		return failed(c, "workload", strerror(-err));
-	if (rng_below(&c->rng, 2)) {
-		uint64_t begin_ns = clock_monotonic_ns();
-
-		if (kiln_shutdown(fs))
-			return failed(c, "shutdown", "");
+	bool is_clean = rng_below(&c->rng, 2);
+	uint64_t begin_ns = clock_monotonic_ns();
+	err = session_close(c, fs, is_clean);
+	if (!err && is_clean)
 		workload_promise_all(w, begin_ns);
-	} else {
-		fs_write_abort(fs);
+	return err;
+}
+
+/* --- recording of a mount --- */
+
+static void on_mounted(void *ctx)
+{
+	const int *ready_fd = ctx;
+
+	if (write(*ready_fd, "", 1) != 1)
+		abort();
+}
+
+/* A process of its own, until it is unmounted. */
+static int serve(struct cuts *c, uint64_t session, bool is_clean, int ready_fd)
+{
+	struct mount_options options = { .mountpoint = c->mountpoint, .source = "cuts" };
+	struct kiln_fs *fs;
+
+	alarm(SECONDS_MAX);
+	if (session_open(c, session, &fs))
+		return -EPROTO;
+	struct mount_server *server = mount_server_new(fs, &options);
+	int err = server ? mount_serve(server, on_mounted, &ready_fd) : -ENOMEM;
+	if (err)
+		return failed(c, "serving", strerror(-err));
+	mount_server_free(server);
+	return session_close(c, fs, is_clean);
+}
+
+static int unmount(const struct cuts *c)
+{
+	enum { TRIES = 200, AGAIN_US = 20000 };
+
+	/* Something may look at it for a moment. */
+	for (unsigned i = 0; i < TRIES; i++) {
+		if (!umount2(c->mountpoint, UMOUNT_NOFOLLOW))
+			return 0;
+		if (errno != EBUSY)
+			break;
+		usleep(AGAIN_US);
 	}
-	kiln_close(fs);
-	strbuf_free(&why);
-	return 0;
+	return -errno;
+}
+
+static int record_mounted(struct cuts *c, uint64_t session)
+{
+	struct workload *w = c->work[session];
+	int ready[2], status = 0;
+	char byte;
+
+	rng_init(&c->rng, c->seed + c->done * SESSIONS_MAX + session);
+	bool is_clean = rng_below(&c->rng, 2);
+	if (pipe(ready))
+		return failed(c, "pipe", strerror(errno));
+	fflush(stdout);
+	pid_t server = fork();
+	if (!server) {
+		int err = serve(c, session, is_clean, ready[1]);
+
+		fflush(stdout);
+		_exit(err || c->complaints ? 1 : 0);
+	}
+	close(ready[1]);
+	int err = read(ready[0], &byte, 1) == 1 ? 0 : failed(c, "mounting", "");
+	if (!err && workload_run_mounted(w, c->mountpoint, rng_u64(&c->rng), c->ops))
+		err = failed(c, "workload", "");
+	uint64_t begin_ns = clock_monotonic_ns();
+	if (!err && unmount(c))
+		err = failed(c, "unmounting", strerror(errno));
+	if (err)
+		kill(server, SIGKILL);
+	if (waitpid(server, &status, 0) < 0 || status)
+		err = err ? err : failed(c, "server", "it ended with a failure");
+	if (!err && is_clean)
+		workload_promise_all(w, begin_ns);
+	return err;
 }
 
 static int record_all(struct cuts *c, uint64_t seed)
@@ -274,7 +370,7 @@ static int record_all(struct cuts *c, uint64_t seed)
 	int err = c->replay ? 0 : -EIO;
 	for (unsigned s = 0; s < c->sessions_nr && !err; s++) {
 		c->work[s] = workload_new(c->tasks_nr);
-		err = in_process(c, record, s);
+		err = in_process(c, c->is_mounted ? record_mounted : record, s);
 		for (unsigned i = 0; i < c->disks_nr; i++)
 			trace_path(c, s, i, paths[i]);
 		if (!err)
@@ -449,9 +545,10 @@ static int trace_cut(struct cuts *c, uint64_t nr)
 			       (unsigned long long)nr, (unsigned long long)ns[i]);
 		}
 	}
-	printf("%llu cuts of %llu writes and %llu flushes; %u sessions of %u tasks on %u disks%s, %s\n",
+	printf("%llu cuts of %llu writes and %llu flushes; %u sessions of %u tasks on %u disks%s%s, %s\n",
 	       (unsigned long long)i, (unsigned long long)counts.writes, (unsigned long long)counts.flushes,
-	       c->sessions_nr, c->tasks_nr, c->disks_nr, c->has_latency ? ", slow" : "", c->options);
+	       c->sessions_nr, c->tasks_nr, c->disks_nr, c->has_latency ? ", slow" : "",
+	       c->is_mounted ? ", mounted" : "", c->options);
 	c->done += i;
 	free(ns);
 	return err;
@@ -496,11 +593,13 @@ static void dir_remove(const struct cuts *c)
 
 int main(int argc, char **argv)
 {
-	static const struct option options[] = {
-		{ "cuts", required_argument, NULL, 'c' },      { "seed", required_argument, NULL, 's' },
-		{ "per-trace", required_argument, NULL, 'p' }, { "ops", required_argument, NULL, 'o' },
-		{ "verbose", no_argument, NULL, 'v' },	       { NULL, 0, NULL, 0 }
-	};
+	static const struct option options[] = { { "cuts", required_argument, NULL, 'c' },
+						 { "seed", required_argument, NULL, 's' },
+						 { "per-trace", required_argument, NULL, 'p' },
+						 { "ops", required_argument, NULL, 'o' },
+						 { "mount", no_argument, NULL, 'm' },
+						 { "verbose", no_argument, NULL, 'v' },
+						 { NULL, 0, NULL, 0 } };
 	struct cuts c = { .seed = random_u64() >> 16, .cuts = 100, .per_trace = 100, .ops = 150 };
 	const char *temporary = getenv("TMPDIR");
 	int option;
@@ -511,25 +610,38 @@ int main(int argc, char **argv)
 		case 's': c.seed = strtoull(optarg, NULL, 0); break;
 		case 'p': c.per_trace = strtoull(optarg, NULL, 0); break;
 		case 'o': c.ops = strtoull(optarg, NULL, 0); break;
+		case 'm': c.is_mounted = true; break;
 		case 'v': c.is_verbose = true; break;
 		default: fprintf(stderr, "usage: see the head of cuts.c\n"); return 2;
 		}
+	if (c.is_mounted && (geteuid() || access("/dev/fuse", R_OK | W_OK))) {
+		printf("MOUNT NOT TESTED: needs root and /dev/fuse\n");
+		return SKIPPED;
+	}
 	c.upstream = getenv("KILN_UPSTREAM");
 	snprintf(c.dir, sizeof(c.dir), "%s/kiln-cuts-XXXXXX", temporary ? temporary : "/tmp");
 	if (!mkdtemp(c.dir)) {
 		perror(c.dir);
 		return 2;
 	}
+	snprintf(c.mountpoint, sizeof(c.mountpoint), "%s/mnt", c.dir);
+	if (mkdir(c.mountpoint, 0700)) {
+		perror(c.mountpoint);
+		return 2;
+	}
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	printf("seed %llu\n", (unsigned long long)c.seed);
 	int err = run(&c);
+	if (c.is_mounted && err)
+		umount2(c.mountpoint, MNT_DETACH);
 	printf("%llu cuts (%llu with nothing at risk), %llu writes at risk, %llu promises\n",
 	       (unsigned long long)c.done, (unsigned long long)c.harmless, (unsigned long long)c.at_risk,
 	       (unsigned long long)c.promised);
 	if (err)
-		printf("FAILED; repeat: %s --cuts %llu --seed %llu --per-trace %llu --ops %llu\n  all of it is in %s\n",
-		       argv[0], (unsigned long long)c.cuts, (unsigned long long)c.seed, (unsigned long long)c.per_trace,
-		       (unsigned long long)c.ops, c.dir);
+		printf("FAILED; repeat: %s%s --cuts %llu --seed %llu --per-trace %llu --ops %llu\n  all of it is in "
+		       "%s\n",
+		       argv[0], c.is_mounted ? " --mount" : "", (unsigned long long)c.cuts, (unsigned long long)c.seed,
+		       (unsigned long long)c.per_trace, (unsigned long long)c.ops, c.dir);
 	else
 		dir_remove(&c);
 	return err ? 1 : 0;

@@ -8,10 +8,13 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/sync.h"
 #include "base/util.h"
+#include "door.h"
 
 enum {
 	TASKS_MAX = 8,
@@ -42,6 +45,7 @@ struct state {
 	uint32_t bytes;	     /* logs */
 	uint64_t begin_ns;   /* of the call that made it */
 	uint64_t end_ns;     /* 0: it hasn't returned */
+	uint64_t settled_ns; /* all of it is where its order among others counts: 0: not yet */
 };
 
 struct object {
@@ -70,7 +74,7 @@ struct workload {
 /* What a task, or who reads, works with. */
 struct hand {
 	struct workload *w;
-	kiln_fs *fs;
+	struct door door;
 	unsigned task;
 	struct rng rng;
 	uint64_t ops;
@@ -169,14 +173,22 @@ static bool has_room(const struct object *o) { return o->states_nr < STATES_MAX;
 static void state_begin(struct object *o, struct state next)
 {
 	next.begin_ns = clock_monotonic_ns();
-	next.end_ns = 0;
+	next.end_ns = next.settled_ns = 0;
 	o->states[o->states_nr] = next;
 	__atomic_store_n(&o->states_nr, o->states_nr + 1, __ATOMIC_RELEASE);
 }
 
-static void state_end(struct object *o)
+static void state_settle(struct object *o)
+{
+	__atomic_store_n(&o->states[o->states_nr - 1].settled_ns, clock_monotonic_ns(), __ATOMIC_RELEASE);
+}
+
+/* It has been made; what the page cache holds of it may still come behind what others do. */
+static void state_end(const struct hand *h, struct object *o)
 {
 	__atomic_store_n(&o->states[o->states_nr - 1].end_ns, clock_monotonic_ns(), __ATOMIC_RELEASE);
+	if (!h->door.holds_data)
+		state_settle(o);
 }
 
 static void promise_add(struct workload *w, unsigned task, unsigned inode, uint64_t begin_ns)
@@ -247,28 +259,29 @@ struct workload_counts workload_count(const struct workload *w)
 		}                            \
 	} while (0)
 
-static int write_all(struct hand *h, struct kiln_node node, uint64_t offset, const uint8_t *bytes, size_t len)
+static int write_all(struct hand *h, const char *dir, const char *name, uint64_t offset, const uint8_t *bytes,
+		     size_t len)
 {
-	while (len) {
-		size_t part = min(len, 8 + (size_t)rng_below(&h->rng, 64000));
-		ssize_t n = kiln_write(h->fs, node, offset, bytes, part);
+	int err = 0;
 
-		if (n != (ssize_t)part)
-			return n < 0 ? (int)n : -ENOSPC;
+	while (len && !err) {
+		size_t part = min(len, 8 + (size_t)rng_below(&h->rng, 64000));
+
+		err = door_write(&h->door, dir, name, offset, bytes, part);
 		offset += part;
 		bytes += part;
 		len -= part;
 	}
-	return 0;
+	return err;
 }
 
-static void object_fsync(struct hand *h, const struct object *o, struct kiln_node node)
+static void object_fsync(struct hand *h, const struct object *o, const char *dir, const char *name)
 {
 	uint64_t begin_ns = clock_monotonic_ns();
 
 	if (rng_below(&h->rng, h->promise_one_in))
 		return;
-	TRY(h, kiln_fsync(h->fs, node));
+	TRY(h, door_fsync(&h->door, dir, name));
 	promise_add(h->w, o->task, o->inode, begin_ns);
 }
 
@@ -276,97 +289,94 @@ static void object_fsync(struct hand *h, const struct object *o, struct kiln_nod
 static void file_replace(struct hand *h, struct object *o)
 {
 	struct state next = state_now(o);
-	struct kiln_create create = { .mode = 0644 };
-	struct kiln_stat st;
-	struct kiln_node dir;
-	char name[32], new_name[32];
-	size_t len = object_name(o, "", name), new_len = object_name(o, ".new", new_name);
+	char dir[32], name[32], new_name[32];
 	bool exists = next.generation != 0;
 
+	object_name(o, "", name);
+	object_name(o, ".new", new_name);
 	if (!exists)
 		next.dir = (uint32_t)rng_below(&h->rng, DIRS);
+	dir_name(next.dir, dir);
 	next.generation = ++o->generation_last;
 	size_t bytes = contents_bytes(o, next.generation);
 	contents_fill(o, next.generation, h->bytes, bytes);
-	TRY(h, dir_find(h->fs, next.dir, &dir));
-	int err = kiln_unlink(h->fs, dir, new_name, new_len, 0); /* left by one that was killed */
+	int err = door_unlink(&h->door, dir, new_name); /* left by one that was killed */
 	if (err != -ENOENT)
 		TRY(h, err);
-	TRY(h, kiln_create(h->fs, dir, new_name, new_len, &create, &st));
-	TRY(h, write_all(h, st.node, 0, h->bytes, bytes));
+	TRY(h, door_create(&h->door, dir, new_name, 0644));
+	TRY(h, write_all(h, dir, new_name, 0, h->bytes, bytes));
 	if (!rng_below(&h->rng, 2 * h->promise_one_in))
-		TRY(h, kiln_fsync(h->fs, st.node));
+		TRY(h, door_fsync(&h->door, dir, new_name));
+	TRY(h, door_let_go(&h->door));
 	bool is_exchange = exists && !rng_below(&h->rng, 4);
 	state_begin(o, next);
-	TRY(h, kiln_rename(h->fs, dir, new_name, new_len, dir, name, len, is_exchange ? KILN_RENAME_EXCHANGE : 0));
-	state_end(o);
+	TRY(h, door_rename(&h->door, dir, new_name, dir, name, is_exchange ? KILN_RENAME_EXCHANGE : 0));
+	state_end(h, o);
 	if (is_exchange)
-		TRY(h, kiln_unlink(h->fs, dir, new_name, new_len, 0));
+		TRY(h, door_unlink(&h->door, dir, new_name));
 	if (rng_below(&h->rng, 2))
-		object_fsync(h, o, st.node);
+		object_fsync(h, o, dir, name);
 }
 
 static void file_unlink(struct hand *h, struct object *o, const char *suffix)
 {
 	struct state next = state_now(o);
-	struct kiln_node dir;
-	char name[32];
-	size_t len = object_name(o, suffix, name);
+	char dir[32], name[32];
 
-	TRY(h, dir_find(h->fs, suffix[0] ? 0 : next.dir, &dir));
+	object_name(o, suffix, name);
+	dir_name(suffix[0] ? 0 : next.dir, dir);
 	if (suffix[0])
 		next.has_link = 0;
 	else
 		next.generation = next.dir = 0;
 	state_begin(o, next);
-	TRY(h, kiln_unlink(h->fs, dir, name, len, 0));
-	state_end(o);
+	TRY(h, door_unlink(&h->door, dir, name));
+	state_end(h, o);
 }
 
 static void file_move(struct hand *h, struct object *o)
 {
 	struct state next = state_now(o);
-	struct kiln_node from, to;
-	char name[32];
-	size_t len = object_name(o, "", name);
+	char from[32], to[32], name[32];
 
-	TRY(h, dir_find(h->fs, next.dir, &from));
+	object_name(o, "", name);
+	dir_name(next.dir, from);
 	next.dir = (next.dir + 1 + (uint32_t)rng_below(&h->rng, DIRS - 1)) % DIRS;
-	TRY(h, dir_find(h->fs, next.dir, &to));
+	dir_name(next.dir, to);
 	state_begin(o, next);
-	TRY(h, kiln_rename(h->fs, from, name, len, to, name, len, KILN_RENAME_NOREPLACE));
-	state_end(o);
+	TRY(h, door_rename(&h->door, from, name, to, name, KILN_RENAME_NOREPLACE));
+	state_end(h, o);
 }
 
 static void file_link(struct hand *h, struct object *o)
 {
 	struct state next = state_now(o);
-	struct kiln_stat st;
-	struct kiln_node dir;
-	char name[32];
-	size_t len = object_name(o, ".link", name);
+	char dir[32], to_dir[32], name[32], link_name[32];
 
-	TRY(h, object_find(h->fs, o, next.dir, "", &st));
-	TRY(h, dir_find(h->fs, 0, &dir));
+	object_name(o, "", name);
+	object_name(o, ".link", link_name);
+	dir_name(next.dir, dir);
+	dir_name(0, to_dir);
 	next.has_link = 1;
 	state_begin(o, next);
-	TRY(h, kiln_link(h->fs, st.node, dir, name, len));
-	state_end(o);
+	TRY(h, door_link(&h->door, dir, name, to_dir, link_name));
+	state_end(h, o);
 }
 
 static void file_change(struct hand *h, struct object *o)
 {
 	struct state now = state_now(o);
 	uint64_t what = rng_below(&h->rng, 8);
-	struct kiln_stat st;
+	char dir[32], name[32];
 
 	if (now.generation && what == 0) {
 		file_move(h, o);
 	} else if (now.generation && what == 1 && !now.has_link) {
 		file_link(h, o);
 	} else if (now.generation && what == 2 && rng_below(&h->rng, 2)) {
-		TRY(h, object_find(h->fs, o, now.dir, "", &st));
-		object_fsync(h, o, st.node);
+		object_name(o, "", name);
+		dir_name(now.dir, dir);
+		object_fsync(h, o, dir, name);
 	} else if (now.has_link) {
 		file_unlink(h, o, ".link");
 	} else if (now.generation && what == 3) {
@@ -379,45 +389,40 @@ static void file_change(struct hand *h, struct object *o)
 static void log_grow(struct hand *h, struct object *o)
 {
 	struct state next = state_now(o);
-	struct kiln_create create = { .mode = 0600 };
-	struct kiln_node dir;
-	struct kiln_stat st;
-	char name[32];
-	size_t len = object_name(o, "", name);
+	char dir[32], name[32];
 
-	TRY(h, dir_find(h->fs, home_of(o), &dir));
+	object_name(o, "", name);
+	dir_name(home_of(o), dir);
 	if (!next.generation) {
 		next.generation = ++o->generation_last;
 		state_begin(o, next);
-		TRY(h, kiln_create(h->fs, dir, name, len, &create, NULL));
-		state_end(o);
+		TRY(h, door_create(&h->door, dir, name, 0600));
+		state_end(h, o);
 	} else if (next.bytes + PIECE_BYTES_MAX > LOG_BYTES_MAX || !rng_below(&h->rng, 40)) {
 		next.generation = next.bytes = 0;
 		state_begin(o, next);
-		TRY(h, kiln_unlink(h->fs, dir, name, len, 0));
-		state_end(o);
+		TRY(h, door_unlink(&h->door, dir, name));
+		state_end(h, o);
 	} else {
 		size_t piece = 8 + rng_below(&h->rng, rng_below(&h->rng, 3) ? 300 : PIECE_BYTES_MAX - 8);
 		uint64_t at = next.bytes;
 
-		TRY(h, object_find(h->fs, o, home_of(o), "", &st));
 		next.bytes += (uint32_t)piece;
 		contents_fill(o, next.generation, h->bytes, next.bytes);
 		state_begin(o, next);
-		TRY(h, write_all(h, st.node, at, h->bytes + at, piece));
-		state_end(o);
+		TRY(h, write_all(h, dir, name, at, h->bytes + at, piece));
+		state_end(h, o);
 		if (!rng_below(&h->rng, 4))
-			object_fsync(h, o, st.node);
+			object_fsync(h, o, dir, name);
 	}
 }
 
-static int record_write(struct hand *h, const struct object *o, uint32_t generation, struct kiln_node node)
+static int record_write(struct hand *h, const struct object *o, uint32_t generation, const char *dir, const char *name)
 {
 	size_t bytes = contents_bytes(o, generation);
 
 	contents_fill(o, generation, h->bytes, bytes);
-	ssize_t n = kiln_write(h->fs, node, o->nr * bytes, h->bytes, bytes);
-	return n == (ssize_t)bytes ? 0 : n < 0 ? (int)n : -ENOSPC;
+	return door_write(&h->door, dir, name, o->nr * bytes, h->bytes, bytes);
 }
 
 static size_t xattr_name(const struct object *o, char name[32])
@@ -428,54 +433,65 @@ static size_t xattr_name(const struct object *o, char name[32])
 static void record_change(struct hand *h, struct object *o)
 {
 	struct state next = state_now(o);
-	struct kiln_stat st;
-	char name[32];
+	char dir[32], name[32], key[32];
 
-	TRY(h, object_find(h->fs, o, home_of(o), "", &st));
+	object_name(o, "", name);
+	dir_name(home_of(o), dir);
 	bool is_removed = o->kind == OBJECT_XATTR && next.generation && !rng_below(&h->rng, 3);
 	next.generation = is_removed ? 0 : ++o->generation_last;
 	if (o->kind == OBJECT_RECORD) {
 		state_begin(o, next);
-		TRY(h, record_write(h, o, next.generation, st.node));
+		TRY(h, record_write(h, o, next.generation, dir, name));
 	} else if (is_removed) {
-		xattr_name(o, name);
+		xattr_name(o, key);
 		state_begin(o, next);
-		TRY(h, kiln_removexattr(h->fs, st.node, name));
+		TRY(h, door_removexattr(&h->door, dir, name, key));
 	} else {
 		size_t bytes = contents_bytes(o, next.generation);
 
-		xattr_name(o, name);
+		xattr_name(o, key);
 		contents_fill(o, next.generation, h->bytes, bytes);
 		state_begin(o, next);
-		TRY(h, kiln_setxattr(h->fs, st.node, name, h->bytes, bytes, 0));
+		TRY(h, door_setxattr(&h->door, dir, name, key, h->bytes, bytes));
 	}
-	state_end(o);
+	state_end(h, o);
 	if (!rng_below(&h->rng, 3))
-		object_fsync(h, o, st.node);
+		object_fsync(h, o, dir, name);
+}
+
+static void all_sync(struct hand *h)
+{
+	uint64_t begin_ns = clock_monotonic_ns();
+	int err = door_sync(&h->door);
+
+	if (err == -EOPNOTSUPP)
+		return;
+	TRY(h, err);
+	promise_add(h->w, 0, INODE_ALL, begin_ns);
 }
 
 static void hand_step(struct hand *h)
 {
 	struct object *o = &h->w->objects[h->task][rng_below(&h->rng, OBJECTS)];
 
-	if (!rng_below(&h->rng, 25 * h->promise_one_in)) {
-		uint64_t begin_ns = clock_monotonic_ns();
-
-		TRY(h, kiln_sync(h->fs));
-		promise_add(h->w, 0, INODE_ALL, begin_ns);
-	}
-	if (!has_room(o))
+	if (!rng_below(&h->rng, 25 * h->promise_one_in))
+		all_sync(h);
+	if (h->err || !has_room(o))
 		return;
 	switch (o->kind) {
 	case OBJECT_FILE: file_change(h, o); break;
 	case OBJECT_LOG: log_grow(h, o); break;
 	default: record_change(h, o); break;
 	}
+	bool is_to_settle = h->door.holds_data && !h->err;
+	TRY(h, door_let_go(&h->door));
+	if (is_to_settle)
+		state_settle(o);
 }
 
-static void hand_open(struct hand *h, const struct workload *w, kiln_fs *fs)
+static void hand_open(struct hand *h, const struct workload *w, struct door door)
 {
-	*h = (struct hand){ .w = (struct workload *)w, .fs = fs };
+	*h = (struct hand){ .w = (struct workload *)w, .door = door };
 	h->bytes = malloc(BUFFER_BYTES);
 	h->want = malloc(BUFFER_BYTES);
 	if (!h->bytes || !h->want)
@@ -494,34 +510,64 @@ static void hand_task(void *arg)
 
 	for (uint64_t i = 0; i < h->ops && !h->err; i++)
 		hand_step(h);
+	if (h->err)
+		printf("task %u: %s: %s\n", h->task, h->failed, strerror(-h->err));
+}
+
+static void hand_prepare(struct hand *h, struct workload *w, struct door door, unsigned task, uint64_t seed,
+			 uint64_t ops)
+{
+	struct rng rng;
+
+	hand_open(h, w, door);
+	h->task = task;
+	h->ops = ops;
+	rng_init(&rng, seed);
+	h->promise_one_in = 1ull << rng_below(&rng, 5);
+	rng_init(&h->rng, seed * TASKS_MAX + task);
 }
 
 int workload_run(struct workload *w, kiln_fs *fs, uint64_t seed, uint64_t ops)
 {
 	struct hand hands[TASKS_MAX];
 	struct task *tasks[TASKS_MAX];
-	struct rng rng;
 	int err = 0;
 
-	rng_init(&rng, seed);
-	uint64_t promise_one_in = 1ull << rng_below(&rng, 5);
 	for (unsigned t = 0; t < w->tasks_nr; t++) {
-		hand_open(&hands[t], w, fs);
-		hands[t].task = t;
-		hands[t].ops = ops;
-		hands[t].promise_one_in = promise_one_in;
-		rng_init(&hands[t].rng, seed * TASKS_MAX + t);
+		hand_prepare(&hands[t], w, door_of_library(fs), t, seed, ops);
 		if (task_start(&tasks[t], "hand", hand_task, &hands[t]))
 			abort();
 	}
 	for (unsigned t = 0; t < w->tasks_nr; t++) {
 		task_join(tasks[t]);
-		if (hands[t].err && !err) {
+		if (!err)
 			err = hands[t].err;
-			printf("task %u: %s: %s\n", t, hands[t].failed, strerror(-err));
-		}
 		hand_close(&hands[t]);
 	}
+	return err;
+}
+
+int workload_run_mounted(struct workload *w, const char *mountpoint, uint64_t seed, uint64_t ops)
+{
+	pid_t pids[TASKS_MAX];
+	int err = 0, status;
+
+	fflush(stdout);
+	for (unsigned t = 0; t < w->tasks_nr; t++) {
+		pids[t] = fork();
+		if (pids[t] < 0)
+			abort();
+		if (pids[t])
+			continue;
+		struct hand h;
+		hand_prepare(&h, w, door_of_mount(mountpoint, seed + t), t, seed, ops);
+		hand_task(&h);
+		fflush(stdout);
+		_exit(h.err ? 1 : 0);
+	}
+	for (unsigned t = 0; t < w->tasks_nr; t++)
+		if (waitpid(pids[t], &status, 0) < 0 || status)
+			err = -EIO;
 	return err;
 }
 
@@ -529,8 +575,7 @@ int workload_prepare(const struct workload *w, kiln_fs *fs)
 {
 	struct kiln_create create = { .mode = S_IFDIR | 0755 };
 	struct kiln_node dir;
-	struct kiln_stat st;
-	char name[32];
+	char dir_text[32], name[32];
 	struct hand h;
 	int err = 0;
 
@@ -538,14 +583,15 @@ int workload_prepare(const struct workload *w, kiln_fs *fs)
 		err = kiln_create(fs, kiln_root(fs), name, dir_name(d, name), &create, NULL);
 	if (!err)
 		err = dir_find(fs, 0, &dir);
-	hand_open(&h, w, fs);
+	dir_name(0, dir_text);
+	hand_open(&h, w, door_of_library(fs));
 	create.mode = 0644;
 	for (unsigned t = 0; t < w->tasks_nr && !err; t++) {
 		const struct object *records = &w->objects[t][FILES + LOGS];
 
-		err = kiln_create(fs, dir, name, object_name(records, "", name), &create, &st);
+		err = kiln_create(fs, dir, name, object_name(records, "", name), &create, NULL);
 		for (unsigned r = 0; r < RECORDS && !err; r++)
-			err = record_write(&h, &records[r], 1, st.node);
+			err = record_write(&h, &records[r], 1, dir_text, name);
 	}
 	hand_close(&h);
 	return err ? err : kiln_sync(fs);
@@ -582,7 +628,7 @@ static int file_read(struct hand *h, const struct object *o, struct state *now, 
 	int err;
 
 	for (unsigned d = 0; d < DIRS; d++) {
-		err = object_find(h->fs, o, d, "", &found);
+		err = object_find(h->door.fs, o, d, "", &found);
 		if (err && err != -ENOENT)
 			return wrong(o, why, "lookup", err);
 		if (!err) {
@@ -591,7 +637,7 @@ static int file_read(struct hand *h, const struct object *o, struct state *now, 
 			names++;
 		}
 	}
-	err = object_find(h->fs, o, 0, ".link", &linked);
+	err = object_find(h->door.fs, o, 0, ".link", &linked);
 	if (err && err != -ENOENT)
 		return wrong(o, why, "lookup of the link", err);
 	now->has_link = !err;
@@ -603,7 +649,7 @@ static int file_read(struct hand *h, const struct object *o, struct state *now, 
 		return wrong(o, why, "the link is to something else", 0);
 	if (st.nlink != 1 + now->has_link)
 		return wrong(o, why, "the number of links is wrong", 0);
-	ssize_t n = kiln_read(h->fs, st.node, 0, h->bytes, BUFFER_BYTES);
+	ssize_t n = kiln_read(h->door.fs, st.node, 0, h->bytes, BUFFER_BYTES);
 	if (n < 8)
 		return wrong(o, why, "contents", n < 0 ? (int)n : 0);
 	now->generation = head_generation(h->bytes);
@@ -615,11 +661,11 @@ static int file_read(struct hand *h, const struct object *o, struct state *now, 
 static int log_read(struct hand *h, const struct object *o, struct state *now, struct strbuf *why)
 {
 	struct kiln_stat st;
-	int err = object_find(h->fs, o, home_of(o), "", &st);
+	int err = object_find(h->door.fs, o, home_of(o), "", &st);
 
 	if (err)
 		return err == -ENOENT ? 0 : wrong(o, why, "lookup", err);
-	ssize_t n = kiln_read(h->fs, st.node, 0, h->bytes, BUFFER_BYTES);
+	ssize_t n = kiln_read(h->door.fs, st.node, 0, h->bytes, BUFFER_BYTES);
 	if (n < 0 || (uint64_t)n != st.size)
 		return wrong(o, why, "contents", n < 0 ? (int)n : 0);
 	if (n && n < 8)
@@ -633,7 +679,7 @@ static int record_read(struct hand *h, const struct object *o, struct state *now
 {
 	struct kiln_stat st;
 	char name[32];
-	int err = object_find(h->fs, o, home_of(o), "", &st);
+	int err = object_find(h->door.fs, o, home_of(o), "", &st);
 	ssize_t n;
 
 	if (err)
@@ -641,10 +687,10 @@ static int record_read(struct hand *h, const struct object *o, struct state *now
 	if (o->kind == OBJECT_RECORD) {
 		size_t bytes = record_bytes[o->task];
 
-		n = kiln_read(h->fs, st.node, o->nr * bytes, h->bytes, bytes);
+		n = kiln_read(h->door.fs, st.node, o->nr * bytes, h->bytes, bytes);
 	} else {
 		xattr_name(o, name);
-		n = kiln_getxattr(h->fs, st.node, name, h->bytes, BUFFER_BYTES);
+		n = kiln_getxattr(h->door.fs, st.node, name, h->bytes, BUFFER_BYTES);
 		if (n == -ENODATA)
 			return 0;
 	}
@@ -671,7 +717,7 @@ int workload_find(struct workload *w, kiln_fs *fs, struct strbuf *why)
 	struct hand h;
 	int err = 0;
 
-	hand_open(&h, w, fs);
+	hand_open(&h, w, door_of_library(fs));
 	for (unsigned t = 0; t < w->tasks_nr && !err; t++)
 		for (unsigned i = 0; i < OBJECTS && !err; i++) {
 			struct object *o = &w->objects[t][i];
@@ -728,7 +774,7 @@ static unsigned spans_find(const struct object *o, const struct state *found, ui
 
 		if (is_same || is_between)
 			spans[nr++] = (struct span){ is_same ? s->begin_ns : next->begin_ns,
-						     next && next->end_ns ? next->end_ns : UINT64_MAX };
+						     next && next->settled_ns ? next->settled_ns : UINT64_MAX };
 	}
 	return nr;
 }
@@ -808,7 +854,7 @@ int workload_verify(const struct workload *w, kiln_fs *fs, uint64_t crash_ns, st
 	struct hand h;
 	int err = 0;
 
-	hand_open(&h, w, fs);
+	hand_open(&h, w, door_of_library(fs));
 	for (unsigned i = 0; i < w->tasks_nr * OBJECTS && !err; i++) {
 		const struct object *o = &w->objects[i / OBJECTS][i % OBJECTS];
 

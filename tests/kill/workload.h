@@ -42,6 +42,8 @@ uint64_t workload_began_ns(const struct workload *w);
  * for promises. 0, or the first error of a call.
  */
 int workload_run(struct workload *w, kiln_fs *fs, uint64_t seed, uint64_t ops);
+/* The same by processes, at a directory where the filesystem is mounted. */
+int workload_run_mounted(struct workload *w, const char *mountpoint, uint64_t seed, uint64_t ops);
 /* All that was done before @begin_ns is durable now: the filesystem was shut down. */
 void workload_promise_all(struct workload *w, uint64_t begin_ns);
 
