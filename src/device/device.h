@@ -97,7 +97,8 @@ struct device {
 	bool has_failed_flush;		    /* atomic: no flush succeeds any more */
 	uint64_t flushes_begun;		    /* atomic: how many ever were */
 	uint64_t flushes_open;		    /* atomic: a bit for each whose end isn't known yet */
-	uint64_t read_latency_ns;	    /* moving average; updated without locks, used to choose replicas */
+	uint64_t read_latency_ns;	    /* atomic: moving average, see device_read_latency() */
+	uint64_t read_latency_at_ns;	    /* atomic: when it was that */
 	uint64_t read_errors, write_errors; /* since open */
 };
 
@@ -151,6 +152,13 @@ int device_write(struct device *dev, uint64_t offset_bytes, const void *buf, siz
 int device_flush(struct device *dev);
 /* -EOPNOTSUPP where the medium can't. What a discarded range reads as is undefined. */
 int device_discard(struct device *dev, uint64_t offset_bytes, uint64_t len_bytes);
+/*
+ * How long reads take, in nanoseconds: a moving average, which gets half as large with every few seconds that nothing
+ * is read. So a device that isn't read because one read of it was slow is tried again. 0: not known.
+ */
+uint64_t device_read_latency(const struct device *dev);
+/* Begin anew: what was read up to now says nothing of what will be. */
+void device_read_latency_forget(struct device *dev);
 void device_close(struct device *dev); /* NULL is allowed; no I/O may be in flight */
 
 /* Buffers aligned for any device; free with io_buffer_free(). NULL when memory is short. */

@@ -28,6 +28,8 @@ struct bounce {
 
 enum { FLUSH_SLOT_NR = 64, FLUSH_POLL_NS = 50000 };
 
+static const uint64_t LATENCY_HALF_NS = 4000000000; /* not read for so long: half of the average is forgotten */
+
 static int flush_check(const struct device *dev);
 static void flush_begin(struct device_io *io);
 static void flush_settle(struct device_io *io);
@@ -36,6 +38,7 @@ static bool io_is_aligned(const struct device_io *io);
 static void io_start(struct device_io *io);
 static void io_finish(struct device_io *io, int err);
 static void io_account(const struct device_io *io, int err);
+static uint64_t latency_at(const struct device *dev, uint64_t now_ns);
 static void bounce_start(struct device_io *parent);
 static void bounce_complete(struct device_io *io);
 static void pending_add(struct io_group *group, struct device_io *io);
@@ -158,6 +161,10 @@ void io_done_at(struct device_io *io, int err, uint64_t due_ns)
 	io->delayed_next = *link;
 	*link = io;
 }
+
+uint64_t device_read_latency(const struct device *dev) { return latency_at(dev, clock_monotonic_ns()); }
+
+void device_read_latency_forget(struct device *dev) { __atomic_store_n(&dev->read_latency_ns, 0, __ATOMIC_RELAXED); }
 
 /* Can a flush of the device still say something? */
 static int flush_check(const struct device *dev)
@@ -284,9 +291,23 @@ static void io_account(const struct device_io *io, int err)
 		return;
 	uint64_t now = clock_monotonic_ns();
 	uint64_t took = now > io->submitted_ns ? now - io->submitted_ns : 0;
-	uint64_t average = __atomic_load_n(&dev->read_latency_ns, __ATOMIC_RELAXED);
+	uint64_t average = latency_at(dev, now);
 	average = average ? average - average / 8 + took / 8 : took;
 	__atomic_store_n(&dev->read_latency_ns, average, __ATOMIC_RELAXED);
+	__atomic_store_n(&dev->read_latency_at_ns, now, __ATOMIC_RELAXED);
+}
+
+/* The average is halved with each LATENCY_HALF_NS that have passed, in a straight line in between. */
+static uint64_t latency_at(const struct device *dev, uint64_t now_ns)
+{
+	uint64_t average = __atomic_load_n(&dev->read_latency_ns, __ATOMIC_RELAXED);
+	uint64_t at = __atomic_load_n(&dev->read_latency_at_ns, __ATOMIC_RELAXED);
+	uint64_t age = now_ns > at ? now_ns - at : 0, halves = age / LATENCY_HALF_NS;
+
+	if (halves >= 64)
+		return 0;
+	average >>= halves;
+	return average - (uint64_t)((double)average / 2 * (double)(age % LATENCY_HALF_NS) / (double)LATENCY_HALF_NS);
 }
 
 /*

@@ -279,6 +279,8 @@ static int members_fill(struct super *s, struct super_candidates *c)
 		m->dev = x->dev;
 		m->sb = x->sb;
 		snprintf(m->name, sizeof(m->name), "%s", x->dev->name);
+		/* A device that has slept takes seconds for the first read, which is that of its superblock. */
+		device_read_latency_forget(m->dev);
 		*x = (struct super_candidate){ .is_dropped = true };
 		member_check_size(s, m);
 	}
@@ -471,8 +473,7 @@ unsigned super_replica_choose(const struct super *s, const uint8_t *devs, unsign
 		const struct device *dev =
 			super_member_online(s, devs[k]) && !(excluded >> k & 1) ? s->members[devs[k]].dev : NULL;
 
-		weights[k] =
-			dev ? (1ull << 40) / (__atomic_load_n(&dev->read_latency_ns, __ATOMIC_RELAXED) + 1024) + 1 : 0;
+		weights[k] = dev ? (1ull << 40) / (device_read_latency(dev) + 1024) + 1 : 0;
 		sum += weights[k];
 	}
 	if (!sum)

@@ -190,8 +190,8 @@ static inline bool super_member_online(const struct super *s, unsigned dev)
 
 /*
  * Which of @nr copies, on @devs, to read: any that isn't in the mask @excluded and whose device is there, the more
- * often the faster that has been. So all share the work, the figures of slow ones stay fresh, and bad copies are met
- * whichever they are. @random decides. @nr: there is none.
+ * often the faster that has been of late. So all share the work, and bad copies are met whichever they are. @random
+ * decides. @nr: there is none.
  */
 unsigned super_replica_choose(const struct super *s, const uint8_t *devs, unsigned nr, uint32_t excluded,
 			      uint64_t random);

@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "base/clock.h"
+#include "base/fiber.h"
 #include "fs_build.h"
 #include "super/super.h"
 
@@ -649,6 +650,84 @@ static void damage_anywhere_is_survived(void **state)
 	}
 }
 
+struct shares {
+	unsigned after_open, after_slow_read, a_minute_later;
+};
+
+static void latency_set(struct device *dev, uint64_t latency_ns, uint64_t times)
+{
+	struct device_fault rule = { .kind = FAULT_LATENCY,
+				     .op = DEVICE_READ,
+				     .per_million = 1000000,
+				     .latency_ns = latency_ns,
+				     .remaining = times };
+
+	device_fault_clear(dev);
+	assert_int_equal(device_fault_add(dev, &rule), 0);
+}
+
+static void copy_read(const struct super *s, unsigned dev)
+{
+	uint8_t block[4096] __attribute__((aligned(4096)));
+
+	assert_int_equal(device_read(s->members[dev].dev, 0, block, sizeof(block)), 0);
+}
+
+/* Of @nr reads with @pause_ns between them, how many go to the first of two copies. */
+static unsigned share_of_first(const struct super *s, struct rng *rng, unsigned nr, uint64_t pause_ns)
+{
+	static const uint8_t devs[] = { 0, 1 };
+	unsigned first_nr = 0;
+
+	for (unsigned i = 0; i < nr; i++) {
+		unsigned copy = super_replica_choose(s, devs, 2, 0, rng_u64(rng));
+
+		copy_read(s, devs[copy]);
+		first_nr += copy == 0;
+		sleep_ns(pause_ns);
+	}
+	return first_nr;
+}
+
+static void shares_find(void *arg)
+{
+	static const uint64_t MS = 1000000;
+	struct shares *shares = arg;
+	struct device *devs[2];
+	struct rng rng;
+	struct super *s;
+	struct fs fs;
+
+	rng_init(&rng, 1);
+	fs_init(&fs, 2);
+	fs_write_sb(&fs);
+	for (unsigned i = 0; i < 2; i++) {
+		assert_int_equal(device_wrap_fault(fs.dev[i], 1, &devs[i]), 0);
+		fs.dev[i] = devs[i];
+		latency_set(devs[i], i ? MS / 20 : 5000 * MS, UINT64_MAX);
+	}
+	assert_int_equal(fs_open(&fs, &s), 0);
+	latency_set(devs[0], MS / 20, UINT64_MAX);
+	shares->after_open = share_of_first(s, &rng, 1000, 0);
+	latency_set(devs[0], 5000 * MS, 1);
+	copy_read(s, 0);
+	latency_set(devs[0], MS / 20, UINT64_MAX);
+	shares->after_slow_read = share_of_first(s, &rng, 1000, 0);
+	share_of_first(s, &rng, 60, 1000 * MS);
+	shares->a_minute_later = share_of_first(s, &rng, 1000, 0);
+	super_close(s);
+}
+
+static void one_slow_read_is_forgotten(void **state)
+{
+	struct shares shares = { 0 };
+
+	assert_int_equal(fiber_sim_run(&(struct fiber_sim_opts){ .seed = 1 }, shares_find, &shares, NULL), 0);
+	assert_in_range(shares.after_open, 300, 700);
+	assert_in_range(shares.after_slow_read, 0, 50);
+	assert_in_range(shares.a_minute_later, 300, 700);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -683,6 +762,7 @@ int main(void)
 		cmocka_unit_test(encrypted_without_crypt_section_opens_only_for_looking),
 		cmocka_unit_test(option_out_of_range_gets_its_default),
 		cmocka_unit_test(damage_anywhere_is_survived),
+		cmocka_unit_test(one_slow_read_is_forgotten),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
