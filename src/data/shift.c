@@ -24,6 +24,7 @@ struct shift_op {
 	uint64_t *journal_seq;
 	uint64_t nr;
 	struct logged_op_finsert op;
+	struct rebalance_aim aim; /* what the file's data is to be in the end */
 	bool can_share;
 };
 
@@ -221,6 +222,22 @@ static int sectors_add(struct btree_txn *txn, const struct shift_op *s, int64_t 
 	return inode_txn_put(txn, &inode);
 }
 
+/* Options may have changed since it was written: what is put anew says what it lacks of them. */
+static int key_refresh(const struct shift_op *s, struct btree_txn *txn, struct key_buf *key)
+{
+	struct extent_value *v = key->k.type == KEY_EXTENT ? btree_txn_alloc(txn, sizeof(*v)) : NULL;
+
+	if (key->k.type != KEY_EXTENT)
+		return 0;
+	if (!v)
+		return -ENOMEM;
+	/* What a newer version wrote goes as it is. */
+	if (extent_value_load(v, key_buf_ref(key), &s->data->super->kctx))
+		return 0;
+	rebalance_refresh(s->data, &s->aim, false, v);
+	return extent_value_store(v, key);
+}
+
 static int step_run(struct btree_txn *txn, void *ctx)
 {
 	struct step_args *a = ctx;
@@ -252,7 +269,9 @@ static int step_run(struct btree_txn *txn, void *ctx)
 		key_cut_front(key, src, &s->data->super->kctx);
 	a->op.state = FINSERT_SHIFT_EXTENTS;
 	a->op.pos_sector = is_insert(s) ? max(begin, src) : key->k.p.offset;
-	int err = key_move(txn, s, key, &sectors);
+	int err = key_refresh(s, txn, key);
+	if (!err)
+		err = key_move(txn, s, key, &sectors);
 	if (!err)
 		err = sectors_add(txn, s, sectors);
 	return err ? err : op_put(txn, s->nr, &a->op);
@@ -330,6 +349,13 @@ static int finish_run(struct btree_txn *txn, void *ctx)
 	return err ? err : write_op_delete(txn, s->nr);
 }
 
+static int aim_take(struct shift_op *s, const struct inode *inode)
+{
+	s->aim = rebalance_aim_of(s->data, inode);
+	return super_option_features_set((struct super *)s->data->super, OPT_BACKGROUND_COMPRESSION,
+					 s->aim.wanted.compression);
+}
+
 /* All that follows the start, whatever of it has been done. */
 static int shift_run(struct shift_op *s)
 {
@@ -360,6 +386,8 @@ static int shift_locked(struct shift_op *s)
 	struct inode inode;
 	int err = write_inode_begin(s->data, s->file, s->op.src_sector << SECTOR_SHIFT, &inode);
 
+	if (!err)
+		err = aim_take(s, &inode);
 	if (!err)
 		err = start(s);
 	if (err)
@@ -426,6 +454,8 @@ int data_resume_shift(struct data *data, uint64_t op_nr, uint32_t snapshot, cons
 	    shift_sectors(&s) % data->super->kctx.block_sectors)
 		return -EUCLEAN;
 	int err = write_inode_read(data, &file, &inode);
+	if (!err)
+		err = aim_take(&s, &inode);
 	if (!err && op->state == FINSERT_START && is_insert(&s))
 		err = start(&s);
 	if (!err && s.op.state != FINSERT_FINISH)

@@ -1420,6 +1420,34 @@ static void what_is_moved_says_what_it_lacks(void **state)
 	world_close(&w, true);
 }
 
+/* The same for what is behind a range that is inserted, or taken out. */
+static void what_is_shifted_says_what_it_lacks(void **state)
+{
+	unsigned rebalance_nr, nr;
+	uint64_t stored;
+	struct world w;
+
+	world_open(&w, 19, 1, "block_size=4k", 4096);
+	struct file *f = &w.files[0];
+	op_write(&w, f, 0, 200 << 10);
+	for (unsigned i = 0; i < 4; i++) {
+		bool is_insert = i % 2 == 0, is_asked = i < 2;
+
+		assert_int_equal(super_option_set(w.fs->super, OPT_BACKGROUND_COMPRESSION, is_asked), 0);
+		op_shift(&w, f, 64 << 10, 8192, is_insert);
+		assert_true(super_has_feature(w.fs->super, SB_FEATURE_LZ4));
+		nr = keys_of_compression(&w, f, COMPRESSION_NONE, &stored, &rebalance_nr);
+		/* A key for each 64 KiB; the first isn't touched. */
+		assert_int_equal(nr, 4);
+		assert_int_equal(rebalance_nr, is_asked ? 3 : 0);
+		assert_int_equal(btrees_flush_all(w.fs->trees), 0);
+		assert_int_equal(keys_of_btree(&w, BTREE_REBALANCE_WORK), rebalance_nr);
+		file_check(&w, f);
+		fs_check(&w);
+	}
+	world_close(&w, true);
+}
+
 /* Buckets that wait for being discarded; and of those, the ones that wait for no entry behind @flushed. */
 static unsigned emptied_buckets(struct world *w, uint64_t flushed, unsigned *unguarded)
 {
@@ -1564,6 +1592,7 @@ int main(void)
 		cmocka_unit_test(what_is_overwritten_where_it_was_moved_to_is_durable),
 		cmocka_unit_test(what_one_device_does_not_take_is_moved_to_others),
 		cmocka_unit_test(what_is_moved_says_what_it_lacks),
+		cmocka_unit_test(what_is_shifted_says_what_it_lacks),
 		cmocka_unit_test(a_bucket_that_is_emptied_twice_waits_for_the_flush),
 	};
 
