@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The read-write mount: what programs that change something see, and what is there afterwards.
 
-    test_write.py KILN
+    test_write.py KILN FAULTY_MOUNT
 
 Needs root and /dev/fuse, else everything is skipped, and says so. Whatever was done, `kiln check` finds nothing wrong
 after the unmount.
@@ -14,6 +14,7 @@ import json
 import mmap
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -33,6 +34,7 @@ import manifest  # noqa: E402
 import tap  # noqa: E402
 
 KILN = os.path.abspath(sys.argv[1])
+FAULTY_MOUNT = os.path.abspath(sys.argv[2])
 WAIT_S = 60
 SEED = int(os.environ.get("KILN_TEST_SEED", "1"), 0)
 
@@ -113,6 +115,37 @@ class Filesystem:
         if self.server.poll() is None:
             self.unmount()
         self.check()
+
+
+class FaultyFilesystem(Filesystem):
+    """One whose device fails as it is told to (faulty.c)."""
+
+    def mount(self):
+        self.server = subprocess.Popen([FAULTY_MOUNT, ",".join(self.options), self.image, self.directory], stdin=subprocess.PIPE,
+                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        said = self.server.stdout.readline()
+        assert said == b"mounted\n", (said, self.server.stderr.read())
+        return self
+
+    def tell(self, command):
+        self.server.stdin.write(command.encode() + b"\n")
+        self.server.stdin.flush()
+        said = self.server.stdout.readline()
+        assert said == b"ok\n", (command, said)
+
+    def fail(self, op, begin=0, end=0, per_million=1000000, times=1 << 63):
+        self.tell("error %s %d %d %d %d" % (op, begin, end, per_million, times))
+
+    def end(self):
+        """Unmount. The server's status, and what it said."""
+        subprocess.run(["umount", self.directory], check=True, timeout=WAIT_S)
+        _, err = self.server.communicate(timeout=WAIT_S)
+        return self.server.returncode, err.decode()
+
+    def keys(self, btree, *options):
+        status, out, err = doors.run([KILN, "list", "--json", "-b", btree, *options, self.image])
+        assert status == 0, err
+        return [json.loads(line) for line in out.splitlines()]
 
 
 def write(path, data, flags=os.O_CREAT | os.O_WRONLY | os.O_TRUNC):
@@ -965,6 +998,155 @@ def changes_fail(fs):
     return False
 
 
+# Small nodes, so that few files make many.
+FAULTY_FORMAT = ["--block_size=512", "--btree_node_size=16k", "--bucket_size=128k"]
+FAULTY_BUCKET_BYTES = 128 << 10
+
+
+def data_that_cannot_be_read_fails_alone(to):
+    fs = FaultyFilesystem(to, size="64M", format_options=FAULTY_FORMAT)
+    data = {name: os.urandom(300000) for name in ("a", "b")}
+    with fs:
+        for name in data:
+            write(fs.path(name), data[name])
+        ino = os.stat(fs.path("a")).st_ino
+    pieces = sorted((int(key["pos"].split(":")[1]) * 512, re.search(r"ptr: 0:(\d+):(\d+)", key["value"]).groups())
+                    for key in fs.keys("extents") if key["pos"].startswith("%d:" % ino))
+    end, (bucket, sector) = pieces[1]
+    at = int(bucket) * FAULTY_BUCKET_BYTES + int(sector) * 512
+    bad = range(pieces[0][0], end)
+    with fs:
+        fs.fail("read", at, at + len(bad))
+        fd = os.open(fs.path("a"), os.O_RDWR)
+        for offset in range(0, 300000, 4096):
+            if offset in bad:
+                raises(errno.EIO, os.pread, fd, 4096, offset)
+            else:
+                assert os.pread(fd, 4096, offset) == data["a"][offset:offset + 4096], offset
+        assert read(fs.path("b")) == data["b"] and os.stat(fs.path("a")).st_size == 300000
+        # What is written over it is there; a part of it can't be.
+        new = os.urandom(len(bad))
+        os.pwrite(fd, new, bad[0])
+        os.fsync(fd)
+        assert os.pread(fd, len(bad), bad[0]) == new
+        os.close(fd)
+        write(fs.path("c"), data["b"])
+        status, said = fs.end()
+        assert status == 0 and "a" in said, said
+    with fs:
+        assert read(fs.path("a")) == data["a"][:bad[0]] + new + data["a"][end:]
+        assert read(fs.path("b")) == read(fs.path("c")) == data["b"]
+
+
+def nodes_that_cannot_be_read_fail_alone(to):
+    tree = os.path.join(to, "tree")
+    os.mkdir(tree)
+    for i in range(1000):
+        write(os.path.join(tree, "f%d" % i), b"%d" % i * 100)
+    fs = FaultyFilesystem(to, size="64M", format_options=FAULTY_FORMAT + ["--source", tree])
+    leaves = [node for node in fs.keys("inodes", "-m", "nodes") if node["level"] == 0]
+    node = leaves[len(leaves) // 2]
+    first, last = (int(node[end].split(":")[1]) for end in ("min", "max"))
+    at = node["ptrs"][0]["sector"] * 512
+    fs.mount()
+    fs.fail("read", at, at + (16 << 10))
+    listed = os.listdir(fs.directory)
+    assert len(listed) == 1001, len(listed)
+    with os.scandir(fs.directory) as entries:
+        inodes = {e.name: e.inode() for e in entries}
+    gone = {name for name in inodes if first <= inodes[name] <= last}
+    assert gone, (first, last)
+    for name in listed:
+        if name in gone:
+            raises(errno.EIO, os.stat, fs.path(name))
+        elif name != "lost+found":
+            assert read(fs.path(name)) == name[1:].encode() * 100
+    raises(errno.EIO, os.unlink, fs.path(min(gone)))
+    write(fs.path("new"), b"new")
+    os.unlink(fs.path(min(set(listed) - gone - {"lost+found"})))
+    status, said = fs.end()
+    assert status == 0, said
+    with fs:
+        assert all(read(fs.path(name)) == name[1:].encode() * 100 for name in gone)
+        assert read(fs.path("new")) == b"new" and len(os.listdir(fs.directory)) == 1001
+
+
+def failing_writes_and_flushes_end_in_readonly(to):
+    """What was synced before is there, fsync of what comes after fails, and unmounting works."""
+    for op in ("write", "flush"):
+        folder = os.path.join(to, op)
+        os.mkdir(folder)
+        fs = FaultyFilesystem(folder, size="64M")
+        fs.mount()
+        before = os.open(fs.path("before"), os.O_CREAT | os.O_RDWR)
+        os.write(before, b"b" * 100000)
+        os.fsync(before)
+        fs.fail(op)
+        fd = os.open(fs.path("after"), os.O_CREAT | os.O_RDWR)
+        os.write(fd, b"a" * 100000)
+        try:
+            os.fsync(fd)
+            raise AssertionError("fsync succeeded without a %s" % op)
+        except OSError as e:
+            assert e.errno in (errno.EIO, errno.EROFS), e
+        wait_until("read-only", lambda: changes_fail(fs))
+        assert os.pread(before, 200000, 0) == b"b" * 100000
+        os.close(before)
+        try:
+            os.close(fd)
+        except OSError as e:
+            assert e.errno in (errno.EIO, errno.EROFS), e
+        status, said = fs.end()
+        assert status == 1 and "not clean" in said, said
+        with fs:
+            assert read(fs.path("before")) == b"b" * 100000
+
+
+def a_device_that_fails_now_and_then_hangs_nobody(to):
+    """Several threads work while reads and writes fail at random: calls succeed or say so, and what they said holds."""
+    fs = FaultyFilesystem(to, size="128M", format_options=FAULTY_FORMAT)
+    fs.mount()
+    for i in range(4):
+        os.mkdir(fs.path("d%d" % i))
+    fs.fail("read", per_million=20000)
+    fs.fail("write", per_million=5000)
+    end = time.monotonic() + 2
+
+    def work(i):
+        rng = random.Random(SEED * 100 + i)
+        synced = {}
+        while time.monotonic() < end:
+            path = fs.path("d%d" % i, "f%d" % rng.randrange(20))
+            try:
+                if path in synced and not rng.randrange(4):
+                    expected = synced.pop(path)
+                    assert read(path) == expected, path
+                    os.unlink(path)
+                    continue
+                synced.pop(path, None)
+                data = rng.randbytes(rng.randrange(1, 50000))
+                fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+                try:
+                    os.write(fd, data)
+                    os.fsync(fd)
+                    synced[path] = data
+                finally:
+                    os.close(fd)
+            except OSError as e:
+                assert e.errno in (errno.EIO, errno.EROFS), e
+                if e.errno == errno.EROFS:
+                    break
+        return synced
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        done = [pool.submit(work, i) for i in range(4)]
+        synced = {path: data for d in done for path, data in d.result(timeout=WAIT_S).items()}
+    fs.end()
+    with fs:
+        for path, data in synced.items():
+            assert read(path) == data, "%s; KILN_TEST_SEED=%d" % (path, SEED)
+
+
 def signals_write_back_what_is_cached(to):
     fs = Filesystem(to)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -1229,6 +1411,10 @@ CASES = [
     what_was_synced_is_there_after_the_server_died,
     a_server_may_die_under_load,
     devices_that_fail_make_it_readonly_and_nothing_hangs,
+    data_that_cannot_be_read_fails_alone,
+    nodes_that_cannot_be_read_fail_alone,
+    failing_writes_and_flushes_end_in_readonly,
+    a_device_that_fails_now_and_then_hangs_nobody,
     signals_write_back_what_is_cached,
 ]
 

@@ -1,0 +1,129 @@
+/*
+ * A mount whose device fails as it is told to: a server as `kiln mount -f`, with the wrapper that injects faults below.
+ *
+ *	faulty-mount OPTIONS IMAGE DIRECTORY
+ *
+ * OPTIONS are those of the filesystem, comma separated, maybe none. It says "mounted" on standard output, and then
+ * takes lines from standard input, each answered with "ok":
+ *
+ *	error OP BEGIN END PER_MILLION TIMES	I/O fails with EIO; OP is read, write, or flush, the range in bytes
+ *	clear					no more
+ *
+ * Unmounted, it ends with 0 if the shutdown was clean, else 1. What is reported goes to standard error.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/sync.h"
+#include "base/util.h"
+#include "device/device.h"
+#include "engine/fs.h"
+#include "mount/mount.h"
+
+struct faulty {
+	struct device *dev; /* the wrapper */
+	struct mount_server *server;
+};
+
+static void on_report(void *ctx, const struct kiln_report *report)
+{
+	struct faulty *f = ctx;
+
+	fprintf(stderr, "report: %s\n", report->text);
+	struct mount_server *server = __atomic_load_n(&f->server, __ATOMIC_ACQUIRE);
+	if (report->level == KILN_REPORT_FATAL && server)
+		mount_server_failed(server);
+}
+
+static int fault_add(const struct faulty *f, const char *line)
+{
+	static const char *const ops[] = { [DEVICE_READ] = "read", [DEVICE_WRITE] = "write", [DEVICE_FLUSH] = "flush" };
+	unsigned long long begin, end, times;
+	unsigned per_million;
+	char op[8];
+
+	if (sscanf(line, "error %7s %llu %llu %u %llu", op, &begin, &end, &per_million, &times) != 5)
+		return -EINVAL;
+	for (size_t i = 0; i < ARRAY_NR(ops); i++)
+		if (ops[i] && !strcmp(ops[i], op))
+			return device_fault_add(f->dev, &(struct device_fault){ .kind = FAULT_ERROR,
+										.op = (enum device_op)i,
+										.begin_bytes = begin,
+										.end_bytes = end,
+										.per_million = per_million,
+										.err = -EIO,
+										.remaining = times });
+	return -EINVAL;
+}
+
+/* Ends when standard input does. */
+static void obey(void *arg)
+{
+	const struct faulty *f = arg;
+	char line[256];
+
+	while (fgets(line, sizeof(line), stdin)) {
+		int err = 0;
+
+		if (!strcmp(line, "clear\n"))
+			device_fault_clear(f->dev);
+		else
+			err = fault_add(f, line);
+		puts(err ? strerror(-err) : "ok");
+	}
+}
+
+static void on_mounted(void *ctx)
+{
+	struct faulty *f = ctx;
+	struct task *task;
+
+	puts("mounted");
+	/* It reads until the process ends. */
+	if (task_start(&task, "faults", obey, f))
+		abort();
+}
+
+int main(int argc, char **argv)
+{
+	struct faulty f = { 0 };
+	struct kiln_open_options options = { .struct_bytes = sizeof(options),
+					     .flags = KILN_OPEN_WRITE,
+					     .memory_bytes = KILN_MEMORY_MIN,
+					     .ctx = &f,
+					     .report = on_report };
+	char why[KILN_ERROR_BYTES] = "";
+	struct device *dev;
+	kiln_fs *fs;
+
+	if (argc != 4)
+		return 2;
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	options.mount_options = argv[1][0] ? argv[1] : NULL;
+	struct mount_options mount = { .mountpoint = argv[3], .source = argv[2] };
+	int err = device_open_file(argv[2], DEVICE_OPEN_WRITE, NULL, &dev, why);
+	if (!err)
+		err = device_wrap_fault(dev, random_u64(), &f.dev);
+	if (!err)
+		err = fs_open(NULL, 0, &f.dev, 1, &options, FS_NAMESPACE, &fs, why);
+	if (err) {
+		fprintf(stderr, "can't open %s: %s %s\n", argv[2], strerror(-err), why);
+		return 2;
+	}
+	struct mount_server *server = mount_server_new(fs, &mount);
+	if (!server)
+		return 2;
+	__atomic_store_n(&f.server, server, __ATOMIC_RELEASE);
+	err = mount_serve(server, on_mounted, &f);
+	__atomic_store_n(&f.server, NULL, __ATOMIC_RELEASE);
+	int shut_err = kiln_shutdown(fs);
+	if (shut_err)
+		fprintf(stderr, "not clean: %s\n", strerror(-shut_err));
+	/* Whatever is asked from now on needs no device, which the filesystem closes. */
+	mount_server_free(server);
+	fflush(NULL);
+	_Exit(err || shut_err ? 1 : 0);
+}
