@@ -92,6 +92,15 @@ int allocator_mark_device(struct allocator *a, unsigned dev);
 /* Fill freespace and need_discard of devices whose FREESPACE_INITIALIZED flag is clear, then set it (07 §17.1). */
 int allocator_freespace_init(struct allocator *a);
 
+/*
+ * Free buckets that the journal of this device may have on top, at most @max, in up to @range_max ranges that ascend:
+ * no more than a quarter of what users have left (shared by all devices that are written), and nothing of what is kept
+ * for nodes. Before allocator_start(), as nothing keeps others from taking them: that does the superblock, once it says
+ * that they are the journal's. The number of ranges, 0 if there are none to be had, or an error.
+ */
+int allocator_journal_room(struct allocator *a, unsigned dev, uint64_t max, struct sb_journal_range *ranges,
+			   unsigned range_max);
+
 /* --- space for data --- */
 
 /*

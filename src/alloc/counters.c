@@ -168,13 +168,15 @@ int disk_reservation_get(struct allocator *a, struct disk_reservation *r, uint64
 	return err;
 }
 
-int allocator_key_room(struct allocator *a)
+uint64_t counters_sectors_available(struct allocator *a)
 {
 	mutex_lock(&a->counters.lock);
-	bool has_room = sectors_available_locked(a) > 0;
+	uint64_t sectors = sectors_available_locked(a);
 	mutex_unlock(&a->counters.lock);
-	return has_room ? 0 : -ENOSPC;
+	return sectors;
 }
+
+int allocator_key_room(struct allocator *a) { return counters_sectors_available(a) ? 0 : -ENOSPC; }
 
 void disk_reservation_put(struct allocator *a, struct disk_reservation *r)
 {

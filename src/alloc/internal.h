@@ -108,6 +108,8 @@ void counters_init(struct counters *c);
 void counters_destroy(struct counters *c);
 /* Read them from what recovery found. */
 int counters_read(struct allocator *a);
+/* What users may still write (07 §12.6). */
+uint64_t counters_sectors_available(struct allocator *a);
 int64_t counters_dev_buckets(struct counters *c, unsigned dev, unsigned type);
 /* Sectors lost in buckets of data and nodes that are used in part. */
 uint64_t counters_dev_fragmented(struct counters *c, unsigned dev);

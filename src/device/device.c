@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 static int device_io_run(struct device_io *io);
 
@@ -61,6 +62,29 @@ static int device_io_run(struct device_io *io)
 	group.is_sync = true;
 	io_submit(&group, io);
 	return io_group_wait(&group);
+}
+
+static bool is_zero(const uint8_t *p, size_t bytes) { return !bytes || (!p[0] && !memcmp(p, p + 1, bytes - 1)); }
+
+int device_wipe(struct device *dev, uint64_t from_bytes, uint64_t to_bytes)
+{
+	enum { CHUNK_BYTES = 256 << 10 };
+	uint64_t end =
+		round_down_u64(min(to_bytes, dev->size_bytes), max(dev->io_align_bytes, dev->logical_block_bytes));
+	uint8_t *buf = io_buffer_alloc(CHUNK_BYTES);
+	int err = buf ? 0 : -ENOMEM;
+
+	for (uint64_t at = from_bytes; at < end && !err; at += CHUNK_BYTES) {
+		size_t bytes = min((uint64_t)CHUNK_BYTES, end - at);
+
+		/* Where reading fails, writing may heal. */
+		if (!device_read(dev, at, buf, bytes) && is_zero(buf, bytes))
+			continue;
+		memset(buf, 0, bytes);
+		err = device_write(dev, at, buf, bytes);
+	}
+	io_buffer_free(buf);
+	return err;
 }
 
 void device_close(struct device *dev)

@@ -153,6 +153,11 @@ int device_flush(struct device *dev);
 /* -EOPNOTSUPP where the medium can't. What a discarded range reads as is undefined. */
 int device_discard(struct device *dev, uint64_t offset_bytes, uint64_t len_bytes);
 /*
+ * Zeroes over [@from, @to), in whole blocks and as far as there is something else: image files stay sparse. A flush
+ * makes it durable.
+ */
+int device_wipe(struct device *dev, uint64_t from_bytes, uint64_t to_bytes);
+/*
  * How long reads take, in nanoseconds: a moving average, which gets half as large with every few seconds that nothing
  * is read. So a device that isn't read because one read of it was slow is tried again. 0: not known.
  */

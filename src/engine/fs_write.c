@@ -10,6 +10,7 @@
 #include "format/version.h"
 #include "namespace/change.h"
 #include "recovery/blacklist.h"
+#include "recovery/journals.h"
 #include "recovery/passes.h"
 #include "recovery/upgrade.h"
 #include "super/format.h"
@@ -283,12 +284,15 @@ static int run_passes(struct kiln_fs *fs)
 
 static int start_steps(struct kiln_fs *fs)
 {
+	bool has_grown = false;
 	int err = open_allocator(fs);
 
 	if (!err)
 		err = mark_dirty(fs);
 	if (!err)
 		err = start_journal(fs);
+	if (!err)
+		err = journals_grow(fs->super, fs->journal_writer, fs->allocator, &fs->reporter.log, &has_grown);
 	if (!err)
 		err = start_btrees(fs);
 	if (!err)
@@ -299,6 +303,8 @@ static int start_steps(struct kiln_fs *fs)
 		err = namespace_start_write(fs->ns, fs->allocator);
 	if (!err)
 		err = run_passes(fs);
+	if (!err && has_grown)
+		err = journal_flush(fs->journal_writer);
 	if (!err)
 		err = blacklist_outgrow(fs->super, fs->journal_writer, fs->journal);
 	if (!err)

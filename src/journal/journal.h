@@ -80,6 +80,14 @@ bool journal_can_be_written(const struct super *s);
  * journal_replay_done(). 0 or an error.
  */
 int journal_start(const struct journal_opts *opts, struct journal **journal);
+/*
+ * The device's ring gets these buckets on top, durably, and they are free at once; @more is what the superblock says of
+ * nobody else, and nothing in them may look like an entry. Before the first reservation. 0, or an error of
+ * super_journal_set(), after which the ring is as it was.
+ */
+int journal_ring_grow(struct journal *j, unsigned dev, const struct sb_journal_range *more, size_t more_nr);
+/* How many buckets it has; 0 if it gets no entries. */
+unsigned journal_ring_bucket_nr(struct journal *j, unsigned dev);
 /* Replay has put what entries before seq_next say into btree nodes, which hold pins of their own now. */
 void journal_replay_done(struct journal *j);
 /*

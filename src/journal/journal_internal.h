@@ -5,6 +5,7 @@
  *   journal_res.c      reservations: the hot path
  *   journal_write.c    the writer: closing, completing and writing entries
  *   journal_space.c    rings: where the next entry goes, which buckets are free
+ *   journal_grow.c     rings that get more buckets
  *   journal_pin.c      pins by seq, and last_seq
  *   journal_reclaim.c  the task that has pins let go
  *

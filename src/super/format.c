@@ -39,7 +39,7 @@ enum {
 	JOURNAL_SECTORS_OF_BUCKET = 4, /* what replacing a node takes, some 1.7 KiB */
 	NODE_BLOCKS_MANY = 16,
 	JOURNAL_SECTORS_MAX = 1 << 24,
-	WIPE_CHUNK_BYTES = 256 << 10,
+	WRITE_BUFFER_BYTES = 256 << 10, /* of what format writes, in whole blocks of the device */
 };
 
 struct plan {
@@ -458,26 +458,6 @@ static int device_superblock_make(struct plan *p, unsigned i)
 
 /* --- writing --- */
 
-static bool is_zero(const uint8_t *p, size_t bytes) { return !bytes || (!p[0] && !memcmp(p, p + 1, bytes - 1)); }
-
-/* Zeroes over [from, to), as far as there is something else: image files stay sparse. */
-static int range_wipe(struct device *dev, uint64_t from, uint64_t to, uint8_t *buf)
-{
-	int err = 0;
-
-	to = round_down_u64(min(to, dev->size_bytes), max(dev->io_align_bytes, dev->logical_block_bytes));
-	for (uint64_t at = from; at < to && !err; at += WIPE_CHUNK_BYTES) {
-		size_t bytes = min((uint64_t)WIPE_CHUNK_BYTES, to - at);
-
-		/* Where reading fails, writing may heal. */
-		if (!device_read(dev, at, buf, bytes) && is_zero(buf, bytes))
-			continue;
-		memset(buf, 0, bytes);
-		err = device_write(dev, at, buf, bytes);
-	}
-	return err;
-}
-
 static int device_write_superblocks(struct plan *p, unsigned i, uint8_t *buf)
 {
 	struct device *dev = p->devs[i].dev;
@@ -485,10 +465,10 @@ static int device_write_superblocks(struct plan *p, unsigned i, uint8_t *buf)
 	uint32_t unit = max(dev->io_align_bytes, dev->logical_block_bytes);
 	size_t bytes = round_up_u64(sb_bytes(sb), unit);
 	uint64_t start = SB_SECTOR << SECTOR_SHIFT;
-	int err = range_wipe(dev, 0, second_copy_bytes(p) + p->sb_bytes, buf);
+	int err = device_wipe(dev, 0, second_copy_bytes(p) + p->sb_bytes);
 
 	if (!err)
-		err = range_wipe(dev, last_copy_bytes(p, &p->devs[i]), dev->size_bytes, buf);
+		err = device_wipe(dev, last_copy_bytes(p, &p->devs[i]), dev->size_bytes);
 
 	/* The primary comes last: whatever is there before isn't found. */
 	for (unsigned copy = COPIES; copy-- && !err;) {
@@ -511,7 +491,7 @@ static int device_write_superblocks(struct plan *p, unsigned i, uint8_t *buf)
 }
 
 /* Room of the copies that a layout names, as far as it can be believed. */
-static void layout_wipe(struct device *dev, const struct sb_layout_disk *layout, uint8_t *buf)
+static void layout_wipe(struct device *dev, const struct sb_layout_disk *layout)
 {
 	if (sb_layout_validate(layout, NULL))
 		return;
@@ -519,7 +499,7 @@ static void layout_wipe(struct device *dev, const struct sb_layout_disk *layout,
 		uint64_t from = le64_get(layout->sb_offset[i]) << SECTOR_SHIFT;
 
 		if (from < dev->size_bytes)
-			range_wipe(dev, from, from + (SECTOR_BYTES << layout->sb_max_size_bits), buf);
+			device_wipe(dev, from, from + (SECTOR_BYTES << layout->sb_max_size_bits));
 	}
 }
 
@@ -527,21 +507,17 @@ void super_format_undo(struct device *dev)
 {
 	uint64_t start = SB_SECTOR << SECTOR_SHIFT;
 	struct sb_layout_disk layout;
-	uint8_t *buf = io_buffer_alloc(WIPE_CHUNK_BYTES);
 
-	if (!buf)
-		return;
 	if (!device_read(dev, SB_LAYOUT_SECTOR << SECTOR_SHIFT, &layout, sizeof(layout)))
-		layout_wipe(dev, &layout, buf);
-	range_wipe(dev, 0, 2 * start, buf);
+		layout_wipe(dev, &layout);
+	device_wipe(dev, 0, 2 * start);
 	device_flush(dev);
-	io_buffer_free(buf);
 }
 
 int super_format(struct super_format_device *devs, size_t nr, const struct super_format_opts *opts, char why[512])
 {
 	struct plan p = { .devs = devs, .nr = nr, .opts = opts, .why = why };
-	uint8_t *buf = io_buffer_alloc(WIPE_CHUNK_BYTES);
+	uint8_t *buf = io_buffer_alloc(WRITE_BUFFER_BYTES);
 	unsigned written_nr = 0;
 	int err = -ENOMEM;
 
@@ -561,7 +537,7 @@ int super_format(struct super_format_device *devs, size_t nr, const struct super
 	}
 	for (unsigned i = 0; i < written_nr && err; i++) {
 		layout_make(&p, &devs[i], &p.sb.sb->layout);
-		layout_wipe(devs[i].dev, &p.sb.sb->layout, buf);
+		layout_wipe(devs[i].dev, &p.sb.sb->layout);
 		super_format_undo(devs[i].dev);
 	}
 	if (err && !why[0])
@@ -589,6 +565,15 @@ uint64_t super_journal_bucket_nr(uint64_t nbuckets, unsigned bucket_sectors, uns
 	if (node_blocks < NODE_BLOCKS_MANY)
 		least = max(least, nbuckets * JOURNAL_SECTORS_OF_BUCKET / bucket_sectors);
 	return max(min(max(nbuckets >> 7, least), most), (uint64_t)JOURNAL_BUCKETS_MIN);
+}
+
+uint64_t super_journal_bucket_min(const struct super *s, unsigned dev)
+{
+	const struct member *m = &s->members[dev].m;
+	unsigned node_blocks = s->kctx.node_sectors / s->kctx.block_sectors;
+
+	return node_blocks < NODE_BLOCKS_MANY ? super_journal_bucket_nr(m->nbuckets, m->bucket_sectors, node_blocks)
+					      : 0;
 }
 
 bool super_bucket_has_superblock(const struct sb_layout_disk *layout, unsigned bucket_sectors, uint64_t bucket)

@@ -61,6 +61,11 @@ void super_format_undo(struct device *dev);
 
 /* Number of journal buckets that a new device gets (03 §1). */
 uint64_t super_journal_bucket_nr(uint64_t nbuckets, unsigned bucket_sectors, unsigned node_blocks);
+/*
+ * With fewer journal buckets on this device, writing nodes back can come to a standstill: what a new device gets if
+ * nodes have few blocks; 0 if any number does.
+ */
+uint64_t super_journal_bucket_min(const struct super *s, unsigned dev);
 /* Does a superblock copy, or what lies before the first, touch this bucket of the device? Bucket 0 always counts. */
 bool super_bucket_has_superblock(const struct sb_layout_disk *layout, unsigned bucket_sectors, uint64_t bucket);
 /*

@@ -1,6 +1,7 @@
 /*
  * Small journals with the smallest nodes: what it takes to write back what one bucket says is several times that, and
- * must have room. Files are made, all are deleted, and it is shut down: none of that comes to a standstill.
+ * must have room. Files are made, all are deleted, and it is shut down: none of that comes to a standstill. Nor does it
+ * where others made the journal: with that it does, but it is made larger when it is opened.
  */
 #include <errno.h>
 #include <setjmp.h>
@@ -17,6 +18,7 @@
 #include "device/power.h"
 #include "engine/format.h"
 #include "engine/fs.h"
+#include "engine/ring.h"
 #include "engine/whole.h"
 
 enum {
@@ -66,7 +68,8 @@ static void delete_files(struct kiln_fs *fs, unsigned files, struct rng *rng)
 	}
 }
 
-static void files_come_and_go(unsigned buckets, unsigned journal_buckets, unsigned files)
+/* @preset: the journal that it is made with, if that isn't what format gives. */
+static void files_come_and_go(unsigned buckets, unsigned preset, unsigned journal_buckets, unsigned files)
 {
 	struct kiln_format_device format_dev = { .path = "a", .bucket_bytes = BUCKET_BYTES };
 	struct kiln_format_options format = { .struct_bytes = sizeof(format),
@@ -85,8 +88,18 @@ static void files_come_and_go(unsigned buckets, unsigned journal_buckets, unsign
 	alarm(STANDSTILL_SECONDS);
 	assert_int_equal(power_disk_add(power, (uint64_t)buckets * BUCKET_BYTES, SECTOR_BYTES), 0);
 	assert_int_equal(power_disk_open(power, 0, &dev), 0);
-	if (fs_format_devices(&dev, &format_dev, 1, &format, why) || fs_initialize(&dev, 1, &open, &fs, why))
+	if (fs_format_devices(&dev, &format_dev, 1, &format, why))
 		fail_msg("%s", why);
+	if (preset)
+		ring_preset(dev, preset);
+	if (fs_initialize(&dev, 1, &open, preset ? NULL : &fs, why))
+		fail_msg("%s", why);
+	if (preset) {
+		assert_int_equal(power_disk_open(power, 0, &dev), 0);
+		assert_int_equal(ring_buckets(dev), preset);
+		if (fs_open(NULL, 0, &dev, 1, &open, FS_NAMESPACE, &fs, why))
+			fail_msg("%s", why);
+	}
 	journal_usage(fs->journal_writer, &usage);
 	assert_int_equal(usage.buckets_total, journal_buckets);
 	make_files(fs, files, &rng);
@@ -108,7 +121,7 @@ static void files_come_and_go(unsigned buckets, unsigned journal_buckets, unsign
 static void the_smallest_ring_goes_on(void **state)
 {
 	(void)state;
-	files_come_and_go(143, 8, 270);
+	files_come_and_go(143, 0, 8, 270);
 }
 
 /* What is to be written back grows with the filesystem, and so does its journal. KILN_TEST_SOAK: in a larger one. */
@@ -117,13 +130,21 @@ static void a_ring_goes_on_that_grew_with_the_filesystem(void **state)
 	bool is_soak = getenv("KILN_TEST_SOAK");
 
 	(void)state;
-	files_come_and_go(is_soak ? 2048 : 512, is_soak ? 128 : 32, is_soak ? FILES_MAX : FILES_MAX / 4);
+	files_come_and_go(is_soak ? 2048 : 512, 0, is_soak ? 128 : 32, is_soak ? FILES_MAX : FILES_MAX / 4);
+}
+
+/* Files in this number come to a standstill with the eight. */
+static void a_ring_that_others_made_is_made_larger(void **state)
+{
+	(void)state;
+	files_come_and_go(1024, 8, 64, FILES_MAX / 4);
 }
 
 int main(void)
 {
 	const struct CMUnitTest tests[] = { cmocka_unit_test(the_smallest_ring_goes_on),
-					    cmocka_unit_test(a_ring_goes_on_that_grew_with_the_filesystem) };
+					    cmocka_unit_test(a_ring_goes_on_that_grew_with_the_filesystem),
+					    cmocka_unit_test(a_ring_that_others_made_is_made_larger) };
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
