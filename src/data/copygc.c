@@ -75,7 +75,8 @@ struct bucket_pass {
 	struct allocator_fragment f;
 	struct data_move_stats moved;
 	uint64_t nodes;
-	int err; /* the first one */
+	bool is_needed; /* somebody waits for space */
+	int err;	/* the first one */
 };
 
 static void error_note(struct bucket_pass *b, int err) { b->err = b->err ? b->err : err; }
@@ -137,7 +138,9 @@ static int batch_run(struct bucket_pass *b)
 
 static void extent_move(struct bucket_pass *b, const struct backpointer *bp)
 {
-	struct data_move move = { .watermark = WATERMARK_COPYGC, .is_to_background = true };
+	struct data_move move = { .watermark = WATERMARK_COPYGC,
+				  .is_to_background = true,
+				  .is_form_kept = b->is_needed };
 	struct bkey_copy copy;
 
 	for (;;) {
@@ -240,7 +243,7 @@ struct pass {
 static void pass_bucket(struct pass *p, const struct allocator_fragment *f)
 {
 	struct copygc *c = p->c;
-	struct bucket_pass b = { .c = c, .f = *f };
+	struct bucket_pass b = { .c = c, .f = *f, .is_needed = p->is_needed };
 
 	bucket_evacuate(&b, p->users);
 	uint64_t node_sectors = b.nodes * c->data->super->kctx.node_sectors;

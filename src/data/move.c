@@ -186,6 +186,8 @@ static void item_aim(struct data_mover *m, struct move_item *item)
 	if (before && before->btree_id == item->btree_id && before->k.p.inode == item->k.p.inode &&
 	    before->k.p.snapshot == item->k.p.snapshot) {
 		item->aim = before->aim;
+		item->csum_type = before->csum_type;
+		item->compression = before->compression;
 		return;
 	}
 	if (item->btree_id == BTREE_EXTENTS) {
@@ -196,7 +198,13 @@ static void item_aim(struct data_mover *m, struct move_item *item)
 			inode = (struct inode){ 0 };
 		btree_iter_close(&it);
 	}
+	/* What a newer version has set, and can't be made here, is made by nobody. */
+	struct write_op op = { .data = m->data };
+	if (write_options_take(&op, &inode))
+		op.csum_type = CHECKSUM_TYPE_NR;
 	item->aim = rebalance_aim_of(m->data, &inode);
+	item->csum_type = op.csum_type;
+	item->compression = item->aim.wanted.compression ? item->aim.wanted.compression : op.compression;
 }
 
 int data_mover_add(struct data_mover *m, unsigned btree_id, struct bkey_ref k, const struct data_move *move)
@@ -392,6 +400,28 @@ struct item_form {
 	uint32_t sectors_max;	/* in one part */
 };
 
+/* To be stored as its file's options ask by now, not as it is. */
+static bool wants_other_form(const struct move_item *item)
+{
+	return item->move.is_to_background && !item->move.is_form_kept;
+}
+
+/* Shared data goes on wanting what it has wanted. */
+static unsigned compression_wanted(const struct move_item *item)
+{
+	unsigned own = item->k.type == KEY_REFLINK_V && item->v.has_rebalance ? item->v.rebalance.compression : 0;
+
+	return own && compression_option_is_valid(own) ? own : item->compression;
+}
+
+static unsigned csum_type_wanted(const struct move_item *item, unsigned old)
+{
+	bool is_kept = !wants_other_form(item) || item->csum_type >= CHECKSUM_TYPE_NR ||
+		       checksum_is_mac(item->csum_type) || checksum_is_mac(old);
+
+	return is_kept ? old : item->csum_type;
+}
+
 static const struct crypt_key *key_of(const struct data_mover *m) { return m->data->super->key; }
 
 static int item_decompress(struct data_mover *m, struct move_item *item)
@@ -423,43 +453,58 @@ static int item_decompress(struct data_mover *m, struct move_item *item)
 }
 
 /*
- * Of a compressed region only a part is live: that part, compressed anew, if that takes less. Else each fragment would
- * go on having a copy of the whole region, of which the counters know its share alone. What is encrypted stays as it
- * is: other bytes under the same number would share a key stream. 0, and f->is_whole where it is done; or an error.
+ * The live bytes, compressed as @option asks to @room sectors at most: they are the item's form then, and 1 is
+ * returned. 0: they don't compress to that; or an error.
  */
-static int item_recompress(struct data_mover *m, struct move_item *item, struct item_form *f)
+static int item_compress_to(struct data_mover *m, struct move_item *item, struct item_form *f, unsigned option,
+			    const uint8_t *live, uint32_t room)
 {
-	const struct extent_crc old = f->crc;
-	uint32_t block = m->data->super->kctx.block_sectors, less = min(old.compressed_sectors, item->k.size);
-	size_t len;
+	size_t block = (size_t)m->data->super->kctx.block_sectors << SECTOR_SHIFT, len;
 
-	if (old.uncompressed_sectors == item->k.size || item->k.size > f->sectors_max ||
-	    checksum_is_mac(old.csum_type) || less <= block)
-		return 0;
-	int err = item_decompress(m, item);
-	if (err)
-		return err;
-	less -= block;
-	item->recoded = io_buffer_alloc((size_t)less << SECTOR_SHIFT);
+	item->recoded = io_buffer_alloc((size_t)room << SECTOR_SHIFT);
 	if (!item->recoded)
 		return -ENOMEM;
-	err = compress_to_blocks(compression_type_option(old.compression),
-				 item->decoded + ((size_t)old.offset_sectors << SECTOR_SHIFT),
-				 (size_t)item->k.size << SECTOR_SHIFT, item->recoded, (size_t)less << SECTOR_SHIFT,
-				 (size_t)block << SECTOR_SHIFT, &len);
+	int err = compress_to_blocks(option, live, (size_t)item->k.size << SECTOR_SHIFT, item->recoded,
+				     (size_t)room << SECTOR_SHIFT, block, &len);
 	if (err)
 		return err == -ENOBUFS ? 0 : err;
 	f->bytes = item->recoded;
 	f->crc = (struct extent_crc){
 		.compressed_sectors = (uint32_t)(len >> SECTOR_SHIFT),
 		.uncompressed_sectors = item->k.size,
-		.csum_type = old.csum_type,
-		.compression = old.compression == COMPRESSION_LZ4_OLD ? COMPRESSION_LZ4 : old.compression,
+		.csum_type = (uint8_t)csum_type_wanted(item, f->crc.csum_type),
+		.compression = compression_option_type(option),
 	};
-	if (old.csum_type)
-		f->crc.csum = checksum_compute(old.csum_type, NULL, (struct nonce){ 0 }, f->bytes, len);
-	f->is_whole = true;
-	return 0;
+	if (f->crc.csum_type)
+		f->crc.csum = checksum_compute(f->crc.csum_type, NULL, (struct nonce){ 0 }, f->bytes, len);
+	f->has_crc = f->is_whole = true;
+	return 1;
+}
+
+/*
+ * A compressed region, of which only a part is live, or that is to be compressed otherwise: that part, compressed anew,
+ * if that takes less. Else each fragment would go on having a copy of the whole region, of which the counters know its
+ * share alone. What is encrypted stays as it is: other bytes under the same number would share a key stream. 0, and
+ * f->is_whole where it is done; or an error.
+ */
+static int item_recompress(struct data_mover *m, struct move_item *item, struct item_form *f)
+{
+	const struct extent_crc old = f->crc;
+	uint32_t block = m->data->super->kctx.block_sectors, less = min(old.compressed_sectors, item->k.size);
+	unsigned option = compression_type_option(old.compression);
+	bool is_all_live = old.uncompressed_sectors == item->k.size;
+
+	if (wants_other_form(item) && compression_wanted(item))
+		option = compression_wanted(item);
+	if ((is_all_live && compression_option_type(option) == old.compression) || item->k.size > f->sectors_max ||
+	    checksum_is_mac(old.csum_type) || less <= block)
+		return 0;
+	int err = item_decompress(m, item);
+	if (!err)
+		err = item_compress_to(m, item, f, option, item->decoded + ((size_t)old.offset_sectors << SECTOR_SHIFT),
+				       less - block);
+	/* What can't be decompressed can be moved. */
+	return is_all_live && err != -ENOMEM ? 0 : min(err, 0);
 }
 
 /* A compressed region: its live part compressed anew, else the region as it is, else the live part as it decodes. */
@@ -482,6 +527,32 @@ static int compressed_form(struct data_mover *m, struct move_item *item, struct 
 	return 0;
 }
 
+/*
+ * What isn't compressed: as its file's options ask by now. It never takes more space than before. Where what is to be
+ * compressed doesn't become less, that is noted, so that nobody tries again; and only as much of it as is read
+ * together.
+ */
+static int plain_form(struct data_mover *m, struct move_item *item, struct item_form *f)
+{
+	uint32_t block = m->data->super->kctx.block_sectors, size_max = m->data->super->kctx.encoded_extent_max_sectors;
+	unsigned compression = compression_wanted(item);
+	int done = 0;
+
+	if (!wants_other_form(item) || checksum_is_mac(f->crc.csum_type))
+		return 0;
+	f->crc.csum_type = (uint8_t)csum_type_wanted(item, f->crc.csum_type);
+	if (compression && f->crc.compression == COMPRESSION_NONE && item->k.size <= size_max) {
+		if (item->k.size > block)
+			done = item_compress_to(m, item, f, compression, f->bytes, item->k.size - block);
+		if (!done)
+			f->crc.compression = COMPRESSION_INCOMPRESSIBLE;
+	}
+	f->has_crc = f->crc.csum_type || f->crc.compression;
+	if (f->crc.csum_type)
+		f->sectors_max = size_max;
+	return min(done, 0);
+}
+
 static int item_form(struct data_mover *m, struct move_item *item, struct item_form *f)
 {
 	const struct extent_ptr_decoded *source = &item->v.ptrs[item->source];
@@ -492,13 +563,13 @@ static int item_form(struct data_mover *m, struct move_item *item, struct item_f
 	f->crc = source->crc;
 	f->has_crc = source->has_crc;
 	f->bytes = item->in;
-	if (!crc_is_encoded(&f->crc))
-		return 0;
-	f->sectors_max = m->data->super->kctx.encoded_extent_max_sectors;
-	if (compression_is_compressed(f->crc.compression))
-		return compressed_form(m, item, f);
-	f->bytes += (size_t)f->crc.offset_sectors << SECTOR_SHIFT;
-	return 0;
+	if (crc_is_encoded(&f->crc)) {
+		f->sectors_max = m->data->super->kctx.encoded_extent_max_sectors;
+		if (compression_is_compressed(f->crc.compression))
+			return compressed_form(m, item, f);
+		f->bytes += (size_t)f->crc.offset_sectors << SECTOR_SHIFT;
+	}
+	return plain_form(m, item, f);
 }
 
 /* The descriptor of sectors [@at, @at + @sectors) of an item, which can be divided. */
@@ -509,7 +580,7 @@ static struct extent_crc part_crc(const struct data_mover *m, const struct move_
 	struct extent_crc crc = f->crc;
 
 	if (!at && sectors == item->k.size && !item->decoded && !crc.offset_sectors &&
-	    crc.uncompressed_sectors == sectors)
+	    crc.uncompressed_sectors == sectors && crc.csum_type == item->v.ptrs[item->source].crc.csum_type)
 		return crc;
 	if (checksum_is_mac(crc.csum_type))
 		crc.nonce_sectors += crc.offset_sectors + at;
@@ -948,7 +1019,7 @@ static void items_place(struct data_mover *m)
 			item->err = err;
 		if (!item->err)
 			item->err = super_option_features_set((struct super *)m->data->super,
-							      OPT_BACKGROUND_COMPRESSION, item->aim.wanted.compression);
+							      OPT_BACKGROUND_COMPRESSION, compression_wanted(item));
 		if (!item->err)
 			item->err = item_place(m, i);
 	}

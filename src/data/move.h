@@ -18,7 +18,9 @@
  * 4. *Put.* Transactions change the pointers, each key only where it still is what it was when it was read: what was
  *    overwritten, trimmed or moved meanwhile is passed over, or taken for the part that is left.
  *
- * What is moved keeps its form. What is lacking of what its file's options ask for, the key says from then on.
+ * What is moved to where it is to be in the end is compressed and checksummed on the way as its file's options ask by
+ * now, where it isn't encrypted and doesn't take more than before. What is lacking then the key says. The number of
+ * copies stays: more take space that copygc hasn't, and fewer are a matter of having read those that remain.
  *
  * The keys aren't locked from 1 to 4, so a move that loses a race costs work and nothing else. What may be overwritten
  * in place is kept from that from 2 to 4, by locks of its buckets (bucket_locks.h).
@@ -33,7 +35,8 @@ struct data_move {
 	uint32_t rewrite;	  /* get new copies in their place, and go; cached ones just go */
 	uint32_t avoid;		  /* known to be bad: not read from */
 	uint16_t target;	  /* where new copies go; 0: anywhere */
-	bool is_to_background;	  /* instead: where the file's data is to be in the end */
+	bool is_to_background;	  /* instead: where, and stored how, the file's data is to be in the end */
+	bool is_form_kept;	  /* but it needn't be made smaller now: that takes time */
 	enum watermark watermark; /* WATERMARK_COPYGC, or WATERMARK_STRIPE for other background work */
 };
 

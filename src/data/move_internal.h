@@ -20,9 +20,10 @@ struct move_item {
 	struct data_move move;
 	struct extent_value v;
 	struct rebalance_aim aim;
-	uint32_t kill;	      /* cached pointers that go */
-	unsigned wanted;      /* durability of new copies; 0: only pointers go */
-	uint64_t failed_devs; /* a bit for each that didn't take a copy: it gets none */
+	unsigned csum_type, compression; /* as its options ask; CHECKSUM_TYPE_NR: as it is */
+	uint32_t kill;			 /* cached pointers that go */
+	unsigned wanted;		 /* durability of new copies; 0: only pointers go */
+	uint64_t failed_devs;		 /* a bit for each that didn't take a copy: it gets none */
 	uint64_t kept_devs;
 	unsigned source; /* which pointer was read */
 	bool is_unwritten;

@@ -1312,10 +1312,12 @@ static void a_failed_write_leaves_what_was_there(void **state)
 }
 
 /* All that the file has gets new copies. */
-static void file_move(struct world *w, const struct file *f, struct data_move_stats *stats)
+static void file_move(struct world *w, const struct file *f, bool is_form_kept, struct data_move_stats *stats)
 {
 	struct data_mover *m = data_mover_new(w->fs->data);
-	struct data_move move = { .watermark = WATERMARK_COPYGC, .rewrite = 1, .is_to_background = true };
+	struct data_move move = {
+		.watermark = WATERMARK_COPYGC, .rewrite = 1, .is_to_background = true, .is_form_kept = is_form_kept
+	};
 	struct btree_iter it;
 	struct bkey_ref k;
 
@@ -1345,7 +1347,7 @@ static void what_is_overwritten_where_it_was_moved_to_is_durable(void **state)
 	op_write(&w, f, 0, 64 << 10);
 	all_flush(&w);
 	uint64_t first = place_of(&w, f, 0, &ptr), seq = journal_seq_flushed(j);
-	file_move(&w, f, &stats);
+	file_move(&w, f, true, &stats);
 	uint64_t place = place_of(&w, f, 0, &ptr);
 	assert_true(place && place != first);
 	/* Without times: the inode doesn't change. */
@@ -1373,7 +1375,7 @@ static void what_one_device_does_not_take_is_moved_to_others(void **state)
 	op_write(&w, f, 0, 900 << 10);
 	all_flush(&w);
 	writes_fail(&w, 1, 1);
-	file_move(&w, f, &stats);
+	file_move(&w, f, true, &stats);
 	device_fault_counts(w.devices[1], faults);
 	assert_int_equal(faults[FAULT_ERROR], 1);
 	device_fault_clear(w.devices[1]);
@@ -1386,7 +1388,8 @@ static void what_one_device_does_not_take_is_moved_to_others(void **state)
 	world_close(&w, true);
 }
 
-/* Options changed since it was written: what is moved goes where it is to be, and says what it still lacks. */
+/* Options changed since it was written: what is moved in a hurry goes where it is to be, and says what it still lacks.
+ */
 static void what_is_moved_says_what_it_lacks(void **state)
 {
 	struct data_move_stats stats = { 0 };
@@ -1402,7 +1405,7 @@ static void what_is_moved_says_what_it_lacks(void **state)
 
 		assert_int_equal(super_option_set(w.fs->super, OPT_BACKGROUND_TARGET, target), 0);
 		assert_int_equal(super_option_set(w.fs->super, OPT_BACKGROUND_COMPRESSION, i ? 0 : 1), 0);
-		file_move(&w, f, &stats);
+		file_move(&w, f, true, &stats);
 		nr = keys_of_compression(&w, f, COMPRESSION_NONE, &stored, &rebalance_nr);
 		assert_true(nr > 0);
 		assert_int_equal(rebalance_nr, i ? 0 : nr);
@@ -1420,7 +1423,57 @@ static void what_is_moved_says_what_it_lacks(void **state)
 	world_close(&w, true);
 }
 
-/* The same for what is behind a range that is inserted, or taken out. */
+/* When there is time, it is stored as they ask by now: compressed, compressed otherwise, checksummed otherwise. */
+static void what_is_moved_is_stored_as_is_asked_by_now(void **state)
+{
+	static const struct {
+		uint64_t compression, csum;
+		unsigned type, csum_type;
+	} kinds[] = {
+		{ 1, 1, COMPRESSION_LZ4, CHECKSUM_CRC32C },
+		{ 0, 0, COMPRESSION_LZ4, CHECKSUM_CRC32C }, /* nothing is asked that isn't so */
+		{ 3, 2, COMPRESSION_ZSTD, CHECKSUM_CRC64 },
+		{ 1, 1, COMPRESSION_INCOMPRESSIBLE, CHECKSUM_CRC32C },
+		{ 0, 2, COMPRESSION_INCOMPRESSIBLE, CHECKSUM_CRC64 },
+		{ 0, 0, COMPRESSION_INCOMPRESSIBLE, CHECKSUM_NONE },
+	};
+	enum { BYTES = 256 << 10 };
+	struct data_move_stats stats = { 0 };
+	unsigned rebalance_nr;
+	uint64_t stored;
+	struct world w;
+
+	world_open(&w, 20, 1, "block_size=4k", 4096);
+	struct file *f = &w.files[0];
+	write_of_kind(&w, f, BYTES, 1);
+	for (unsigned i = 0; i < ARRAY_NR(kinds); i++) {
+		bool is_compressed = i < 3;
+		struct extent_ptr_decoded ptr;
+
+		if (i == 3)
+			write_of_kind(&w, f, BYTES, 0xff);
+		assert_int_equal(super_option_set(w.fs->super, OPT_BACKGROUND_COMPRESSION, kinds[i].compression), 0);
+		assert_int_equal(super_option_set(w.fs->super, OPT_DATA_CHECKSUM, kinds[i].csum), 0);
+		file_move(&w, f, false, &stats);
+		assert_int_equal(stats.keys_failed, 0);
+		/* What can be is put together. */
+		assert_int_equal(keys_of_compression(&w, f, kinds[i].type, &stored, &rebalance_nr),
+				 kinds[i].csum_type ? 4 : 1);
+		assert_true(is_compressed ? stored < BYTES / 4 * 3 : stored == BYTES);
+		assert_int_equal(rebalance_nr, 0);
+		for (uint64_t at = 0; at < f->size / SECTOR_BYTES; at += 128) {
+			assert_true(place_of(&w, f, at, &ptr));
+			assert_int_equal(ptr.crc.csum_type, kinds[i].csum_type);
+		}
+		assert_int_equal(btrees_flush_all(w.fs->trees), 0);
+		assert_int_equal(keys_of_btree(&w, BTREE_REBALANCE_WORK), 0);
+		file_check(&w, f);
+		fs_check(&w);
+	}
+	world_close(&w, true);
+}
+
+/* What is behind a range that is inserted, or taken out, says what it lacks by now. */
 static void what_is_shifted_says_what_it_lacks(void **state)
 {
 	unsigned rebalance_nr, nr;
@@ -1592,6 +1645,7 @@ int main(void)
 		cmocka_unit_test(what_is_overwritten_where_it_was_moved_to_is_durable),
 		cmocka_unit_test(what_one_device_does_not_take_is_moved_to_others),
 		cmocka_unit_test(what_is_moved_says_what_it_lacks),
+		cmocka_unit_test(what_is_moved_is_stored_as_is_asked_by_now),
 		cmocka_unit_test(what_is_shifted_says_what_it_lacks),
 		cmocka_unit_test(a_bucket_that_is_emptied_twice_waits_for_the_flush),
 	};
