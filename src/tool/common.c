@@ -1,6 +1,7 @@
 /* What commands share: messages, opening, signals, sizes, JSON. See tool.h. */
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <math.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -204,6 +205,21 @@ static void tell_not_opened(const struct tool_open *o, const char *fs_arg, int e
 		tool_error("can't open the filesystem: %s", why);
 }
 
+/*
+ * What a thread frees stays with the part of the heap that it has, so a heap of many parts takes several times of what
+ * is in use. Who says how much memory there is gets one part for each of these.
+ */
+static void heap_limit(uint64_t memory_bytes)
+{
+	enum { BYTES_PER_PART = 16 << 20, PARTS_MAX = 1024 };
+
+	if (!memory_bytes)
+		return;
+#ifdef M_ARENA_MAX
+	mallopt(M_ARENA_MAX, (int)min(max(memory_bytes / BYTES_PER_PART, (uint64_t)1), (uint64_t)PARTS_MAX));
+#endif
+}
+
 kiln_fs *tool_open_fs(const struct tool_open *open_opts, const char *fs_arg, enum fs_depth depth)
 {
 	enum { ENDING_LOOK_NS = 50000000 };
@@ -222,6 +238,7 @@ kiln_fs *tool_open_fs(const struct tool_open *open_opts, const char *fs_arg, enu
 		.passphrase = passphrase_ask,
 	};
 
+	heap_limit(open_opts->memory_bytes);
 	int err = fs_open(&fs_arg, 1, NULL, 0, &options, depth, &fs, why);
 	/* Umount returns before the server has written everything back. One that doesn't answer may just have ended. */
 	bool has_ended = false, is_told = false;

@@ -587,15 +587,20 @@ def many_threads_write_and_read_their_files(to):
 # --- attributes ---
 
 
+def memory_mib(pid, which):
+    with open("/proc/%d/status" % pid) as f:
+        return int(re.search(which + r":\s+(\d+) kB", f.read()).group(1)) >> 10
+
+
 def thousands_of_files_are_open_and_64_threads_write_them(to):
-    """$KILN_OPEN_FILES of them; then they lose their names, and are still there, until they are closed."""
+    """$KILN_OPEN_FILES of them; then they lose their names, and are still there, until they are closed. In little memory."""
     nr, threads = int(os.environ.get("KILN_OPEN_FILES", "1000")), 64
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < nr + 100:
         raise tap.Skip("so many files may not be open here")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, nr + 100), hard))
     try:
-        with Filesystem(to, size="512M") as fs:
+        with Filesystem(to, size="512M", options=["--memory", "32M"]) as fs:
             free = os.statvfs(fs.directory).f_bfree
             fds = {}
 
@@ -612,6 +617,9 @@ def thousands_of_files_are_open_and_64_threads_write_them(to):
             for i, fd in fds.items():
                 assert os.pread(fd, 10000, 0) == b"%d" % i * 1000, i
                 os.close(fd)
+            # Sanitizers take terabytes of addresses, and more memory than anything else.
+            if memory_mib(fs.server.pid, "VmPeak") < 1 << 20:
+                assert memory_mib(fs.server.pid, "VmHWM") < 32
             wait_until("given back", lambda: os.statvfs(fs.directory).f_bfree > free - 2000)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
