@@ -837,6 +837,61 @@ def a_full_filesystem_is_told_once_and_goes_on(to):
         assert read(fs.path("small")) == b"x" * 100000
 
 
+def an_error_of_writing_back_is_told_and_then_over(to):
+    """By fsync or msync, once to each that has it open, and by one close; it doesn't come again. By a process of its own, as
+    below."""
+    script = """
+import mmap, os, sys
+def told(*calls):
+    out = []
+    for call in calls:
+        try:
+            call()
+            out.append("ok")
+        except OSError as e:
+            out.append(os.strerror(e.errno))
+    print(", ".join(out))
+def new(name):
+    fd = os.open(sys.argv[1] + "/" + name, os.O_CREAT | os.O_RDWR)
+    assert os.write(fd, os.urandom(4 << 20)) == 4 << 20
+    return fd
+def again(name):
+    fd = os.open(sys.argv[1] + "/" + name, os.O_RDWR)
+    os.fsync(fd)
+    os.close(fd)
+fd = new("a")
+told(lambda: os.fsync(fd), lambda: os.close(fd), lambda: again("a"))
+fd = new("b")
+told(lambda: os.close(fd), lambda: again("b"), lambda: again("b"))
+fd = new("c")
+other = os.dup(fd)
+told(lambda: os.close(fd), lambda: os.close(other), lambda: again("c"), lambda: again("c"))
+fd = new("d")
+other = os.open(sys.argv[1] + "/d", os.O_RDWR)
+told(lambda: os.fsync(fd), lambda: os.fsync(other), lambda: os.fsync(fd), lambda: os.close(fd), lambda: os.close(other))
+fd = os.open(sys.argv[1] + "/e", os.O_CREAT | os.O_RDWR)
+os.ftruncate(fd, 4 << 20)
+with mmap.mmap(fd, 4 << 20) as m:
+    m[:] = os.urandom(4 << 20)
+    told(m.flush, m.flush, lambda: os.fsync(fd), lambda: os.close(fd))
+fd = os.open(sys.argv[1] + "/f", os.O_CREAT | os.O_RDWR | os.O_SYNC)
+told(lambda: os.write(fd, os.urandom(4 << 20)), lambda: os.close(fd), lambda: again("f"))
+"""
+    with Filesystem(to, size="64M") as fs:
+        try:
+            with open(fs.path("fill"), "ab", buffering=0) as f:
+                while True:
+                    f.write(os.urandom(1 << 20))
+                    os.fsync(f.fileno())
+        except OSError as e:
+            assert e.errno == errno.ENOSPC, e
+        out = subprocess.run([sys.executable, "-c", script, fs.directory], check=True, stdout=subprocess.PIPE, text=True)
+        no_space = os.strerror(errno.ENOSPC)
+        # A close may tell what an fsync of the same file has told, and a close's is new to who opens the file later.
+        expected = ["E, (E|ok), ok", "E, (E|ok), ok", "E, (E|ok), (E|ok), ok", "E, E, ok, ok, ok", "E, ok, ok, ok", "E, (E|ok), ok"]
+        assert re.fullmatch("\n".join(expected) + "\n", out.stdout.replace(no_space, "E")), out.stdout
+
+
 def close_tells_what_setting_times_has_swallowed(to):
     """As mv and cp -p do it, which don't mind that the times can't be set. By a process of its own: what other cases
     start inherits what we have open, and whoever closes it first is told."""
@@ -1415,6 +1470,7 @@ CASES = [
     options_of_files_are_attributes,
     quotas_hold_for_users_and_not_for_root,
     a_full_filesystem_is_told_once_and_goes_on,
+    an_error_of_writing_back_is_told_and_then_over,
     close_tells_what_setting_times_has_swallowed,
     what_was_synced_is_there_after_the_server_died,
     a_server_may_die_under_load,
