@@ -145,19 +145,16 @@ int allocator_start(struct allocator *a, struct journal *journal)
 
 void allocator_quiesce(struct allocator *a)
 {
-	uint64_t waiting_seq;
-
 	if (a->quotas)
 		quotas_stop(a->quotas);
 	gc_gens_stop(a);
 	node_pool_stop(a);
-	discards_stop(a);
-	read_times_put(a, 0);
 	write_points_drop(a, false);
 	open_buckets_drop_partial(a, 0);
-	while (discards_run(a, &waiting_seq) > 0)
-		;
+	discards_rest(a);
 }
+
+bool allocator_stirred(struct allocator *a) { return discards_stirred(a); }
 
 void allocator_stop(struct allocator *a)
 {

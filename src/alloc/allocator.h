@@ -53,9 +53,12 @@ int allocator_quota_start(struct allocator *a);
 int allocator_start(struct allocator *a, struct journal *journal);
 /*
  * Drop write points, give up open buckets and reserves that nobody uses, let pending discards finish as far as they
- * can without waiting for more journal writes. Before a clean shutdown's last flush of the btrees.
+ * can without waiting for more journal writes. Before a clean shutdown's last flush of the btrees, which may need so
+ * many buckets for nodes that those they leave must be made free meanwhile: that goes on.
  */
 void allocator_quiesce(struct allocator *a);
+/* Were buckets made free since then, or the last call? Then keys have changed: the btrees are to be flushed again. */
+bool allocator_stirred(struct allocator *a);
 /*
  * Nothing is to be written on this device any more. -EROFS, and nothing has changed, when the others can't hold
  * metadata as often as is required.

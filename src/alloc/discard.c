@@ -1,7 +1,9 @@
 /*
  * From empty to free (07 §15.1): buckets in need_discard, once a flush entry of the journal says durably that they are
  * empty and nobody has them open, get the generation they still lack, are discarded where the device wants that, and
- * become free. One task does it, when something became empty, a flush is through, or somebody waits for a bucket.
+ * become free. One task does it, when something became empty, a flush is through, or somebody waits for a bucket. While
+ * a filesystem is shut down it rests, as making buckets free changes keys again, which are to be written: then only for
+ * who waits.
  */
 #include <errno.h>
 #include <string.h>
@@ -197,20 +199,26 @@ static bool space_is_low(struct allocator *a)
 	return false;
 }
 
-/* What is to be waited for then. */
-static const char *task_round(struct allocator *a, bool is_flush_wanted)
+/* What is to be waited for then. *@freed: how many buckets, or an error. */
+static const char *task_round(struct allocator *a, bool is_flush_wanted, unsigned read_notes_min, int *freed)
 {
 	uint64_t waiting_seq = 0;
 
-	alloc_task_result(a, "noting what was read", read_times_put(a, READ_NOTES_MANY), &a->discards.err_told[2]);
+	alloc_task_result(a, "noting what was read", read_times_put(a, read_notes_min), &a->discards.err_told[2]);
 	alloc_task_result(a, "taking back cached buckets", invalidate_run(a), &a->discards.err_told[0]);
-	alloc_task_result(a, "making empty buckets free", discards_run(a, &waiting_seq), &a->discards.err_told[1]);
+	*freed = discards_run(a, &waiting_seq);
+	alloc_task_result(a, "making empty buckets free", *freed, &a->discards.err_told[1]);
 	if (waiting_seq && a->journal && (is_flush_wanted || space_is_low(a))) {
 		atomic_fetch_add(&a->journal_waits, 1);
 		journal_flush_async(a->journal, waiting_seq);
 	}
 	return waiting_seq ? "that buckets are empty isn't durable before the journal's next flush"
 			   : "nothing has become empty";
+}
+
+static bool task_may_rest(const struct discards *d)
+{
+	return !d->is_wanted || (d->is_resting && !d->waiting_nr && d->rounds_done >= d->rounds_asked);
 }
 
 static void discards_task(void *arg)
@@ -222,20 +230,28 @@ static void discards_task(void *arg)
 	task_rank_set(TASK_DISCARD);
 	mutex_lock(&d->lock);
 	while (!d->is_stopping) {
-		if (!d->is_wanted) {
+		if (task_may_rest(d)) {
 			job_waits(&d->job, waits_because);
 			waitq_wait(&d->work, &d->lock);
 			continue;
 		}
 		bool is_flush_wanted = d->is_flush_wanted;
+		unsigned read_notes_min = d->is_resting ? 0 : READ_NOTES_MANY;
+		int freed = 0;
 		d->is_wanted = d->is_flush_wanted = false;
+		d->is_working = true;
 		mutex_unlock(&d->lock);
 		background_enter(btrees_background(a->trees), &d->job,
 				 is_flush_wanted ? "somebody waits for space"
 						 : "some may have become empty, or durably so");
-		waits_because = task_round(a, is_flush_wanted);
+		waits_because = task_round(a, is_flush_wanted, read_notes_min, &freed);
 		background_leave(btrees_background(a->trees));
 		mutex_lock(&d->lock);
+		d->is_working = false;
+		d->rounds_done++;
+		d->round_freed = freed;
+		if (d->is_resting)
+			waitq_wake_all(&d->freed);
 	}
 	job_stops(&d->job);
 	mutex_unlock(&d->lock);
@@ -247,7 +263,7 @@ int discards_start(struct allocator *a)
 
 	/* Tasks that were started before may already kick. */
 	mutex_lock(&d->lock);
-	d->is_stopping = false;
+	d->is_stopping = d->is_resting = false;
 	d->is_wanted = true;
 	mutex_unlock(&d->lock);
 	return task_start(&d->task, "discard", discards_task, a);
@@ -266,6 +282,48 @@ void discards_stop(struct allocator *a)
 	mutex_unlock(&d->lock);
 	if (task)
 		task_join(task);
+}
+
+/* One round that begins now or later is done; discards.lock is held. */
+static void round_wait(struct discards *d)
+{
+	d->rounds_asked = d->rounds_done + (d->is_working ? 2 : 1);
+	d->is_wanted = true;
+	waitq_wake_one(&d->work);
+	while (d->task && !d->is_stopping && d->rounds_done < d->rounds_asked)
+		waitq_wait(&d->freed, &d->lock);
+}
+
+void discards_rest(struct allocator *a)
+{
+	struct discards *d = &a->discards;
+
+	task_may_wait_for(TASK_DISCARD);
+	background_need(btrees_background(a->trees));
+	mutex_lock(&d->lock);
+	d->is_resting = true;
+	do
+		round_wait(d);
+	while (d->task && !d->is_stopping && d->round_freed > 0);
+	d->rounds_seen = d->rounds_done;
+	mutex_unlock(&d->lock);
+	background_need_end(btrees_background(a->trees));
+}
+
+bool discards_stirred(struct allocator *a)
+{
+	struct discards *d = &a->discards;
+
+	task_may_wait_for(TASK_DISCARD);
+	background_need(btrees_background(a->trees));
+	mutex_lock(&d->lock);
+	while (d->is_working && !d->is_stopping)
+		waitq_wait(&d->freed, &d->lock);
+	bool has_stirred = d->rounds_done != d->rounds_seen;
+	d->rounds_seen = d->rounds_done;
+	mutex_unlock(&d->lock);
+	background_need_end(btrees_background(a->trees));
+	return has_stirred;
 }
 
 void discards_kick(struct allocator *a)
@@ -314,6 +372,7 @@ bool discards_wait(struct allocator *a, uint64_t seen, uint64_t devs, bool may_m
 	/* A pass that is under way may have been past what could be gained; one that begins from here on is for us too.
 	 */
 	uint64_t pass = e->passes_begun + 1;
+	d->waiting_nr++;
 	if (move_devs && d->freed_nr == seen)
 		evacuation_want(a, move_devs);
 	while (is_in_time && d->freed_nr == seen && !d->is_stopping) {
@@ -334,6 +393,7 @@ bool discards_wait(struct allocator *a, uint64_t seen, uint64_t devs, bool may_m
 			evacuation_want(a, move_devs);
 		is_in_time = waitq_wait_until(&d->freed, &d->lock, deadline_ns);
 	}
+	d->waiting_nr--;
 	bool has_freed = d->freed_nr != seen;
 	mutex_unlock(&d->lock);
 	background_need_end(btrees_background(a->trees));

@@ -266,6 +266,11 @@ struct discards {
 	struct waitq freed; /* for who waits for buckets */
 	uint64_t freed_nr;  /* grows whenever a bucket can have become available */
 	bool is_wanted, is_flush_wanted, is_stopping;
+	bool is_working, is_resting;
+	unsigned waiting_nr;  /* those who wait for buckets */
+	uint64_t rounds_done; /* by the task */
+	uint64_t rounds_asked, rounds_seen;
+	int round_freed; /* by the last one, or its error */
 	struct task *task;
 	struct job job;
 	int err_told[3]; /* the task's own: of taking buckets back, of making them free, and of times of reads */
@@ -276,6 +281,10 @@ void discards_destroy(struct discards *d);
 int discards_start(struct allocator *a);
 /* End the task. */
 void discards_stop(struct allocator *a);
+/* What can become free now does; from then on the task works only when somebody waits for a bucket. */
+void discards_rest(struct allocator *a);
+/* Has it worked since it was to rest, or since the last call? Waits until it rests again. */
+bool discards_stirred(struct allocator *a);
 void discards_kick(struct allocator *a);
 /* Tell those who wait for buckets that there may be some. */
 void discards_freed(struct allocator *a);

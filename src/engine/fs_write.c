@@ -430,7 +430,9 @@ static int write_back_all(struct kiln_fs *fs)
 	allocator_quiesce(fs->allocator);
 	stop_step_set(fs, "writing btree nodes");
 	if (!err)
-		err = btrees_flush_all(fs->trees);
+		do
+			err = btrees_flush_all(fs->trees);
+		while (!err && allocator_stirred(fs->allocator));
 	return err ? err : __atomic_load_n(&fs->shut_down, __ATOMIC_ACQUIRE);
 }
 
