@@ -396,7 +396,7 @@ enum kiln_setattr_fields {
 	KILN_SET_BTIME = 256,
 	KILN_SET_ATIME_NOW = 512,
 	KILN_SET_MTIME_NOW = 1024,
-	KILN_SET_KEEP_CTIME = 4096,	/* ctime stays: reading changes nothing but atime */
+	KILN_SET_KEEP_CTIME = 4096,	/* ctime stays: reading changes nothing but atime, of immutable files too */
 	KILN_SET_TIMES_OF_WRITE = 8192, /* mtime is that of a write, which was allowed: append-only files take it */
 	KILN_SET_KEEP_SETID = 2048, /* a new size doesn't clear setuid and setgid: who sets it may have such files */
 };

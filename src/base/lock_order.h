@@ -23,6 +23,7 @@ struct strbuf;
 enum lock_rank {
 	LOCK_UNORDERED, /* in order with all others, and may be held over any wait: for tests of the primitives */
 	LOCK_OUTERMOST, /* of programs and the mount, over calls of others */
+	LOCK_ATIMES,	/* of the mount, while one is written */
 	LOCK_USAGE,
 	LOCK_BATCHES,
 	LOCK_INODES, /* two of them: the one at the lower address first */

@@ -36,6 +36,9 @@ void mount_server_free(struct mount_server *server);
  */
 int mount_serve(struct mount_server *server, void (*mounted)(void *ctx), void *ctx);
 
+/* Make all that the server was given durable. As long as the server and its filesystem are there. */
+int mount_server_sync(struct mount_server *server);
+
 /*
  * Nothing can be changed any more: have the mount table say so, as soon as the kernel lets it, that is when no file is
  * open for writing. From any thread, while mount_serve() runs or not. Only root can; for others the table stays.

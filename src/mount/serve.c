@@ -47,11 +47,14 @@
 #include <sys/sysmacros.h>
 
 #include "base/util.h"
+#include "mount/atime.h"
 #include "mount/prune.h"
 #include "mount/session.h"
 
-void stat_to_posix(const struct kiln_stat *st, struct stat *out)
+void stat_to_posix(struct mount_server *s, const struct kiln_stat *st, struct stat *out)
 {
+	struct kiln_timespec atime = atimes_show(s->atimes, st);
+
 	*out = (struct stat){
 		.st_ino = nodes_visible_ino(st->node),
 		.st_mode = st->mode,
@@ -62,7 +65,7 @@ void stat_to_posix(const struct kiln_stat *st, struct stat *out)
 		.st_size = (off_t)min(st->size, (uint64_t)INT64_MAX),
 		.st_blksize = (blksize_t)st->block_bytes,
 		.st_blocks = (blkcnt_t)st->sectors,
-		.st_atim = { st->atime.sec, st->atime.nsec },
+		.st_atim = { atime.sec, atime.nsec },
 		.st_mtim = { st->mtime.sec, st->mtime.nsec },
 		.st_ctim = { st->ctime.sec, st->ctime.nsec },
 	};
@@ -98,7 +101,7 @@ int entry_fill(struct mount_server *s, const struct kiln_stat *st, struct fuse_e
 	*e = (struct fuse_entry_param){ .attr_timeout = SERVER_FOREVER_S,
 					.entry_timeout = SERVER_FOREVER_S,
 					.generation = st->generation };
-	stat_to_posix(st, &e->attr);
+	stat_to_posix(s, st, &e->attr);
 	e->ino = nodes_get(s->nodes, st->node);
 	prune_look(s);
 	return e->ino ? 0 : -ENOMEM;
@@ -125,7 +128,7 @@ void reply_attr(fuse_req_t req, int err, const struct kiln_stat *st)
 		fuse_reply_err(req, -err);
 		return;
 	}
-	stat_to_posix(st, &out);
+	stat_to_posix(server_of(req), st, &out);
 	fuse_reply_attr(req, &out, SERVER_FOREVER_S);
 }
 
@@ -133,8 +136,10 @@ void server_forget(struct mount_server *s, uint64_t id, uint64_t count)
 {
 	struct kiln_node node;
 
-	if (nodes_forget(s->nodes, id, count, &node))
-		kiln_release(s->fs, node);
+	if (!nodes_forget(s->nodes, id, count, &node))
+		return;
+	atimes_forget(s->atimes, node);
+	kiln_release(s->fs, node);
 }
 
 void server_forget_attributes(struct mount_server *s, uint64_t id)
@@ -229,8 +234,10 @@ struct mount_server *mount_server_new(kiln_fs *fs, const struct mount_options *o
 	s->nodes = nodes;
 	s->options = options;
 	s->has_quotas = fs_has_quotas(fs);
+	/* Without memory for it, times of access stay as they are. */
+	if (!options->is_readonly && options->atime != MOUNT_NOATIME)
+		s->atimes = atimes_new(fs, options->atime == MOUNT_STRICTATIME);
 	mutex_init(&s->buffers_lock);
-	mutex_init(&s->looks_lock);
 	mutex_init(&s->failed_lock);
 	return s;
 }
@@ -240,8 +247,8 @@ void mount_server_free(struct mount_server *s)
 	while (s->buffers_nr)
 		free(s->buffers[--s->buffers_nr]);
 	mutex_destroy(&s->buffers_lock);
-	mutex_destroy(&s->looks_lock);
 	mutex_destroy(&s->failed_lock);
+	atimes_free(s->atimes);
 	free(s->failed);
 	nodes_free(s->nodes);
 	free(s);
@@ -251,8 +258,15 @@ int mount_serve(struct mount_server *s, void (*mounted)(void *ctx), void *ctx)
 {
 	kiln_in_use_set(s->fs, is_in_use, s);
 	int err = session_run(s, &serve_ops, sizeof(serve_ops), mounted, ctx);
+	atimes_stop(s->atimes);
 	kiln_in_use_set(s->fs, NULL, NULL);
 	return err;
+}
+
+int mount_server_sync(struct mount_server *s)
+{
+	atimes_write(s->atimes);
+	return kiln_sync(s->fs);
 }
 
 void mount_server_failed(struct mount_server *s)

@@ -11,6 +11,7 @@
 #include <sys/sysmacros.h>
 
 #include "base/util.h"
+#include "mount/atime.h"
 #include "mount/protocol.h"
 
 /* Who asks, for a new object. The umask counts only where the directory has no default ACL, so it comes apart. */
@@ -188,6 +189,8 @@ void serve_setattr(fuse_req_t req, fuse_ino_t id, struct stat *attr, int to_set,
 		set.fields |= KILN_SET_TIMES_OF_WRITE;
 	if (!request_node(req, id, &node))
 		return;
+	if (set.fields & (KILN_SET_ATIME | KILN_SET_ATIME_NOW))
+		atimes_forget(server_of(req)->atimes, node);
 	int err = kiln_setattr(server_of(req)->fs, node, &set, &st);
 	reply_attr(req, err, &st);
 }

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "base/util.h"
+#include "mount/atime.h"
 #include "mount/protocol.h"
 
 enum { BUFFER_ALIGNMENT = 4096 };
@@ -58,12 +59,13 @@ void serve_read(fuse_req_t req, fuse_ino_t id, size_t size, off_t offset, struct
 	}
 	size = min(size, (size_t)REQUEST_BYTES_MAX);
 	ssize_t n = kiln_read_rescue(s->fs, node, (uint64_t)offset, buf, size, note_damage, &damage);
+	if (n >= 0 && !damage)
+		atimes_note(s->atimes, node);
 	if (n < 0 || damage)
 		fuse_reply_err(req, n < 0 ? (int)-n : EIO);
 	else
 		fuse_reply_buf(req, buf, (size_t)n);
 	buffer_give(s, buf);
-	atime_touch(s, node);
 }
 
 /*

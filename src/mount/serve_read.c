@@ -6,6 +6,7 @@
 #include <sys/statvfs.h>
 
 #include "base/util.h"
+#include "mount/atime.h"
 #include "mount/protocol.h"
 
 enum {
@@ -54,6 +55,8 @@ void serve_getattr(fuse_req_t req, fuse_ino_t id, struct fuse_file_info *fi)
 	if (!request_node(req, id, &node))
 		return;
 	int err = kiln_stat(server_of(req)->fs, node, &st);
+	if (!err)
+		st.atime = atimes_show(server_of(req)->atimes, &st);
 	if (!err && fi && fi->fh == PROTOCOL_STATX)
 		protocol_reply_statx(req, &st);
 	else
@@ -73,9 +76,8 @@ void serve_readlink(fuse_req_t req, fuse_ino_t id)
 		return;
 	}
 	target[len] = 0;
-	struct mount_server *s = server_of(req);
+	atimes_note(server_of(req)->atimes, node);
 	fuse_reply_readlink(req, target);
-	atime_touch(s, node);
 }
 
 /* --- directories --- */
@@ -132,14 +134,14 @@ static void read_directory(fuse_req_t req, fuse_ino_t id, size_t size, off_t coo
 		return;
 	}
 	int err = kiln_readdir(r.server->fs, node, (uint64_t)cookie, dir_add, &r, NULL, NULL);
+	if (!cookie && !err)
+		atimes_note(r.server->atimes, node);
 	/* What came before the damage is given first; the next request then starts at it and fails. */
 	if (err && !r.used)
 		fuse_reply_err(req, -err);
 	else
 		fuse_reply_buf(req, r.buf, r.used);
 	free(r.buf);
-	if (!cookie)
-		atime_touch(r.server, node);
 }
 
 void serve_readdir(fuse_req_t req, fuse_ino_t id, size_t size, off_t cookie, struct fuse_file_info *fi)

@@ -20,12 +20,6 @@ enum {
 	BUFFERS_IDLE_MAX = 16,
 };
 
-/* When atime of an object was last looked at. */
-struct atime_look {
-	struct kiln_node node;
-	uint64_t at_ns; /* clock_monotonic_ns() */
-};
-
 /* A file of which not all that was written could be written back, and nobody has been told yet. */
 struct failed_file {
 	struct kiln_node node;
@@ -48,9 +42,8 @@ struct mount_server {
 	unsigned buffers_nr;
 	struct mutex failed_lock;
 	struct failed_file *failed;
-	size_t failed_nr; /* looked at without the lock, too */
-	struct mutex looks_lock;
-	struct atime_look looks[1024];
+	size_t failed_nr;      /* looked at without the lock, too */
+	struct atimes *atimes; /* NULL: reading doesn't change them */
 };
 
 static inline struct mount_server *server_of(fuse_req_t req) { return fuse_req_userdata(req); }
@@ -60,7 +53,7 @@ static inline struct mount_server *server_of(fuse_req_t req) { return fuse_req_u
  * error and returns false when the kernel can't mean one.
  */
 bool request_node(fuse_req_t req, fuse_ino_t id, struct kiln_node *node);
-void stat_to_posix(const struct kiln_stat *st, struct stat *out);
+void stat_to_posix(struct mount_server *s, const struct kiln_stat *st, struct stat *out);
 /* What the kernel is to remember of an object, with one reference on its id. */
 int entry_fill(struct mount_server *s, const struct kiln_stat *st, struct fuse_entry_param *e);
 /* Answer with an entry of @st, or with @err. */
@@ -71,9 +64,6 @@ void server_forget(struct mount_server *s, uint64_t id, uint64_t count);
 
 /* Have the kernel ask again for the attributes of an object. It waits for nothing. */
 void server_forget_attributes(struct mount_server *s, uint64_t id);
-
-/* Somebody has read it: atime.c. */
-void atime_touch(struct mount_server *s, struct kiln_node node);
 
 /* Handlers, by file. See fuse_lowlevel.h. */
 

@@ -26,6 +26,9 @@ static int setattr_check(const struct inode *inode, const struct setattr *attr)
 		(attr->fields & SETATTR_ATIME && !attr->atime_now ? SETATTR_ATIME : 0u) |
 		(attr->fields & SETATTR_MTIME && !attr->mtime_now && !attr->has_times_of_write ? SETATTR_MTIME : 0u);
 
+	/* Reading changes this, which neither forbids. */
+	if (attr->fields == SETATTR_ATIME && attr->keeps_ctime)
+		return 0;
 	if (inode->flags & INODE_IMMUTABLE && attr->fields & ~(unsigned)SETATTR_FLAGS)
 		return -EPERM;
 	if (inode->flags & INODE_APPEND &&

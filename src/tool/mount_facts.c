@@ -205,7 +205,7 @@ static int add_debug(struct mount_facts_of *f, json_t *reply)
 	return add_status(f, reply);
 }
 
-static int do_sync(struct mount_facts_of *f, json_t *reply) { return kiln_sync(f->fs); }
+static int do_sync(struct mount_facts_of *f, json_t *reply) { return mount_server_sync(f->server); }
 
 static const struct {
 	const char *name;
