@@ -703,7 +703,7 @@ def times_of_access_are_kept_together_and_not_lost(to):
         atimes[0] = 10 ** 18
     fs.mount()
     assert [os.stat(fs.path("f%d" % i)).st_atime_ns for i in range(1500)] == atimes
-    subprocess.run(["chattr", "+a", fs.path("f0")], check=True)
+    subprocess.run(["chattr", "+ai", fs.path("f0")], check=True)
     status, _, err = doors.run([KILN, "sync", fs.directory])
     assert status == 0, err
     for synced in (False, True):
