@@ -1,9 +1,9 @@
 /*
  * Writing file data: bytes become blocks, blocks go to new space in chunks, several in flight at a time.
  *
- * A chunk is copied once, while it is checksummed. As long as one waits for its devices, the next is prepared; they are
- * put in order, so that what is there after a crash grows from the front, and a write that runs out of space ends
- * somewhere in the middle, not with holes.
+ * A chunk is copied once: into what it is stored as, or as it is, just before it is checksummed. As long as one waits
+ * for its devices, the next is prepared; they are put in order, so that what is there after a crash grows from the
+ * front, and a write that runs out of space ends somewhere in the middle, not with holes.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -261,6 +261,11 @@ void write_source_copy(const struct write_source *s, uint64_t block, uint64_t at
 	}
 }
 
+const uint8_t *write_source_at(const struct write_source *s, uint64_t at, size_t len)
+{
+	return at >= s->begin && at + len <= s->end ? s->buf + (at - s->begin) : NULL;
+}
+
 /* --- inline data (06 §9.2) --- */
 
 size_t write_inline_bytes_max(const struct data *data)
@@ -340,8 +345,10 @@ static int chunks_write(struct write_op *op, const struct write_source *s, uint6
 			c->is_alone = wanted == 1;
 			c->begin = next;
 			c->end = chunk_end(next, end);
-			write_source_copy(s, block, c->begin << SECTOR_SHIFT, c->buf,
-					  (c->end - c->begin) << SECTOR_SHIFT);
+			size_t bytes = (c->end - c->begin) << SECTOR_SHIFT;
+			c->given = write_source_at(s, c->begin << SECTOR_SHIFT, bytes);
+			if (!c->given)
+				write_source_copy(s, block, c->begin << SECTOR_SHIFT, c->buf, bytes);
 			int start_err = write_chunk_start(c);
 			if (!start_err) {
 				next = c->end;

@@ -29,9 +29,9 @@ static uint32_t region_sectors_max(const struct write_op *op)
 	return (uint32_t)(max(bytes / block * block, block) >> SECTOR_SHIFT);
 }
 
-static uint8_t *region_input(const struct write_chunk *c, const struct write_region *r)
+static const uint8_t *region_input(const struct write_chunk *c, const struct write_region *r)
 {
-	return (uint8_t *)c->buf + ((size_t)r->at << SECTOR_SHIFT);
+	return (c->given ? c->given : (const uint8_t *)c->buf) + ((size_t)r->at << SECTOR_SHIFT);
 }
 
 static uint8_t *region_output(const struct write_chunk *c, const struct write_region *r)
@@ -180,6 +180,15 @@ int write_region_divide(struct write_chunk *c, size_t i, uint32_t room)
 
 /* --- sealing --- */
 
+/* What is stored as it was given, and might change there; who reads it next finds it in the processor's cache. */
+static void region_copy(const struct write_chunk *c, struct write_region *r)
+{
+	uint8_t *to = (uint8_t *)c->buf + ((size_t)r->at << SECTOR_SHIFT);
+
+	memcpy(to, r->bytes, (size_t)r->crc.compressed_sectors << SECTOR_SHIFT);
+	r->bytes = to;
+}
+
 /*
  * What is encrypted goes to c->stored, as the bytes in c->buf may be asked for again (write_batch.c), and written again
  * after a failure: then with another version, so that no key stream ever covers two plaintexts.
@@ -190,6 +199,8 @@ static void region_seal(const struct write_chunk *c, struct write_region *r)
 	size_t bytes = (size_t)r->crc.compressed_sectors << SECTOR_SHIFT;
 
 	if (!checksum_is_mac(r->crc.csum_type)) {
+		if (c->given && r->bytes == region_input(c, r))
+			region_copy(c, r);
 		if (r->crc.csum_type)
 			r->crc.csum = checksum_compute(r->crc.csum_type, NULL, (struct nonce){ 0 }, r->bytes, bytes);
 		return;
@@ -231,9 +242,9 @@ int write_regions_seal(struct write_chunk *c)
 	bool is_encrypted = checksum_is_mac(c->op->csum_type);
 	int err = is_encrypted ? encryption_prepare(c) : 0;
 
-	if (err || !c->op->csum_type)
+	if (err || (!c->op->csum_type && !c->given))
 		return err;
-	if (is_encrypted || c->end - c->begin >= CREW_CHECKSUM_SECTORS_MIN)
+	if (is_encrypted || (c->op->csum_type && c->end - c->begin >= CREW_CHECKSUM_SECTORS_MIN))
 		crew_run(&c->op->data->writer->crew, (unsigned)c->region_nr, seal_job, c);
 	else
 		for (size_t i = 0; i < c->region_nr; i++)

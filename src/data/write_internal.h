@@ -126,6 +126,8 @@ struct write_source {
 };
 /* Bytes [@at, @at + @len) of the blocks. */
 void write_source_copy(const struct write_source *s, uint64_t block, uint64_t at, uint8_t *to, size_t len);
+/* The same where they are; NULL: not all in one place. */
+const uint8_t *write_source_at(const struct write_source *s, uint64_t at, size_t len);
 
 /* --- in_place.c; the inode is locked --- */
 
@@ -157,7 +159,9 @@ struct write_region {
 struct write_chunk {
 	struct write_op *op;
 	uint64_t begin, end;
-	void *buf;    /* aligned; the file's bytes */
+	void *buf; /* aligned; the file's bytes, when they are sealed */
+	/* Where they are until then, if that isn't buf; NULL else. */
+	const uint8_t *given;
 	void *stored; /* what of it is stored in another form; NULL while nothing is */
 	/* Ascending sectors where keys end, besides the ends of regions: of one file behind another (write_batch.c). */
 	const uint32_t *cuts;
@@ -180,7 +184,10 @@ struct write_chunk {
 struct alloc_request write_space_request(const struct write_op *op);
 int write_chunk_init(struct write_chunk *c, struct write_op *op);
 void write_chunk_destroy(struct write_chunk *c);
-/* Encode, allocate and submit what is in c->buf. Fewer sectors than asked for may be taken: c->end says. 0 or error. */
+/*
+ * Encode, allocate and submit what is in c->buf, or given. Fewer sectors than asked for may be taken: c->end says. 0 or
+ * error.
+ */
 int write_chunk_start(struct write_chunk *c);
 /* Wait for it; keys of what was written remain. 0 or -EIO. */
 int write_chunk_finish(struct write_chunk *c);
@@ -189,14 +196,14 @@ void write_chunk_release(struct write_chunk *c);
 
 /* --- write_encode.c --- */
 
-/* Divide what is in c->buf into regions, and compress them if that is asked for. */
+/* Divide what is in c->buf, or given, into regions, and compress them if that is asked for. */
 int write_regions_make(struct write_chunk *c);
 /*
  * Region @i, whose stored form is larger than @room sectors (whole blocks, at least one), becomes one that isn't, and
  * what is left another one behind it.
  */
 int write_region_divide(struct write_chunk *c, size_t i, uint32_t room);
-/* When all have their place: encrypt and checksum what is stored. 0 or an error. */
+/* When all have their place: encrypt, or copy what was given, and checksum what is stored. 0 or an error. */
 int write_regions_seal(struct write_chunk *c);
 
 /* --- write.c --- */
