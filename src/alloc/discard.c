@@ -204,6 +204,9 @@ static const char *task_round(struct allocator *a, bool is_flush_wanted, unsigne
 {
 	uint64_t waiting_seq = 0;
 
+	/* Places for nodes that are kept at hand may be all that buckets are still open for. */
+	if (is_flush_wanted || space_is_low(a))
+		node_pool_sift(a);
 	alloc_task_result(a, "noting what was read", read_times_put(a, read_notes_min), &a->discards.err_told[2]);
 	alloc_task_result(a, "taking back cached buckets", invalidate_run(a), &a->discards.err_told[0]);
 	*freed = discards_run(a, &waiting_seq);
@@ -235,7 +238,8 @@ static void discards_task(void *arg)
 			waitq_wait(&d->work, &d->lock);
 			continue;
 		}
-		bool is_flush_wanted = d->is_flush_wanted;
+		/* What has become empty since who waits asked is wanted, too. */
+		bool is_flush_wanted = d->is_flush_wanted || d->waiting_nr;
 		unsigned read_notes_min = d->is_resting ? 0 : READ_NOTES_MANY;
 		int freed = 0;
 		d->is_wanted = d->is_flush_wanted = false;

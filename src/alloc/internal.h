@@ -144,6 +144,8 @@ void open_buckets_destroy(struct open_buckets *o);
 bool open_bucket_is_open(struct allocator *a, unsigned dev, uint64_t bucket);
 /* A commit has changed whether a bucket counts as free. */
 void open_bucket_set_used(struct allocator *a, unsigned dev, uint64_t bucket, bool is_free);
+/* Has all that was in an open bucket gone? */
+bool open_bucket_was_emptied(struct allocator *a, uint16_t idx);
 /* A commit makes a bucket wait for being discarded. If it is open, that is looked at again when it is closed. */
 void open_bucket_set_emptied(struct allocator *a, unsigned dev, uint64_t bucket);
 void open_bucket_get(struct allocator *a, uint16_t idx);
@@ -194,6 +196,8 @@ void write_points_init(struct allocator *a);
 void write_points_destroy(struct allocator *a);
 /* Let go of all buckets: they are closed, or left on the partial list. */
 void write_points_drop(struct allocator *a, bool to_partial);
+/* Devices on which a bucket helps who needs one for this type: one of durability 0 doesn't. */
+uint64_t write_point_devs(const struct allocator *a, unsigned data_type);
 /* A bucket was allocated on @dev, which has @available ones. */
 void write_point_stripe(uint64_t next[ALLOC_DEVS_MAX], unsigned dev, uint64_t available);
 /* Devices of a target, one bit each; all for 0 and for targets that don't exist. */
@@ -202,6 +206,7 @@ uint64_t target_devs(const struct allocator *a, unsigned target);
 /* --- node_reserve.c --- */
 
 enum { NODE_POOL_TARGET = 12, NODE_POOL_RECLAIM = 8, NODE_POOL_MIN = 16, NODE_POOL_BUCKETS = 8, NODE_POOL_MAX = 64 };
+enum { NODE_ROOM_MIN = 56 }; /* nodes: twice what those for ordinary updates leave alone (07 §13) */
 
 struct node_pool {
 	struct mutex lock;
@@ -209,6 +214,9 @@ struct node_pool {
 	struct alloc_extent slots[NODE_POOL_MAX];
 	unsigned nr;
 	bool is_stopping; /* nothing is kept any more */
+	/* How many more nodes there is room for in free buckets, and whether one has been taken since. */
+	atomic_uint_fast64_t room;
+	atomic_bool is_room_old;
 	struct task *task;
 	struct job job;
 };
@@ -216,7 +224,7 @@ struct node_pool {
 void node_pool_init(struct node_pool *p);
 void node_pool_destroy(struct node_pool *p);
 int node_pool_start(struct allocator *a);
-/* Give up slots on devices that aren't written any more. */
+/* Give up slots that aren't of use any more. */
 void node_pool_sift(struct allocator *a);
 /* End the task and give up what is there; what comes back later isn't kept. */
 void node_pool_stop(struct allocator *a);

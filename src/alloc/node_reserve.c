@@ -4,6 +4,9 @@
  * A slot is room for one node on as many devices as metadata has replicas, in open buckets. A job keeps a few of them
  * in a pool, so that interior updates needn't search; the last ones are only for those that free space or journal.
  * Slots that aren't used come back to the pool.
+ *
+ * Who changes keys waits, after each commit, until there is room for all nodes that may have to be replaced when what
+ * has changed is written back, and for what it takes to move nodes together (allocator_node_room_wait()).
  */
 #include <assert.h>
 #include <errno.h>
@@ -26,6 +29,8 @@ void node_pool_init(struct node_pool *p)
 	memset(p, 0, sizeof(*p));
 	mutex_init(&p->lock);
 	waitq_init(&p->low);
+	atomic_init(&p->room, 0);
+	atomic_init(&p->is_room_old, true);
 	job_init(&p->job, "node reserve", "has places for new nodes at hand");
 }
 
@@ -85,10 +90,12 @@ static bool pool_take(struct node_pool *p, enum watermark watermark, struct allo
 	return has;
 }
 
-static bool slot_is_writable(struct allocator *a, const struct alloc_extent *slot)
+/* Not so on a device that isn't written any more; nor where all else that was in the bucket is gone. */
+static bool slot_is_worth_keeping(struct allocator *a, const struct alloc_extent *slot)
 {
 	for (unsigned i = 0; i < slot->ptr_nr; i++)
-		if (!atomic_load(&a->devs[slot->ptrs[i].dev].is_writable))
+		if (!atomic_load(&a->devs[slot->ptrs[i].dev].is_writable) ||
+		    open_bucket_was_emptied(a, slot->open_bucket[i]))
 			return false;
 	return true;
 }
@@ -97,8 +104,9 @@ static void pool_put(struct allocator *a, struct alloc_extent *slot)
 {
 	struct node_pool *p = &a->nodes;
 
+	bool is_worth_it = slot_is_worth_keeping(a, slot);
 	mutex_lock(&p->lock);
-	bool is_kept = !p->is_stopping && p->nr < pool_max(a) && slot_is_writable(a, slot);
+	bool is_kept = !p->is_stopping && p->nr < pool_max(a) && is_worth_it;
 	if (is_kept)
 		p->slots[p->nr++] = *slot;
 	mutex_unlock(&p->lock);
@@ -220,11 +228,104 @@ void allocator_node_alloc(struct allocator *a, struct btree_node_reserve *reserv
 	memcpy(p->ptrs, slot->ptrs, slot->ptr_nr * sizeof(p->ptrs[0]));
 }
 
+void allocator_node_reserve_trim(struct allocator *a, struct btree_node_reserve *reserve)
+{
+	while (reserve->nr > reserve->used)
+		pool_put(a, &reserve->slots[--reserve->nr]);
+}
+
 void allocator_node_reserve_put(struct allocator *a, struct btree_node_reserve *reserve)
 {
+	allocator_node_reserve_trim(a, reserve);
 	for (unsigned i = 0; i < reserve->used; i++)
 		allocator_extent_put(a, &reserve->slots[i]);
-	for (unsigned i = reserve->used; i < reserve->nr; i++)
-		pool_put(a, &reserve->slots[i]);
 	free(reserve);
+}
+
+/* --- when there is little --- */
+
+static uint64_t slots_free(struct allocator *a, unsigned dev)
+{
+	return open_buckets_available(a, dev, WATERMARK_RECLAIM) *
+	       (a->devs[dev].bucket_sectors / a->super->kctx.node_sectors);
+}
+
+/* How many nodes fit into free buckets of @devs, each on as many as it takes. */
+static uint64_t room_of(struct allocator *a, uint64_t devs)
+{
+	uint64_t slots[ALLOC_DEVS_MAX] = { 0 }, low = 0, high = 0, durability = 0;
+
+	for (unsigned dev = 0; dev < a->dev_nr; dev++) {
+		if (!(devs >> dev & 1))
+			continue;
+		slots[dev] = slots_free(a, dev);
+		high += slots[dev] * a->devs[dev].durability;
+		durability += a->devs[dev].durability;
+	}
+	uint64_t replicas = min(max(a->super->options[OPT_METADATA_REPLICAS], (uint64_t)1), durability);
+	while (replicas && low < high) {
+		uint64_t nr = low + (high - low + 1) / 2, copies = 0;
+
+		for (unsigned dev = 0; dev < a->dev_nr; dev++)
+			copies += min(slots[dev], nr) * a->devs[dev].durability;
+		if (copies >= nr * replicas)
+			low = nr;
+		else
+			high = nr - 1;
+	}
+	return low;
+}
+
+/* Those on which less than @nodes fit. */
+static uint64_t devs_with_less(struct allocator *a, uint64_t devs, uint64_t nodes)
+{
+	for (unsigned dev = 0; dev < a->dev_nr; dev++)
+		if (devs >> dev & 1 && slots_free(a, dev) >= nodes)
+			devs &= ~(1ull << dev);
+	return devs;
+}
+
+/* What is known of it: counted again when a bucket has been taken since. */
+static uint64_t room_count(struct allocator *a, uint64_t devs)
+{
+	struct node_pool *p = &a->nodes;
+
+	if (atomic_exchange(&p->is_room_old, false))
+		atomic_store(&p->room, room_of(a, devs));
+	return atomic_load(&p->room);
+}
+
+/*
+ * Nodes that write-back makes are allocated where nobody can wait for copygc, which needs write-back itself: what such
+ * a node leaves behind is a hole in a bucket, of use to nobody before the others in it have been moved. So who causes
+ * that waits, after his commit, until there is room for what has been caused, and for what moving takes.
+ */
+void allocator_node_room_wait(struct allocator *a, uint64_t nodes)
+{
+	struct node_pool *p = &a->nodes;
+	bool has_hope = true;
+
+	/* What is replaced changes other nodes in its turn. */
+	nodes += nodes / 2 + NODE_ROOM_MIN;
+	if (!atomic_load_explicit(&p->is_room_old, memory_order_relaxed) &&
+	    atomic_load_explicit(&p->room, memory_order_relaxed) >= nodes)
+		return;
+	uint64_t devs = write_point_devs(a, DATA_BTREE);
+	while (has_hope && room_count(a, devs) < nodes) {
+		mutex_lock(&a->discards.lock);
+		uint64_t seen = a->discards.freed_nr;
+		has_hope = a->evacuation.has_mover;
+		mutex_unlock(&a->discards.lock);
+		/* What was known may be from before something became free. */
+		atomic_store(&p->is_room_old, true);
+		if (room_count(a, devs) >= nodes)
+			return;
+		has_hope = has_hope && discards_wait(a, seen, devs_with_less(a, devs, nodes), true);
+		atomic_store(&p->is_room_old, true);
+	}
+	/* Moving gains nothing: it is tried again when one more bucket has been taken. */
+	if (!has_hope) {
+		atomic_store(&p->room, UINT64_MAX);
+		atomic_store(&p->is_room_old, false);
+	}
 }

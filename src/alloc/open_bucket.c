@@ -66,6 +66,14 @@ void open_bucket_set_emptied(struct allocator *a, unsigned dev, uint64_t bucket)
 	mutex_unlock(&a->open.lock);
 }
 
+bool open_bucket_was_emptied(struct allocator *a, uint16_t idx)
+{
+	mutex_lock(&a->open.lock);
+	bool was_emptied = a->open.buckets[idx].was_emptied;
+	mutex_unlock(&a->open.lock);
+	return was_emptied;
+}
+
 /* --- how many there may be --- */
 
 /* Free buckets of a device that a request may have. open_buckets.lock is held. */
@@ -128,6 +136,7 @@ int open_bucket_enter(struct allocator *a, unsigned dev, uint64_t bucket, unsign
 		o->opened++;
 		o->opened_by_users += data_type == DATA_USER && watermark <= WATERMARK_NORMAL;
 		o->free_on_disk_nr[dev]++;
+		atomic_store_explicit(&a->nodes.is_room_old, true, memory_order_relaxed);
 	}
 	mutex_unlock(&o->lock);
 	return err;

@@ -310,13 +310,9 @@ static int extent_try(struct allocator *a, const struct alloc_request *req, uint
 	return err;
 }
 
-/*
- * Devices on which a bucket helps a request that has none. One of durability 0 is no reason to wait, nor does it end
- * that.
- */
-static uint64_t devs_that_help(const struct allocator *a, const struct alloc_request *req)
+uint64_t write_point_devs(const struct allocator *a, unsigned data_type)
 {
-	uint64_t devs = devs_writable(a, req->data_type) & ~req->dev_exclude;
+	uint64_t devs = devs_writable(a, data_type);
 
 	for (unsigned dev = 0; dev < a->dev_nr; dev++)
 		if (!dev_durability(a, dev))
@@ -369,7 +365,7 @@ int allocator_extent_get(struct allocator *a, const struct alloc_request *req, u
 			discards_kick(a);
 			return -EAGAIN;
 		}
-		if (!discards_wait(a, seen, devs_that_help(a, req), may_evacuate(req)))
+		if (!discards_wait(a, seen, write_point_devs(a, req->data_type) & ~req->dev_exclude, may_evacuate(req)))
 			return -ENOSPC;
 		has_dropped = false;
 	}

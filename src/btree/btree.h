@@ -57,6 +57,8 @@ struct btree_backend {
 	int (*reserve)(void *ctx, unsigned nr, enum watermark watermark, struct btree_node_reserve **reserve);
 	/* Take one: fills in p->ptrs and p->ptr_nr, all replicas, current generations. Not more than were reserved. */
 	void (*node_alloc)(void *ctx, struct btree_node_reserve *reserve, struct btree_ptr *p);
+	/* Give back what hasn't been taken of it. */
+	void (*reserve_trim)(void *ctx, struct btree_node_reserve *reserve);
 	/* Give back what is left of it. The buckets of nodes taken from it may be reused as their keys say from here
 	 * on. */
 	void (*reserve_put)(void *ctx, struct btree_node_reserve *reserve);
@@ -71,6 +73,12 @@ struct btree_backend {
 	 * backends without journal need it, to free the space at once. NULL otherwise.
 	 */
 	void (*node_free)(void *ctx, const struct btree_ptr *p);
+	/*
+	 * Something was committed, by somebody who may wait for space, and as it stands @nodes may have to be replaced
+	 * when they are written: where room for so many and some more is lacking, wait for who makes it. Called without
+	 * locks. NULL: there always is enough.
+	 */
+	void (*room_wait)(void *ctx, uint64_t nodes);
 	void *ctx;
 };
 

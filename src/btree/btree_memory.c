@@ -153,16 +153,21 @@ static void memory_node_alloc(void *ctx, struct btree_node_reserve *r, struct bt
 	p->ptrs[0] = (struct extent_ptr){ .dev = MEMORY_DEV, .sector = slot_sector(m, r->slots[--r->nr]) };
 }
 
-static void memory_reserve_put(void *ctx, struct btree_node_reserve *r)
+static void memory_reserve_trim(void *ctx, struct btree_node_reserve *r)
 {
 	struct btree_memory *m = ctx;
 
-	if (!r)
-		return;
 	mutex_lock(&m->lock);
 	while (r->nr)
 		m->free[m->free_nr++] = r->slots[--r->nr];
 	mutex_unlock(&m->lock);
+}
+
+static void memory_reserve_put(void *ctx, struct btree_node_reserve *r)
+{
+	if (!r)
+		return;
+	memory_reserve_trim(ctx, r);
 	free(r);
 }
 
@@ -210,6 +215,7 @@ void btree_memory_backend(struct btree_memory *memory, struct btree_backend *bac
 		.device_name = memory_device_name,
 		.reserve = memory_reserve,
 		.node_alloc = memory_node_alloc,
+		.reserve_trim = memory_reserve_trim,
 		.reserve_put = memory_reserve_put,
 		.write = memory_write,
 		.node_free = memory_node_free,

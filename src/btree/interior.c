@@ -744,6 +744,7 @@ static void update_submit(struct interior_update *u)
 	struct btrees *trees = u->trees;
 	struct write_state *w = trees->write;
 
+	trees->opts.backend.reserve_trim(trees->opts.backend.ctx, u->reserve);
 	mutex_lock(&w->interior_lock);
 	w->updates_submitted++;
 	if (trees->write_opts.journal) {
@@ -754,6 +755,14 @@ static void update_submit(struct interior_update *u)
 	mutex_unlock(&w->interior_lock);
 	if (!trees->write_opts.journal)
 		interior_update_finish(trees, u);
+}
+
+int interior_journal_wait(struct btrees *trees, enum watermark watermark)
+{
+	enum { UPDATE_U64S = 256 }; /* what one takes, about */
+	struct journal *j = trees->write_opts.journal;
+
+	return j ? journal_res_wait(j, UPDATE_U64S, watermark) : 0;
 }
 
 /* Nodes that replacing @node can take at most, if its parents are as they seem. */

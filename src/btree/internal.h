@@ -466,6 +466,11 @@ enum interior_kind {
 	INTERIOR_MERGE,	  /* with a sibling, if both are small; else nothing is done */
 };
 /*
+ * Updates commit with what the journal keeps for reclaim. One that isn't urgent waits before it begins, until everybody
+ * with this watermark may have room there. 0 or the journal's error.
+ */
+int interior_journal_wait(struct btrees *trees, enum watermark watermark);
+/*
  * Replace @node, which the caller has a reference to. Waits for other interior updates of the btree, or gives up with
  * -EAGAIN if !@can_wait. 0 when it has been replaced, by whomever.
  */
@@ -530,7 +535,7 @@ void node_write_wait(struct btrees *trees, struct btree_node *node);
 /* Something that kept nodes from being written is over. */
 void node_write_kick(struct btrees *trees);
 /* Wait while too much is dirty. */
-void node_write_throttle(struct btrees *trees);
+void node_write_throttle(struct btrees *trees, bool may_wait_for_space);
 /* Nothing may be written any more. */
 void write_failed(struct btrees *trees, int err);
 /*

@@ -129,16 +129,10 @@ static void edges_add(struct merger *m, const struct btree_node *node)
 
 static const char has_work[] = "nodes have become small";
 
-/* A merge isn't urgent: what the journal keeps for reclaim isn't for it. Wait until everybody may have room there. */
 static bool journal_has_time(struct btrees *trees)
 {
-	enum { UPDATE_U64S = 256 }; /* what an interior update takes, about */
-	struct journal *j = trees->write_opts.journal;
-
-	if (!j)
-		return true;
 	job_waits(&trees->merger->job, "the journal must have space for everybody");
-	int err = journal_res_wait(j, UPDATE_U64S, WATERMARK_NORMAL);
+	int err = interior_journal_wait(trees, WATERMARK_NORMAL);
 	job_works(&trees->merger->job, has_work);
 	return !err;
 }

@@ -165,11 +165,24 @@ void node_write_wait(struct btrees *trees, struct btree_node *node)
 }
 
 /*
+ * How many of @dirty_nr nodes may have to be replaced when they are written. Each write takes a block of the log at
+ * least, and the log is what a third of the node leaves: every fifth write or so of a node of 16 blocks, say.
+ */
+static uint64_t replaced_estimate(const struct btrees *trees, uint64_t dirty_nr)
+{
+	enum { FULL_AFTER = 8 }; /* in parts of the blocks of a node: so every second one, and some more */
+	uint64_t blocks = trees->node_bytes / ((uint64_t)trees->opts.kctx->block_sectors * SECTOR_BYTES);
+
+	return div_round_up_u64(dirty_nr * FULL_AFTER, max(blocks, (uint64_t)FULL_AFTER));
+}
+
+/*
  * For a while only: the writer may wait for space, and that for the caller. So this slows down who makes nodes dirty
  * faster than they can be written, and can't stop anybody for good.
  */
-void node_write_throttle(struct btrees *trees)
+void node_write_throttle(struct btrees *trees, bool may_wait_for_space)
 {
+	const struct btree_backend *backend = &trees->opts.backend;
 	struct write_state *w = trees->write;
 	uint64_t deadline = 0;
 
@@ -180,8 +193,11 @@ void node_write_throttle(struct btrees *trees)
 		if (!waitq_wait_until(&w->done, &w->lock, deadline))
 			break;
 	}
+	uint64_t nodes = replaced_estimate(trees, w->dirty_nr);
 	mutex_unlock(&w->lock);
 	cache_shrink(trees);
+	if (may_wait_for_space && backend->room_wait)
+		backend->room_wait(backend->ctx, nodes);
 }
 
 int write_error(struct btrees *trees) { return trees->write ? atomic_load(&trees->write->err) : 0; }
@@ -821,6 +837,8 @@ static uint64_t nodes_replaced_nr(const struct btrees *trees)
  */
 static int room_make(struct btrees *trees, bool *any)
 {
+	const struct btree_backend *backend = &trees->opts.backend;
+	struct write_state *w = trees->write;
 	enum { ROUNDS_MAX = 32 }; /* others may be changing things too */
 	uint64_t replaced_nr;
 	unsigned round = 0;
@@ -828,6 +846,11 @@ static int room_make(struct btrees *trees, bool *any)
 
 	do {
 		replaced_nr = nodes_replaced_nr(trees);
+		mutex_lock(&w->lock);
+		uint64_t nodes = w->dirty_nr;
+		mutex_unlock(&w->lock);
+		if (backend->room_wait)
+			backend->room_wait(backend->ctx, nodes);
 		*any |= trees->write_buffer && write_buffer_key_nr(trees->write_buffer);
 		err = trees->write_buffer ? btree_write_buffer_flush(trees) : 0;
 		if (err)
@@ -888,10 +911,11 @@ int btree_node_rewrite(struct btrees *trees, unsigned btree_id, unsigned level, 
 		return ret ? ret : -ENOENT;
 	bool is_there = place.node && node_is_at(place.node, at);
 	six_unlock_read(tree_leaf_lock(trees, btree_id, place.node));
-	ret = -ENOENT;
-	if (is_there)
-		ret = trees->write ? interior_replace(trees, place.node, INTERIOR_REWRITE, WATERMARK_BTREE_COPYGC, true)
-				   : -EROFS;
+	ret = is_there ? 0 : -ENOENT;
+	if (!ret)
+		ret = trees->write ? interior_journal_wait(trees, WATERMARK_COPYGC) : -EROFS;
+	if (!ret)
+		ret = interior_replace(trees, place.node, INTERIOR_REWRITE, WATERMARK_BTREE_COPYGC, true);
 	node_put(place.node);
 	return ret;
 }

@@ -546,6 +546,6 @@ int btree_txn_run(struct btrees *trees, const struct btree_commit_opts *opts, bt
 	free(txn.reads);
 	free(txn.leaves);
 	if (w && !err && opts->watermark < WATERMARK_RECLAIM && !(opts->flags & BTREE_COMMIT_NO_SPLIT))
-		node_write_throttle(trees);
+		node_write_throttle(trees, opts->watermark < WATERMARK_COPYGC);
 	return err;
 }

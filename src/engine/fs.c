@@ -79,6 +79,16 @@ static void backend_node_alloc(void *ctx, struct btree_node_reserve *reserve, st
 	allocator_node_alloc(((struct kiln_fs *)ctx)->allocator, reserve, p);
 }
 
+static void backend_reserve_trim(void *ctx, struct btree_node_reserve *reserve)
+{
+	allocator_node_reserve_trim(((struct kiln_fs *)ctx)->allocator, reserve);
+}
+
+static void backend_room_wait(void *ctx, uint64_t nodes)
+{
+	allocator_node_room_wait(((struct kiln_fs *)ctx)->allocator, nodes);
+}
+
 static void backend_reserve_put(void *ctx, struct btree_node_reserve *reserve)
 {
 	allocator_node_reserve_put(((struct kiln_fs *)ctx)->allocator, reserve);
@@ -241,8 +251,10 @@ static int open_btrees(struct kiln_fs *fs, uint64_t memory_bytes)
 			.replica_bad = backend_replica_bad,
 			.reserve = backend_reserve,
 			.node_alloc = backend_node_alloc,
+			.reserve_trim = backend_reserve_trim,
 			.reserve_put = backend_reserve_put,
 			.write = fs_node_write,
+			.room_wait = backend_room_wait,
 			.ctx = fs,
 		},
 		.reports = &fs->reporter.sink,

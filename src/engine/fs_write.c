@@ -420,6 +420,10 @@ static int write_back_all(struct kiln_fs *fs)
 		stop_step_set(fs, "replacing bad copies");
 		data_repair_wait(fs->data);
 	}
+	/* While copygc can make room for what that takes; then little is left. */
+	stop_step_set(fs, "writing btree nodes");
+	if (!err)
+		err = btrees_flush_all(fs->trees);
 	stop_step_set(fs, "finishing what was being written");
 	data_stop_write(fs->data);
 	/* What became empty can be discarded only behind a flush, and discarding changes keys again: settle that first.
@@ -428,7 +432,7 @@ static int write_back_all(struct kiln_fs *fs)
 		err = journal_flush(fs->journal_writer);
 	stop_step_set(fs, "letting the allocator come to rest");
 	allocator_quiesce(fs->allocator);
-	stop_step_set(fs, "writing btree nodes");
+	stop_step_set(fs, "writing the last btree nodes");
 	if (!err)
 		do
 			err = btrees_flush_all(fs->trees);

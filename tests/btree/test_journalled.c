@@ -78,6 +78,7 @@ static void node_alloc(void *ctx, struct btree_node_reserve *r, struct btree_ptr
 }
 
 static void reserve_put(void *ctx, struct btree_node_reserve *r) {}
+static void reserve_trim(void *ctx, struct btree_node_reserve *r) {}
 
 static int node_write(void *ctx, const struct btree_ptr *p, const void *buf, size_t offset, size_t bytes,
 		      unsigned *failed)
@@ -128,6 +129,7 @@ static void world_open(struct world *w)
 			     .device_name = device_name,
 			     .reserve = reserve,
 			     .node_alloc = node_alloc,
+			     .reserve_trim = reserve_trim,
 			     .reserve_put = reserve_put,
 			     .write = node_write,
 			     .ctx = w },

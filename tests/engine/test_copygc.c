@@ -230,12 +230,14 @@ static void stats_print(struct world *w)
 	usage_free(&u);
 }
 
-/* All have had to do with that, or say why not; nobody needs to ask a debugger what they wait for. */
+/*
+ * All have had to do with that, or say why not; nobody needs to ask a debugger what they wait for. (The write buffer's
+ * task may have nothing to do where passes come so often that they have all of it applied.)
+ */
 static void jobs_check(struct world *w)
 {
 	static const char *const busy[] = { "journal reclaim", "node write-back", "interior updates",
-					    "write buffer",    "node reserve",	  "discards",
-					    "copygc" };
+					    "node reserve",    "discards",	  "copygc" };
 	struct job_list jobs;
 	unsigned found = 0;
 

@@ -94,6 +94,18 @@ def full_with_small_then_large_files(options, size=32):
             assert now["user"] == 0 and now["inodes"] == fresh["inodes"], "%d bytes: %s, fresh: %s" % (bytes_each, now, fresh)
 
 
+def full_where_buckets_hold_many_nodes(options, size):
+    """Nodes that are soon full of changes: each that is replaced leaves a hole in a bucket that others are in."""
+    with images.temporary() as work:
+        devices = format_all(work, options, size)
+        with changes.Filesystem(CHANGE_FS, devices) as fs:
+            fs.must("mknod", "d", changes.S_IFDIR | 0o755, 0, 0)
+            names = []
+            assert fill(fs, "d", 0, 4096, names) > 1000
+            empty(fs, names)
+        judges_are_silent(devices, "emptied")
+
+
 class Deletable:
     """Things with long names, attributes and data, which are deleted one by one, the filesystem being full each time
     (with KILN_TEST_ALL=1, else for the first ones)."""
@@ -257,6 +269,7 @@ def main():
     if not QUICK:
         cases.append(("everything_can_be_deleted_when_full", functools.partial(everything_can_be_deleted_when_full, LAYOUTS[0])))
         cases.append(("full_with_small_then_large_files, of inline data", functools.partial(full_with_small_then_large_files, MORE_LAYOUTS[1], size=20)))
+        cases.append(("full_where_buckets_hold_many_nodes", functools.partial(full_where_buckets_hold_many_nodes, MORE_LAYOUTS[-1], size=12)))
     for options in [*LAYOUTS[1:], *MORE_LAYOUTS] if ALL else []:
         for test in (everything_can_be_deleted_when_full, *TESTS):
             cases.append(("%s %s" % (test.__name__, " ".join(options)), functools.partial(test, options, size=20)))
