@@ -110,6 +110,9 @@ static int recover(struct sim *s)
 	}
 	if (!err)
 		power_cut_after(s->power, 0);
+	/* Before anything has been changed, what is written is what the journal had. */
+	if (!err && !s->args->is_exhaustive && one_in(s, 2))
+		err = btrees_flush_all(s->fs->trees) ? failed(s, "nodes can't be written", "") : 0;
 	return err ? err : s->has_failed ? -EPROTO : compare_after_crash(s);
 }
 
@@ -216,27 +219,46 @@ static void make_slow(struct sim *s, unsigned op_first)
 	}
 }
 
+/* Close it while the power goes, or just before it does: nearly all nodes are written then, and what says that it is
+ * clean. */
+static int shut_down_cut(struct sim *s)
+{
+	if (!s->args->is_exhaustive)
+		power_cut_after(s->power, 1 + below(s, 60));
+	int err = error_to_errno(kiln_shutdown(s->fs));
+
+	if (power_is_off(s->power))
+		return 0;
+	if (err)
+		return failed(s, "shutdown", error_name(err));
+	workload_closed(s);
+	return 0;
+}
+
 static int episode_cut(struct sim *s, uint64_t ops)
 {
+	bool is_at_shutdown = s->args->is_exhaustive || one_in(s, 3);
+	int err = 0;
+
 	if (!s->args->is_exhaustive && one_in(s, 2))
 		make_slow(s, DEVICE_WRITE);
 	/* As soon as fsync has promised something: what goes by the journal gets there anyway, a moment later. */
-	s->cut_after_fsyncs = s->is_nocow && !s->args->is_exhaustive && one_in(s, 2) ? 1 + below(s, 6) : 0;
+	s->cut_after_fsyncs = s->is_nocow && !is_at_shutdown && one_in(s, 2) ? 1 + below(s, 6) : 0;
 	if (s->args->is_exhaustive && s->depth == 0)
 		watch_cuts(s);
-	else if (!s->cut_after_fsyncs)
+	else if (!s->cut_after_fsyncs && !is_at_shutdown)
 		power_cut_after(s->power, 1 + rng_below(&s->rng, 2 + 3 * ops * s->tasks_nr));
 	workload_run(s, ops);
-	if (s->args->is_exhaustive && s->depth == 0 && !power_is_off(s->power) && !s->has_failed)
-		kiln_sync(s->fs);
+	if (is_at_shutdown && !power_is_off(s->power) && !s->has_failed)
+		err = shut_down_cut(s);
 	watch_end(s);
-	if (s->has_failed)
+	if (err || s->has_failed)
 		return -EPROTO;
 	s->cut_after_fsyncs = 0;
 	power_cut(s->power);
 	count_cut(s, false);
 	fs_kill(s);
-	int err = recover(s);
+	err = recover(s);
 	/* What was recovered can be gone on with. */
 	if (!err && s->args->is_exhaustive) {
 		workload_run(s, 3);
