@@ -35,6 +35,21 @@ static const char *long_name(const char *name)
 	return name;
 }
 
+/* What has nothing yet that does it. The other values of fix_errors repair nothing, either. */
+static const char *missing_engine(enum option_id id, uint64_t value)
+{
+	switch ((unsigned)id) {
+	case OPT_FSCK: return value ? "mounting doesn't check; kiln check does" : NULL;
+	case OPT_FIX_ERRORS:
+		return value == OPTION_FIX_ERRORS_YES || value == OPTION_FIX_ERRORS_ASK
+			       ? "nothing can be repaired yet; kiln check says what is wrong"
+			       : NULL;
+	case OPT_RECONSTRUCT_ALLOC: return value ? "nothing can be repaired yet" : NULL;
+	case OPT_NO_DATA_IO: return value ? "file data is always read and written" : NULL;
+	default: return NULL;
+	}
+}
+
 /* One "name", "noname" or "name=value"; @item is writable. */
 static int option_apply(char *item, const struct super *s, uint64_t values[OPT_NR], bool is_set[OPT_NR],
 			char why[KILN_ERROR_BYTES])
@@ -69,6 +84,11 @@ static int option_apply(char *item, const struct super *s, uint64_t values[OPT_N
 	      : option_parse((enum option_id)id, value, NULL, &values[id], &reason)) {
 		snprintf(why, KILN_ERROR_BYTES, "mount option '%.100s': %s", item, buf);
 		return -EINVAL;
+	}
+	const char *missing = missing_engine((enum option_id)id, values[id]);
+	if (missing) {
+		snprintf(why, KILN_ERROR_BYTES, "mount option '%.100s' is not supported: %s", item, missing);
+		return -EOPNOTSUPP;
 	}
 	is_set[id] = true;
 	return 0;

@@ -102,6 +102,12 @@ int super_option_parse(const struct super *s, enum option_id id, const char *tex
 bool super_option_unsupported(enum option_id id, uint64_t value, char why[256]);
 
 /*
+ * Is this value of an option kept without anything acting on it as its name says? Then the result tells what happens
+ * instead, without the option's name. NULL: it does what it says, or is refused.
+ */
+const char *super_option_idle(enum option_id id, uint64_t value);
+
+/*
  * What keeps the filesystem from being written: the first feature in use that needs something that isn't there yet, as
  * a sentence in @why ("version 1.13 is newer than 1.4"). False if nothing does. Options that a mount chooses
  * (compression, erasure_code) are the caller's to look at.

@@ -471,6 +471,24 @@ bool super_option_unsupported(enum option_id id, uint64_t value, char why[256])
 	return true;
 }
 
+const char *super_option_idle(enum option_id id, uint64_t value)
+{
+	switch ((unsigned)id) {
+	case OPT_PROMOTE_TARGET:
+		return value ? "is kept, but no cached copies of what is read are made in this version" : NULL;
+	case OPT_BACKGROUND_TARGET:
+		return value ? "is kept, but in this version only what is moved to make room goes there" : NULL;
+	case OPT_BACKGROUND_COMPRESSION:
+		return value ? "is kept, but in this version only what is moved to make room is compressed later"
+			     : NULL;
+	case OPT_ERRORS:
+		return value == OPTION_ERRORS_PANIC ? "panic is kept, but the filesystem goes read-only instead" : NULL;
+	case OPT_JOURNAL_FLUSH_DISABLED:
+		return value ? "is kept, but fsync and sync flush the journal all the same" : NULL;
+	default: return NULL;
+	}
+}
+
 bool super_write_unsupported(const struct super *s, char why[256])
 {
 	unsigned version = le16_get(s->sb->version);

@@ -171,7 +171,7 @@ static const char setfattr_usage[] =
 	"value.\n"
 	"NAME begins with user., trusted., security. or bcachefs.; bcachefs.OPTION sets an option of a file, or of "
 	"what is\n"
-	"made in a directory from then on. Files whose option compression is set can't be written yet.\n"
+	"made in a directory from then on.\n"
 	"\n"
 	"  -n NAME                 set this attribute\n"
 	"  -v VALUE                to this\n"
@@ -267,6 +267,8 @@ static int setfattr_run(const struct command *self, int argc, char **argv)
 	if (!value || value_parse(text, value, &args.size))
 		return tool_usage_error(self, "'%s' is no value", text);
 	args.value = value;
+	if (args.set && !strncmp(args.set, "bcachefs.", 9))
+		tool_option_warn(args.set + 9, text);
 	return change_each(&change, argv + optind, argc - optind, apply_path, &apply);
 }
 

@@ -55,6 +55,19 @@ void tool_error(const char *fmt, ...)
 	va_end(args);
 }
 
+void tool_option_warn(const char *name, const char *value)
+{
+	int id = option_id_parse(name);
+	uint64_t v = value && strcmp(value, "none"); /* which target it is depends on the filesystem */
+
+	if (id < 0 ||
+	    (option_table[id].type != OPTION_TARGET && option_parse((enum option_id)id, value, NULL, &v, NULL)))
+		return;
+	const char *idle = super_option_idle((enum option_id)id, v);
+	if (idle)
+		tool_error("warning: %s %s", name, idle);
+}
+
 void tool_log_to_syslog(void)
 {
 	openlog("kiln", LOG_PID, LOG_DAEMON);

@@ -269,6 +269,7 @@ static int table_option(struct args *a, enum option_id id, const char *value)
 	strbuf_printf(&a->options, "%s%s", a->options.len ? "," : "", o->name);
 	if (value)
 		strbuf_printf(&a->options, "=%s", value);
+	tool_option_warn(o->name, value);
 	return 0;
 }
 

@@ -82,6 +82,20 @@ static bool is_fuse_option(const char *item)
 	return false;
 }
 
+static void options_warn(const struct mount_command *m)
+{
+	CLEANUP_FREE char *list = m->fs_options.len ? strdup(strbuf_text(&m->fs_options)) : NULL;
+	char *save = NULL;
+
+	for (char *item = list ? strtok_r(list, ",", &save) : NULL; item; item = strtok_r(NULL, ",", &save)) {
+		char *value = strchr(item, '=');
+
+		if (value)
+			*value++ = 0;
+		tool_option_warn(item, value);
+	}
+}
+
 /* Sort a list of options out to those who want them. */
 static void options_split(struct mount_command *m, char *list)
 {
@@ -414,6 +428,7 @@ static int parse_and_run(struct mount_command *m, const struct command *self, in
 		return tool_usage_error(self, "needs a filesystem and a directory");
 	if (mount_options_parse(m->fs_options.len ? strbuf_text(&m->fs_options) : NULL, NULL, values, is_set, why))
 		return tool_usage_error(self, "%s", why);
+	options_warn(m);
 	m->mount.is_readonly = mount_options_forbid_writing(values);
 	m->fs_arg = argv[optind];
 	m->mount.mountpoint = argv[optind + 1];

@@ -53,6 +53,7 @@ static int setting_parse(const struct command *self, const struct super *s, cons
 		tool_error("%s", reason);
 		return TOOL_FAILED;
 	}
+	tool_option_warn(name, value);
 	return TOOL_OK;
 }
 

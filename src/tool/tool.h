@@ -46,7 +46,10 @@ int tool_mount_helper(int argc, char **argv);
 /* Message to stderr with "kiln: " in front and a newline behind. */
 void tool_error(const char *fmt, ...) PRINTF_LIKE(1, 2);
 void tool_message(int syslog_priority, const char *fmt, va_list args);
-/* The same, with the command's name and a pointer to its --help; returns TOOL_USAGE. */
+/* Warn if an option is given a value that is kept, but doesn't do what it says yet. @value as users give it, or NULL.
+ */
+void tool_option_warn(const char *name, const char *value);
+/* As tool_error(), with the command's name and a pointer to its --help; returns TOOL_USAGE. */
 int tool_usage_error(const struct command *self, const char *fmt, ...) PRINTF_LIKE(2, 3);
 
 /*

@@ -250,6 +250,22 @@ static void mount_options_parse_as_in_fstab(void **state)
 	assert_int_equal(mount_options_parse(NULL, NULL, values, is_set, why), 0);
 }
 
+static void mount_options_without_an_engine_are_refused_by_name(void **state)
+{
+	static const char *const refused[] = { "fsck", "fix_errors", "fix_errors=ask", "reconstruct_alloc=1",
+					       "no_data_io" };
+	uint64_t values[OPT_NR] = { 0 };
+	bool is_set[OPT_NR] = { false };
+	char why[KILN_ERROR_BYTES];
+
+	for (size_t i = 0; i < ARRAY_NR(refused); i++) {
+		assert_int_equal(mount_options_parse(refused[i], NULL, values, is_set, why), -EOPNOTSUPP);
+		assert_memory_equal(strstr(why, "'") + 1, refused[i], strcspn(refused[i], "="));
+	}
+	assert_int_equal(
+		mount_options_parse("nofsck,fix_errors=no,fix_errors=exit,no_data_io=0", NULL, values, is_set, why), 0);
+}
+
 /* --- many threads --- */
 
 struct reader {
@@ -339,6 +355,7 @@ int main(void)
 		cmocka_unit_test(walks_are_in_order_and_see_loops),
 		cmocka_unit_test(what_cannot_be_opened_is_told_with_its_reason),
 		cmocka_unit_test(mount_options_parse_as_in_fstab),
+		cmocka_unit_test(mount_options_without_an_engine_are_refused_by_name),
 		cmocka_unit_test(many_threads_read_the_same_filesystem),
 		cmocka_unit_test(a_report_is_told_once),
 	};

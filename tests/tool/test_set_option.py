@@ -109,13 +109,28 @@ def copies_that_can_not_be_made_are_warned_of(work):
     assert options(image)["metadata_replicas"] == "3"
 
 
+def options_that_nothing_acts_on_are_kept_and_warned_of(work):
+    image = os.path.join(work, "a.img")
+    for command in (["format", "-q", "--size", "32M", "--label=ssd", "--promote-target=ssd", "--errors=panic", image],
+                    ["set-option", image, "promote_target=ssd", "errors=panic"]):
+        message = kiln(*command).stderr
+        for name in ("promote_target", "errors"):
+            assert "warning: %s" % name in message, (command, message)
+        assert options(image)["promote_target"] == "ssd" and options(image)["errors"] == "continue ro [panic]"
+    kiln("touch", image, "f")
+    for name, value in (("promote_target", "dev 0"), ("background_compression", "lz4")):
+        assert "warning: " + name in kiln("setfattr", "-n", "bcachefs." + name, "-v", value, image, "f").stderr
+    assert not kiln("set-option", image, "promote_target=none", "errors=ro", "background_compression=none").stderr
+
+
 def in_directory(test):
     with tempfile.TemporaryDirectory(prefix="kiln-set-option-") as work:
         test(work)
 
 
 TESTS = [options_are_stored_one_update_each, all_members_are_written, mistakes_change_nothing,
-         newer_filesystems_are_left_alone, copies_that_can_not_be_made_are_warned_of]
+         newer_filesystems_are_left_alone, copies_that_can_not_be_made_are_warned_of,
+         options_that_nothing_acts_on_are_kept_and_warned_of]
 
 if __name__ == "__main__":
     sys.exit(tap.run([(t.__name__, functools.partial(in_directory, t)) for t in TESTS]))
