@@ -64,7 +64,7 @@ struct btree_backend {
 	void (*reserve_put)(void *ctx, struct btree_node_reserve *reserve);
 	/*
 	 * Write @bytes at byte @offset of the node to all replicas, and wait. *@failed gets a bit for each replica
-	 * (index in p->ptrs) that could not be written. 0, or an error when none could.
+	 * (index in p->ptrs) that could not be written. 0, or an error when none could, or too few.
 	 */
 	int (*write)(void *ctx, const struct btree_ptr *p, const void *buf, size_t offset, size_t bytes,
 		     unsigned *failed);

@@ -239,12 +239,19 @@ int write_chunk_start(struct write_chunk *c)
 	return err;
 }
 
-/* Take the pointers of replicas that could not be written out of the keys of piece @i. -EIO: no dirty one is left. */
+/*
+ * Take the pointers of replicas that could not be written out of the keys of piece @i. -EIO: what was written of it is
+ * less than data_replicas_required asks for.
+ */
 static int failed_drop(struct write_chunk *c, unsigned i, uint32_t failed)
 {
-	const struct key_context *kctx = &c->op->data->super->kctx;
+	const struct super *super = c->op->data->super;
+	const struct key_context *kctx = &super->kctx;
+	unsigned written = 0;
 
-	if (!(~failed & ((1u << c->extents[i].ptr_nr) - 1)))
+	for (unsigned k = 0; k < c->extents[i].ptr_nr; k++)
+		written += failed >> k & 1 ? 0 : ptr_durability(super, &c->extents[i].ptrs[k]);
+	if (written < write_space_request(c->op).replicas_required)
 		return -EIO;
 	for (size_t k = 0; k < c->key_nr; k++)
 		if (c->regions[k].extent == i) {

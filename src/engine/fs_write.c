@@ -56,6 +56,7 @@ int fs_node_write(void *ctx, const struct btree_ptr *p, const void *buf, size_t 
 	struct device_io ios[EXTENT_PTRS_MAX];
 	struct iovec iov = { (void *)buf, bytes };
 	struct io_group group;
+	unsigned online = 0, written = 0; /* durability */
 	int first_err = 0;
 
 	*failed = 0;
@@ -66,14 +67,17 @@ int fs_node_write(void *ctx, const struct btree_ptr *p, const void *buf, size_t 
 			ios[i].err = -ENODEV;
 			continue;
 		}
+		online += s->members[p->ptrs[i].dev].m.durability;
 		ios[i].dev = s->members[p->ptrs[i].dev].dev;
 		ios[i].offset_bytes = (p->ptrs[i].sector << SECTOR_SHIFT) + offset;
 		io_submit(&group, &ios[i]);
 	}
 	io_group_wait(&group);
 	for (unsigned i = 0; i < p->ptr_nr; i++) {
-		if (!ios[i].err)
+		if (!ios[i].err) {
+			written += s->members[p->ptrs[i].dev].m.durability;
 			continue;
+		}
 		*failed |= 1u << i;
 		first_err = first_err ? first_err : ios[i].err;
 		report_emit(&fs->reporter.sink,
@@ -85,7 +89,9 @@ int fs_node_write(void *ctx, const struct btree_ptr *p, const void *buf, size_t 
 					      .found = error_name(ios[i].err),
 					      .advice = "There are fewer copies than there should be." });
 	}
-	return *failed == (1u << p->ptr_nr) - 1 ? first_err : 0;
+	/* A node that had too few copies before doesn't get worse. */
+	unsigned required = min((unsigned)s->options[OPT_METADATA_REPLICAS_REQUIRED], online);
+	return *failed == (1u << p->ptr_nr) - 1 || written < required ? first_err : 0;
 }
 
 static int hook_trigger(void *ctx, struct btree_txn *txn, const struct btree_update *u)

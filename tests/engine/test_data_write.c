@@ -1153,6 +1153,67 @@ static void what_one_replica_keeps_is_written(void **state)
 	world_close(&w, false);
 }
 
+/* Copies that were asked for and not written: the write failed, and what was there before is there. */
+static void a_write_with_less_copies_than_required_fails(void **state)
+{
+	struct world w;
+
+	world_open(&w, 4, 2, "block_size=4k,data_replicas=2,data_replicas_required=2", 4096);
+	struct file *f = &w.files[0];
+	struct data_write_target target = target_of(f);
+	uint64_t seq = 0;
+	op_write(&w, f, 0, 1 << 20);
+	all_flush(&w);
+	memset(w.buf, 0x5a, 65536);
+	writes_fail(&w, 1, 1);
+	assert_int_equal(data_write(w.fs->data, &target, 8192, w.buf, 65536, NULL, &seq), -EIO);
+	device_fault_clear(w.devices[1]);
+	assert_int_equal(degraded_keys(&w, f), 0);
+	file_check(&w, f);
+	op_write(&w, f, 8192, 65536);
+	file_check(&w, f);
+	world_close(&w, true);
+}
+
+static int node_ptr_take(void *ctx, const struct btree_node_info *info, int err)
+{
+	assert_int_equal(err, 0);
+	*(struct btree_ptr *)ctx = info->ptr;
+	return 1;
+}
+
+/* Behind what is used of a node; nothing says that it was written. */
+static int node_append(struct world *w, const struct btree_ptr *p, unsigned *failed)
+{
+	return fs_node_write(w->fs, p, w->buf, (size_t)p->sectors_written << SECTOR_SHIFT, 4096, failed);
+}
+
+static void a_node_with_less_copies_than_required_is_not_written(void **state)
+{
+	static const char *const options[] = { "block_size=4k,metadata_replicas=2",
+					       "block_size=4k,metadata_replicas=2,metadata_replicas_required=2" };
+
+	for (unsigned i = 0; i < ARRAY_NR(options); i++) {
+		struct btree_ptr p;
+		struct world w;
+		unsigned failed;
+
+		world_open(&w, 4, 2, options[i], 4096);
+		all_flush(&w);
+		assert_int_equal(btree_nodes_walk(w.fs->trees, BTREE_INODES, node_ptr_take, &p), 1);
+		assert_int_equal(p.ptr_nr, 2);
+		assert_int_equal(node_append(&w, &p, &failed), 0);
+		assert_int_equal(failed, 0);
+		writes_fail(&w, p.ptrs[1].dev, 1);
+		assert_int_equal(node_append(&w, &p, &failed), i ? -EIO : 0);
+		assert_int_equal(failed, 2);
+		p.ptr_nr = 1; /* it had one copy before */
+		assert_int_equal(node_append(&w, &p, &failed), 0);
+		device_fault_clear(w.devices[p.ptrs[1].dev]);
+		world_close(&w, true);
+	}
+}
+
 /* Whatever ends a write on the way: what was written is a write, with the times and without the privileges. */
 static void a_write_that_ends_early_is_a_write(void **state)
 {
@@ -1637,6 +1698,8 @@ int main(void)
 		cmocka_unit_test(what_is_read_of_a_cache_is_kept_longer),
 		cmocka_unit_test(what_is_too_large_by_now_is_moved_in_parts),
 		cmocka_unit_test(what_one_replica_keeps_is_written),
+		cmocka_unit_test(a_write_with_less_copies_than_required_fails),
+		cmocka_unit_test(a_node_with_less_copies_than_required_is_not_written),
 		cmocka_unit_test(a_write_that_ends_early_is_a_write),
 		cmocka_unit_test(a_device_that_takes_no_writes_is_survived),
 		cmocka_unit_test(a_device_whose_cache_fails_is_left),
