@@ -7,7 +7,7 @@
  * A *fault* is what a validate function says about bytes it was shown: which rule, what was expected, what was found.
  * It is a plain struct filled in without allocation, so that `format` can use it. The caller, who knows the device and
  * the position, turns it into an *error report* and hands that to the filesystem's report sink, the one place that
- * decides by policy (log, count, show to the user, request a recovery pass).
+ * decides by policy: log, show to the user, count and note in the superblocks of a filesystem that is open for writing.
  */
 #ifndef KILN_BASE_REPORT_H
 #define KILN_BASE_REPORT_H

@@ -82,8 +82,11 @@ static void reporter_emit(void *ctx, const struct report *r)
 	}
 	mutex_unlock(&reporter->lock);
 	struct super *counting = __atomic_load_n(&reporter->counting, __ATOMIC_ACQUIRE);
-	if (is_new && counting && r->id && r->level != REPORT_INFO)
+	if (is_new && counting && r->id && r->level != REPORT_INFO) {
 		super_error_count(counting, r->id);
+		if (r->level >= REPORT_DAMAGE)
+			super_error_note(counting, false);
+	}
 	if (is_new && !reporter->user_report)
 		log_printf(&reporter->log, log_level_of(r->level), "%s", buf);
 }

@@ -326,6 +326,8 @@ static void exactly_what_is_damaged_is_told(void **state)
 
 	world_make(&w, "block_size=4k,encoded_extent_max=32k,metadata_replicas=2,data_replicas=1");
 	world_reopen(&w);
+	assert_int_equal(super_update(w.fs->super), 0);
+	assert_false(SB_HAS_ERRORS(w.fs->super->sb));
 	for (unsigned i = 0; i < FILES; i++) {
 		uint8_t is_bad[FILE_BYTES / BLOCK] = { 0 };
 		struct expected e = { .is_bad = is_bad };
@@ -342,6 +344,7 @@ static void exactly_what_is_damaged_is_told(void **state)
 		}
 	}
 	assert_true(checksum_errors(&w, 0) + checksum_errors(&w, 1) > 0);
+	assert_true(SB_HAS_ERRORS(w.fs->super->sb));
 	world_end(&w);
 }
 
