@@ -352,8 +352,13 @@ def test_list_reads_one_copy_when_the_other_is_bad():
     if not has_image("corrupt/btree-extents-root-one-replica"):
         return
     good = kiln("list", image("v1.4-replicas2")).out
-    r = kiln("list", image("corrupt/btree-extents-root-one-replica"))
-    assert r.out == good and "recovered" in r.err, r
+    # Which copy is read first is left to chance and to how fast the devices were.
+    for _ in range(100):
+        r = kiln("list", image("corrupt/btree-extents-root-one-replica"))
+        assert r.out == good, r
+        if r.err:
+            break
+    assert "recovered" in r.err and "extents level 1" in r.err, r
 
 
 # --- list-journal ---
