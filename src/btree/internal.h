@@ -508,6 +508,7 @@ struct write_state {
 
 	struct mutex interior_lock; /* guards the members below */
 	struct waitq interior_changed;
+	bool is_refused; /* after an error: the journal writes nothing any more either */
 	bool interior_is_busy[BTREE_NR_MAX];
 	struct interior_update *updates, **updates_end; /* to be finished */
 	unsigned update_nr;				/* not finished yet */

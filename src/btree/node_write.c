@@ -223,18 +223,25 @@ int write_txn_run(struct btrees *trees, const struct btree_commit_opts *opts, bt
 	return err;
 }
 
+/*
+ * Whoever comes second waits until the first has had the journal refused: what it does next is to drop its pins, and an
+ * entry that went out after that would say that what they held is in nodes.
+ */
 void write_failed(struct btrees *trees, int err)
 {
 	struct write_state *w = trees->write;
 	int none = 0;
 
-	if (!atomic_compare_exchange_strong(&w->err, &none, err))
-		return;
-	if (trees->write_opts.failed)
+	bool is_first = atomic_compare_exchange_strong(&w->err, &none, err);
+	if (is_first && trees->write_opts.failed)
 		trees->write_opts.failed(trees->write_opts.ctx, err);
-	node_write_kick(trees);
+	if (is_first)
+		node_write_kick(trees);
 	mutex_lock(&w->interior_lock);
+	w->is_refused |= is_first;
 	waitq_wake_all(&w->interior_changed);
+	while (!w->is_refused)
+		waitq_wait(&w->interior_changed, &w->interior_lock);
 	mutex_unlock(&w->interior_lock);
 }
 

@@ -208,7 +208,10 @@ struct btrees_write_opts {
 	 * to.
 	 */
 	bool must_rewrite_old;
-	/* Nodes became so wrong that nothing may be written any more (write error on all replicas). Called once. */
+	/*
+	 * Nodes became so wrong that nothing may be written any more (write error on all replicas). Called once. When
+	 * it returns, the journal must have been refused: what is lost in memory is pinned no longer from then on.
+	 */
 	void (*failed)(void *ctx, int err);
 	void *ctx;
 };
@@ -222,7 +225,7 @@ void btrees_set_watch(struct btrees *trees, const struct btree_watch *watch); /*
 int btrees_replay(struct btrees *trees);
 /*
  * Write back everything: write buffer, dirty nodes, interior updates, until a round changes nothing.
- * For a clean shutdown, when nobody commits any more. 0 or an error.
+ * It goes on as long as others commit; for a clean shutdown, nobody does any more. 0 or an error.
  */
 int btrees_flush_all(struct btrees *trees);
 /* Stop the tasks. After an error nothing more is written; else btrees_flush_all() was called. */

@@ -17,10 +17,14 @@
 
 /* --- errors --- */
 
-void fs_shut_down(struct kiln_fs *fs, int err, const char *cause)
+/* Is this the first reason? */
+static bool shut_down_begin(struct kiln_fs *fs)
 {
-	if (__atomic_exchange_n(&fs->shut_down, -EROFS, __ATOMIC_ACQ_REL))
-		return;
+	return !__atomic_exchange_n(&fs->shut_down, -EROFS, __ATOMIC_ACQ_REL);
+}
+
+static void shut_down_report(struct kiln_fs *fs, int err, const char *cause)
+{
 	report_emit(
 		&fs->reporter.sink,
 		&(struct report){
@@ -35,16 +39,27 @@ void fs_shut_down(struct kiln_fs *fs, int err, const char *cause)
 		});
 }
 
+void fs_shut_down(struct kiln_fs *fs, int err, const char *cause)
+{
+	if (shut_down_begin(fs))
+		shut_down_report(fs, err, cause);
+}
+
 static void journal_failed(void *ctx, int err) { fs_shut_down(ctx, err, "journal"); }
 
-/* Space in the journal would come from nodes that are written: nobody may go on waiting for it. */
+/*
+ * Space in the journal would come from nodes that are written: nobody may go on waiting for it. And no entry may be
+ * written that takes what was lost for written, so the journal stops before anybody hears of it.
+ */
 static void btrees_failed(void *ctx, int err)
 {
 	struct kiln_fs *fs = ctx;
+	bool is_first = shut_down_begin(fs);
 
-	fs_shut_down(fs, err, "btree node");
 	if (fs->journal_writer)
 		journal_refuse(fs->journal_writer);
+	if (is_first)
+		shut_down_report(fs, err, "btree node");
 }
 
 /* --- what the rooms need from one another --- */

@@ -16,6 +16,7 @@
 #include "base/clock.h"
 #include "base/fiber.h"
 #include "base/sanitizer.h"
+#include "btree/internal.h"
 #include "btree/txn.h"
 #include "format/version.h"
 #include "journal/journal.h"
@@ -52,7 +53,7 @@ struct world {
 
 /* --- nodes on the device; space is never reused --- */
 
-static int node_read(void *ctx, const struct btree_ptr *p, unsigned replica, void *buf, size_t bytes)
+static int device_node_read(void *ctx, const struct btree_ptr *p, unsigned replica, void *buf, size_t bytes)
 {
 	struct world *w = ctx;
 
@@ -125,7 +126,7 @@ static void world_open(struct world *w)
 		.kctx = &w->super->kctx,
 		.magic = btree_node_magic(w->super->sb->uuid),
 		.reports = &sink,
-		.backend = { .read = node_read,
+		.backend = { .read = device_node_read,
 			     .device_name = device_name,
 			     .reserve = reserve,
 			     .node_alloc = node_alloc,
@@ -509,9 +510,74 @@ static void a_btree_shrinks_in_a_simulation(void **state)
 	assert_int_equal(fiber_sim_run(&(struct fiber_sim_opts){ .seed = seed_get() }, shrink, NULL, NULL), 0);
 }
 
+/* --- errors --- */
+
+struct failure {
+	struct btrees *trees;
+	atomic_bool is_failing, may_refuse, has_returned;
+};
+
+static void failed_slowly(void *ctx, int err)
+{
+	struct failure *f = ctx;
+
+	atomic_store(&f->is_failing, true);
+	while (!atomic_load(&f->may_refuse))
+		sleep_ns(1000 * 1000);
+}
+
+static void fail_first(void *arg)
+{
+	struct failure *f = arg;
+
+	write_failed(f->trees, -EIO);
+}
+
+static void fail_second(void *arg)
+{
+	struct failure *f = arg;
+
+	write_failed(f->trees, -EIO);
+	atomic_store(&f->has_returned, true);
+}
+
+/* Else it drops pins while the journal still writes entries. */
+static void who_fails_second_waits_until_the_journal_is_refused(void **state)
+{
+	struct failure f = { 0 };
+	struct task *first, *second;
+	struct world w;
+
+	(void)state;
+	world_make(&w);
+	world_open(&w);
+	assert_int_equal(
+		btree_txn_run(w.trees, &(struct btree_commit_opts){ 0 }, put_txn, &(struct put){ .at = 1, .words = 1 }),
+		0);
+	assert_int_equal(journal_flush(w.j), 0);
+	f.trees = w.trees;
+	w.trees->write_opts.failed = failed_slowly;
+	w.trees->write_opts.ctx = &f;
+	assert_int_equal(task_start(&first, "first", fail_first, &f), 0);
+	while (!atomic_load(&f.is_failing))
+		sleep_ns(1000 * 1000);
+	assert_int_equal(task_start(&second, "second", fail_second, &f), 0);
+	sleep_ns(20 * 1000 * 1000);
+	assert_false(atomic_load(&f.has_returned));
+	atomic_store(&f.may_refuse, true);
+	task_join(first);
+	task_join(second);
+	assert_true(atomic_load(&f.has_returned));
+	world_crash(&w);
+	journal_state_free(w.state);
+	super_close(w.super);
+	mutex_destroy(&w.lock);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(who_fails_second_waits_until_the_journal_is_refused),
 		cmocka_unit_test(what_replay_splits_stays_in_the_journal),
 		cmocka_unit_test(a_btree_shrinks_with_what_is_in_it),
 		cmocka_unit_test(a_btree_shrinks_in_a_simulation),
