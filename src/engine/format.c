@@ -215,7 +215,7 @@ static int device_prepare(struct format *f, size_t i, const struct log_sink *log
 		err = device_open_file(d->path, flags | DEVICE_OPEN_NO_DIRECT, log, &f->open[i], why);
 	}
 	if (err)
-		snprintf(f->why, KILN_ERROR_BYTES, "%s", why[0] ? why : error_name(err));
+		snprintf(f->why, KILN_ERROR_BYTES, "%s", why[0] ? why : fs_error_text(err));
 	return err;
 }
 
@@ -321,7 +321,7 @@ int kiln_format(const struct kiln_format_device *devices, size_t nr, const struc
 	if (!err)
 		err = format_run(f, fs);
 	if (err && !why[0])
-		snprintf(why, KILN_ERROR_BYTES, "%s", error_name(err));
+		snprintf(why, KILN_ERROR_BYTES, "%s", fs_error_text(err));
 	format_destroy(f);
 	free(f);
 	return error_to_errno(err);

@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <stdio.h>
 
+#include "super/format.h"
+
 int fs_initialize(struct device **devices, size_t device_nr, const struct kiln_open_options *options,
 		  struct kiln_fs **out, char why[KILN_ERROR_BYTES])
 {
@@ -17,8 +19,10 @@ int fs_initialize(struct device **devices, size_t device_nr, const struct kiln_o
 		return 0;
 	}
 	err = kiln_shutdown(fs);
-	if (err)
-		snprintf(why, KILN_ERROR_BYTES, "the new filesystem can't be closed cleanly: %s", error_name(err));
+	if (err == -ENOSPC)
+		snprintf(why, KILN_ERROR_BYTES, "%s", SUPER_FORMAT_TOO_SMALL);
+	else if (err)
+		snprintf(why, KILN_ERROR_BYTES, "The new filesystem can't be closed cleanly. %s", fs_error_text(err));
 	kiln_close(fs);
 	return err;
 }

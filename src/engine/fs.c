@@ -307,7 +307,7 @@ static void describe_failure(struct kiln_fs *fs, int err, char why[KILN_ERROR_BY
 	else if (fs && fs->reporter.last[0] && fs->reporter.last_level >= REPORT_DAMAGE)
 		snprintf(why, KILN_ERROR_BYTES, "%s", fs->reporter.last);
 	else
-		snprintf(why, KILN_ERROR_BYTES, "%s", err > -KILN_E_FIRST ? strerror(-err) : error_name(err));
+		snprintf(why, KILN_ERROR_BYTES, "%s", fs_error_text(err));
 }
 
 /* Nothing has been written but superblocks: no journal to read, no roots. */

@@ -89,6 +89,9 @@ int fs_open_namespace(struct kiln_fs *fs, uint64_t memory_bytes);
 int fs_passphrase_unlock(struct kiln_fs *fs, const struct kiln_open_options *options, char why[KILN_ERROR_BYTES]);
 int fs_passphrase_set(struct kiln_fs *fs, const char *passphrase, size_t bytes, char why[KILN_ERROR_BYTES]);
 
+/* An error code in words that can stand alone, where nothing says more. */
+const char *fs_error_text(int err);
+
 /*
  * Parse a mount option string (10 §10) into @values and @is_set. "ro" and "rw" are values of read_only; other generic
  * options of mount (noatime, ...) are passed over; unknown ones, and ones that aren't mount options, are -EINVAL with

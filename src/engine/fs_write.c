@@ -357,7 +357,7 @@ int fs_write_start(struct kiln_fs *fs, char why[KILN_ERROR_BYTES])
 
 	return start_end(fs, err,
 			 fs->reporter.last[0] && fs->reporter.last_level >= REPORT_DAMAGE ? fs->reporter.last
-											  : error_name(err),
+											  : fs_error_text(err),
 			 why);
 }
 
@@ -416,8 +416,7 @@ int fs_write_start_fresh(struct kiln_fs *fs, uint64_t memory_bytes, char why[KIL
 		err = data_start_repair(fs->data);
 	if (!err)
 		err = allocator_quota_start(fs->allocator);
-	return start_end(fs, err, err == -ENOSPC ? "The devices are too small for a filesystem." : error_name(err),
-			 why);
+	return start_end(fs, err, err == -ENOSPC ? SUPER_FORMAT_TOO_SMALL : fs_error_text(err), why);
 }
 
 /* --- stopping --- */

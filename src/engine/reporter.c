@@ -1,4 +1,5 @@
 /* Reports and log lines on their way to the user. See fs.h. */
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -98,6 +99,20 @@ static void reporter_log(void *ctx, enum log_level level, const char *line)
 	mutex_lock(&r->lock);
 	r->user_log(r->ctx, (enum kiln_log_level)level, line);
 	mutex_unlock(&r->lock);
+}
+
+const char *fs_error_text(int err)
+{
+	switch (err) {
+	case -E2BIG:
+		return "What must be written at once is more than an entry of the journal can hold: the buckets are "
+		       "too "
+		       "small.";
+	case -EROFS: return "Writing was given up after an error.";
+	case -ENOSPC: return "There is no space left.";
+	case -ENOMEM: return "Memory ran out.";
+	default: return err > -KILN_E_FIRST ? strerror(-err) : error_name(err);
+	}
 }
 
 void reporter_init(struct reporter *r, const struct kiln_open_options *options)

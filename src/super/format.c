@@ -143,7 +143,7 @@ static int device_size_plan(struct plan *p, struct super_format_device *d)
 		d->size_bytes = d->dev->size_bytes;
 	d->size_bytes = round_down_u64(d->size_bytes, p->block_bytes);
 	if (d->size_bytes < SB_MEMBER_BUCKETS_MIN * p->block_bytes)
-		return refuse(p, -ENOSPC, "%s is too small for a filesystem (%s).", d->dev->name,
+		return refuse(p, -ENOSPC, "%s is too small for a filesystem (%s). " SUPER_FORMAT_ENOUGH, d->dev->name,
 			      size_text(d->size_bytes).text);
 	return 0;
 }
@@ -185,7 +185,7 @@ static int buckets_plan(struct plan *p)
 		p->node_bytes = min((uint64_t)NODE_BYTES_USUAL, 1ull << (bit_length_u64(smallest) - 1));
 	bool is_too_small = p->node_bytes < (uint64_t)p->block_bytes * NODE_BLOCKS_MIN;
 	if (is_too_small && !option_is_given(p, OPT_BTREE_NODE_SIZE) && p->node_bytes == smallest && !are_buckets_given)
-		return refuse(p, -ENOSPC, "The devices are too small for a filesystem.");
+		return refuse(p, -ENOSPC, SUPER_FORMAT_TOO_SMALL);
 	if (is_too_small)
 		return refuse(p, -EINVAL, "Btree nodes have at least %u blocks: %s is too small for blocks of %s.",
 			      NODE_BLOCKS_MIN, size_text(p->node_bytes).text, size_text(p->block_bytes).text);
@@ -227,7 +227,8 @@ static int copies_check(struct plan *p, const struct super_format_device *d)
 {
 	if (last_copy_bytes(p, d) >= second_copy_bytes(p) + p->sb_bytes)
 		return 0;
-	return refuse(p, -ENOSPC, "%s (%s) is too small for three superblocks of %s; smaller ones may fit.",
+	return refuse(p, -ENOSPC,
+		      "%s (%s) is too small for three superblocks of %s; smaller ones may fit. " SUPER_FORMAT_ENOUGH,
 		      d->dev->name, size_text(d->size_bytes).text, size_text(p->sb_bytes).text);
 }
 

@@ -12,6 +12,10 @@
 
 #include "super/super.h"
 
+/* What users are told of devices that can't hold a filesystem. */
+#define SUPER_FORMAT_ENOUGH    "With the usual options a device of 10 MiB is enough."
+#define SUPER_FORMAT_TOO_SMALL "The devices are too small for a filesystem. " SUPER_FORMAT_ENOUGH
+
 struct super_format_device {
 	struct device *dev;    /* open for writing; stays the caller's */
 	const char *label;     /* path "ssd.fast"; NULL: none */

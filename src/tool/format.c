@@ -466,10 +466,7 @@ static int run_with(struct args *a)
 		for (size_t i = 0; err == -EBUSY && i < a->nr; i++)
 			is_told |= mounted_tell(a->devices[i].path);
 		if (!is_told)
-			tool_error("%s%s", why,
-				   err == -EEXIST   ? " (--force)"
-				   : err == -ENOSPC ? " With the usual options a device of 10 MiB is enough."
-						    : "");
+			tool_error("%s%s", why, err == -EEXIST ? " (--force)" : "");
 		return TOOL_FAILED;
 	}
 	int status = a->source ? fill(a, fs) : TOOL_OK;

@@ -179,6 +179,14 @@ def mistakes_are_told(work):
         assert not os.path.exists(image)
 
 
+def what_can_not_be_made_is_told_in_words(work):
+    image = os.path.join(work, "a.img")
+    for args, says in ((["--size=8M"], "too small for a filesystem. With the usual options"),
+                       (["--size=24M", "--bucket=4k", "--block-size=512", "--btree-node-size=4k"], "the buckets are too small.")):
+        assert says in kiln("format", *args, image, status=FAILED).stderr
+        assert not os.path.exists(image)
+
+
 def a_source_that_does_not_fit_is_no_success(work):
     image, source = os.path.join(work, "a.img"), os.path.join(work, "source")
     os.mkdir(source)
@@ -258,7 +266,7 @@ def in_directory(test):
 TESTS = [image_files_are_made_and_grow, what_is_there_is_overwritten_by_force_only, a_failure_leaves_nothing_behind,
          nothing_of_a_filesystem_that_was_not_finished_is_left,
          options_of_the_table_are_stored, device_options_hold_for_devices_behind_them,
-         what_is_not_built_is_refused_by_name, mistakes_are_told, a_source_that_does_not_fit_is_no_success, table_for_people,
+         what_is_not_built_is_refused_by_name, mistakes_are_told, what_can_not_be_made_is_told_in_words, a_source_that_does_not_fit_is_no_success, table_for_people,
          the_first_change_makes_the_rest, upstream_initialises_superblocks_in_silence]
 
 if __name__ == "__main__":
