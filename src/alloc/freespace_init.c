@@ -118,10 +118,11 @@ static int fill_txn(struct btree_txn *txn, void *ctx)
 {
 	struct init_args *args = ctx;
 	struct alloc_dev *d = &args->a->devs[args->dev];
+	unsigned key_nr = btree_txn_batch(txn, KEYS_PER_TXN);
 	uint64_t at = args->at;
 	int err = 0;
 
-	for (unsigned i = 0; !err && i < KEYS_PER_TXN && at < d->bucket_nr; i++) {
+	for (unsigned i = 0; !err && i < key_nr && at < d->bucket_nr; i++) {
 		struct bkey_copy copy;
 		int found = alloc_key_next(txn, args->dev, at, d->bucket_nr, &copy);
 

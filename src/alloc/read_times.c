@@ -87,14 +87,16 @@ struct read_group {
 		unsigned dev;
 		uint64_t bucket, time;
 	} reads[GROUP_NR];
+	unsigned at, to; /* of the transaction that is run */
 };
 
 static int group_txn(struct btree_txn *txn, void *ctx)
 {
-	const struct read_group *g = ctx;
+	struct read_group *g = ctx;
 	int err = 0;
 
-	for (unsigned i = 0; i < g->nr && !err; i++) {
+	g->to = min(g->at + btree_txn_batch(txn, GROUP_NR), g->nr);
+	for (unsigned i = g->at; i < g->to && !err; i++) {
 		struct alloc v;
 
 		err = alloc_key_get(g->a, txn, g->reads[i].dev, g->reads[i].bucket, &v);
@@ -109,8 +111,10 @@ static int group_txn(struct btree_txn *txn, void *ctx)
 static int group_commit(struct read_group *g)
 {
 	static const struct btree_commit_opts opts = { .name = "read_times", .watermark = WATERMARK_BTREE_COPYGC };
-	int err = g->nr ? btree_txn_run(g->a->trees, &opts, group_txn, g) : 0;
+	int err = 0;
 
+	for (g->at = 0; g->at < g->nr && !err; g->at = g->to)
+		err = btree_txn_run(g->a->trees, &opts, group_txn, g);
 	g->nr = 0;
 	return err;
 }

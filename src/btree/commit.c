@@ -513,6 +513,7 @@ static int commit_write(struct btree_txn *txn)
 		txn->need.u64s = u64s;
 		return COMMIT_AGAIN;
 	}
+	txn->is_too_big = err == -E2BIG;
 	if (err)
 		return err;
 	commit_apply(txn, &res);
@@ -643,7 +644,10 @@ int txn_need_wait(struct btree_txn *txn)
 		node_put(need.node);
 		break;
 	case NEED_ROOT: err = interior_root_create(trees, need.btree_id, txn->opts->watermark); break;
-	case NEED_JOURNAL: err = journal_res_wait(trees->write_opts.journal, need.u64s, txn->opts->watermark); break;
+	case NEED_JOURNAL:
+		err = journal_res_wait(trees->write_opts.journal, need.u64s, txn->opts->watermark);
+		txn->is_too_big = err == -E2BIG;
+		break;
 	}
 	return err;
 }

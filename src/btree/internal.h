@@ -397,7 +397,9 @@ struct btree_txn {
 	size_t read_nr, read_max;
 	struct txn_leaf *leaves; /* during commit, in lock order */
 	size_t leaf_nr, leaf_max, locked_nr;
-	unsigned run_nr;   /* it was run before */
+	unsigned run_nr;      /* it was run before */
+	unsigned batch_shift; /* see btree_txn_batch() */
+	bool has_batch, is_too_big;
 	bool is_exclusive; /* runs alone */
 	struct txn_need need;
 	/* Called when it is committed, reservation and locks held: btree_txn_at_commit(). */

@@ -71,6 +71,14 @@ static const void *value_copy(struct btree_txn *txn, const struct bkey *k, const
 struct btrees *btree_txn_trees(const struct btree_txn *txn) { return txn->trees; }
 const struct btree_commit_opts *btree_txn_opts(const struct btree_txn *txn) { return txn->opts; }
 unsigned btree_txn_run_nr(const struct btree_txn *txn) { return txn->run_nr; }
+
+unsigned btree_txn_batch(struct btree_txn *txn, unsigned nr)
+{
+	unsigned may = max(nr >> txn->batch_shift, 1u);
+
+	txn->has_batch |= may > 1;
+	return may;
+}
 void *btree_txn_hook_data(const struct btree_txn *txn) { return txn->hook_data; }
 
 /* --- what was read --- */
@@ -515,6 +523,16 @@ static int txn_run_once(struct btree_txn *txn, btree_txn_fn fn, void *ctx)
 	return err;
 }
 
+/* No entry of the journal can hold what this run put: may it be run again, with half as much? */
+static bool batch_halve(struct btree_txn *txn)
+{
+	bool may_run = txn->is_too_big && txn->has_batch;
+
+	txn->batch_shift += may_run;
+	txn->is_too_big = txn->has_batch = false;
+	return may_run;
+}
+
 int btree_txn_run(struct btrees *trees, const struct btree_commit_opts *opts, btree_txn_fn fn, void *ctx)
 {
 	struct btree_txn txn = { .trees = trees, .opts = opts };
@@ -532,12 +550,14 @@ int btree_txn_run(struct btrees *trees, const struct btree_commit_opts *opts, bt
 		err = txn_run_once(&txn, fn, ctx);
 		if (is_exclusive)
 			gate_leave_exclusive(w);
-		if (err != -KILN_E_RESTART)
-			break;
-		if (w)
-			stat_add(&w->stats.restarts, 1);
-		err = txn_need_wait(&txn);
-		if (err)
+		if (err == -KILN_E_RESTART) {
+			if (w)
+				stat_add(&w->stats.restarts, 1);
+			err = txn_need_wait(&txn);
+			if (!err)
+				continue;
+		}
+		if (err != -E2BIG || !batch_halve(&txn))
 			break;
 	}
 	txn_reset(&txn);

@@ -128,6 +128,11 @@ int btree_txn_put_level(struct btree_txn *txn, unsigned btree_id, unsigned level
  */
 void btree_txn_at_commit(struct btree_txn *txn, void (*fn)(void *ctx, uint64_t seq), void *ctx);
 
+/*
+ * How many of @nr things that could be transactions of their own this run may do: fewer, but at least one, when a run
+ * with more was too big for an entry of the journal. A function that takes fewer than it has says where it got to.
+ */
+unsigned btree_txn_batch(struct btree_txn *txn, unsigned nr);
 /* Memory that lives until the transaction ends or is run again. NULL: none left. */
 void *btree_txn_alloc(struct btree_txn *txn, size_t bytes);
 struct btrees *btree_txn_trees(const struct btree_txn *txn);

@@ -306,7 +306,7 @@ static int merge_right(struct extent_put *p)
 
 static int overlap_all(struct extent_put *p, bool may_stop)
 {
-	unsigned overlapped = 0;
+	unsigned overlapped = 0, may = may_stop ? btree_txn_batch(p->txn, EXTENTS_OVERLAPPED_MAX) : 0;
 	uint64_t at = p->start;
 	int found = 0, err = 0;
 
@@ -314,7 +314,7 @@ static int overlap_all(struct extent_put *p, bool may_stop)
 		at = p->old.k.p.offset;
 		if (bkey_start_offset(&p->old.k) >= p->end)
 			break;
-		if (may_stop && ++overlapped == EXTENTS_OVERLAPPED_MAX && at < p->end) {
+		if (may_stop && ++overlapped == may && at < p->end) {
 			p->end = at;
 			key_cut_back(&p->new, at, p->kctx);
 		}

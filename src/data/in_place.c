@@ -339,12 +339,13 @@ static int finish_run(struct btree_txn *txn, void *ctx)
 	struct finish_args *a = ctx;
 	struct place_write *w = a->w;
 	const struct write_op *op = w->op;
+	unsigned puts_max = btree_txn_batch(txn, PUTS_PER_TXN_MAX);
 	struct inode inode;
 
 	a->next_at = a->at;
 	a->next_from = a->from;
 	a->is_gone = false;
-	for (unsigned puts = 0; puts < PUTS_PER_TXN_MAX && a->next_at < w->piece_nr && !a->is_gone; puts++) {
+	for (unsigned puts = 0; puts < puts_max && a->next_at < w->piece_nr && !a->is_gone; puts++) {
 		const struct place_piece *piece = &w->pieces[a->next_at];
 		uint64_t to = piece->end;
 		int found = piece->is_unwritten ? promise_keep(txn, w, piece, a->next_from, &to) : 1;

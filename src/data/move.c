@@ -917,10 +917,12 @@ static int put_run(struct btree_txn *txn, void *ctx)
 	struct put_args *a = ctx;
 	struct data_mover *m = a->m;
 
+	unsigned puts_max = btree_txn_batch(txn, a->puts_max);
+
 	a->next_at = a->at;
 	a->next_from = a->from;
 	a->keys_moved = a->keys_changed = 0;
-	for (unsigned puts = 0; puts < a->puts_max && a->next_at < m->part_nr; puts++) {
+	for (unsigned puts = 0; puts < puts_max && a->next_at < m->part_nr; puts++) {
 		const struct move_part *part = &m->parts[a->next_at];
 		uint64_t from = max(a->next_from, part->begin), done_to = part->end, sectors = 0;
 

@@ -45,6 +45,7 @@ static int put_run(struct btree_txn *txn, void *ctx)
 	struct put_args *a = ctx;
 	const struct data_write_target *file = a->op->file;
 	struct key_buf *rest = btree_txn_alloc(txn, sizeof(*rest));
+	unsigned puts_max = btree_txn_batch(txn, PUTS_PER_TXN_MAX);
 	int64_t sectors = 0;
 	struct inode inode;
 
@@ -52,7 +53,7 @@ static int put_run(struct btree_txn *txn, void *ctx)
 		return -ENOMEM;
 	a->next_at = a->at;
 	a->next_begin = a->begin;
-	for (unsigned puts = 0; puts < PUTS_PER_TXN_MAX && a->next_at < a->nr; puts++) {
+	for (unsigned puts = 0; puts < puts_max && a->next_at < a->nr; puts++) {
 		struct btree_extent_change change = { 0 };
 
 		key_rest(a, a->next_at, a->next_begin, rest);

@@ -491,6 +491,52 @@ static uint64_t seed_get(void)
 	return seed;
 }
 
+/* --- more than an entry can hold --- */
+
+/* What is deleted takes room in entries, but none in nodes: some 100 bytes each. */
+enum { BATCH_KEYS = 1024 };
+
+struct batch {
+	unsigned at, to, runs;
+	bool is_whole; /* it can't be made smaller */
+};
+
+static int batch_txn(struct btree_txn *txn, void *ctx)
+{
+	struct batch *b = ctx;
+	int err = 0;
+
+	b->runs++;
+	b->to = b->is_whole ? b->at + BATCH_KEYS : min(b->at + btree_txn_batch(txn, BATCH_KEYS), (unsigned)BATCH_KEYS);
+	for (unsigned i = b->at; i < b->to && !err; i++)
+		err = put_unbuffered_txn(txn, &(struct put){ i, i, 0 });
+	return err;
+}
+
+static void batches_become_as_small_as_an_entry(void **state)
+{
+	static const struct btree_commit_opts opts = { .name = "batch", .watermark = WATERMARK_NORMAL };
+	struct batch b = { 0 }, whole = { .is_whole = true };
+	struct world *w = calloc(1, sizeof(*w));
+
+	world_make(w);
+	world_open(w);
+	while (b.at < BATCH_KEYS) {
+		assert_int_equal(btree_txn_run(w->trees, &opts, batch_txn, &b), 0);
+		assert_true(b.to > b.at && b.to - b.at < BATCH_KEYS);
+		b.at = b.to;
+	}
+	/* Run once: it would be no smaller. */
+	assert_int_equal(btree_txn_run(w->trees, &opts, batch_txn, &whole), -E2BIG);
+	assert_int_equal(whole.runs, 1);
+	assert_int_equal(journal_flush(w->j), 0);
+	world_crash(w);
+	journal_state_free(w->state);
+	super_close(w->super);
+	mutex_destroy(&w->lock);
+	free(w);
+}
+
 static void crashes_lose_nothing_that_was_flushed(void **state)
 {
 	uint64_t seed = seed_get();
@@ -578,6 +624,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(who_fails_second_waits_until_the_journal_is_refused),
+		cmocka_unit_test(batches_become_as_small_as_an_entry),
 		cmocka_unit_test(what_replay_splits_stays_in_the_journal),
 		cmocka_unit_test(a_btree_shrinks_with_what_is_in_it),
 		cmocka_unit_test(a_btree_shrinks_in_a_simulation),
