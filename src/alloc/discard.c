@@ -119,9 +119,10 @@ static int group_free(struct group *g)
 
 /*
  * Add a bucket if it can become free now; if it is the journal that it waits for, *@waiting_seq says so. It stays as it
- * is until the group is free: only here does a bucket leave need_discard, but for those that are open.
+ * is until the group is free: only here does a bucket leave need_discard, but for those that are open. One that became
+ * empty behind @seq_durable may have been read again since readers were waited for: it was open, and had got new data.
  */
-static int group_add(struct group *g, unsigned dev, uint64_t bucket, uint64_t *waiting_seq)
+static int group_add(struct group *g, unsigned dev, uint64_t bucket, uint64_t seq_durable, uint64_t *waiting_seq)
 {
 	struct alloc_dev *d = alloc_dev_of(g->a, dev);
 	struct alloc v;
@@ -131,7 +132,8 @@ static int group_add(struct group *g, unsigned dev, uint64_t bucket, uint64_t *w
 	int err = alloc_key_lookup(g->a, dev, bucket, &v);
 	if (err || v.data_type != DATA_NEED_DISCARD)
 		return err;
-	if (!alloc_seq_is_durable(g->a, v.journal_seq)) {
+	if (!alloc_seq_is_durable(g->a, v.journal_seq) ||
+	    (v.journal_seq >= g->a->seq_first && v.journal_seq > seq_durable)) {
 		*waiting_seq = max(*waiting_seq, v.journal_seq);
 		return 0;
 	}
@@ -161,14 +163,15 @@ static int batch_read(struct allocator *a, struct bpos *pos, struct bpos batch[B
 }
 
 /* What can become free of a batch. Their number, or an error. */
-static int batch_free(struct allocator *a, const struct bpos *batch, int nr, uint64_t *waiting_seq)
+static int batch_free(struct allocator *a, const struct bpos *batch, int nr, uint64_t seq_durable,
+		      uint64_t *waiting_seq)
 {
 	struct group g = { .a = a };
 	int handled = 0, ret = 0;
 
 	for (int i = 0; i < nr && ret >= 0; i++) {
 		if (batch[i].inode < ALLOC_DEVS_MAX)
-			ret = group_add(&g, (unsigned)batch[i].inode, batch[i].offset, waiting_seq);
+			ret = group_add(&g, (unsigned)batch[i].inode, batch[i].offset, seq_durable, waiting_seq);
 		if (ret >= 0 && (g.nr == GROUP_NR || i == nr - 1)) {
 			ret = group_free(&g);
 			handled += max(ret, 0);
@@ -184,8 +187,9 @@ int discards_run(struct allocator *a, uint64_t *waiting_seq)
 
 	*waiting_seq = 0;
 	while ((nr = batch_read(a, &pos, batch)) > 0) {
+		uint64_t seq_durable = a->journal ? journal_seq_flushed(a->journal) : UINT64_MAX;
 		readers_wait(&a->readers);
-		int ret = batch_free(a, batch, nr, waiting_seq);
+		int ret = batch_free(a, batch, nr, seq_durable, waiting_seq);
 		if (ret < 0)
 			return ret;
 		handled += ret;
