@@ -39,14 +39,16 @@ struct group_bucket {
 	unsigned dev;
 	uint64_t bucket;
 	bool lacks_gen; /* it was open when it became empty */
+	bool is_bad;	/* an index contradicts it: it stays as it is */
 };
 
 struct group {
 	struct allocator *a;
 	struct group_bucket buckets[GROUP_NR];
 	unsigned nr;
-	bool is_done;	 /* they need no discard any more; else only what lacks its generation is touched */
-	unsigned at, to; /* of the transaction that is run */
+	bool is_done;	    /* they need no discard any more; else only what lacks its generation is touched */
+	bool is_one_by_one; /* to find the bad ones */
+	unsigned at, to;    /* of the transaction that is run */
 };
 
 static int group_txn(struct btree_txn *txn, void *ctx)
@@ -54,12 +56,12 @@ static int group_txn(struct btree_txn *txn, void *ctx)
 	struct group *g = ctx;
 	int err = 0;
 
-	g->to = min(g->at + btree_txn_batch(txn, GROUP_NR), g->nr);
+	g->to = min(g->at + (g->is_one_by_one ? 1u : btree_txn_batch(txn, GROUP_NR)), g->nr);
 	for (unsigned i = g->at; i < g->to && !err; i++) {
 		const struct group_bucket *b = &g->buckets[i];
 		struct alloc v;
 
-		if (!g->is_done && !b->lacks_gen)
+		if (b->is_bad || (!g->is_done && !b->lacks_gen))
 			continue;
 		err = alloc_key_get(g->a, txn, b->dev, b->bucket, &v);
 		if (err || v.data_type != DATA_NEED_DISCARD)
@@ -74,11 +76,19 @@ static int group_txn(struct btree_txn *txn, void *ctx)
 static int group_commit(struct group *g)
 {
 	static const struct btree_commit_opts opts = { .name = "discard", .watermark = WATERMARK_BTREE_COPYGC };
-
 	int err = 0;
 
-	for (g->at = 0; g->at < g->nr && !err; g->at = g->to)
+	g->is_one_by_one = false;
+	for (g->at = 0; g->at < g->nr && !err; g->at = g->to) {
 		err = btree_txn_run(g->a->trees, &opts, group_txn, g);
+		if (err != -KILN_E_INVALID)
+			continue;
+		/* It has been reported. The others have nothing to do with it. */
+		g->buckets[g->at].is_bad = g->is_one_by_one;
+		g->to = g->at + g->is_one_by_one;
+		g->is_one_by_one = true;
+		err = 0;
+	}
 	return err;
 }
 
@@ -97,7 +107,7 @@ static void discard_issue(struct allocator *a, unsigned dev, uint64_t bucket)
 /* Their number, and @g is empty again; or an error. */
 static int group_free(struct group *g)
 {
-	unsigned nr = g->nr;
+	unsigned nr = g->nr, freed_nr = 0;
 	bool lacks_gen = false;
 	int err = 0;
 
@@ -107,14 +117,18 @@ static int group_free(struct group *g)
 	if (lacks_gen)
 		err = group_commit(g);
 	for (unsigned i = 0; i < nr && !err; i++)
-		discard_issue(g->a, g->buckets[i].dev, g->buckets[i].bucket);
+		if (!g->buckets[i].is_bad)
+			discard_issue(g->a, g->buckets[i].dev, g->buckets[i].bucket);
 	g->is_done = true;
 	if (!err && nr)
 		err = group_commit(g);
 	g->nr = 0;
-	if (!err)
-		atomic_fetch_add(&g->a->buckets_freed, nr);
-	return err ? err : (int)nr;
+	if (err)
+		return err;
+	for (unsigned i = 0; i < nr; i++)
+		freed_nr += !g->buckets[i].is_bad;
+	atomic_fetch_add(&g->a->buckets_freed, freed_nr);
+	return (int)freed_nr;
 }
 
 /*

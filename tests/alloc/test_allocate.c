@@ -348,6 +348,56 @@ static void many_empty_buckets_become_free_in_few_transactions(void **state)
 }
 
 /* It is on his behalf then. */
+struct freespace_edit {
+	unsigned dev;
+	uint64_t offset;
+	bool is_set;
+};
+
+static int freespace_edit_txn(struct btree_txn *txn, void *ctx)
+{
+	const struct freespace_edit *e = ctx;
+
+	return freespace_put(txn, e->dev, e->offset, e->is_set);
+}
+
+static void a_bad_bucket_keeps_no_other_from_becoming_free(void **state)
+{
+	enum { EXTENTS = 20, BAD = 3 };
+	struct alloc_extent e[EXTENTS];
+	struct space s;
+	struct alloc_request req = request(1);
+	uint64_t waiting;
+
+	(void)state;
+	space_open(&s, &(struct space_opts){ .dev_nr = 1, .dev_bytes = 24 * MIB });
+	discards_stop(s.allocator);
+	for (unsigned i = 0; i < EXTENTS; i++) {
+		assert_int_equal(allocator_extent_get(s.allocator, &req, 256, &e[i]), 0);
+		put_at(&s, &e[i], i * 256ull);
+		struct alloc_extent put = e[i];
+		allocator_extent_put(s.allocator, &put);
+	}
+	write_points_drop(s.allocator, false);
+	for (unsigned i = 0; i < EXTENTS; i++)
+		remove_at(&s, i * 256ull, 256);
+	struct alloc v = alloc_at(&s, &e[BAD].ptrs[0]);
+	uint64_t bucket = e[BAD].ptrs[0].sector / 256;
+	struct freespace_edit edit = { 0, bucket_freespace_offset(bucket, &v), true };
+	space_run(&s, freespace_edit_txn, &edit, NULL);
+	assert_int_equal(discards_run(s.allocator, &waiting), EXTENTS - 1);
+	for (unsigned i = 0; i < EXTENTS; i++)
+		assert_int_equal(alloc_at(&s, &e[i].ptrs[0]).data_type, i == BAD ? DATA_NEED_DISCARD : DATA_FREE);
+	assert_true(s.reports > 0);
+	s.reports = 0;
+	edit.is_set = false;
+	space_run(&s, freespace_edit_txn, &edit, NULL);
+	assert_int_equal(discards_run(s.allocator, &waiting), 1);
+	assert_int_equal(discards_start(s.allocator), 0);
+	space_check(&s);
+	space_close(&s);
+}
+
 static void who_waits_for_a_bucket_lifts_a_pause_of_the_background(void **state)
 {
 	enum { EXTENTS = 200 };
@@ -554,6 +604,7 @@ int main(void)
 		cmocka_unit_test(nodes_find_room_when_data_doesnt),
 		cmocka_unit_test(reservations_bound_what_is_promised),
 		cmocka_unit_test(many_empty_buckets_become_free_in_few_transactions),
+		cmocka_unit_test(a_bad_bucket_keeps_no_other_from_becoming_free),
 		cmocka_unit_test(who_waits_for_a_bucket_lifts_a_pause_of_the_background),
 		cmocka_unit_test(cached_buckets_are_taken_back),
 		cmocka_unit_test(open_buckets_dont_hide_cached_ones),
