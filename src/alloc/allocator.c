@@ -150,7 +150,7 @@ void allocator_quiesce(struct allocator *a)
 	gc_gens_stop(a);
 	node_pool_stop(a);
 	write_points_drop(a, false);
-	open_buckets_drop_partial(a, 0);
+	open_buckets_drop_partial(a, 0, 0);
 	discards_rest(a);
 }
 
@@ -165,7 +165,7 @@ void allocator_stop(struct allocator *a)
 	node_pool_stop(a);
 	discards_stop(a);
 	write_points_drop(a, false);
-	open_buckets_drop_partial(a, 0);
+	open_buckets_drop_partial(a, 0, 0);
 }
 
 void allocator_close(struct allocator *a)

@@ -155,8 +155,11 @@ void open_bucket_put(struct allocator *a, uint16_t idx);
 void open_bucket_put_partial(struct allocator *a, uint16_t idx);
 /* Take one from the partial list: of this type, on a device of @devs, with at least @sectors_min left. */
 uint16_t open_bucket_take_partial(struct allocator *a, unsigned data_type, uint64_t devs, uint32_t sectors_min);
-/* Close those on the partial list: all, or (not 0) those that have another type than @data_type_kept. */
-void open_buckets_drop_partial(struct allocator *a, unsigned data_type_kept);
+/*
+ * Close those on the partial list: all, or (not 0) those that have another type than @data_type_kept or less than
+ * @sectors_min left.
+ */
+void open_buckets_drop_partial(struct allocator *a, unsigned data_type_kept, uint32_t sectors_min);
 /* Buckets that a request may still take. */
 uint64_t open_buckets_available(struct allocator *a, unsigned dev, enum watermark watermark);
 /*

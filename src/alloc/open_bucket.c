@@ -224,7 +224,7 @@ uint16_t open_bucket_take_partial(struct allocator *a, unsigned data_type, uint6
 	return taken;
 }
 
-void open_buckets_drop_partial(struct allocator *a, unsigned data_type_kept)
+void open_buckets_drop_partial(struct allocator *a, unsigned data_type_kept, uint32_t sectors_min)
 {
 	struct open_buckets *o = &a->open;
 	bool has_closed = false, was_emptied = false;
@@ -233,7 +233,9 @@ void open_buckets_drop_partial(struct allocator *a, unsigned data_type_kept)
 	for (uint16_t i = 0; o->partial_nr && i < OPEN_BUCKETS_MAX; i++) {
 		struct open_bucket *b = &o->buckets[i];
 
-		if (!b->refs || !b->is_partial || b->data_type == data_type_kept)
+		bool is_kept = b->data_type == data_type_kept && b->sectors_free >= sectors_min;
+
+		if (!b->refs || !b->is_partial || is_kept)
 			continue;
 		b->is_partial = false;
 		o->partial_nr--;

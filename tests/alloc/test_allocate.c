@@ -348,6 +348,26 @@ static void many_empty_buckets_become_free_in_few_transactions(void **state)
 }
 
 /* It is on his behalf then. */
+static void partial_buckets_with_too_little_left_are_closed(void **state)
+{
+	struct space s;
+	struct alloc_extent e;
+	struct alloc_request req = request(1);
+
+	(void)state;
+	space_open(&s, &(struct space_opts){ .dev_nr = 1, .dev_bytes = 24 * MIB });
+	assert_int_equal(allocator_extent_get(s.allocator, &req, 200, &e), 0);
+	allocator_extent_put(s.allocator, &e);
+	write_points_drop(s.allocator, true);
+	assert_int_equal(s.allocator->open.partial_nr, 1);
+	open_buckets_drop_partial(s.allocator, DATA_USER, 56);
+	assert_int_equal(s.allocator->open.partial_nr, 1);
+	open_buckets_drop_partial(s.allocator, DATA_USER, 57);
+	assert_int_equal(s.allocator->open.partial_nr, 0);
+	space_check(&s);
+	space_close(&s);
+}
+
 struct freespace_edit {
 	unsigned dev;
 	uint64_t offset;
@@ -604,6 +624,7 @@ int main(void)
 		cmocka_unit_test(nodes_find_room_when_data_doesnt),
 		cmocka_unit_test(reservations_bound_what_is_promised),
 		cmocka_unit_test(many_empty_buckets_become_free_in_few_transactions),
+		cmocka_unit_test(partial_buckets_with_too_little_left_are_closed),
 		cmocka_unit_test(a_bad_bucket_keeps_no_other_from_becoming_free),
 		cmocka_unit_test(who_waits_for_a_bucket_lifts_a_pause_of_the_background),
 		cmocka_unit_test(cached_buckets_are_taken_back),
