@@ -11,6 +11,7 @@
 #                   100 times at 90%, the analyzer without the bound that `make check` sets
 #   make sim        whole filesystems on simulated disks that lose power, fail and rot (SEEDS, default 1-100)
 #   make sim-soak   the same for HOURS (default 1), from seed SEED on (default: the time)
+#   make coverage   which lines of the library unit tests and the simulator run (SEEDS, default 1-100)
 #   make demo       shows the main job on real input
 #   make bench      benchmarks, as ratios against peers on this machine
 #   make fuzz       fuzzers (FUZZ_SECONDS each, default 600)
@@ -62,6 +63,9 @@ soak: all
 	[ -d build-asan ] || CC=clang meson setup build-asan -Db_sanitize=address,undefined -Db_lundef=false -Dbench=false
 	TIDY_NODES=225000 scripts/check-tidy build-asan
 
+coverage:
+	scripts/coverage $(SEEDS)
+
 demo: all
 	scripts/demo build
 
@@ -85,4 +89,4 @@ format:
 clean:
 	rm -rf build build-*
 
-.PHONY: all tool check test sim sim-soak soak demo bench fuzz install deps format clean
+.PHONY: all tool check test sim sim-soak soak coverage demo bench fuzz install deps format clean
