@@ -17,7 +17,7 @@
  * Rules for all calls:
  *
  * - Errors are negative errno values. -EIO means that something on the devices is damaged or can't be read: a report
- *with the details has gone to the report callback by then. Reading never gives wrong bytes silently.
+ *   with the details has gone to the report callback by then. Reading never gives wrong bytes silently.
  * - All calls on one filesystem may be made from any number of threads at once, kiln_close() excepted. Callbacks come
  *   from the thread that made the call, and must not call back into the same filesystem.
  * - Memory is bounded by kiln_open_options.memory_bytes whatever the filesystem's size, plus what callers ask for.
@@ -204,6 +204,9 @@ struct kiln_format_options {
  * Nothing is written if something is wrong with what was asked for (-EINVAL, -ENOSPC), if a device is in use (-EBUSY),
  * or holds something and KILN_FORMAT_FORCE isn't given (-EEXIST); files that were made are removed again. Options whose
  * engine isn't there yet are -EOPNOTSUPP. @why (may be NULL) receives a sentence on failure.
+ *
+ * What was there before is gone when writing begins. A crash on the way leaves devices that can't be opened, or a
+ * filesystem of which the first opening for a change makes the rest: format them again.
  */
 KILN_API int kiln_format(const struct kiln_format_device *devices, size_t nr, const struct kiln_format_options *options,
 			 kiln_fs **fs, char why[KILN_ERROR_BYTES]);
@@ -252,6 +255,7 @@ struct kiln_stat {
 
 /* The root directory. */
 KILN_API struct kiln_node kiln_root(kiln_fs *fs);
+/* Attributes of an object. -ENOENT: there is no such inode (any more); -EIO. */
 KILN_API int kiln_stat(kiln_fs *fs, struct kiln_node node, struct kiln_stat *st);
 /* Entry @name (not terminated, @len bytes; "." and ".." work) of a directory. -ENOENT, -ENOTDIR, -EIO. */
 KILN_API int kiln_lookup(kiln_fs *fs, struct kiln_node dir, const char *name, size_t len, struct kiln_stat *st);
@@ -372,15 +376,37 @@ KILN_API int kiln_create(kiln_fs *fs, struct kiln_node dir, const char *name, si
 /* A file without a name, held as by kiln_hold(): deleted at kiln_release() unless it was linked. */
 KILN_API int kiln_create_unnamed(kiln_fs *fs, struct kiln_node dir, const struct kiln_create *attr,
 				 struct kiln_stat *st);
+/*
+ * Make a symlink to @target (terminated; it isn't looked up). Of @attr owner and group count. @st (may be NULL): the
+ * new object. -EEXIST; -ENOENT an empty target; -ENAMETOOLONG.
+ */
 KILN_API int kiln_symlink(kiln_fs *fs, struct kiln_node dir, const char *name, size_t len, const char *target,
 			  const struct kiln_create *attr, struct kiln_stat *st);
+/*
+ * Give an object that isn't a directory (-EPERM) another name. -EEXIST; -EMLINK it has as many as there can be; -EXDEV
+ * the directory is in another subvolume, or hands on options (project, compression, ...) that the object doesn't have.
+ */
 KILN_API int kiln_link(kiln_fs *fs, struct kiln_node node, struct kiln_node dir, const char *name, size_t len);
 enum kiln_unlink_flags { KILN_UNLINK_DIR = 1 }; /* rmdir: an empty directory, and nothing else */
+/*
+ * Take a name away. An object without names is deleted when nobody holds it; its space is free some time after that
+ * (kiln_deletions_wait()). -ENOENT; -EISDIR a directory, without KILN_UNLINK_DIR; with it -ENOTDIR and -ENOTEMPTY, and
+ * -EOPNOTSUPP for a subvolume.
+ */
 KILN_API int kiln_unlink(kiln_fs *fs, struct kiln_node dir, const char *name, size_t len, unsigned flags);
 enum kiln_rename_flags {
 	KILN_RENAME_NOREPLACE = 1, /* -EEXIST rather than replace */
 	KILN_RENAME_EXCHANGE = 2,  /* swap the two */
 };
+/*
+ * Move @from to the name @to, atomically: whoever looks, and a crash, finds one or the other. An object that had the
+ * name
+ * @to loses it as by kiln_unlink(), unless @flags say otherwise; two names of the same object stay as they are.
+ *
+ * -ENOENT; -EEXIST (NOREPLACE); -EISDIR, -ENOTDIR: a directory replaces directories only, and nothing else does;
+ * -ENOTEMPTY; -EINVAL a directory would come to lie below itself, or both flags; -EXDEV the directories are in
+ * different subvolumes, or a directory would get other options from where it goes to.
+ */
 KILN_API int kiln_rename(kiln_fs *fs, struct kiln_node from_dir, const char *from, size_t from_len,
 			 struct kiln_node to_dir, const char *to, size_t to_len, unsigned flags);
 
@@ -409,12 +435,16 @@ struct kiln_setattr {
 };
 /* Change attributes, the size included (a larger one makes a hole). @st (may be NULL): what they are then. */
 KILN_API int kiln_setattr(kiln_fs *fs, struct kiln_node node, const struct kiln_setattr *attr, struct kiln_stat *st);
-/* Bytes written: fewer than @len only when space ran out on the way. */
+/*
+ * Bytes written: fewer than @len only when space ran out, or a device failed, on the way. -ENOSPC, -EIO, -EISDIR,
+ * -EFBIG, when nothing was.
+ */
 KILN_API ssize_t kiln_write(kiln_fs *fs, struct kiln_node node, uint64_t offset, const void *buf, size_t len);
 enum kiln_write_flags {
 	KILN_WRITE_KEEP_TIMES = 1, /* who writes sets mtime and ctime by kiln_setattr(); also on append-only files */
 	KILN_WRITE_KEEP_SETID = 2, /* setuid and setgid stay */
 };
+/* The same, with @flags. */
 KILN_API ssize_t kiln_write_with(kiln_fs *fs, struct kiln_node node, uint64_t offset, const void *buf, size_t len,
 				 unsigned flags);
 /* What kiln_fallocate() is to do: the numbers are those of Linux' FALLOC_FL_*. */
@@ -449,14 +479,20 @@ enum kiln_copy_flags { KILN_COPY_SHARE = 1 }; /* share it, or fail with -EINVAL 
  *
  * KILN_COPY_SHARE is what FICLONERANGE asks for: -EINVAL unless all of the range is within @from and can be shared (the
  * last block of @from counts as whole if it becomes the last of @to). -EINVAL: ranges of one file that overlap.
+ *
+ * A crash leaves a part from the front; of the rest @to is as it was.
  */
 KILN_API ssize_t kiln_copy_range(kiln_fs *fs, struct kiln_node from, uint64_t from_offset, struct kiln_node to,
 				 uint64_t to_offset, uint64_t len, unsigned flags);
 
-enum kiln_xattr_flags { KILN_XATTR_CREATE = 1, KILN_XATTR_REPLACE = 2 };
+enum kiln_xattr_flags {
+	KILN_XATTR_CREATE = 1,	/* -EEXIST rather than replace */
+	KILN_XATTR_REPLACE = 2, /* -ENODATA rather than create */
+};
 /* ACLs in the system calls' form; "bcachefs.NAME" sets an option of the file or, for what is made in it, directory. */
 KILN_API int kiln_setxattr(kiln_fs *fs, struct kiln_node node, const char *name, const void *value, size_t size,
 			   unsigned flags);
+/* -ENODATA: it has none of this name. Without its own option a file has its directory's. */
 KILN_API int kiln_removexattr(kiln_fs *fs, struct kiln_node node, const char *name);
 
 /*
@@ -511,6 +547,7 @@ KILN_API int kiln_sync(kiln_fs *fs);
 
 /* While held (counted), an object that loses its last name stays usable; it is deleted after the last release. */
 KILN_API int kiln_hold(kiln_fs *fs, struct kiln_node node);
+/* One kiln_hold() less; what has no name is deleted with the last, in the background. */
 KILN_API void kiln_release(kiln_fs *fs, struct kiln_node node);
 /*
  * For doors that hold very many objects and know them anyway: instead of kiln_hold() for each, @is_in_use is asked
@@ -653,6 +690,7 @@ struct kiln_usage {
 	bool is_clean, is_encrypted, is_degraded;
 	unsigned device_nr; /* members, missing ones included */
 };
+/* Sizes, counters and state of the whole filesystem. -ENOMEM, -EIO. */
 KILN_API int kiln_usage(kiln_fs *fs, struct kiln_usage *usage);
 
 #ifdef __cplusplus
