@@ -11,7 +11,6 @@
 #include <unistd.h>
 
 #include "base/fiber_sched.h"
-#include "base/rcu.h"
 #include "base/util.h"
 
 static const uint64_t second_ns = 1000000000;
@@ -33,7 +32,6 @@ void sleep_ns(uint64_t ns)
 	uint64_t until_ns;
 	struct timespec until;
 
-	rcu_assert_outside();
 	task_may_wait(NULL);
 	if (__builtin_add_overflow(clock_monotonic_ns(), ns, &until_ns))
 		until_ns = UINT64_MAX;

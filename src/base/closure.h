@@ -16,6 +16,9 @@
  *
  * A *worker* is a task that runs the continuations of the closures that were made for it, one at a time, in the order
  * of their last puts. What may wait for what is decided by giving each kind of work a worker of its own.
+ *
+ * For work that begins when I/O of another task ends. Who waits for I/O of its own has a group (device/device.h), which
+ * its thread alone touches, and which needs no atomic counts; so far that is everybody.
  */
 #ifndef KILN_BASE_CLOSURE_H
 #define KILN_BASE_CLOSURE_H

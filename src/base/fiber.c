@@ -22,7 +22,6 @@
 
 #include "base/array.h"
 #include "base/fiber_sched.h"
-#include "base/rcu.h"
 #include "base/strbuf.h"
 
 enum { STACK_BYTES_DEFAULT = 256 << 10, CPU_NR_DEFAULT = 4 };
@@ -78,7 +77,6 @@ int fiber_sim_run(const struct fiber_sim_opts *opts, task_fn fn, void *arg, stru
 	int err;
 
 	assert(!sim);
-	rcu_assert_outside();
 	if (!new_sim.opts.start_realtime_ns)
 		new_sim.opts.start_realtime_ns = start_realtime_ns_default;
 	if (!new_sim.opts.stack_bytes)
@@ -138,7 +136,6 @@ struct fiber *fiber_current(void) { return sim->current; }
 
 struct fiber *fiber_current_may_wait(void)
 {
-	rcu_assert_outside();
 	assert(sim->current); /* a callback must not wait */
 	return sim->current;
 }
@@ -314,7 +311,6 @@ static void fiber_main(void)
 
 	self->task.fn(self->task.arg);
 
-	rcu_assert_outside();
 	assert(!self->locks.nr && !self->locks.unnamed_nr);
 	self->has_ended = true;
 	sim->running_nr--;

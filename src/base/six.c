@@ -35,7 +35,6 @@
 
 #include "base/fiber_sched.h"
 #include "base/lock_order.h"
-#include "base/rcu.h"
 #include "base/report.h"
 #include "base/sync.h"
 
@@ -160,7 +159,6 @@ void six_lock(struct six_lock *lock, enum six_mode mode)
 {
 	struct fiber *self = fiber_self();
 
-	rcu_assert_outside();
 	assert_may_ask(lock, mode, self);
 	lock_order_six_ask(lock, mode);
 	if (self)
@@ -174,7 +172,6 @@ int six_lock_or_stop(struct six_lock *lock, enum six_mode mode, bool (*should_st
 {
 	struct fiber *self = fiber_self();
 
-	rcu_assert_outside();
 	assert_may_ask(lock, mode, self);
 	if (self)
 		fiber_yield();
@@ -267,7 +264,6 @@ void six_unlock(struct six_lock *lock, enum six_mode mode)
 {
 	struct fiber *self = fiber_self();
 
-	rcu_assert_outside();
 	assert_held(lock, mode, self);
 	lock_order_six_released(lock, mode);
 	switch (mode) {
@@ -283,7 +279,6 @@ void six_downgrade(struct six_lock *lock)
 {
 	struct fiber *self = fiber_self();
 
-	rcu_assert_outside();
 	assert_held(lock, SIX_INTENT, self);
 	assert(!(state_load(lock) & WRITTEN));
 	lock_order_six_released(lock, SIX_INTENT);

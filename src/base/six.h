@@ -68,7 +68,7 @@ void six_lock(struct six_lock *lock, enum six_mode mode);
  * internal lock held, and gives up on true. Returns 0, or -KILN_E_RESTART. Switch point.
  */
 int six_lock_or_stop(struct six_lock *lock, enum six_mode mode, bool (*should_stop)(void *ctx), void *ctx);
-/* Take @lock if that is possible at once; true: taken. Allowed in RCU read sections. */
+/* Take @lock if that is possible at once; true: taken. */
 bool six_trylock(struct six_lock *lock, enum six_mode mode);
 /*
  * Take @lock (not for write) if that is possible at once and its sequence number still is @seq. When this fails, the

@@ -17,7 +17,6 @@
 #include <unistd.h>
 
 #include "base/fiber_sched.h"
-#include "base/rcu.h"
 #include "base/strbuf.h"
 #include "base/util.h"
 
@@ -39,7 +38,6 @@ void mutex_destroy(struct mutex *m)
 
 void mutex_lock(struct mutex *m)
 {
-	rcu_assert_outside();
 	lock_order_ask(m, m->rank, NULL);
 	if (fiber_mode())
 		fiber_mutex_lock(m);
@@ -59,7 +57,6 @@ bool mutex_trylock(struct mutex *m)
 
 void mutex_unlock(struct mutex *m)
 {
-	rcu_assert_outside();
 	lock_order_released(m);
 	if (fiber_mode())
 		fiber_mutex_unlock(m);
@@ -89,7 +86,6 @@ void waitq_destroy(struct waitq *q)
 
 static void queue_wait(struct waitq *q, struct mutex *m)
 {
-	rcu_assert_outside();
 	if (fiber_mode())
 		fiber_waitq_wait_until(q, m, UINT64_MAX);
 	else
@@ -114,7 +110,6 @@ bool waitq_wait_until(struct waitq *q, struct mutex *m, uint64_t deadline_ns)
 	struct timespec deadline = { .tv_sec = (time_t)(deadline_ns / second_ns),
 				     .tv_nsec = (long)(deadline_ns % second_ns) };
 
-	rcu_assert_outside();
 	task_may_wait(m);
 	if (fiber_mode())
 		return fiber_waitq_wait_until(q, m, deadline_ns);
@@ -171,7 +166,6 @@ void countdown_put(struct countdown *c)
 
 void countdown_wait(struct countdown *c)
 {
-	rcu_assert_outside();
 	task_may_wait(NULL);
 	countdown_wait_for_lock(c);
 }
@@ -248,7 +242,6 @@ int task_start(struct task **task, const char *name, task_fn fn, void *arg)
 	struct fiber *fiber;
 	int err;
 
-	rcu_assert_outside();
 	if (!fiber_mode())
 		return thread_start(task, name, fn, arg);
 
@@ -262,7 +255,6 @@ int task_start(struct task **task, const char *name, task_fn fn, void *arg)
 
 void task_join(struct task *task)
 {
-	rcu_assert_outside();
 	task_may_wait(NULL);
 	if (fiber_mode()) {
 		fiber_join(container_of(task, struct fiber, task));
@@ -274,7 +266,6 @@ void task_join(struct task *task)
 
 void task_yield(void)
 {
-	rcu_assert_outside();
 	if (fiber_mode())
 		fiber_yield();
 	else

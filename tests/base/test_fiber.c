@@ -4,7 +4,6 @@
 #include <errno.h>
 
 #include "base/clock.h"
-#include "base/rcu.h"
 #include "base/strbuf.h"
 
 static const uint64_t second_ns = 1000000000;
@@ -604,12 +603,6 @@ static void end_with_lock(void *arg)
 	mutex_lock(&m);
 }
 
-static void switch_in_read_section(void *arg)
-{
-	rcu_section_begin();
-	task_yield();
-}
-
 static void yield_now(void *arg) { task_yield(); }
 
 static void yield_in_callback(void *arg)
@@ -624,8 +617,7 @@ static void simulate_misuse(void *arg) { fiber_sim_run(&(struct fiber_sim_opts){
 
 static void misuse_is_caught_in_fiber_mode(void **state)
 {
-	static const task_fn misuses[] = { lock_twice, unlock_free_mutex, end_with_lock, switch_in_read_section,
-					   yield_in_callback };
+	static const task_fn misuses[] = { lock_twice, unlock_free_mutex, end_with_lock, yield_in_callback };
 
 	for (unsigned i = 0; i < ARRAY_NR(misuses); i++) {
 		misuse = misuses[i];

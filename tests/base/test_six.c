@@ -5,7 +5,6 @@
 #include "both_modes.h"
 
 #include "base/clock.h"
-#include "base/rcu.h"
 #include "base/report.h"
 #include "base/six.h"
 
@@ -901,12 +900,6 @@ static void destroy_while_held(void *arg)
 	six_lock_destroy(&misused);
 }
 
-static void lock_in_read_section(void *arg)
-{
-	rcu_section_begin();
-	six_lock_read(&misused);
-}
-
 static void keep_until_the_end(void *arg) { six_lock_read(&misused); }
 
 static void end_with_a_lock(void *arg) { simulate(1, keep_until_the_end, NULL); }
@@ -933,7 +926,6 @@ static void misuse_is_caught(void **state)
 		seq_while_writing,
 		seq_of_nothing,
 		destroy_while_held,
-		lock_in_read_section,
 		end_with_a_lock,
 	};
 
@@ -969,9 +961,7 @@ static void what_may_be_done_is_not_caught(void *arg)
 	six_lock_read(&misused);
 	six_unlock_read(&misused);
 	six_assert_held(&misused, SIX_INTENT);
-	rcu_section_begin();
 	CHECK(six_trylock_write(&misused));
-	rcu_section_end();
 	six_assert_held(&misused, SIX_WRITE);
 	six_unlock_write(&misused);
 	six_unlock_intent(&misused);
