@@ -909,6 +909,16 @@ static void patch_back(struct filesystem *f)
 			patched[patch_nr].bytes);
 	}
 }
+static void rebalance_missing(struct filesystem *f)
+{
+	struct bkey_copy k = find(BTREE_EXTENTS, is_plain_extent);
+
+	extent_rebalance_store(k.value + bkey_value_bytes(&k.k.k),
+			       &(struct extent_rebalance){ .target = 1, .compression = 1 });
+	k.k.k.value_u64s++;
+	put_key(f, BTREE_EXTENTS, &k);
+}
+
 static void sb_copy(struct filesystem *f)
 {
 	static const uint8_t zeroes[512];
@@ -917,6 +927,26 @@ static void sb_copy(struct filesystem *f)
 }
 /* What is looked at is longer than such superblocks are. */
 static void sb_small(struct filesystem *f) { f->super->members[0].sb->layout.sb_max_size_bits = 1; }
+/* The first copy in the second's place. */
+static void sb_copy_of_another(struct filesystem *f)
+{
+	const struct sb_disk *sb = f->super->members[0].sb;
+	size_t bytes = round_up_u64(sb_bytes(sb), 512);
+	void *copy = io_buffer_alloc(bytes);
+
+	assert_int_equal(device_read(f->super->members[0].dev, le64_get(sb->layout.sb_offset[0]) << 9, copy, bytes), 0);
+	patch(f, le64_get(sb->layout.sb_offset[1]) << 9, copy, bytes);
+	io_buffer_free(copy);
+}
+
+static void sb_layout_other(struct filesystem *f)
+{
+	struct sb_layout_disk layout = f->super->members[0].sb->layout;
+
+	layout.nr_superblocks--;
+	patch(f, SB_LAYOUT_SECTOR * 512, &layout, sizeof(layout));
+}
+
 static void sb_layout(struct filesystem *f)
 {
 	static const uint8_t zeroes[512];
@@ -1308,8 +1338,8 @@ static void node_seq_in_future(struct filesystem *f) { patch_node(f, BTREE_XATTR
 /* --- stripes: put into an image that has none --- */
 
 /* Of two blocks: one where @data is, and its parity in a free bucket. The checksums are of nothing. */
-static void put_stripe(struct filesystem *f, const struct extent_ptr *data, unsigned sectors, unsigned csum_type,
-		       unsigned live)
+static void put_stripe_nr(struct filesystem *f, unsigned nr, const struct extent_ptr *data, unsigned sectors,
+			  unsigned csum_type, unsigned live)
 {
 	uint64_t size = good.super->members[0].m.bucket_sectors;
 	struct extent_ptr parity = { .sector = (find(BTREE_FREESPACE, NULL).k.k.p.offset - 1) * size };
@@ -1326,8 +1356,13 @@ static void put_stripe(struct filesystem *f, const struct extent_ptr *data, unsi
 	extent_ptr_store(value + 8, &block);
 	extent_ptr_store(value + 16, &parity);
 	le16_store(value + at, (uint16_t)live);
-	put(f, BTREE_STRIPES, BPOS(0, 5, 0), 0, KEY_STRIPE, value, at + 4);
+	put(f, BTREE_STRIPES, BPOS(0, nr, 0), 0, KEY_STRIPE, value, at + 4);
 	f->is_data = true;
+}
+static void put_stripe(struct filesystem *f, const struct extent_ptr *data, unsigned sectors, unsigned csum_type,
+		       unsigned live)
+{
+	put_stripe_nr(f, 5, data, sectors, csum_type, live);
 }
 /* An extent becomes one of block 0 of stripe 5. */
 static struct extent_ptr put_stripe_ptr(struct filesystem *f, unsigned redundancy, unsigned *sectors)
@@ -1363,6 +1398,22 @@ static void stripe_missing(struct filesystem *f)
 
 	put_stripe_ptr(f, 1, &live);
 }
+static void stripe_of_another(struct filesystem *f)
+{
+	unsigned live;
+	struct extent_ptr p = put_stripe_ptr(f, 1, &live);
+
+	put_stripe(f, &p, good.super->members[0].m.bucket_sectors, 0, live);
+	put_stripe_nr(f, 4, &p, good.super->members[0].m.bucket_sectors, 0, 0);
+}
+static void stripe_stale(struct filesystem *f)
+{
+	unsigned live;
+	struct extent_ptr p = put_stripe_ptr(f, 1, &live);
+
+	p.gen--;
+	put_stripe(f, &p, good.super->members[0].m.bucket_sectors, 0, live);
+}
 static void stripe_elsewhere(struct filesystem *f)
 {
 	unsigned live;
@@ -1390,6 +1441,18 @@ static void first_twice(struct bset_disk *set)
 static void node_key_twice(struct filesystem *f) { patch_node(f, BTREE_LRU, first_twice); }
 static void other_type(struct bset_disk *set) { ((struct bkey_disk *)(set + 1))->type = KEY_HASH_WHITEOUT; }
 static void node_key_type(struct filesystem *f) { patch_node(f, BTREE_LRU, other_type); }
+/* A cached pointer that the oldest generation of its bucket says can't be. */
+static void extent_older_than_oldest(struct filesystem *f)
+{
+	struct bkey_copy k = find(BTREE_EXTENTS, is_plain_extent);
+	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
+
+	assert_int_equal(extent_decode(ref(&k), &good.super->kctx, ptrs, NULL, NULL), 1);
+	ptrs[0].ptr.gen--;
+	ptrs[0].ptr.is_cached = true;
+	extent_ptr_store(k.value + bkey_value_bytes(&k.k.k) - 8, &ptrs[0].ptr);
+	put_key(f, BTREE_EXTENTS, &k);
+}
 static void bucket_overflow(struct filesystem *f)
 {
 	struct bkey_copy k = find(BTREE_EXTENTS, is_plain_extent);
