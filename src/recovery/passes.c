@@ -116,46 +116,44 @@ static int delete_dead_inodes(struct recovery *r)
 
 /* --- the table --- */
 
-enum { ALWAYS = true };
-
 static const struct recovery_pass passes[] = {
-	{ PASS_ALLOC_READ, ALWAYS, NULL },	 /* allocator_open() */
-	{ PASS_STRIPES_READ, ALWAYS, NULL },	 /* filesystems with stripes open read-only */
-	{ PASS_INITIALIZE_SUBVOLUMES, 0, NULL }, /* only for versions below 1.0, which aren't read */
-	{ PASS_SNAPSHOTS_READ, ALWAYS, NULL },	 /* namespace_open() */
-	{ PASS_CHECK_TOPOLOGY, 0, NULL },
-	{ PASS_CHECK_ALLOCATIONS, 0, NULL },
+	{ PASS_ALLOC_READ, RECOVERY_ALWAYS, NULL },		  /* allocator_open() */
+	{ PASS_STRIPES_READ, RECOVERY_ALWAYS, NULL },		  /* filesystems with stripes open read-only */
+	{ PASS_INITIALIZE_SUBVOLUMES, RECOVERY_ON_DEMAND, NULL }, /* only for versions below 1.0, which aren't read */
+	{ PASS_SNAPSHOTS_READ, RECOVERY_ALWAYS, NULL },		  /* namespace_open() */
+	{ PASS_CHECK_TOPOLOGY, RECOVERY_ON_DEMAND, NULL },
+	{ PASS_CHECK_ALLOCATIONS, RECOVERY_CHECK, NULL },
 	/* Upstream marks before replay, over the journal's keys. Behind it the same keys are in the nodes. */
-	{ PASS_FS_JOURNAL_ALLOC, ALWAYS, NULL }, /* one without a journal isn't written */
-	{ PASS_SET_MAY_GO_RW, ALWAYS, NULL },	 /* fs_write_start() */
-	{ PASS_JOURNAL_REPLAY, ALWAYS, replay_journal },
-	{ PASS_TRANS_MARK_DEV_SBS, ALWAYS, mark_device_superblocks },
-	{ PASS_CHECK_ALLOC_INFO, 0, NULL },
-	{ PASS_CHECK_LRUS, 0, NULL },
-	{ PASS_CHECK_BTREE_BACKPOINTERS, 0, NULL },
-	{ PASS_CHECK_BACKPOINTERS_TO_EXTENTS, 0, NULL },
-	{ PASS_CHECK_EXTENTS_TO_BACKPOINTERS, 0, NULL },
-	{ PASS_CHECK_ALLOC_TO_LRU_REFS, 0, NULL },
-	{ PASS_FS_FREESPACE_INIT, ALWAYS, init_freespace },
-	{ PASS_BUCKET_GENS_INIT, 0, NULL }, /* only for versions below 1.0 */
-	{ PASS_CHECK_SNAPSHOT_TREES, 0, NULL },
-	{ PASS_CHECK_SNAPSHOTS, 0, upgrade_snapshots },
-	{ PASS_CHECK_SUBVOLS, 0, NULL },
-	{ PASS_DELETE_DEAD_SNAPSHOTS, 0, NULL },
-	{ PASS_FS_UPGRADE_FOR_SUBVOLUMES, 0, NULL }, /* only for versions below 1.0 */
-	{ PASS_RESUME_LOGGED_OPS, ALWAYS, resume_logged_ops },
-	{ PASS_CHECK_INODES, 0, upgrade_deleted_inodes },
-	{ PASS_CHECK_EXTENTS, 0, NULL },
-	{ PASS_CHECK_INDIRECT_EXTENTS, 0, NULL },
-	{ PASS_CHECK_DIRENTS, 0, NULL },
-	{ PASS_CHECK_XATTRS, 0, NULL },
-	{ PASS_CHECK_ROOT, 0, NULL },
-	{ PASS_CHECK_DIRECTORY_STRUCTURE, 0, NULL },
-	{ PASS_CHECK_NLINKS, 0, NULL },
+	{ PASS_FS_JOURNAL_ALLOC, RECOVERY_ALWAYS, NULL }, /* one without a journal isn't written */
+	{ PASS_SET_MAY_GO_RW, RECOVERY_ALWAYS, NULL },	  /* fs_write_start() */
+	{ PASS_JOURNAL_REPLAY, RECOVERY_ALWAYS, replay_journal },
+	{ PASS_TRANS_MARK_DEV_SBS, RECOVERY_ALWAYS, mark_device_superblocks },
+	{ PASS_CHECK_ALLOC_INFO, RECOVERY_CHECK, NULL },
+	{ PASS_CHECK_LRUS, RECOVERY_CHECK, NULL },
+	{ PASS_CHECK_BTREE_BACKPOINTERS, RECOVERY_CHECK, NULL },
+	{ PASS_CHECK_BACKPOINTERS_TO_EXTENTS, RECOVERY_CHECK, NULL },
+	{ PASS_CHECK_EXTENTS_TO_BACKPOINTERS, RECOVERY_CHECK, NULL },
+	{ PASS_CHECK_ALLOC_TO_LRU_REFS, RECOVERY_CHECK, NULL },
+	{ PASS_FS_FREESPACE_INIT, RECOVERY_ALWAYS, init_freespace },
+	{ PASS_BUCKET_GENS_INIT, RECOVERY_ON_DEMAND, NULL }, /* only for versions below 1.0 */
+	{ PASS_CHECK_SNAPSHOT_TREES, RECOVERY_CHECK, NULL },
+	{ PASS_CHECK_SNAPSHOTS, RECOVERY_CHECK, upgrade_snapshots },
+	{ PASS_CHECK_SUBVOLS, RECOVERY_CHECK, NULL },
+	{ PASS_DELETE_DEAD_SNAPSHOTS, RECOVERY_CHECK, NULL },
+	{ PASS_FS_UPGRADE_FOR_SUBVOLUMES, RECOVERY_ON_DEMAND, NULL }, /* only for versions below 1.0 */
+	{ PASS_RESUME_LOGGED_OPS, RECOVERY_ALWAYS, resume_logged_ops },
+	{ PASS_CHECK_INODES, RECOVERY_CHECK, upgrade_deleted_inodes },
+	{ PASS_CHECK_EXTENTS, RECOVERY_CHECK, NULL },
+	{ PASS_CHECK_INDIRECT_EXTENTS, RECOVERY_CHECK, NULL },
+	{ PASS_CHECK_DIRENTS, RECOVERY_CHECK, NULL },
+	{ PASS_CHECK_XATTRS, RECOVERY_CHECK, NULL },
+	{ PASS_CHECK_ROOT, RECOVERY_CHECK, NULL },
+	{ PASS_CHECK_DIRECTORY_STRUCTURE, RECOVERY_CHECK, NULL },
+	{ PASS_CHECK_NLINKS, RECOVERY_CHECK, NULL },
 	/* Upstream does it after unclean shutdowns only, and so leaves what an older crash left (04 §6). */
-	{ PASS_DELETE_DEAD_INODES, ALWAYS, delete_dead_inodes },
-	{ PASS_FIX_REFLINK_P, 0, NULL }, /* only for versions below 1.0 */
-	{ PASS_SET_FS_NEEDS_REBALANCE, 0, upgrade_rebalance_work },
+	{ PASS_DELETE_DEAD_INODES, RECOVERY_ALWAYS, delete_dead_inodes },
+	{ PASS_FIX_REFLINK_P, RECOVERY_ON_DEMAND, NULL }, /* only for versions below 1.0 */
+	{ PASS_SET_FS_NEEDS_REBALANCE, RECOVERY_ON_DEMAND, upgrade_rebalance_work },
 };
 
 const struct recovery_pass *recovery_pass(unsigned id)
@@ -170,7 +168,7 @@ int recovery_run(struct recovery *r)
 {
 	for (size_t i = 0; i < ARRAY_NR(passes); i++) {
 		const struct recovery_pass *pass = &passes[i];
-		bool is_needed = pass->is_always || r->requested >> pass->id & 1;
+		bool is_needed = pass->when == RECOVERY_ALWAYS || r->requested >> pass->id & 1;
 		int err = is_needed && pass->run ? pass->run(r) : 0;
 
 		if (err) {

@@ -3,8 +3,8 @@
  * (09 §4-§6).
  *
  * One table, in order. The place in it is the pass's number; the stable id (format/pass_ids.h) is what superblocks
- * store. A pass runs always, or when the upgrade from an older version asks for it. Filesystems whose superblocks ask
- * for passes need repair, and open read-only.
+ * store. When a pass runs is in its row; all run when the upgrade from an older version asks for them. Filesystems
+ * whose superblocks ask for passes need repair, and open read-only.
  *
  * Opening read-only runs none of these: the journal lies over the btrees, and what a pass would finish is shown as it
  * is. All passes here run while the filesystem is writable already but nobody else uses it.
@@ -33,9 +33,19 @@ struct recovery {
 	uint64_t requested; /* bit per stable id: must run, whatever the table says */
 };
 
+/*
+ * When a pass runs that nobody asks for (01 appendix C). Upstream has one more, after unclean shutdowns; the one pass
+ * of that kind, delete_dead_inodes, is always run here.
+ */
+enum recovery_when {
+	RECOVERY_ALWAYS,
+	RECOVERY_CHECK,	    /* when everything is checked: not when mounting */
+	RECOVERY_ON_DEMAND, /* never */
+};
+
 struct recovery_pass {
 	enum pass_id id;
-	bool is_always; /* else when asked for */
+	enum recovery_when when;
 	/*
 	 * 0 or an error, which ends recovery. NULL: what the pass does is part of opening (the comment in the table
 	 * says where), or of the checker (recovery/check.h), which doesn't run at mount.
