@@ -2,6 +2,7 @@
 #include "engine/fs_write.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -193,6 +194,13 @@ int fs_write_refused(const struct kiln_fs *fs, char why[KILN_ERROR_BYTES])
 	}
 	if (!journal_can_be_written(s)) {
 		snprintf(why, KILN_ERROR_BYTES, "no device that is written has a journal, or one that is large enough");
+		return 1;
+	}
+	uint64_t bytes, needed;
+	if (!journal_entries_fit(s, &bytes, &needed)) {
+		snprintf(why, KILN_ERROR_BYTES,
+			 "its buckets of %" PRIu64 " KiB are too small for the journal, which needs %" PRIu64 " KiB",
+			 bytes >> 10, div_round_up_u64(needed, 1024));
 		return 1;
 	}
 	/* Only who counts everything knows them, and taken as 0 they would be written down as 0. */

@@ -73,6 +73,8 @@ struct journal_opts {
 
 /* Is there a ring of buckets that entries may go to, and is it large enough? Else journal_start() gives -ENOSPC. */
 bool journal_can_be_written(const struct super *s);
+/* Do the largest entries fit its buckets? Else *@bytes says what these have, and *@needed what they should. */
+bool journal_entries_fit(const struct super *s, uint64_t *bytes, uint64_t *needed);
 /*
  * Start the journal: find the place behind the newest entry of each device (whatever the clean section says: 03 §13.1),
  * start the writer and reclaim tasks. The first entry will be a flush entry. The superblock must say dirty already,

@@ -20,6 +20,7 @@
 #include "format/alloc.h"
 #include "journal/journal_internal.h"
 #include "journal/journal_private.h"
+#include "super/format.h"
 
 /* Of looking for places: in the target; anywhere; taking what is kept in hand, for as few copies as are required. */
 enum { ROUND_TARGET, ROUND_ALL, ROUND_DESPERATE };
@@ -114,6 +115,16 @@ bool journal_can_be_written(const struct super *s)
 	for (unsigned i = 0; i < s->member_nr; i++)
 		any |= ring_is_usable(&s->members[i]);
 	return any;
+}
+
+bool journal_entries_fit(const struct super *s, uint64_t *bytes, uint64_t *needed)
+{
+	*needed = super_journal_entry_bytes_now(s);
+	*bytes = UINT64_MAX;
+	for (unsigned i = 0; i < s->member_nr; i++)
+		if (ring_is_usable(&s->members[i]))
+			*bytes = min(*bytes, (uint64_t)s->members[i].m.bucket_sectors << SECTOR_SHIFT);
+	return *bytes >= *needed;
 }
 
 /* The newest entry of each bucket. */

@@ -15,6 +15,7 @@
 #include "base/clock.h"
 #include "base/secret.h"
 #include "format/alloc.h"
+#include "format/btrees.h"
 #include "super/super_private.h"
 
 enum {
@@ -39,6 +40,15 @@ enum {
 	JOURNAL_SECTORS_OF_BUCKET = 4, /* what replacing a node takes, some 1.7 KiB */
 	NODE_BLOCKS_MANY = 16,
 	JOURNAL_SECTORS_MAX = 1 << 24,
+	/* Words of an entry of the journal (03 §5.1), */
+	ENTRY_FIXED_U64S = 7 + BTREE_NR_1_4 * 15 + 6 * 2 + 2 * 3, /* header, roots, usage and clocks */
+	ENTRY_DEVICE_U64S = 34,
+	ENTRY_SPARE_U64S = 32 * 5, /* for rows that come into use while it is open */
+	ENTRY_ROW_U64S = 3,
+	ENTRY_ROWS_MAX = 1024, /* as many sets of devices as are expected to be used at most */
+	/* and bytes of nodes that are replaced on three levels: some 400 for each pointer, old or new */
+	ENTRY_TXN_BYTES = 4 << 10,
+	ENTRY_TXN_REPLICA_BYTES = 4 << 10,
 	WRITE_BUFFER_BYTES = 256 << 10, /* of what format writes, in whole blocks of the device */
 };
 
@@ -281,6 +291,41 @@ static int purposes_check(struct plan *p)
 	return 0;
 }
 
+/* How many sets of up to @replicas devices there are, or ENTRY_ROWS_MAX. */
+static uint64_t device_sets(uint64_t device_nr, unsigned replicas)
+{
+	uint64_t sets = 0, of_size = 1;
+
+	for (unsigned i = 0; i < replicas && i < device_nr; i++) {
+		of_size = of_size * (device_nr - i) / (i + 1);
+		sets += of_size;
+	}
+	return min(sets, (uint64_t)ENTRY_ROWS_MAX);
+}
+
+/* Are the buckets large enough for entries of the journal? */
+static int entries_check(struct plan *p)
+{
+	unsigned replicas = (unsigned)max(p->options[OPT_METADATA_REPLICAS], p->options[OPT_DATA_REPLICAS]);
+	/* Journal, btree nodes and data; and one for what each device has cached. */
+	uint64_t rows = min(3 * device_sets(p->nr, replicas) + p->nr, (uint64_t)ENTRY_ROWS_MAX);
+	uint64_t needed = super_journal_entry_bytes((unsigned)p->nr, replicas, rows * ENTRY_ROW_U64S);
+
+	for (size_t i = 0; i < p->nr; i++) {
+		const struct super_format_device *d = &p->devs[i];
+
+		if (!(d->data_allowed & 1u << DATA_JOURNAL) || !d->durability || d->bucket_bytes >= needed)
+			continue;
+		return refuse(
+			p, -EINVAL,
+			"%s: buckets of %s are too small for the journal: with %zu device%s and %u replica%s they "
+			"need at least %s.",
+			d->dev->name, size_text(d->bucket_bytes).text, p->nr, p->nr == 1 ? "" : "s", replicas,
+			replicas == 1 ? "" : "s", size_text(1ull << bit_length_u64(needed - 1)).text);
+	}
+	return 0;
+}
+
 static int plan_make(struct plan *p)
 {
 	int err;
@@ -297,7 +342,8 @@ static int plan_make(struct plan *p)
 	for (size_t i = 0; i < p->nr; i++)
 		if ((err = bucket_size_check(p, &p->devs[i])) || (err = copies_check(p, &p->devs[i])))
 			return err;
-	return purposes_check(p);
+	err = purposes_check(p);
+	return err ? err : entries_check(p);
 }
 
 /* --- the superblock --- */
@@ -566,6 +612,28 @@ uint64_t super_journal_bucket_nr(uint64_t nbuckets, unsigned bucket_sectors, uns
 	if (node_blocks < NODE_BLOCKS_MANY)
 		least = max(least, nbuckets * JOURNAL_SECTORS_OF_BUCKET / bucket_sectors);
 	return max(min(max(nbuckets >> 7, least), most), (uint64_t)JOURNAL_BUCKETS_MIN);
+}
+
+uint64_t super_journal_entry_bytes(unsigned device_nr, unsigned replicas, uint64_t row_u64s)
+{
+	uint64_t u64s = ENTRY_FIXED_U64S + ENTRY_DEVICE_U64S * (uint64_t)device_nr + ENTRY_SPARE_U64S + row_u64s;
+
+	return u64s * 8 + ENTRY_TXN_BYTES + ENTRY_TXN_REPLICA_BYTES * (uint64_t)replicas;
+}
+
+uint64_t super_journal_entry_bytes_now(const struct super *s)
+{
+	struct replicas_walk w = sb_replicas_walk(s->sb);
+	uint64_t row_u64s = 0;
+	struct replicas_entry e;
+	unsigned device_nr = 0;
+
+	while (sb_replicas_next(&w, &e, NULL) > 0)
+		row_u64s += 1 + div_round_up_u64(8 + 3 + (uint64_t)e.nr_devs, 8);
+	for (unsigned i = 0; i < s->member_nr; i++)
+		device_nr += s->members[i].m.exists;
+	return super_journal_entry_bytes(
+		device_nr, (unsigned)max(s->options[OPT_METADATA_REPLICAS], s->options[OPT_DATA_REPLICAS]), row_u64s);
 }
 
 uint64_t super_journal_bucket_min(const struct super *s, unsigned dev)

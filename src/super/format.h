@@ -66,6 +66,14 @@ void super_format_undo(struct device *dev);
 /* Number of journal buckets that a new device gets (03 §1). */
 uint64_t super_journal_bucket_nr(uint64_t nbuckets, unsigned bucket_sectors, unsigned node_blocks);
 /*
+ * What an entry of the journal may have to hold, in bytes: what is in each (03 §5.1) with @row_u64s words for rows of
+ * usage, and the largest transaction that can't be done in smaller parts, which replaces a path of btree nodes. Buckets
+ * that entries go to must be at least as large.
+ */
+uint64_t super_journal_entry_bytes(unsigned device_nr, unsigned replicas, uint64_t row_u64s);
+/* The same for what @s has now; it grows with each new set of devices that data is on. */
+uint64_t super_journal_entry_bytes_now(const struct super *s);
+/*
  * With fewer journal buckets on this device, writing nodes back can come to a standstill: what a new device gets if
  * nodes have few blocks; 0 if any number does.
  */

@@ -153,9 +153,32 @@ def with_a_cache(seed, options):
         all_judges_are_silent(devices, "after it was away", with_tree=True)
 
 
+def the_smallest_buckets_do(count, replicas, smallest):
+    """An entry of the journal must fit a bucket: smaller ones are refused, and with these a filesystem can be filled and emptied."""
+    with images.temporary() as work:
+        devices = [os.path.join(work, "dev%d" % i) for i in range(count)]
+        small = ["--block-size=512", "--btree-node-size=4k", "--superblock-size=64k", "--replicas=%d" % replicas]
+        p = subprocess.run([KILN, "format", "--size=24M", *small, "--bucket-size=%dk" % (smallest // 2), *devices],
+                           capture_output=True, text=True, timeout=60)
+        assert p.returncode == 1 and "at least %d.0 KiB" % smallest in p.stderr, p.stderr
+        format_all(devices, [*small, "--bucket-size=%dk" % smallest], size="24M")
+        tree = os.path.join(work, "tree")
+        os.mkdir(tree)
+        rng = random.Random(SEEDS[0])
+        for i in range(200):
+            with open(os.path.join(tree, "file%d" % i), "wb") as f:
+                f.write(rng.randbytes(rng.randrange(1, 50000)))
+        for command in (["put", "-r", ":".join(devices), tree, "/"], ["rm", "-r", ":".join(devices), "/tree"]):
+            p = subprocess.run([KILN, *command], capture_output=True, text=True, timeout=120)
+            assert p.returncode == 0 and not p.stderr, "%s: %s" % (command[0], p.stderr)
+            all_judges_are_silent(devices, command[0])
+
+
 def main():
     cases = [("a_cache %s" % " ".join(options), functools.partial(with_a_cache, SEEDS[0], options))
              for options in ([], ["--foreground-target=fast.c"], ["--foreground-target=fast", "--nocow"])]
+    cases += [("the_smallest_buckets_do %d" % count, functools.partial(the_smallest_buckets_do, count, replicas, smallest))
+              for count, replicas, smallest in ((1, 1, 16), (4, 3, 32))]
     for count, options in layouts():
         name = "%d devices %s" % (count, " ".join(o.lstrip("-") for o in options if "metadata" not in o))
         cases.append((name, functools.partial(changed_at_random, SEEDS[len(cases) % len(SEEDS)], count, options)))

@@ -182,7 +182,7 @@ def mistakes_are_told(work):
 def what_can_not_be_made_is_told_in_words(work):
     image = os.path.join(work, "a.img")
     for args, says in ((["--size=8M"], "too small for a filesystem. With the usual options"),
-                       (["--size=24M", "--bucket=4k", "--block-size=512", "--btree-node-size=4k"], "the buckets are too small.")):
+                       (["--size=24M", "--bucket=4k", "--block-size=512", "--btree-node-size=4k"], "they need at least 16.0 KiB.")):
         assert says in kiln("format", *args, image, status=FAILED).stderr
         assert not os.path.exists(image)
 
