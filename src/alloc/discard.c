@@ -15,7 +15,7 @@ enum {
 	BATCH_NR = 64, /* looked at between two waits for readers */
 	GROUP_NR = 16, /* freed by one transaction: about 7 KiB of journal; fewer where an entry has less */
 };
-static const uint64_t wait_max_ns = 10000000000;
+static const uint64_t wait_max_ns = 10000000000, journal_poll_ns = 5000000;
 
 void discards_init(struct discards *d)
 {
@@ -73,13 +73,31 @@ static int group_txn(struct btree_txn *txn, void *ctx)
 	return err;
 }
 
+/*
+ * Making buckets free can wait until the journal has space for that. But where write-back lacks buckets the journal
+ * waits for write-back, and write-back for this task.
+ */
+void discards_journal_wait(struct allocator *a)
+{
+	while (a->journal && !journal_admits(a->journal, WATERMARK_BTREE_COPYGC) &&
+	       !atomic_load(&a->nodes.is_writeback_starved)) {
+		task_may_wait_for(TASK_RECLAIM);
+		sleep_ns(journal_poll_ns);
+	}
+}
+
 static int group_commit(struct group *g)
 {
-	static const struct btree_commit_opts opts = { .name = "discard", .watermark = WATERMARK_BTREE_COPYGC };
+	static const struct btree_commit_opts opts = {
+		.name = "discard",
+		.watermark = WATERMARK_BTREE_COPYGC,
+		.flags = BTREE_COMMIT_MAKES_ROOM,
+	};
 	int err = 0;
 
 	g->is_one_by_one = false;
 	for (g->at = 0; g->at < g->nr && !err; g->at = g->to) {
+		discards_journal_wait(g->a);
 		err = btree_txn_run(g->a->trees, &opts, group_txn, g);
 		if (err != -KILN_E_INVALID)
 			continue;

@@ -220,6 +220,8 @@ struct node_pool {
 	/* How many more nodes there is room for in free buckets, and whether one has been taken since. */
 	atomic_uint_fast64_t room;
 	atomic_bool is_room_old;
+	atomic_uint waiting_nr;		  /* tasks that wait for room */
+	atomic_bool is_writeback_starved; /* there was none the last time that write-back asked */
 	struct task *task;
 	struct job job;
 };
@@ -304,6 +306,8 @@ void discards_freed(struct allocator *a);
  * Returns the number of buckets handled, or an error.
  */
 int discards_run(struct allocator *a, uint64_t *waiting_seq);
+/* Wait until the journal has space for what makes buckets free, which commits with the watermark of reclaim then. */
+void discards_journal_wait(struct allocator *a);
 /*
  * Wait until some bucket of @devs may have become available, after a look at discards.freed_nr that gave @seen. Starts
  * what it takes, with @may_move moving data included. False: nothing is on its way there, or it took too long.

@@ -70,7 +70,11 @@ static int lru_read(struct allocator *a, unsigned dev, struct bpos *pos, struct 
 /* Of a batch, until *@wanted more have been taken back. 0 or an error. */
 static int batch_invalidate(struct allocator *a, unsigned dev, const struct bpos *batch, int nr, uint64_t *wanted)
 {
-	static const struct btree_commit_opts opts = { .name = "invalidate", .watermark = WATERMARK_BTREE_COPYGC };
+	static const struct btree_commit_opts opts = {
+		.name = "invalidate",
+		.watermark = WATERMARK_BTREE_COPYGC,
+		.flags = BTREE_COMMIT_MAKES_ROOM,
+	};
 	const uint64_t low = (1ull << LRU_TIME_BITS) - 1;
 	int err = 0;
 
@@ -81,6 +85,7 @@ static int batch_invalidate(struct allocator *a, unsigned dev, const struct bpos
 
 		if (batch[i].offset >> LRU_TIME_BITS != dev || args.bucket >= a->devs[dev].bucket_nr)
 			continue;
+		discards_journal_wait(a);
 		err = btree_txn_run(a->trees, &opts, invalidate_txn, &args);
 		if (!err && args.is_taken)
 			--*wanted;

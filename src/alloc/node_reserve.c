@@ -31,6 +31,8 @@ void node_pool_init(struct node_pool *p)
 	waitq_init(&p->low);
 	atomic_init(&p->room, 0);
 	atomic_init(&p->is_room_old, true);
+	atomic_init(&p->waiting_nr, 0);
+	atomic_init(&p->is_writeback_starved, false);
 	job_init(&p->job, "node reserve", "has places for new nodes at hand");
 }
 
@@ -40,7 +42,7 @@ void node_pool_destroy(struct node_pool *p)
 	mutex_destroy(&p->lock);
 }
 
-static int slot_get(struct allocator *a, enum watermark watermark, bool can_wait, struct alloc_extent *slot)
+static int slot_get(struct allocator *a, enum watermark watermark, struct alloc_extent *slot)
 {
 	const uint64_t *options = a->super->options;
 	struct alloc_request req = {
@@ -50,7 +52,6 @@ static int slot_get(struct allocator *a, enum watermark watermark, bool can_wait
 								  : options[OPT_FOREGROUND_TARGET]),
 		.replicas = (unsigned)max(options[OPT_METADATA_REPLICAS], (uint64_t)1),
 		.replicas_required = (unsigned)max(options[OPT_METADATA_REPLICAS_REQUIRED], (uint64_t)1),
-		.can_wait = can_wait,
 	};
 	int err = allocator_extent_get(a, &req, a->super->kctx.node_sectors, slot);
 
@@ -114,6 +115,15 @@ static void pool_put(struct allocator *a, struct alloc_extent *slot)
 		allocator_extent_put(a, slot);
 }
 
+/* Is there more than is kept for write-back? */
+static bool pool_has_for_all(struct node_pool *p)
+{
+	mutex_lock(&p->lock);
+	bool has = p->nr > NODE_POOL_RECLAIM;
+	mutex_unlock(&p->lock);
+	return has;
+}
+
 static void pool_refill(void *arg)
 {
 	struct allocator *a = arg;
@@ -137,7 +147,7 @@ static void pool_refill(void *arg)
 
 		job_works(&p->job, "some were taken");
 		mutex_unlock(&p->lock);
-		if (slot_get(a, watermark, false, &slot))
+		if (slot_get(a, watermark, &slot))
 			retry_ns = clock_monotonic_ns() + RETRY_NS;
 		else
 			pool_put(a, &slot);
@@ -195,23 +205,86 @@ static enum watermark node_watermark(enum watermark watermark)
 	return watermark > WATERMARK_BTREE ? watermark : WATERMARK_BTREE;
 }
 
+/* As many as are wanted, or none: nobody waits for some while he holds others. */
+static int slots_take(struct allocator *a, struct btree_node_reserve *r, unsigned nr)
+{
+	int err = 0;
+
+	while (!err && r->nr < nr) {
+		if (!pool_take(&a->nodes, r->watermark, &r->slots[r->nr]))
+			err = slot_get(a, r->watermark, &r->slots[r->nr]);
+		if (!err)
+			r->nr++;
+	}
+	while (err && r->nr)
+		pool_put(a, &r->slots[--r->nr]);
+	return err;
+}
+
+static uint64_t freed_seen(struct allocator *a)
+{
+	mutex_lock(&a->discards.lock);
+	uint64_t seen = a->discards.freed_nr;
+	mutex_unlock(&a->discards.lock);
+	return seen;
+}
+
+/* Write-back doesn't wait, as who makes room may wait for it. */
+static void writeback_refused(struct allocator *a)
+{
+	struct discards *d = &a->discards;
+
+	atomic_store(&a->nodes.is_writeback_starved, true);
+	mutex_lock(&d->lock);
+	d->is_wanted = d->is_flush_wanted = true;
+	waitq_wake_one(&d->work);
+	evacuation_want(a, write_point_devs(a, DATA_BTREE));
+	mutex_unlock(&d->lock);
+}
+
+static int slots_take_writeback(struct allocator *a, struct btree_node_reserve *r, unsigned nr)
+{
+	int err = slots_take(a, r, nr);
+
+	if (err == -EAGAIN) {
+		writeback_refused(a);
+		return -ENOSPC;
+	}
+	if (!err)
+		atomic_store(&a->nodes.is_writeback_starved, false);
+	return err;
+}
+
+static int slots_take_waiting(struct allocator *a, struct btree_node_reserve *r, unsigned nr)
+{
+	bool may_move = r->watermark == WATERMARK_BTREE; /* moving itself takes nodes with another one */
+	bool has_hope = true;
+	int err;
+
+	atomic_fetch_add(&a->nodes.waiting_nr, 1);
+	for (;;) {
+		uint64_t seen = freed_seen(a);
+
+		err = slots_take(a, r, nr);
+		if (err != -EAGAIN || !has_hope)
+			break;
+		has_hope = discards_wait(a, seen, write_point_devs(a, DATA_BTREE), may_move);
+	}
+	atomic_fetch_sub(&a->nodes.waiting_nr, 1);
+	return err == -EAGAIN ? -ENOSPC : err;
+}
+
 int allocator_node_reserve(struct allocator *a, unsigned nr, enum watermark watermark,
 			   struct btree_node_reserve **reserve)
 {
 	struct btree_node_reserve *r = calloc(1, sizeof(*r) + nr * sizeof(r->slots[0]));
-	int err = 0;
 
 	if (!r)
 		return -ENOMEM;
-	r->watermark = watermark = node_watermark(watermark);
-	while (!err && r->nr < nr) {
-		if (!pool_take(&a->nodes, watermark, &r->slots[r->nr]))
-			err = slot_get(a, watermark, true, &r->slots[r->nr]);
-		if (!err)
-			r->nr++;
-	}
+	r->watermark = node_watermark(watermark);
+	int err = r->watermark == WATERMARK_RECLAIM ? slots_take_writeback(a, r, nr) : slots_take_waiting(a, r, nr);
 	if (err) {
-		allocator_node_reserve_put(a, r);
+		free(r);
 		return err;
 	}
 	*reserve = r;
@@ -230,8 +303,13 @@ void allocator_node_alloc(struct allocator *a, struct btree_node_reserve *reserv
 
 void allocator_node_reserve_trim(struct allocator *a, struct btree_node_reserve *reserve)
 {
+	bool any = reserve->nr > reserve->used;
+
 	while (reserve->nr > reserve->used)
 		pool_put(a, &reserve->slots[--reserve->nr]);
+	/* Others wait for buckets; they may have these places. */
+	if (any && atomic_load(&a->nodes.waiting_nr) && pool_has_for_all(&a->nodes))
+		discards_freed(a);
 }
 
 void allocator_node_reserve_put(struct allocator *a, struct btree_node_reserve *reserve)

@@ -52,7 +52,7 @@ struct btree_backend {
 
 	/*
 	 * Have room for @nr whole nodes at hand, so that node_alloc() can't fail. Called without locks; may wait for
-	 * space. 0 with *@reserve, or -ENOSPC, -EROFS.
+	 * space, but not with WATERMARK_RECLAIM, as others wait for who has that. 0 with *@reserve, or -ENOSPC, -EROFS.
 	 */
 	int (*reserve)(void *ctx, unsigned nr, enum watermark watermark, struct btree_node_reserve **reserve);
 	/* Take one: fills in p->ptrs and p->ptr_nr, all replicas, current generations. Not more than were reserved. */

@@ -492,6 +492,12 @@ static void commit_apply(struct btree_txn *txn, struct journal_res *res)
 		*txn->opts->journal_seq = seq;
 }
 
+/* Of what it takes: journal, nodes, room in the write buffer. */
+static enum watermark watermark_of(const struct btree_txn *txn)
+{
+	return txn->opts->flags & BTREE_COMMIT_MAKES_ROOM ? WATERMARK_RECLAIM : txn->opts->watermark;
+}
+
 /*
  * Intent locks are held, everything is valid, and there is room: the journal, and the change. The reservation comes
  * last, since nothing may wait while it is held.
@@ -507,7 +513,7 @@ static int commit_write(struct btree_txn *txn)
 		return 0;
 	}
 	unsigned u64s = commit_journal_u64s(txn);
-	int err = journal_res_get(j, &res, u64s, txn->opts->watermark, JOURNAL_RES_TRY);
+	int err = journal_res_get(j, &res, u64s, watermark_of(txn), JOURNAL_RES_TRY);
 	if (err == -EAGAIN) {
 		txn->need.kind = NEED_JOURNAL;
 		txn->need.u64s = u64s;
@@ -596,7 +602,7 @@ static int commit_buffer_reserve(struct btree_txn *txn, size_t *key_nr, size_t *
 		++*key_nr;
 		*u64s += (size_t)BKEY_U64S + u->u.new.k.value_u64s;
 	}
-	enum watermark watermark = txn->is_exclusive ? WATERMARK_RECLAIM : txn->opts->watermark;
+	enum watermark watermark = txn->is_exclusive ? WATERMARK_RECLAIM : watermark_of(txn);
 	return *key_nr ? write_buffer_reserve(txn->trees, *key_nr, *u64s, watermark) : 0;
 }
 
@@ -640,12 +646,12 @@ int txn_need_wait(struct btree_txn *txn)
 	switch (need.kind) {
 	case NEED_NOTHING: break;
 	case NEED_SPLIT:
-		err = interior_replace(trees, need.node, INTERIOR_SPLIT, txn->opts->watermark, true);
+		err = interior_replace(trees, need.node, INTERIOR_SPLIT, watermark_of(txn), true);
 		node_put(need.node);
 		break;
-	case NEED_ROOT: err = interior_root_create(trees, need.btree_id, txn->opts->watermark); break;
+	case NEED_ROOT: err = interior_root_create(trees, need.btree_id, watermark_of(txn)); break;
 	case NEED_JOURNAL:
-		err = journal_res_wait(trees->write_opts.journal, need.u64s, txn->opts->watermark);
+		err = journal_res_wait(trees->write_opts.journal, need.u64s, watermark_of(txn));
 		txn->is_too_big = err == -E2BIG;
 		break;
 	}

@@ -90,7 +90,8 @@ static int slot_take(struct btrees *trees, unsigned btree_id, bool can_wait)
 	return err;
 }
 
-static void slot_give(struct btrees *trees, unsigned btree_id)
+/* It wasn't used. */
+static void slot_give_back(struct btrees *trees, unsigned btree_id)
 {
 	struct write_state *w = trees->write;
 
@@ -98,6 +99,11 @@ static void slot_give(struct btrees *trees, unsigned btree_id)
 	w->interior_is_busy[btree_id] = false;
 	waitq_wake_all(&w->interior_changed);
 	mutex_unlock(&w->interior_lock);
+}
+
+static void slot_give(struct btrees *trees, unsigned btree_id)
+{
+	slot_give_back(trees, btree_id);
 	node_write_kick(trees);
 }
 
@@ -694,10 +700,27 @@ static enum watermark watermark_of_nodes(enum watermark w)
 	return w < WATERMARK_COPYGC ? WATERMARK_BTREE : w == WATERMARK_COPYGC ? WATERMARK_BTREE_COPYGC : w;
 }
 
-static struct interior_update *update_new(struct btrees *trees, unsigned btree_id, unsigned node_nr,
-					  enum watermark watermark, int *err)
+/*
+ * With the watermark of reclaim the backend doesn't wait, as others wait for who has that. Here it is tried again, if
+ * @can_wait, while nodes are being written that might make room.
+ */
+static int nodes_reserve(struct btrees *trees, unsigned nr, enum watermark watermark, bool can_wait,
+			 struct btree_node_reserve **reserve)
 {
+	enum { ROOM_POLL_NS = 10 * 1000 * 1000 };
 	const struct btree_backend *backend = &trees->opts.backend;
+	struct room_hope hope = { 0 };
+	int err;
+
+	while ((err = backend->reserve(backend->ctx, nr, watermark, reserve)) == -ENOSPC && can_wait &&
+	       watermark == WATERMARK_RECLAIM && room_may_come(trees, &hope))
+		sleep_ns(ROOM_POLL_NS);
+	return err;
+}
+
+static struct interior_update *update_new(struct btrees *trees, unsigned btree_id, unsigned node_nr,
+					  enum watermark watermark, bool can_wait, int *err)
+{
 	struct interior_update *u = calloc(1, sizeof(*u));
 
 	*err = -ENOMEM;
@@ -705,7 +728,7 @@ static struct interior_update *update_new(struct btrees *trees, unsigned btree_i
 		return NULL;
 	u->trees = trees;
 	u->btree_id = btree_id;
-	*err = backend->reserve(backend->ctx, node_nr, watermark_of_nodes(watermark), &u->reserve);
+	*err = nodes_reserve(trees, node_nr, watermark_of_nodes(watermark), can_wait, &u->reserve);
 	if (*err) {
 		free(u);
 		return NULL;
@@ -872,6 +895,29 @@ static int node_replace(struct interior_update *u, struct btree_node *node, enum
 	return err == -ENOENT ? 0 : err;
 }
 
+/*
+ * A new one, with the slot. Who waits for nodes doesn't do so with the slot; who can't wait has it first, as looking
+ * for nodes in vain may cost more than that.
+ */
+static struct interior_update *update_begin(struct btrees *trees, unsigned btree_id, unsigned node_nr,
+					    enum watermark watermark, bool can_wait, int *err)
+{
+	if (!can_wait && (*err = slot_take(trees, btree_id, false)))
+		return NULL;
+	struct interior_update *u = update_new(trees, btree_id, node_nr, watermark, can_wait, err);
+
+	if (!u && !can_wait)
+		slot_give_back(trees, btree_id);
+	if (!u)
+		return NULL;
+	if (can_wait && (*err = slot_take(trees, btree_id, true))) {
+		update_free(u, false);
+		return NULL;
+	}
+	update_announce(trees->write);
+	return u;
+}
+
 int interior_replace(struct btrees *trees, struct btree_node *node, enum interior_kind kind, enum watermark watermark,
 		     bool can_wait)
 {
@@ -882,17 +928,11 @@ int interior_replace(struct btrees *trees, struct btree_node *node, enum interio
 		struct btree_node *writing = NULL;
 		bool is_switched = false;
 		int err;
-		struct interior_update *u =
-			update_new(trees, node->id.btree_id, nodes_needed(trees, node) + extra, watermark, &err);
+		struct interior_update *u = update_begin(trees, node->id.btree_id, nodes_needed(trees, node) + extra,
+							 watermark, can_wait, &err);
 
 		if (!u)
 			return err;
-		err = slot_take(trees, node->id.btree_id, can_wait);
-		if (err) {
-			update_free(u, false);
-			return err;
-		}
-		update_announce(trees->write);
 		err = node_replace(u, node, kind, &writing, &is_switched);
 		if (is_switched) {
 			stat_add(kind == INTERIOR_SPLIT	  ? &stats->splits
@@ -940,7 +980,7 @@ static int root_create(struct interior_update *u)
 int interior_root_create(struct btrees *trees, unsigned btree_id, enum watermark watermark)
 {
 	int err;
-	struct interior_update *u = update_new(trees, btree_id, 1, watermark, &err);
+	struct interior_update *u = update_new(trees, btree_id, 1, watermark, true, &err);
 
 	if (!u)
 		return err;

@@ -493,6 +493,12 @@ struct write_stats {
 	atomic_uint_fast64_t nodes_written, sets_appended, bytes_written;
 };
 
+/* Whether it is worth waiting for room for nodes: since when nothing has been written that might make some. {}: no wait
+ * yet. */
+struct room_hope {
+	uint64_t since_ns, done_nr;
+};
+
 struct write_state {
 	struct mutex lock;	  /* guards the members below */
 	struct waitq work;	  /* for the writer */
@@ -518,6 +524,7 @@ struct write_state {
 	bool finisher_is_stopping;
 
 	struct mutex watch_lock; /* one call of the watch at a time */
+	struct room_hope hope;	 /* the writer's */
 	struct task *writer, *finisher;
 	struct job writer_job, finisher_job;
 	struct write_stats stats;
@@ -539,6 +546,8 @@ void node_write_wait(struct btrees *trees, struct btree_node *node);
 void node_write_kick(struct btrees *trees);
 /* Wait while too much is dirty. */
 void node_write_throttle(struct btrees *trees, bool may_wait_for_space);
+/* There was no room for nodes: may that change? Not if nothing has been written for some seconds. */
+bool room_may_come(struct btrees *trees, struct room_hope *hope);
 /* Nothing may be written any more. */
 void write_failed(struct btrees *trees, int err);
 /*

@@ -154,7 +154,7 @@ static struct bpos place_merge(struct btrees *trees, const struct merge_place *a
 	if (!place.node)
 		return SPOS_MAX;
 	if (interior_can_merge(trees, place.node) && journal_has_time(trees)) {
-		if (interior_replace(trees, place.node, INTERIOR_MERGE, WATERMARK_RECLAIM, true))
+		if (interior_replace(trees, place.node, INTERIOR_MERGE, WATERMARK_BTREE, true))
 			node_set_untried(place.node);
 		else if (at->level)
 			edges_add(trees->merger, place.node);

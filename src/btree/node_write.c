@@ -31,6 +31,7 @@
 #include "format/btree_node_write.h"
 
 enum { BATCH_MAX = 16, DIRTY_MIN = 8, DEFER_NS = 100 * 1000 * 1000, THROTTLE_NS = DEFER_NS };
+static const uint64_t room_wait_ns = 10000000000;
 enum { RETRIES_MAX = 6, RETRY_NS = 50 * 1000 * 1000 }; /* the last one after 1.6 s, all in all 3.2 */
 
 /* --- the list --- */
@@ -544,7 +545,24 @@ static unsigned batch_pick(struct write_state *w, struct btree_node **nodes)
 	return nr;
 }
 
-/* A node whose log is full. */
+static uint64_t nodes_replaced_nr(const struct btrees *trees)
+{
+	const struct write_stats *s = &trees->write->stats;
+
+	return atomic_load(&s->splits) + atomic_load(&s->merges) + atomic_load(&s->rewrites);
+}
+
+bool room_may_come(struct btrees *trees, struct room_hope *hope)
+{
+	uint64_t now = clock_monotonic_ns(),
+		 done_nr = nodes_replaced_nr(trees) + atomic_load(&trees->write->stats.sets_appended);
+
+	if (!hope->since_ns || done_nr != hope->done_nr)
+		*hope = (struct room_hope){ .since_ns = now, .done_nr = done_nr };
+	return now - hope->since_ns < room_wait_ns && !write_error(trees);
+}
+
+/* A node whose log is full. Where there is no room for another one now, others are written meanwhile. */
 static void node_replace_full(struct btrees *trees, struct btree_node *node)
 {
 	unsigned tries = 0;
@@ -553,7 +571,9 @@ static void node_replace_full(struct btrees *trees, struct btree_node *node)
 	do {
 		err = interior_replace(trees, node, INTERIOR_REWRITE, WATERMARK_RECLAIM, false);
 	} while (may_retry(trees, err, &tries));
-	if (err == -EAGAIN || err == -ENOMEM)
+	if (!err)
+		trees->write->hope = (struct room_hope){ 0 };
+	if (err == -EAGAIN || err == -ENOMEM || (err == -ENOSPC && room_may_come(trees, &trees->write->hope)))
 		node_defer(trees, node);
 	else if (err)
 		write_failed(trees, err);
@@ -828,13 +848,6 @@ void btree_rewrites_settle(struct btrees *trees)
 	while (w->updates_finished < submitted && !atomic_load(&w->err))
 		waitq_wait(&w->interior_changed, &w->interior_lock);
 	mutex_unlock(&w->interior_lock);
-}
-
-static uint64_t nodes_replaced_nr(const struct btrees *trees)
-{
-	const struct write_stats *s = &trees->write->stats;
-
-	return atomic_load(&s->splits) + atomic_load(&s->merges) + atomic_load(&s->rewrites);
 }
 
 /*

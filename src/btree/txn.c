@@ -565,7 +565,8 @@ int btree_txn_run(struct btrees *trees, const struct btree_commit_opts *opts, bt
 	free(txn.updates);
 	free(txn.reads);
 	free(txn.leaves);
-	if (w && !err && opts->watermark < WATERMARK_RECLAIM && !(opts->flags & BTREE_COMMIT_NO_SPLIT))
+	if (w && !err && opts->watermark < WATERMARK_RECLAIM &&
+	    !(opts->flags & (BTREE_COMMIT_NO_SPLIT | BTREE_COMMIT_MAKES_ROOM)))
 		node_write_throttle(trees, opts->watermark < WATERMARK_COPYGC);
 	return err;
 }

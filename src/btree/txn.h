@@ -56,6 +56,8 @@ enum btree_commit_flags {
 	BTREE_COMMIT_NO_SPLIT = 1,    /* put more into a leaf than fits on disk, rather than split: interior commits */
 	BTREE_COMMIT_NO_JOURNAL = 2,  /* journal replay: the keys are in the journal already, see btree_replay() */
 	BTREE_COMMIT_NO_TRIGGERS = 4, /* derived state is not to be touched: replay, and deleting a whole device */
+	/* Reclaim may wait for it: it gets what is kept for reclaim. Other than such commits it passes the gate. */
+	BTREE_COMMIT_MAKES_ROOM = 8,
 };
 
 struct btree_commit_opts {

@@ -130,6 +130,8 @@ int journal_res_get(struct journal *j, struct journal_res *res, unsigned u64s, e
 		    unsigned flags);
 /* Wait, with no lock held, until it is worth trying again. 0 or -EROFS. */
 int journal_res_wait(struct journal *j, unsigned u64s, enum watermark watermark);
+/* Are those with this watermark let in now? Also true after an error, which they get then. */
+bool journal_admits(struct journal *j, enum watermark watermark);
 /* From here on no reservation is in an entry that is open now: its tail has room for what was known when it was opened.
  */
 void journal_entry_close(struct journal *j);

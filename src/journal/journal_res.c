@@ -231,6 +231,12 @@ int journal_res_wait(struct journal *j, unsigned u64s, enum watermark watermark)
 	return err;
 }
 
+bool journal_admits(struct journal *j, enum watermark watermark)
+{
+	return watermark >= __atomic_load_n(&j->watermark_min, __ATOMIC_ACQUIRE) ||
+	       __atomic_load_n(&j->error, __ATOMIC_ACQUIRE);
+}
+
 static uint64_t *res_words(struct journal *j, const struct journal_res *res)
 {
 	return (uint64_t *)(j->buf[res->buf].data + 1) + res->at;
