@@ -437,7 +437,8 @@ struct kiln_setattr {
 KILN_API int kiln_setattr(kiln_fs *fs, struct kiln_node node, const struct kiln_setattr *attr, struct kiln_stat *st);
 /*
  * Bytes written: fewer than @len only when space ran out, or a device failed, on the way. -ENOSPC, -EIO, -EISDIR,
- * -EFBIG, when nothing was.
+ * -EFBIG, when nothing was. @buf is read where it is, until this returns: what another thread changes in it meanwhile
+ * may be in the file or not, in part, too.
  */
 KILN_API ssize_t kiln_write(kiln_fs *fs, struct kiln_node node, uint64_t offset, const void *buf, size_t len);
 enum kiln_write_flags {
