@@ -271,8 +271,8 @@ def main():
         cases.append(("full_with_small_then_large_files, of inline data", functools.partial(full_with_small_then_large_files, MORE_LAYOUTS[1], size=20)))
         cases.append(("full_where_buckets_hold_many_nodes", functools.partial(full_where_buckets_hold_many_nodes, MORE_LAYOUTS[-1], size=12)))
     for options in [*LAYOUTS[1:], *MORE_LAYOUTS] if ALL else []:
-        for test in (everything_can_be_deleted_when_full, *TESTS):
-            cases.append(("%s %s" % (test.__name__, " ".join(options)), functools.partial(test, options, size=20)))
+        for test, size in (everything_can_be_deleted_when_full, 32), *((t, 20) for t in TESTS):
+            cases.append(("%s %s" % (test.__name__, " ".join(options)), functools.partial(test, options, size=size)))
     return tap.run(cases)
 
 
