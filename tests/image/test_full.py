@@ -241,7 +241,9 @@ def the_same_tree_again_and_again(options, size=32):
         judges_are_silent(devices, "after %d rounds" % SOAK_ROUNDS)
         btree = {n: s["btree"] for n, s in seen.items()}
         early = max(v for n, v in btree.items() if n <= SOAK_ROUNDS // 2)
-        assert max(btree.values()) <= early, "btrees grow: %s" % btree
+        # Generations and counters have longer keys the larger they are: in few rounds a node may be split for that.
+        spare = 0 if SOAK_ROUNDS >= 1000 else btree[1] // sum(seen[1]["nodes"].values())
+        assert max(btree.values()) <= early + spare, "btrees grow: %s" % btree
 
 
 def nodes_of(devices):
