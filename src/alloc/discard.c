@@ -372,6 +372,12 @@ bool discards_stirred(struct allocator *a)
 	return has_stirred;
 }
 
+void discards_want(struct discards *d)
+{
+	d->is_wanted = d->is_flush_wanted = true;
+	waitq_wake_one(&d->work);
+}
+
 void discards_kick(struct allocator *a)
 {
 	struct discards *d = &a->discards;
@@ -432,8 +438,7 @@ bool discards_wait(struct allocator *a, uint64_t seen, uint64_t devs, bool may_m
 		if (e->progress_nr != progress) {
 			progress = e->progress_nr;
 			deadline_ns = clock_monotonic_ns() + wait_max_ns;
-			d->is_wanted = d->is_flush_wanted = true;
-			waitq_wake_one(&d->work);
+			discards_want(d);
 		}
 		if (can_move)
 			evacuation_want(a, move_devs);

@@ -210,8 +210,7 @@ static void freed_wait(struct allocator *a)
 
 	task_may_wait_for(TASK_DISCARD);
 	while (e->has_gained && d->freed_nr == e->freed_nr && !e->is_stopping && is_in_time) {
-		d->is_wanted = d->is_flush_wanted = true;
-		waitq_wake_one(&d->work);
+		discards_want(d);
 		is_in_time = waitq_wait_until(&d->freed, &d->lock, deadline_ns);
 	}
 }

@@ -299,6 +299,8 @@ void discards_rest(struct allocator *a);
 /* Has it worked since it was to rest, or since the last call? Waits until it rests again. */
 bool discards_stirred(struct allocator *a);
 void discards_kick(struct allocator *a);
+/* Somebody waits for space: the journal is flushed for what waits for that. discards.lock is held. */
+void discards_want(struct discards *d);
 /* Tell those who wait for buckets that there may be some. */
 void discards_freed(struct allocator *a);
 /*

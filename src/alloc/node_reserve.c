@@ -236,8 +236,7 @@ static void writeback_refused(struct allocator *a)
 
 	atomic_store(&a->nodes.is_writeback_starved, true);
 	mutex_lock(&d->lock);
-	d->is_wanted = d->is_flush_wanted = true;
-	waitq_wake_one(&d->work);
+	discards_want(d);
 	evacuation_want(a, write_point_devs(a, DATA_BTREE));
 	mutex_unlock(&d->lock);
 }
