@@ -157,7 +157,8 @@ void open_bucket_put_partial(struct allocator *a, uint16_t idx);
 uint16_t open_bucket_take_partial(struct allocator *a, unsigned data_type, uint64_t devs, uint32_t sectors_min);
 /*
  * Close those on the partial list: all, or (not 0) those that have another type than @data_type_kept or less than
- * @sectors_min left.
+ * @sectors_min left; then not those with places for nodes: single ones are kept at hand, and without the rest of its
+ * bucket each would have a bucket of its own.
  */
 void open_buckets_drop_partial(struct allocator *a, unsigned data_type_kept, uint32_t sectors_min);
 /* Buckets that a request may still take. */

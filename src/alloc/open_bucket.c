@@ -233,9 +233,11 @@ void open_buckets_drop_partial(struct allocator *a, unsigned data_type_kept, uin
 	for (uint16_t i = 0; o->partial_nr && i < OPEN_BUCKETS_MAX; i++) {
 		struct open_bucket *b = &o->buckets[i];
 
+		bool is_for_nodes = data_type_kept && b->data_type == DATA_BTREE && !b->was_emptied &&
+				    b->sectors_free >= a->super->kctx.node_sectors;
 		bool is_kept = b->data_type == data_type_kept && b->sectors_free >= sectors_min;
 
-		if (!b->refs || !b->is_partial || is_kept)
+		if (!b->refs || !b->is_partial || is_kept || is_for_nodes)
 			continue;
 		b->is_partial = false;
 		o->partial_nr--;

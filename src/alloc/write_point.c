@@ -359,7 +359,8 @@ int allocator_extent_get(struct allocator *a, const struct alloc_request *req, u
 			has_dropped = true;
 			continue;
 		}
-		/* Nor is what is left in buckets of another type of use, or too little for this one. */
+		/* Nor is what is left in buckets of another type of use, or too little for this one. (Nodes need it.)
+		 */
 		open_buckets_drop_partial(a, req->data_type, sectors_min);
 		if (!req->can_wait) {
 			discards_kick(a);

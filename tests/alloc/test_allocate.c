@@ -313,22 +313,29 @@ static uint64_t commits(const struct space *s)
 	return stats.commits;
 }
 
+/* Whole buckets, of which only the last may stay open. */
+static void buckets_fill(struct space *s, struct alloc_extent *e, unsigned nr)
+{
+	struct alloc_request req = request(1);
+
+	for (unsigned i = 0; i < nr; i++) {
+		assert_int_equal(allocator_extent_get(s->allocator, &req, 256, &e[i]), 0);
+		put_at(s, &e[i], i * 256ull);
+		struct alloc_extent put = e[i];
+		allocator_extent_put(s->allocator, &put);
+	}
+}
+
 static void many_empty_buckets_become_free_in_few_transactions(void **state)
 {
 	enum { EXTENTS = 50 };
 	static struct alloc_extent e[EXTENTS];
 	struct space s;
-	struct alloc_request req = request(1);
 	uint64_t waiting;
 
 	space_open(&s, &(struct space_opts){ .dev_nr = 2, .dev_bytes = 24 * MIB });
 	discards_stop(s.allocator);
-	for (unsigned i = 0; i < EXTENTS; i++) {
-		assert_int_equal(allocator_extent_get(s.allocator, &req, 256, &e[i]), 0);
-		put_at(&s, &e[i], i * 256ull);
-		struct alloc_extent put = e[i];
-		allocator_extent_put(s.allocator, &put);
-	}
+	buckets_fill(&s, e, EXTENTS);
 	/* Half of them are still open when they become empty, and lack a generation. */
 	for (unsigned i = 0; i < EXTENTS; i++) {
 		if (i == EXTENTS / 2)
@@ -368,6 +375,30 @@ static void partial_buckets_with_too_little_left_are_closed(void **state)
 	space_close(&s);
 }
 
+/* Else each place for a node that is kept at hand would have a bucket of its own. */
+static void partial_buckets_of_nodes_stay(void **state)
+{
+	struct space s;
+	struct alloc_extent e;
+	struct alloc_request req = request(1);
+
+	(void)state;
+	space_open(&s, &(struct space_opts){ .dev_nr = 1, .dev_bytes = 24 * MIB });
+	req.data_type = DATA_BTREE;
+	uint32_t node_sectors = s.super->kctx.node_sectors;
+	assert_true(node_sectors <= 128);
+	assert_int_equal(allocator_extent_get(s.allocator, &req, node_sectors, &e), 0);
+	write_points_drop(s.allocator, true);
+	unsigned partial_nr = s.allocator->open.partial_nr;
+	assert_true(partial_nr > 0);
+	open_buckets_drop_partial(s.allocator, DATA_USER, 8);
+	assert_int_equal(s.allocator->open.partial_nr, partial_nr);
+	allocator_extent_put(s.allocator, &e);
+	open_buckets_drop_partial(s.allocator, 0, 0);
+	assert_int_equal(s.allocator->open.partial_nr, 0);
+	space_close(&s);
+}
+
 struct freespace_edit {
 	unsigned dev;
 	uint64_t offset;
@@ -386,18 +417,12 @@ static void a_bad_bucket_keeps_no_other_from_becoming_free(void **state)
 	enum { EXTENTS = 20, BAD = 3 };
 	struct alloc_extent e[EXTENTS];
 	struct space s;
-	struct alloc_request req = request(1);
 	uint64_t waiting;
 
 	(void)state;
 	space_open(&s, &(struct space_opts){ .dev_nr = 1, .dev_bytes = 24 * MIB });
 	discards_stop(s.allocator);
-	for (unsigned i = 0; i < EXTENTS; i++) {
-		assert_int_equal(allocator_extent_get(s.allocator, &req, 256, &e[i]), 0);
-		put_at(&s, &e[i], i * 256ull);
-		struct alloc_extent put = e[i];
-		allocator_extent_put(s.allocator, &put);
-	}
+	buckets_fill(&s, e, EXTENTS);
 	write_points_drop(s.allocator, false);
 	for (unsigned i = 0; i < EXTENTS; i++)
 		remove_at(&s, i * 256ull, 256);
@@ -625,6 +650,7 @@ int main(void)
 		cmocka_unit_test(reservations_bound_what_is_promised),
 		cmocka_unit_test(many_empty_buckets_become_free_in_few_transactions),
 		cmocka_unit_test(partial_buckets_with_too_little_left_are_closed),
+		cmocka_unit_test(partial_buckets_of_nodes_stay),
 		cmocka_unit_test(a_bad_bucket_keeps_no_other_from_becoming_free),
 		cmocka_unit_test(who_waits_for_a_bucket_lifts_a_pause_of_the_background),
 		cmocka_unit_test(cached_buckets_are_taken_back),
