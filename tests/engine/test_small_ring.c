@@ -70,14 +70,23 @@ static void delete_files(struct kiln_fs *fs, unsigned files, struct rng *rng)
 	}
 }
 
-/* @preset: the journal that it is made with, if that isn't what format gives. */
-static void files_come_and_go(unsigned buckets, unsigned preset, unsigned journal_buckets, unsigned files)
+/* Nodes of eight blocks, in small buckets. */
+static void small_nodes_format(struct device **dev)
 {
 	struct kiln_format_device format_dev = { .path = "a", .bucket_bytes = BUCKET_BYTES };
 	struct kiln_format_options format = { .struct_bytes = sizeof(format),
 					      .device_struct_bytes = sizeof(format_dev),
 					      .options = "block_size=512,btree_node_size=4k",
 					      .superblock_bytes = 64 << 10 };
+	char why[KILN_ERROR_BYTES] = "";
+
+	if (fs_format_devices(dev, &format_dev, 1, &format, why))
+		fail_msg("%s", why);
+}
+
+/* @preset: the journal that it is made with, if that isn't what format gives. */
+static void files_come_and_go(unsigned buckets, unsigned preset, unsigned journal_buckets, unsigned files)
+{
 	struct kiln_open_options open = { .struct_bytes = sizeof(open), .flags = KILN_OPEN_WRITE };
 	struct power *power = power_new(1);
 	char why[KILN_ERROR_BYTES] = "";
@@ -90,8 +99,7 @@ static void files_come_and_go(unsigned buckets, unsigned preset, unsigned journa
 	alarm(STANDSTILL_SECONDS);
 	assert_int_equal(power_disk_add(power, (uint64_t)buckets * BUCKET_BYTES, SECTOR_BYTES), 0);
 	assert_int_equal(power_disk_open(power, 0, &dev), 0);
-	if (fs_format_devices(&dev, &format_dev, 1, &format, why))
-		fail_msg("%s", why);
+	small_nodes_format(&dev);
 	if (preset)
 		ring_preset(dev, preset);
 	if (fs_initialize(&dev, 1, &open, preset ? NULL : &fs, why))
@@ -181,11 +189,6 @@ static void writes_behind(struct device *dev, uint64_t begin_bytes, enum device_
  */
 static void nobody_waits_for_nodes_that_cant_be_written(void **state)
 {
-	struct kiln_format_device format_dev = { .path = "a", .bucket_bytes = BUCKET_BYTES };
-	struct kiln_format_options format = { .struct_bytes = sizeof(format),
-					      .device_struct_bytes = sizeof(format_dev),
-					      .options = "block_size=512,btree_node_size=4k",
-					      .superblock_bytes = 64 << 10 };
 	struct kiln_open_options open = { .struct_bytes = sizeof(open), .flags = KILN_OPEN_WRITE };
 	struct changer changers[CHANGERS] = { 0 };
 	struct kiln_create attr = { .mode = S_IFREG | 0644 };
@@ -203,7 +206,8 @@ static void nobody_waits_for_nodes_that_cant_be_written(void **state)
 	assert_int_equal(power_disk_open(power, 0, &dev), 0);
 	assert_int_equal(device_wrap_fault(dev, 1, &failing), 0);
 	assert_int_equal(device_wrap_fault(failing, 2, &slow), 0);
-	if (fs_format_devices(&slow, &format_dev, 1, &format, why) || fs_initialize(&slow, 1, &open, &fs, why))
+	small_nodes_format(&slow);
+	if (fs_initialize(&slow, 1, &open, &fs, why))
 		fail_msg("%s", why);
 	for (unsigned i = 0; i < sb_journal_range_nr(fs->super->members[0].sb); i++) {
 		sb_journal_range(fs->super->members[0].sb, i, &start, &nr);
