@@ -19,7 +19,10 @@ struct journal_scan {
 int journal_scan_devices(const struct super *s, uint64_t memory_max_bytes, struct journal_scan *scan);
 void journal_scan_free(struct journal_scan *scan);
 
-/* The newest entry of each bucket, good or not, of a scan. *@newest is malloc'ed. 0 or -ENOMEM. */
+/*
+ * The newest entry of each bucket of a scan, good or not, and if it is bad the newest good one too. *@newest is
+ * malloc'ed. 0 or -ENOMEM.
+ */
 int journal_scan_newest(const struct super *s, const struct journal_scan *scan, struct journal_location **newest,
 			size_t *nr);
 /*

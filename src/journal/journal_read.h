@@ -77,7 +77,8 @@ struct journal_state {
 	size_t blacklist_nr;
 	struct seq_range *rewinds; /* unfinished rewinds (12 §5.3): entries in [start, end) are to be undone */
 	size_t rewind_nr;
-	/* If the rings were scanned: the newest entry of each bucket that has one, good or not, in any order. */
+	/* If the rings were scanned: the newest entry of each bucket, good or not, and if it is bad the newest good
+	 * one; in any order. */
 	bool is_scanned;
 	struct journal_location *bucket_newest;
 	size_t bucket_newest_nr;

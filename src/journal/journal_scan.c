@@ -290,19 +290,27 @@ int journal_scan_newest(const struct super *s, const struct journal_scan *scan, 
 		total += ring_bucket_nr(s, dev);
 	}
 	*nr = 0;
-	*newest = calloc(total + 1, sizeof(**newest));
+	/* Of bucket i: the newest of all at 2 * i, behind it the newest good one. */
+	*newest = calloc(2 * total + 1, sizeof(**newest));
 	if (!*newest)
 		return -ENOMEM;
 	for (size_t i = 0; i < scan->nr; i++) {
 		const struct journal_location *f = &scan->found[i];
-		uint64_t at = base[f->dev] + f->ring_idx;
+		uint64_t at = 2 * (base[f->dev] + f->ring_idx);
 
-		if (at < total && f->seq >= (*newest)[at].seq)
+		if (at >= 2 * total)
+			continue;
+		if (f->seq >= (*newest)[at].seq)
 			(*newest)[at] = *f;
+		if (f->is_csum_good && f->seq >= (*newest)[at + 1].seq)
+			(*newest)[at + 1] = *f;
 	}
-	for (uint64_t i = 0; i < total; i++)
-		if ((*newest)[i].seq)
+	for (uint64_t i = 0; i < 2 * total; i++) {
+		bool is_another = !(i & 1) || !(*newest)[i - 1].is_csum_good;
+
+		if ((*newest)[i].seq && is_another)
 			(*newest)[(*nr)++] = (*newest)[i];
+	}
 	return 0;
 }
 

@@ -5,11 +5,13 @@
  * bucket becomes free when all in it is below last_seq of the newest flush entry that is durable: nothing in memory
  * counts. One bucket is kept in hand for a flush entry that frees another.
  *
- * An entry can be opened when it is certain that it can be written: its size is bounded when it is opened, and the
- * entries before it that wait for being written are placed first, in thought, each on every ring.
+ * An entry can be opened when it is certain that it can be written, as often as metadata_replicas asks for: its size is
+ * bounded when it is opened, and the entries before it that wait for being written are placed first, in thought, each
+ * on every ring. So the journal is as full as the smallest ring that is needed for the copies. A ring without any space
+ * left, not even in hand, isn't waited for: only an entry that is elsewhere can make some of it free.
  *
  * Space is low when fewer rings than there are to be copies have more than a quarter free, in small ones more, those
- * that wait counted in.
+ * that wait counted in. Rings count for as many copies as the durability of their device.
  * From then on every entry is a flush entry, and new reservations are for reclaim only, whose commits let pins go.
  */
 #include <errno.h>
@@ -127,13 +129,36 @@ bool journal_entries_fit(const struct super *s, uint64_t *bytes, uint64_t *neede
 	return *bytes >= *needed;
 }
 
-/* The newest entry of each bucket. */
+/* See journal_scan_newest(); and of which entries everything is known. */
 struct newest {
 	struct journal_location *v;
 	size_t nr;
+	bool is_scanned;
 };
 
-/* Behind the newest entry that is on the device, good or not, whatever the superblock says (03 §13.1). */
+/*
+ * May @bad, the newest entry on its device, be written over? A torn one that began the last bucket of a full ring would
+ * else take all the space there is. Not if what its header says of its seq is as wrong as the rest, and entries that
+ * are to be replayed are behind it; nor after a clean shutdown, whose last entry is the only one, and there is space.
+ */
+static bool is_worthless(const struct journal *j, const struct newest *newest, const struct journal_location *bad)
+{
+	if (!newest->is_scanned || j->pin_front == j->seq_next)
+		return false;
+	for (size_t i = 0; i < newest->nr; i++) {
+		const struct journal_location *l = &newest->v[i];
+
+		if (l->dev == bad->dev && l->ring_idx == bad->ring_idx && l->is_csum_good &&
+		    l->offset_sectors > bad->offset_sectors && l->seq >= j->pin_front)
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Behind the newest entry that is on the device, good or not, whatever the superblock says (03 §13.1); in the place of
+ * a torn one.
+ */
 static void ring_find_place(struct journal *j, struct journal_ring *r, const struct newest *newest)
 {
 	uint32_t block = j->super->kctx.block_sectors;
@@ -144,7 +169,7 @@ static void ring_find_place(struct journal *j, struct journal_ring *r, const str
 
 		if (l->dev != r->dev || l->ring_idx >= r->nr)
 			continue;
-		r->bucket_seq[l->ring_idx] = l->seq;
+		r->bucket_seq[l->ring_idx] = max(r->bucket_seq[l->ring_idx], l->seq);
 		if (l->seq < seq)
 			continue;
 		seq = l->seq;
@@ -153,8 +178,10 @@ static void ring_find_place(struct journal *j, struct journal_ring *r, const str
 			end += (l->bytes + SECTOR_BYTES - 1) / SECTOR_BYTES;
 		end = (uint32_t)round_up_u64(end, block);
 		r->cur_idx = l->ring_idx;
-		/* The length of a bad one can't be trusted: leave the rest of its bucket. */
-		r->sectors_free = l->is_csum_good && end < r->bucket_sectors ? r->bucket_sectors - end : 0;
+		if (!l->is_csum_good) /* its length can't be trusted: else leave the rest of its bucket */
+			end = is_worthless(j, newest, l) ? (uint32_t)round_up_u64(l->offset_sectors, block)
+							 : r->bucket_sectors;
+		r->sectors_free = end < r->bucket_sectors ? r->bucket_sectors - end : 0;
 	}
 	if (!seq) {
 		r->cur_idx = r->nr - 1;
@@ -181,7 +208,7 @@ static int seq_next_choose(struct journal *j, const struct journal_state *state,
 
 int journal_rings_init(struct journal *j, const struct journal_state *state)
 {
-	struct newest newest = { state->bucket_newest, state->bucket_newest_nr };
+	struct newest newest = { state->bucket_newest, state->bucket_newest_nr, state->is_scanned };
 	bool any = false;
 	int err = 0;
 
@@ -236,11 +263,16 @@ static bool ring_is_in_target(const struct journal *j, const struct journal_ring
 	return has_label;
 }
 
+static unsigned replicas_required(const struct journal *j)
+{
+	return max((unsigned)j->super->options[OPT_METADATA_REPLICAS_REQUIRED], 1u);
+}
+
 static unsigned replicas_wanted(const struct journal *j)
 {
-	unsigned wanted = (unsigned)j->super->options[OPT_METADATA_REPLICAS];
+	unsigned wanted = min((unsigned)j->super->options[OPT_METADATA_REPLICAS], (unsigned)JOURNAL_COPIES_MAX);
 
-	return wanted ? min(wanted, (unsigned)JOURNAL_COPIES_MAX) : 1;
+	return max(wanted, replicas_required(j));
 }
 
 /* --- space --- */
@@ -307,7 +339,7 @@ static unsigned ring_low_nr(const struct journal_ring *r)
 
 void journal_space_update(struct journal *j)
 {
-	unsigned usable_nr = 0, ample_nr = 0;
+	unsigned usable = 0, ample = 0; /* by durability */
 	bool is_changed = false;
 	uint32_t rest;
 
@@ -320,10 +352,11 @@ void journal_space_update(struct journal *j)
 		is_changed |= r->discard_idx != old_idx;
 		if (!r->is_usable)
 			continue;
-		usable_nr++;
-		ample_nr += ring_behind_waiting(j, r, &rest) > (int)ring_low_nr(r);
+		usable += r->durability;
+		if (ring_behind_waiting(j, r, &rest) > (int)ring_low_nr(r))
+			ample += r->durability;
 	}
-	j->is_space_low = ample_nr < min(replicas_wanted(j), usable_nr);
+	j->is_space_low = ample < min(replicas_wanted(j), usable);
 	bool is_full_of_seqs = j->seq_next - j->pin_front > JOURNAL_SEQS_MAX / 4 * 3;
 	unsigned watermark = j->is_space_low || is_full_of_seqs ? WATERMARK_RECLAIM : WATERMARK_STRIPE;
 	is_changed |= watermark != j->watermark_min;
@@ -354,28 +387,45 @@ static uint32_t ring_space_next(struct journal *j, const struct journal_ring *r,
 	return rest >= needed ? rest : 0;
 }
 
+/* No space at all, and nothing under way that could make some free? */
+static bool ring_is_stuck(const struct journal *j, const struct journal_ring *r, uint32_t needed)
+{
+	return !ring_free_nr(r) && r->sectors_free < needed && j->seq_unwritten == j->seq_next;
+}
+
 uint32_t journal_space_next(struct journal *j, unsigned u64s, unsigned u64s_liked)
 {
 	uint32_t needed = journal_entry_sectors(j, u64s), liked = journal_entry_sectors(j, u64s_liked);
-	unsigned wanted = replicas_wanted(j);
-	uint32_t sectors[256];
-	unsigned nr = 0;
+	struct {
+		uint32_t sectors;
+		unsigned durability;
+	} room[256];
+	unsigned nr = 0, usable = 0, copies = 0;
 
 	/* The largest first: an entry goes to as many as are wanted, and the last of these bounds it. */
-	for (unsigned i = 0; i < j->ring_nr && nr < ARRAY_NR(sectors); i++) {
-		uint32_t s = j->rings[i].is_usable ? ring_space_next(j, &j->rings[i], needed, liked) : 0;
+	for (unsigned i = 0; i < j->ring_nr && nr < ARRAY_NR(room); i++) {
+		const struct journal_ring *r = &j->rings[i];
 		unsigned at = nr;
 
-		if (!s)
+		if (!r->is_usable || ring_is_stuck(j, r, needed))
 			continue;
-		for (; at && sectors[at - 1] < s; at--)
-			sectors[at] = sectors[at - 1];
-		sectors[at] = s;
+		usable += r->durability;
+		uint32_t sectors = ring_space_next(j, r, needed, liked);
+		if (!sectors)
+			continue;
+		for (; at && room[at - 1].sectors < sectors; at--)
+			room[at] = room[at - 1];
+		room[at].sectors = sectors;
+		room[at].durability = r->durability;
 		nr++;
 	}
-	if (!nr)
-		return 0;
-	return min(sectors[min(wanted, nr) - 1] << SECTOR_SHIFT, j->entry_bytes_max);
+	unsigned wanted = min(replicas_wanted(j), usable);
+	for (unsigned i = 0; i < nr; i++) {
+		copies += room[i].durability;
+		if (copies >= wanted)
+			return min(room[i].sectors << SECTOR_SHIFT, j->entry_bytes_max);
+	}
+	return 0;
 }
 
 /* --- placing an entry --- */
@@ -429,8 +479,7 @@ static struct journal_ring *place_find(struct journal *j, uint64_t last_seq, uin
 int journal_space_place(struct journal *j, uint64_t seq, uint64_t last_seq, uint32_t sectors,
 			struct journal_place *places, unsigned *place_nr)
 {
-	unsigned required = max((unsigned)j->super->options[OPT_METADATA_REPLICAS_REQUIRED], 1u);
-	unsigned wanted = max(replicas_wanted(j), required), durability = 0;
+	unsigned required = replicas_required(j), wanted = replicas_wanted(j), durability = 0;
 
 	*place_nr = 0;
 	j->seq_unplaced = seq + 1;

@@ -17,7 +17,7 @@ enum { DEVS_MAX = 3, KIB = 1024, MIB = 1024 * 1024, MS = 1000000 };
 
 struct fs_opts {
 	unsigned dev_nr, replicas, required, csum_option;
-	unsigned bucket_kib[DEVS_MAX], durability[DEVS_MAX];
+	unsigned bucket_kib[DEVS_MAX], durability[DEVS_MAX], dev_mib[DEVS_MAX];
 	const char *target;
 };
 
@@ -157,7 +157,9 @@ static void fs_make(struct fs *fs, const struct fs_opts *opts)
 
 		if (!fs->opts.bucket_kib[i])
 			fs->opts.bucket_kib[i] = 64;
-		power_disk_init(&fs->disks[i], max(32ull * MIB, 128ull * KIB * fs->opts.bucket_kib[i]), i);
+		uint64_t bytes = (opts->dev_mib[i] ? opts->dev_mib[i] : 32ull) * MIB;
+
+		power_disk_init(&fs->disks[i], max(bytes, 128ull * KIB * fs->opts.bucket_kib[i]), i);
 		d[i] = (struct super_format_device){ .dev = power_disk_open(&fs->disks[i]),
 						     .label = labels[i],
 						     .bucket_bytes = fs->opts.bucket_kib[i] * KIB,
@@ -670,6 +672,119 @@ static void a_full_ring_waits_for_pins_and_goes_on(void)
 	}
 }
 
+/* Rings differ in size: what is wanted on two of them waits for the smaller of these. */
+static void copies_are_not_left_out_for_a_full_ring(void)
+{
+	static const struct {
+		struct fs_opts opts;
+		unsigned devs; /* of every entry; 0: of two that may be any */
+	} cases[] = {
+		{ { .dev_nr = 2, .replicas = 2, .dev_mib = { 32, 512 } }, 3 },
+		{ { .dev_nr = 2, .replicas = 2, .required = 2, .dev_mib = { 512, 32 } }, 3 },
+		{ { .dev_nr = 3, .replicas = 2, .dev_mib = { 32, 512, 64 } }, 0 },
+		{ { .dev_nr = 3, .replicas = 3, .dev_mib = { 32, 512, 64 } }, 7 },
+		{ { .dev_nr = 2, .replicas = 3, .durability = { 2, 1 }, .dev_mib = { 512, 32 } }, 3 },
+	};
+
+	for (unsigned i = 0; i < ARRAY_NR(cases); i++) {
+		struct fs *fs = malloc(sizeof(*fs));
+		struct one_pin pin = { .fs = fs };
+		struct journal_usage usage;
+		struct journal_res res;
+
+		fs_make(fs, &cases[i].opts);
+		assert_int_equal(fs_start(fs), 0);
+		assert_int_equal(journal_res_get(fs->j, &res, 10, WATERMARK_NORMAL, 0), 0);
+		journal_pin_add(fs->j, &pin.pin, res.seq, pin_asked);
+		journal_res_put(fs->j, &res);
+		unsigned normal = fill(fs, WATERMARK_NORMAL, 1000), reclaim = fill(fs, WATERMARK_RECLAIM, 1000);
+		assert_true(normal && reclaim);
+		journal_usage(fs->j, &usage);
+		assert_true(usage.is_space_low);
+		assert_int_equal(usage.buckets_free, 1);
+		journal_pin_drop(fs->j, &pin.pin);
+		for (unsigned n = 0; n < 2 * (normal + reclaim); n++)
+			assert_int_equal(commit(fs, 1000, WATERMARK_NORMAL, 0, NULL), 0);
+		assert_int_equal(journal_flush(fs->j), 0);
+		fs_read_again(fs, true);
+		assert_true(fs->state->entry_nr > 20);
+		for (size_t n = 0; n < fs->state->entry_nr; n++) {
+			const struct journal_entry *e = &fs->state->entries[n];
+
+			/* Of those that are no longer needed, copies have been overwritten. */
+			if (e->seq >= fs->state->seq_last && !cases[i].devs)
+				assert_int_equal(e->location_nr, 2);
+			else if (e->seq >= fs->state->seq_last)
+				assert_int_equal(e->location_nr, (unsigned)__builtin_popcount(cases[i].devs));
+		}
+		fs_free(fs);
+	}
+}
+
+/* The newest entry on a device, as if power had gone while the one after it was written: only its head is there. */
+static void tear_next(struct fs *fs, unsigned dev)
+{
+	const struct journal_location *newest = NULL;
+	uint64_t bucket_bytes = fs->opts.bucket_kib[dev] * KIB, start, nr;
+	uint8_t sector[512];
+
+	for (size_t i = 0; i < fs->state->entry_nr; i++)
+		for (unsigned l = 0; l < fs->state->entries[i].location_nr; l++)
+			if (fs->state->entries[i].locations[l].dev == dev)
+				newest = &fs->state->entries[i].locations[l];
+	assert_non_null(newest);
+	struct device *disk = fs->super->members[dev].dev;
+	assert_int_equal(device_read(disk, newest->bucket * bucket_bytes + newest->offset_sectors * 512ull, sector,
+				     sizeof(sector)),
+			 0);
+	le64_store(sector + offsetof(struct jset_disk, seq), newest->seq + 1);
+	assert_int_equal(sb_journal_range_nr(fs->super->members[dev].sb), 1);
+	sb_journal_range(fs->super->members[dev].sb, 0, &start, &nr);
+	uint64_t bucket = start + (newest->ring_idx + 1) % nr;
+	assert_int_equal(device_write(disk, bucket * bucket_bytes, sector, sizeof(sector)), 0);
+}
+
+/* A crash while the last free bucket of a full ring is begun. */
+static void what_was_torn_in_the_last_bucket_takes_no_space(void)
+{
+	static const struct fs_opts cases[] = {
+		{ .dev_nr = 1, .csum_option = 1 },
+		{ .dev_nr = 2, .csum_option = 1, .replicas = 2 },
+		{ .dev_nr = 2, .csum_option = 1, .replicas = 2, .dev_mib = { 512, 32 } },
+	};
+
+	for (unsigned i = 0; i < ARRAY_NR(cases); i++) {
+		struct fs *fs = malloc(sizeof(*fs));
+		struct one_pin pin = { .fs = fs };
+		struct journal_res res;
+		uint64_t seq;
+
+		fs_make(fs, &cases[i]);
+		assert_int_equal(fs_start(fs), 0);
+		assert_int_equal(journal_res_get(fs->j, &res, 10, WATERMARK_NORMAL, 0), 0);
+		uint64_t pinned = res.seq;
+		journal_pin_add(fs->j, &pin.pin, res.seq, pin_asked);
+		journal_res_put(fs->j, &res);
+		fill(fs, WATERMARK_RECLAIM, 1000);
+		assert_int_equal(journal_flush(fs->j), 0);
+		fs_read_again(fs, true);
+		for (unsigned d = 0; d < cases[i].dev_nr; d++)
+			tear_next(fs, d);
+		fs_read_again(fs, true);
+		assert_int_equal(fs->state->seq_last, pinned);
+
+		assert_int_equal(fs_start(fs), 0);
+		assert_int_equal(commit(fs, 10, WATERMARK_RECLAIM, JOURNAL_RES_TRY, &seq), 0);
+		assert_int_equal(journal_flush_seq(fs->j, seq), 0);
+		fs_read_again(fs, true);
+		assert_int_equal(fs->state->seq_last, pinned);
+		assert_int_equal(fs->state->seq_flushed, seq);
+		assert_int_equal(fs->state->missing_nr, 0);
+		assert_int_equal(fs->state->entries[fs->state->entry_nr - 1].location_nr, cases[i].dev_nr);
+		fs_free(fs);
+	}
+}
+
 /* A crash with a full ring: the next mount can still write. */
 static void a_full_ring_can_be_started(void)
 {
@@ -871,7 +986,9 @@ SIMULATED(a_device_that_fails_a_copy_drops_out)
 SIMULATED(a_flush_that_failed_for_superblocks_failed_for_entries_too)
 SIMULATED(failures_that_are_final)
 SIMULATED(a_full_ring_waits_for_pins_and_goes_on)
+SIMULATED(copies_are_not_left_out_for_a_full_ring)
 SIMULATED(a_full_ring_can_be_started)
+SIMULATED(what_was_torn_in_the_last_bucket_takes_no_space)
 SIMULATED(newer_entries_than_the_clean_section_says_are_not_overtaken)
 SIMULATED(a_clean_start_reads_little)
 SIMULATED(a_journal_that_cannot_be_written_is_refused)
@@ -891,7 +1008,9 @@ int main(void)
 		TEST(a_flush_that_failed_for_superblocks_failed_for_entries_too),
 		TEST(failures_that_are_final),
 		TEST(a_full_ring_waits_for_pins_and_goes_on),
+		TEST(copies_are_not_left_out_for_a_full_ring),
 		TEST(a_full_ring_can_be_started),
+		TEST(what_was_torn_in_the_last_bucket_takes_no_space),
 		TEST(newer_entries_than_the_clean_section_says_are_not_overtaken),
 		TEST(a_clean_start_reads_little),
 		TEST(a_journal_that_cannot_be_written_is_refused),

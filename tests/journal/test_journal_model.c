@@ -610,6 +610,7 @@ static const struct shape shapes[] = {
 	{ 2, 1, { 64, 64 }, { 32, 32 }, false, VALUE_U64S_MAX },
 	{ 2, 2, { 64, 128 }, { 32, 64 }, true, VALUE_U64S_MAX },
 	{ 3, 2, { 64, 64, 256 }, { 32, 256, 64 }, true, 100 },
+	{ 2, 2, { 64, 64 }, { 32, 512 }, false, VALUE_U64S_MAX },
 };
 
 static bool seed_run(uint64_t seed, const struct shape *shape)
