@@ -200,9 +200,8 @@ static int file_lock_all(struct file_device *f, const char *path, bool is_writer
 	if (err || !loop_is_claimed(&backing.file, backing.range, own, claimed))
 		return err;
 	strbuf_printf(
-		why,
-		"%s is being used as %s, which is mounted, or part of another device. Unmount or stop that first%s",
-		path, claimed, is_writer ? "." : ", or read it anyway with --force: it may change meanwhile.");
+		why, "%s is being used as %s, which is mounted, or part of another device. Unmount or stop that first.",
+		path, claimed);
 	return -EBUSY;
 }
 

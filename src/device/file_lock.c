@@ -74,8 +74,7 @@ static void holder_describe(int fd, const char *path, bool is_writer, struct str
 		strbuf_printf(why, "%s (process %ld)", holder.command, holder.process);
 	else
 		strbuf_add(why, "another process");
-	strbuf_add(why, is_writer ? ". Wait until that ends, or unmount it."
-				  : ". Wait until that ends, or read it anyway with --force: it may change meanwhile.");
+	strbuf_add(why, is_writer ? ". Wait until that ends, or unmount it." : ". Wait until that ends.");
 }
 
 static struct lock_holder holder_find(int fd, bool writers_only)

@@ -186,11 +186,25 @@ static int device_look(struct format *f, size_t i)
 		snprintf(f->why, KILN_ERROR_BYTES, "%s: can't find out what is on it: %s", path, strerror(-found));
 	if (found < 0)
 		return found;
-	if (found && !(f->opts.flags & KILN_FORMAT_FORCE)) {
-		snprintf(f->why, KILN_ERROR_BYTES, "%s holds %s; it is overwritten only by force", path, what);
-		return -EEXIST;
+	if (!found || f->opts.flags & KILN_FORMAT_FORCE)
+		return 0;
+	size_t len = strlen(f->why);
+	snprintf(f->why + len, KILN_ERROR_BYTES - len, "%s%s holds %s", len ? ", " : "", path, what);
+	return -EEXIST;
+}
+
+/* All that would be lost is named: who looks at the first alone may force away more. */
+static int devices_look(struct format *f)
+{
+	int err = 0;
+
+	f->why[0] = 0;
+	for (size_t i = 0; i < f->nr && (!err || err == -EEXIST); i++) {
+		int found = device_look(f, i);
+
+		err = found ? found : err;
 	}
-	return 0;
+	return err;
 }
 
 static unsigned open_flags(const struct format *f)
@@ -221,10 +235,8 @@ static int device_prepare(struct format *f, size_t i, const struct log_sink *log
 
 static int devices_prepare(struct format *f, const struct log_sink *log)
 {
-	int err = 0;
+	int err = devices_look(f);
 
-	for (size_t i = 0; i < f->nr && !err; i++)
-		err = device_look(f, i);
 	for (size_t i = 0; i < f->nr && !err; i++)
 		err = device_prepare(f, i, log);
 	return err;

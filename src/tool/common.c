@@ -209,13 +209,21 @@ static bool directory_tell(const char *fs_arg)
 	return true;
 }
 
+/* What is in use can be read by force, but not changed. Helpers of mount(8) take no such option. */
+static const char *force_advice(const struct tool_open *o)
+{
+	bool can_be_forced = !(o->flags & KILN_OPEN_WRITE) && !tool_is_mount_helper(program_invocation_name);
+
+	return can_be_forced ? " --force reads it anyway, while it changes: what is read may not fit together." : "";
+}
+
 /* One line of why, and what to do. */
 static void tell_not_opened(const struct tool_open *o, const char *fs_arg, int err, const char *why)
 {
 	/* What is mounted is told by where, rather than by its server. */
 	if (!directory_tell(fs_arg) && !(err == -EBUSY && mounted_tell(fs_arg)) &&
 	    !passphrase_tell_missing(&o->passphrase, err))
-		tool_error("can't open the filesystem: %s", why);
+		tool_error("can't open the filesystem: %s%s", why, err == -EBUSY ? force_advice(o) : "");
 }
 
 /*

@@ -36,7 +36,7 @@ static const char usage[] =
 	"  --passphrase-file FILE  take it from there (first line; - for standard input)\n"
 	"  --passphrase-fd N       the same from an open file descriptor\n"
 	"  --no-passphrase         none: the key stands in the superblock, until kiln-set-passphrase(1) changes that\n"
-	"  -f, --force             overwrite what is on the devices\n"
+	"  -f, --force             format over what is on the devices: it is lost\n"
 	"  -q, --quiet             don't print what was made\n"
 	"  --json                  print it as JSON\n"
 	"  --memory SIZE           budget for caches and buffers (default 256M, at least 32M)\n"
@@ -466,7 +466,8 @@ static int run_with(struct args *a)
 		for (size_t i = 0; err == -EBUSY && i < a->nr; i++)
 			is_told |= mounted_tell(a->devices[i].path);
 		if (!is_told)
-			tool_error("%s%s", why, err == -EEXIST ? " (--force)" : "");
+			tool_error("%s%s", why,
+				   err == -EEXIST ? "; --force formats over it, and what it holds is lost" : "");
 		return TOOL_FAILED;
 	}
 	int status = a->source ? fill(a, fs) : TOOL_OK;

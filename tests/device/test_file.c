@@ -139,7 +139,7 @@ static void reader_meeting_a_writer_is_told_who_and_what_to_do(void **state)
 
 	assert_int_equal(open_error(path, 0, why), -EBUSY);
 	assert_names(why, path, writer.process);
-	assert_non_null(strstr(why, "--force"));
+	assert_non_null(strstr(why, "Wait until that ends."));
 	assert_int_equal(open_error(path, 0, NULL), -EBUSY);
 	holder_stop(writer);
 	assert_int_equal(open_error(path, 0, why), 0);

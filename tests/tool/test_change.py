@@ -217,7 +217,15 @@ def what_can_not_be_written_is_refused(work):
     # In use by another process.
     with open(image, "r+b") as holder:
         fcntl.fcntl(holder, F_OFD_SETLKW, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
-        assert "python" in kiln("mkdir", image, "/a", status=FAILED).stderr
+        message = kiln("mkdir", image, "/a", status=FAILED).stderr
+        assert "python" in message and "force" not in message, message
+        # Who reads may do it by force, where there is an option for that.
+        message = kiln("ls", image, status=FAILED).stderr
+        assert "python" in message and "--force reads it anyway" in message, message
+        assert "lost+found" in kiln("ls", "--force", image).stdout
+        os.symlink(changed.KILN, work + "/mount.kiln")
+        helper = subprocess.run([work + "/mount.kiln", image, work, "-o", "ro"], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        assert "python" in helper.stderr and "force" not in helper.stderr, helper
     assert "a" not in entries(image)
 
 

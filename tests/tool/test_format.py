@@ -55,7 +55,11 @@ def what_is_there_is_overwritten_by_force_only(work):
     fmt("--size", "64M", "-L", "precious", image)
     before = head(image)
     message = fmt(image, status=FAILED)
-    assert "bcachefs" in message and "precious" in message and "--force" in message, message
+    assert 'a.img holds bcachefs labelled "precious"; --force formats over it, and what it holds is lost' in message, message
+    other = os.path.join(work, "b.img")
+    fmt("--size", "64M", "-L", "second", other)
+    message = fmt(image, other, status=FAILED)
+    assert 'labelled "precious", ' in message and 'b.img holds bcachefs labelled "second"; --force' in message, message
     assert head(image) == before
     fmt("-f", image)
 
