@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <fuse_log.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -338,6 +339,49 @@ static int open_and_serve(struct mount_command *m)
 	return err ? TOOL_FAILED : TOOL_OK;
 }
 
+static volatile pid_t background_child;
+
+static void hand_on(int sig) { kill(background_child, sig); }
+
+/*
+ * The child may be asking on the terminal, which has no echo then: it hears of signals, and the terminal is waited for
+ * before whoever called gets it back. Until the child is known they wait.
+ */
+static pid_t fork_and_hand_on(void)
+{
+	static const int signals[] = { SIGINT, SIGTERM, SIGHUP, SIGQUIT };
+	struct sigaction to_child = { .sa_handler = hand_on, .sa_flags = SA_RESTART };
+	sigset_t blocked, before;
+
+	sigemptyset(&blocked);
+	for (size_t i = 0; i < ARRAY_NR(signals); i++)
+		sigaddset(&blocked, signals[i]);
+	sigprocmask(SIG_BLOCK, &blocked, &before);
+	background_child = fork();
+	for (size_t i = 0; i < ARRAY_NR(signals) && background_child > 0; i++)
+		sigaction(signals[i], &to_child, NULL);
+	sigprocmask(SIG_SETMASK, &before, NULL);
+	return background_child;
+}
+
+/* It ended without a word over the pipe; what went wrong it has written to stderr. */
+static int failed_in_background(void)
+{
+	int status = 0;
+
+	waitpid(background_child, &status, 0);
+	if (!WIFSIGNALED(status))
+		return TOOL_FAILED;
+	/* To whoever called it is one process. */
+	int sig = WTERMSIG(status);
+	if (sig == SIGINT || sig == SIGTERM || sig == SIGHUP || sig == SIGQUIT) {
+		signal(sig, SIG_DFL);
+		raise(sig);
+	}
+	tool_error("the mount was ended by signal %d", sig);
+	return TOOL_FAILED;
+}
+
 static int serve_in_background(struct mount_command *m)
 {
 	int fds[2];
@@ -347,7 +391,7 @@ static int serve_in_background(struct mount_command *m)
 		tool_error("can't make a pipe: %s", strerror(errno));
 		return TOOL_FAILED;
 	}
-	pid_t pid = fork();
+	pid_t pid = fork_and_hand_on();
 	if (pid < 0) {
 		tool_error("can't start a process: %s", strerror(errno));
 		return TOOL_FAILED;
@@ -361,12 +405,7 @@ static int serve_in_background(struct mount_command *m)
 	close(fds[1]);
 	if (read(fds[0], &outcome, 1) == 1)
 		return TOOL_OK;
-	/* It ended without a word over the pipe; what went wrong it has written to stderr. */
-	int status;
-	waitpid(pid, &status, 0);
-	if (WIFSIGNALED(status))
-		tool_error("the mount was ended by signal %d", WTERMSIG(status));
-	return TOOL_FAILED;
+	return failed_in_background();
 }
 
 static int check_mountpoint(const char *path)

@@ -6,11 +6,11 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <termios.h>
 #include <unistd.h>
 
 #include "base/report.h"
 #include "base/secret.h"
+#include "tool/terminal.h"
 #include "tool/tool.h"
 
 enum { ATTEMPTS_MAX = 3, NEW_BYTES_MAX = 4096 };
@@ -26,7 +26,10 @@ bool passphrase_fd_parse(const char *text, int *fd)
 	return true;
 }
 
-/* First line of @fd into @buf, without its newline. Byte by byte: what follows may be another one's. */
+/*
+ * First line of @fd into @buf, without its newline; -ENODATA: there is nothing. Byte by byte: what follows may be
+ * another one's.
+ */
 static ssize_t read_line(int fd, char *buf, size_t size)
 {
 	size_t len = 0;
@@ -35,8 +38,8 @@ static ssize_t read_line(int fd, char *buf, size_t size)
 		ssize_t n = read(fd, buf + len, 1);
 		if (n < 0 && errno == EINTR && !tool_interrupted)
 			continue;
-		if (n < 0)
-			return -errno;
+		if (n < 0 || (!n && !len))
+			return n ? -errno : -ENODATA;
 		if (!n || buf[len] == '\n')
 			return (ssize_t)len;
 		len++;
@@ -62,54 +65,43 @@ static ssize_t read_source(const struct passphrase_source *s, char *buf, size_t 
 	return s->fd >= 0 ? read_line(s->fd, buf, size) : read_file(s->file, buf, size);
 }
 
-static void source_tell(const struct passphrase_source *s, int err)
+/* Why there is none. @what: which one; @option: "--NAME" of the options that would say it. */
+static void source_tell(const struct passphrase_source *s, const char *what, const char *option, int err)
 {
-	const char *why = err == -ENAMETOOLONG ? "its first line is too long" : strerror(-err);
+	const char *from = !s->file || s->fd >= 0 ? NULL : !strcmp(s->file, "-") ? "standard input" : s->file;
+	const char *why = err == -ENAMETOOLONG ? "its first line is too long"
+			  : err == -ENODATA    ? "it is at its end: there is no line to read"
+					       : strerror(-err);
 
 	if (s->fd >= 0)
-		tool_error("can't read the passphrase from descriptor %d: %s", s->fd, why);
+		tool_error("can't read the %s from descriptor %d: %s", what, s->fd, why);
+	else if (from)
+		tool_error("can't read the %s from %s: %s", what, from, why);
+	else if (err == -EINTR)
+		tool_error("interrupted");
+	else if (err == -ENODATA)
+		tool_error("the %s was not typed: the input ended", what);
+	else if (err == -ENAMETOOLONG)
+		tool_error("the %s is too long", what);
+	else if (err == -ENOKEY && tool_is_mount_helper(program_invocation_name))
+		tool_error(
+			"the %s is needed, and there is no terminal to ask on: the mount option passphrase_file names "
+			"a file with one",
+			what);
+	else if (err == -ENOKEY)
+		tool_error("the %s is needed, and there is no terminal to ask on: %s-file or %s-fd names one", what,
+			   option, option);
 	else
-		tool_error("can't read the passphrase from %s: %s", strcmp(s->file, "-") ? s->file : "standard input",
-			   why);
+		tool_error("can't read the %s from the terminal: %s", what, strerror(-err));
 }
 
 bool passphrase_tell_missing(const struct passphrase_source *s, int err)
 {
-	bool has_none = error_to_errno(err) == -ENOKEY && !passphrase_source_is_given(s);
-
 	if (s->error)
-		source_tell(s, s->error);
-	else if (has_none)
-		tool_error("the filesystem is encrypted: a passphrase is needed, and there is no terminal to ask on: "
-			   "--passphrase-file or --passphrase-fd names one");
-	return s->error || has_none;
-}
-
-/* The terminal, whatever standard input and output are; -ENOKEY: there is none. */
-static int terminal_open(void)
-{
-	int tty = open("/dev/tty", O_RDWR | O_CLOEXEC);
-
-	return tty < 0 ? -ENOKEY : tty;
-}
-
-/* What is typed before the question is no answer to it. */
-static ssize_t terminal_ask(int tty, const char *question, char *buf, size_t size)
-{
-	struct termios old, quiet;
-	bool has_echo = !tcgetattr(tty, &old);
-
-	if (has_echo) {
-		quiet = old;
-		quiet.c_lflag &= ~(tcflag_t)ECHO;
-		tcsetattr(tty, TCSAFLUSH, &quiet);
-	}
-	dprintf(tty, "%s: ", question);
-	ssize_t len = read_line(tty, buf, size);
-	if (has_echo)
-		tcsetattr(tty, TCSAFLUSH, &old);
-	dprintf(tty, "\n");
-	return len;
+		source_tell(s, "passphrase of the encrypted filesystem", "--passphrase", s->error);
+	else if (err == -EKEYREJECTED && s->is_empty)
+		tool_error("wrong passphrase: the first line of what it was read from is empty");
+	return s->error || (err == -EKEYREJECTED && s->is_empty);
 }
 
 static ssize_t ask_on_terminal(const char *uuid, unsigned attempt, char *buf, size_t size)
@@ -131,14 +123,17 @@ ssize_t passphrase_ask(void *ctx, const char *uuid, unsigned attempt, char *buf,
 {
 	struct passphrase_source *source = &((struct tool_open *)ctx)->passphrase;
 
-	/* A file says the same every time: no second attempt. */
-	if (passphrase_source_is_given(source)) {
-		ssize_t len = attempt ? -EKEYREJECTED : read_source(source, buf, size);
+	bool is_given = passphrase_source_is_given(source);
+	ssize_t len = -EKEYREJECTED;
 
-		source->error = len < 0 && !attempt ? (int)len : 0;
-		return len;
-	}
-	return attempt < ATTEMPTS_MAX ? ask_on_terminal(uuid, attempt, buf, size) : -EKEYREJECTED;
+	/* A file says the same every time: no second attempt. */
+	if (is_given && !attempt)
+		len = read_source(source, buf, size);
+	else if (!is_given && attempt < ATTEMPTS_MAX)
+		len = ask_on_terminal(uuid, attempt, buf, size);
+	source->error = len < 0 && len != -EKEYREJECTED ? (int)len : 0;
+	source->is_empty |= is_given && !len;
+	return len;
 }
 
 /* --- new ones --- */
@@ -166,7 +161,7 @@ static ssize_t new_on_terminal(char *buf, char *again, size_t size)
 	return len;
 }
 
-char *passphrase_new(const struct passphrase_source *source, const char *what, size_t *len)
+char *passphrase_new(const struct passphrase_source *source, const char *option, size_t *len)
 {
 	char *buf = secret_alloc(NEW_BYTES_MAX), *again = secret_alloc(NEW_BYTES_MAX);
 	ssize_t n = -ENOMEM;
@@ -182,14 +177,9 @@ char *passphrase_new(const struct passphrase_source *source, const char *what, s
 	secret_free(buf);
 	if (!n)
 		tool_error("an empty passphrase protects nothing");
-	else if (n == -ENOKEY)
-		tool_error("a passphrase is needed, and there is no terminal to ask on: %s-file or %s-fd names one",
-			   what, what);
-	else if (passphrase_source_is_given(source))
-		source_tell(source, (int)n);
 	else if (n == -EKEYREJECTED)
 		tool_error("the passphrase was typed in two different ways");
 	else
-		tool_error("no passphrase: %s", strerror((int)-n));
+		source_tell(source, "new passphrase", option, (int)n);
 	return NULL;
 }

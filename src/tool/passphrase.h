@@ -10,7 +10,9 @@
 struct passphrase_source {
 	const char *file; /* "-" is standard input; NULL: none */
 	int fd;		  /* goes before; -1: none */
-	int error;	  /* what reading it failed with, from passphrase_ask(); else 0 */
+	/* From passphrase_ask(): */
+	int error;     /* what asking or reading failed with; else 0 */
+	bool is_empty; /* what was read was an empty line */
 };
 static inline struct passphrase_source passphrase_source_none(void) { return (struct passphrase_source){ .fd = -1 }; }
 static inline bool passphrase_source_is_given(const struct passphrase_source *s) { return s->file || s->fd >= 0; }
@@ -24,9 +26,9 @@ bool passphrase_fd_parse(const char *text, int *fd);
 /* The callback of kiln_open_options; @ctx: a struct tool_open. */
 ssize_t passphrase_ask(void *ctx, const char *uuid, unsigned attempt, char *buf, size_t size);
 /*
- * One that is to be set: twice on the terminal. *@len bytes; secret_free(). NULL after a message. @what: "--NAME" of
+ * One that is to be set: twice on the terminal. *@len bytes; secret_free(). NULL after a message. @option: "--NAME" of
  * the options that would say it.
  */
-char *passphrase_new(const struct passphrase_source *source, const char *what, size_t *len);
+char *passphrase_new(const struct passphrase_source *source, const char *option, size_t *len);
 
 #endif

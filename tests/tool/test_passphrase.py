@@ -7,9 +7,12 @@ $KILN_UPSTREAM, if set, names upstream's tool: its fsck sees what was made.
 """
 import os
 import pty
+import select
+import signal
 import subprocess
 import sys
 import tempfile
+import termios
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lib"))
 
@@ -49,6 +52,36 @@ def on_terminal(args, answers):
     return os.waitstatus_to_exitcode(status), shown
 
 
+def has_echo(terminal):
+    return bool(termios.tcgetattr(terminal)[3] & termios.ECHO)
+
+
+def asked(args, question):
+    """(process, terminal) of a command that has asked, and waits for an answer that isn't shown."""
+    pid, terminal = pty.fork()
+    if not pid:
+        os.execv(KILN, [KILN, *args])
+    shown = b""
+    while question not in shown:
+        shown += os.read(terminal, 1000)
+    assert not has_echo(terminal)
+    return pid, terminal
+
+
+def ended(pid, terminal):
+    """(status, what it said) of one that ends by itself; the terminal is as it was."""
+    shown = b""
+    while select.select([terminal], [], [], 60)[0]:
+        try:
+            shown += os.read(terminal, 1000)
+        except OSError:  # its end
+            break
+    _, status = os.waitpid(pid, 0)
+    assert has_echo(terminal), shown
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(status), shown
+
+
 def fmt(path, *options, passphrase=b"first"):
     source = ["--passphrase-file", "-"] if passphrase else ["--no-passphrase"]
     kiln("format", "-q", "--encrypted", *source, "--size", "32M", *options, path, says=(passphrase or b"") + b"\n")
@@ -83,7 +116,7 @@ def a_passphrase_is_set_changed_and_removed(work):
         assert not changes.upstream_fsck([image])
     kiln("remove-passphrase", image)
     kiln("set-passphrase", "--new-passphrase-file", "-", image, says=b"third\n")
-    assert b"a passphrase is needed" in kiln("ls", image, status=FAILED).stderr
+    assert b"is needed, and there is no terminal" in kiln("ls", image, status=FAILED).stderr
     if changes.has_upstream():
         assert not changes.upstream_fsck([image], "third")
 
@@ -96,6 +129,41 @@ def it_is_asked_for_twice_and_not_shown(work):
     assert status == OK and b"same" not in shown, (status, shown)
     status, shown = on_terminal(["ls", image, "/"], [(b"Passphrase for the filesystem", b"wrong"), (b"Passphrase for the filesystem", b"same")])
     assert status == OK and b"lost+found" in shown and b"same" not in shown, (status, shown)
+
+
+def the_terminal_is_restored_whatever_ends_the_question(work):
+    image, new = os.path.join(work, "a.img"), os.path.join(work, "new.img")
+    fmt(image)
+    old, another = b"Passphrase for the filesystem", b"New passphrase: "
+    for args, question in ((["ls", image], old), (["mkdir", image, "/d"], old), (["set-passphrase", image], old), (["mount", image, work], old),
+                           (["format", "--encrypted", "--size", "32M", new], another)):
+        # The end of input: ^D.
+        pid, terminal = asked(args, question)
+        os.write(terminal, b"\x04")
+        status, shown = ended(pid, terminal)
+        assert status == FAILED and b"was not typed: the input ended" in shown, (args, status, shown)
+        # ^C, and what others send. Who catches signals says that it was interrupted.
+        for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            pid, terminal = asked(args, question)
+            if sig == signal.SIGINT:
+                os.write(terminal, b"\x03")
+            else:
+                os.kill(pid, sig)
+            status, shown = ended(pid, terminal)
+            assert status == -sig or (status == FAILED and b"interrupted" in shown), (args, sig, status, shown)
+    assert not os.path.exists(new)
+    # After ^Z, which stops nobody who has no shell, it asks again.
+    pid, terminal = asked(["ls", image], old)
+    os.kill(pid, signal.SIGTSTP)
+    shown = b""
+    while old not in shown:
+        shown += os.read(terminal, 1000)
+    # While a passphrase is tried, which takes long, the terminal is not held.
+    os.write(terminal, b"wrong\n")
+    while not has_echo(terminal):
+        assert not select.select([terminal], [], [], 0.001)[0] or b"Wrong" not in os.read(terminal, 1000)
+    os.kill(pid, signal.SIGKILL)
+    ended(pid, terminal)
 
 
 def mistakes_are_told(work):
@@ -115,11 +183,17 @@ def mistakes_are_told(work):
     assert kiln("ls", a + ":" + b, "/").stdout
     # One line, that says what there is to do.
     fmt(plain, "-f")
+    nothing, line = work + "/nothing", work + "/line"
+    for path, content in ((nothing, b""), (line, b"\n")):
+        with open(path, "wb") as f:
+            f.write(content)
     for args, says in (([], b"--passphrase-file"), (["--passphrase-file", work + "/none"], b"/none: No such file"),
+                       (["--passphrase-file", nothing], b"/nothing: it is at its end"), (["--passphrase-file", line], b"is empty"),
+                       (["--passphrase-file", work], b"Is a directory"), (["--passphrase-file", "-"], b"standard input: it is at its end"),
                        (["--passphrase-fd", "9"], b"descriptor 9: Bad file")):
         for command in (["ls", *args, plain], ["cat", *args, plain, "/f"], ["set-passphrase", *args, plain]):
             message = kiln(*command, status=FAILED).stderr
-            assert says in message and message.count(b"\n") == 1, (command, message)
+            assert b"passphrase" in message and says in message and message.count(b"\n") == 1, (command, message)
 
 
 def in_directory(test):
@@ -127,7 +201,7 @@ def in_directory(test):
         test(work)
 
 
-TESTS = [a_passphrase_is_set_changed_and_removed, it_is_asked_for_twice_and_not_shown, mistakes_are_told]
+TESTS = [the_terminal_is_restored_whatever_ends_the_question, a_passphrase_is_set_changed_and_removed, it_is_asked_for_twice_and_not_shown, mistakes_are_told]
 
 if __name__ == "__main__":
     sys.exit(tap.run([(t.__name__, lambda t=t: in_directory(t)) for t in TESTS]))
