@@ -228,14 +228,70 @@ bool super_replicas_are_lost(const struct super *s, const bool *is_there)
 	return super_replicas_state(s, is_there) == REPLICAS_LOST;
 }
 
-static void report_missing(const struct super *s, unsigned idx, enum report_level level, const char *advice)
+/* It is known by number, uuid, label and, from version 1.33 on, by the name that its last device had. */
+static void missing_describe(struct strbuf *out, const struct super *s, unsigned idx)
 {
-	report_emit(s->reports, &(struct report){ .level = level,
-						  .err = level == REPORT_FATAL ? -ENODEV : 0,
+	const struct member *m = &s->members[idx].m;
+
+	strbuf_printf(out, "device %u (", idx);
+	if (m->group && m->group <= sb_disk_group_nr(s->sb)) {
+		strbuf_add(out, "label ");
+		sb_disk_group_path(out, s->sb, m->group - 1u);
+		strbuf_add(out, ", ");
+	}
+	if (m->device_name[0]) {
+		strbuf_add(out, "last seen as ");
+		strbuf_add_escaped(out, m->device_name, strnlen(m->device_name, sizeof(m->device_name)));
+		strbuf_add(out, ", ");
+	}
+	strbuf_add(out, "uuid ");
+	strbuf_add_uuid(out, m->uuid);
+	strbuf_add_char(out, ')');
+}
+
+static bool member_is_away(const struct super *s, unsigned idx)
+{
+	return s->members[idx].m.exists && !s->members[idx].dev;
+}
+
+/* One report, as the reader wants to know at once what else to look for: of all of them, or as many as fit. */
+static void refuse_missing(const struct super *s, const char *advice)
+{
+	/* An error's text has KILN_ERROR_BYTES, with the advice. */
+	enum { LIST_BYTES_MAX = 260 };
+	char one[160], title[64];
+	struct strbuf list = strbuf_growing();
+	unsigned away = 0, exist = 0, named = 0;
+
+	for (unsigned i = 0; i < s->member_nr; i++) {
+		struct strbuf text = strbuf_fixed(one, sizeof(one));
+
+		exist += s->members[i].m.exists;
+		if (!member_is_away(s, i))
+			continue;
+		away++;
+		missing_describe(&text, s, i);
+		if (list.len + strlen(one) > LIST_BYTES_MAX)
+			continue;
+		strbuf_printf(&list, "%s%s", named++ ? ", " : "", one);
+	}
+	if (named < away)
+		strbuf_printf(&list, " and %u more", away - named);
+	snprintf(title, sizeof(title), "%u of the filesystem's %u devices weren't given or found", away, exist);
+	report_emit(s->reports, &(struct report){ .level = REPORT_FATAL,
+						  .err = -ENODEV,
+						  .structure = title,
+						  .found = strbuf_text(&list),
+						  .advice = advice });
+	strbuf_free(&list);
+}
+
+static void note_missing(const struct super *s, unsigned idx)
+{
+	report_emit(s->reports, &(struct report){ .level = REPORT_INFO,
 						  .device = s->members[idx].name,
 						  .structure = "member of the filesystem",
-						  .found = "it wasn't given or found",
-						  .advice = advice });
+						  .found = "it wasn't given or found" });
 }
 
 int super_check_enough_devices(struct super *s, const struct super_open_opts *opts)
@@ -249,18 +305,16 @@ int super_check_enough_devices(struct super *s, const struct super_open_opts *op
 	if (!s->is_degraded)
 		return 0;
 
-	bool is_refused =
-		replicas == REPLICAS_LOST ? !super_accepts_very_degraded(opts) : !super_accepts_degraded(opts);
-	const char *advice = NULL;
-	if (is_refused && replicas == REPLICAS_LOST)
-		advice = "Name it too. Without it some data has no copy left: --very-degraded (mount option "
-			 "very_degraded) opens the rest.";
-	else if (is_refused)
-		advice = "Name it too, or use --degraded (mount option degraded): what is known to be on it has copies "
-			 "elsewhere.";
-
+	if (replicas == REPLICAS_LOST ? !super_accepts_very_degraded(opts) : !super_accepts_degraded(opts)) {
+		refuse_missing(s, replicas == REPLICAS_LOST
+					  ? "Name all devices, joined by colons. Without these some data has no copy "
+					    "left: --very-degraded (mount option very_degraded) opens the rest."
+					  : "Name all devices, joined by colons; or use --degraded (mount option "
+					    "degraded), as all that is known to be on these has copies elsewhere.");
+		return -ENODEV;
+	}
 	for (unsigned i = 0; i < s->member_nr; i++)
-		if (s->members[i].m.exists && !s->members[i].dev)
-			report_missing(s, i, is_refused ? REPORT_FATAL : REPORT_INFO, advice);
-	return is_refused ? -ENODEV : 0;
+		if (member_is_away(s, i))
+			note_missing(s, i);
+	return 0;
 }

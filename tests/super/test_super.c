@@ -379,7 +379,7 @@ static void missing_member_is_named_and_refused(void **state)
 	fs.label = "hdd";
 	fs.member[1].group = 1;
 	assert_int_equal(open_without_device_1(&fs, (struct super_open_opts){ 0 }, &s), -ENODEV);
-	assert_non_null(strstr(reports.text, "device 1 (label hdd, missing)"));
+	assert_non_null(strstr(reports.text, "device 1 (label hdd, uuid "));
 	assert_non_null(strstr(reports.text, "--degraded"));
 }
 

@@ -212,6 +212,23 @@ def table_for_people(work):
     assert "erasure" not in usage, "what is always refused isn't offered"
 
 
+def all_devices_that_are_missing_are_named(work):
+    images = [os.path.join(work, name) for name in "abcdefgh"]
+    args = [arg for image in images for arg in ("--label=ssd." + image[-1], image)]
+    kiln("format", "-q", "--size=32M", "--replicas=3", *args)
+    sections = json.loads(kiln("show-super", "--json", "--field-only", "members_v2", ":".join(images)).stdout)["sections"]
+    uuids = [m["uuid"] for m in sections["members_v2"]]
+    # Of two there is another copy of all; of four there isn't.
+    for there, option, other in ((6, "--degraded", "--very"), (4, "--very-degraded", "--degraded")):
+        text = kiln("ls", ":".join(images[:there]), status=FAILED).stderr
+        assert "%d of the filesystem's 8 devices" % (8 - there) in text and "joined by colons" in text, text
+        assert " %s " % option in text and other not in text, text
+        named = [nr for nr in range(8) if "device %d (label ssd.%s, uuid %s)" % (nr, images[nr][-1], uuids[nr]) in text]
+        more = 8 - there - len(named)
+        assert named[:2] == [there, there + 1] and not more or "and %d more" % more in text, (named, text)
+        assert there == 4 or kiln("ls", option, ":".join(images[:there])).stdout == "lost+found\n"
+
+
 def the_first_change_makes_the_rest(work):
     """Of filesystems that are superblocks alone, of one and more devices, encrypted too."""
     secret = os.path.join(work, "secret")
@@ -271,7 +288,7 @@ TESTS = [image_files_are_made_and_grow, what_is_there_is_overwritten_by_force_on
          nothing_of_a_filesystem_that_was_not_finished_is_left,
          options_of_the_table_are_stored, device_options_hold_for_devices_behind_them,
          what_is_not_built_is_refused_by_name, mistakes_are_told, what_can_not_be_made_is_told_in_words, a_source_that_does_not_fit_is_no_success, table_for_people,
-         the_first_change_makes_the_rest, upstream_initialises_superblocks_in_silence]
+         all_devices_that_are_missing_are_named, the_first_change_makes_the_rest, upstream_initialises_superblocks_in_silence]
 
 if __name__ == "__main__":
     sys.exit(tap.run([(t.__name__, functools.partial(in_directory, t)) for t in TESTS]))
