@@ -303,14 +303,11 @@ static uint64_t member_data_types(const struct sb_disk *sb, unsigned idx)
 
 static void member_label_field(struct strbuf *out, const struct sb_disk *sb, const struct member *m)
 {
-	struct disk_group g;
-
 	name_add(out, "  Label:", COLUMN);
 	if (!m->group) {
 		strbuf_add(out, "(none)\n");
 	} else if (m->group <= sb_disk_group_nr(sb)) {
-		sb_disk_group(sb, m->group - 1u, &g);
-		strbuf_add_escaped(out, g.label, strnlen((char *)g.label, sizeof(g.label)));
+		sb_disk_group_path(out, sb, m->group - 1u);
 		strbuf_printf(out, " (%u)\n", m->group - 1);
 	} else {
 		strbuf_printf(out, "(bad group %u)\n", m->group - 1);

@@ -85,20 +85,32 @@ static const char *line_next(const char *text, char line[LINE_BYTES])
 	return text + len + (text[len] == '\n');
 }
 
+static bool starts_with(const char *line, const char *start) { return !strncmp(line, start, strlen(start)); }
+
+/* Of a member's label we show all of the path, upstream 1.4 the last name: "Label: ssd.ssd1 (1)", "Label: ssd1 (1)". */
+static void label_shorten(char *line)
+{
+	static const char start[] = "Label: ";
+	char *dot = strrchr(line, '.');
+
+	if (dot && starts_with(line, start) && line[strlen(line) - 1] == ')')
+		memmove(line + strlen(start), dot + 1, strlen(dot));
+}
+
 /* Is @line one of the lines of @text from *@pos on? Then *@pos moves behind it. */
 static bool line_find(const char *text, const char **pos, const char *line)
 {
 	static char candidate[LINE_BYTES];
 
-	for (const char *p = *pos; (p = line_next(p, candidate));)
+	for (const char *p = *pos; (p = line_next(p, candidate));) {
+		label_shorten(candidate);
 		if (!strcmp(candidate, line)) {
 			*pos = p;
 			return true;
 		}
+	}
 	return false;
 }
-
-static bool starts_with(const char *line, const char *start) { return !strncmp(line, start, strlen(start)); }
 
 /* Entries of the clean section are other structures; what upstream misspells isn't copied. */
 static bool is_left_out(const char *line)
