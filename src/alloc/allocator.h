@@ -64,6 +64,8 @@ bool allocator_stirred(struct allocator *a);
  * metadata as often as is required.
  */
 int allocator_device_leave(struct allocator *a, unsigned dev);
+/* The filesystem is read-only from here on: who waits for space, now or later, gets -EROFS. From any thread. */
+void allocator_refuse(struct allocator *a);
 void allocator_stop(struct allocator *a);
 void allocator_close(struct allocator *a);
 

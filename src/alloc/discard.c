@@ -427,7 +427,7 @@ bool discards_wait(struct allocator *a, uint64_t seen, uint64_t devs, bool may_m
 	d->waiting_nr++;
 	if (move_devs && d->freed_nr == seen)
 		evacuation_want(a, move_devs);
-	while (is_in_time && d->freed_nr == seen && !d->is_stopping) {
+	while (is_in_time && d->freed_nr == seen && !d->is_stopping && !d->is_refused) {
 		bool can_move = move_devs && e->has_mover && e->pass_gainless < pass;
 
 		mutex_unlock(&d->lock);
@@ -449,6 +449,26 @@ bool discards_wait(struct allocator *a, uint64_t seen, uint64_t devs, bool may_m
 	mutex_unlock(&d->lock);
 	background_need_end(btrees_background(a->trees));
 	return has_freed;
+}
+
+int discards_wait_error(struct allocator *a)
+{
+	struct discards *d = &a->discards;
+
+	mutex_lock(&d->lock);
+	int err = d->is_refused ? -EROFS : -ENOSPC;
+	mutex_unlock(&d->lock);
+	return err;
+}
+
+void allocator_refuse(struct allocator *a)
+{
+	struct discards *d = &a->discards;
+
+	mutex_lock(&d->lock);
+	d->is_refused = true;
+	waitq_wake_all(&d->freed);
+	mutex_unlock(&d->lock);
 }
 
 void allocator_journal_flushed(struct allocator *a, uint64_t seq)

@@ -280,6 +280,7 @@ struct discards {
 	struct waitq freed; /* for who waits for buckets */
 	uint64_t freed_nr;  /* grows whenever a bucket can have become available */
 	bool is_wanted, is_flush_wanted, is_stopping;
+	bool is_refused; /* nothing is written any more */
 	bool is_working, is_resting;
 	unsigned waiting_nr;  /* those who wait for buckets */
 	uint64_t rounds_done; /* by the task */
@@ -316,6 +317,8 @@ void discards_journal_wait(struct allocator *a);
  * what it takes, with @may_move moving data included. False: nothing is on its way there, or it took too long.
  */
 bool discards_wait(struct allocator *a, uint64_t seen, uint64_t devs, bool may_move);
+/* What who has waited in vain is told: -ENOSPC, or -EROFS since allocator_refuse(). */
+int discards_wait_error(struct allocator *a);
 
 /* --- invalidate.c: part of the discard task --- */
 

@@ -101,13 +101,13 @@ static bool slot_is_worth_keeping(struct allocator *a, const struct alloc_extent
 	return true;
 }
 
-static void pool_put(struct allocator *a, struct alloc_extent *slot)
+static void pool_put(struct allocator *a, struct alloc_extent *slot, unsigned max)
 {
 	struct node_pool *p = &a->nodes;
 
 	bool is_worth_it = slot_is_worth_keeping(a, slot);
 	mutex_lock(&p->lock);
-	bool is_kept = !p->is_stopping && p->nr < pool_max(a) && is_worth_it;
+	bool is_kept = !p->is_stopping && p->nr < max && is_worth_it;
 	if (is_kept)
 		p->slots[p->nr++] = *slot;
 	mutex_unlock(&p->lock);
@@ -150,7 +150,7 @@ static void pool_refill(void *arg)
 		if (slot_get(a, watermark, &slot))
 			retry_ns = clock_monotonic_ns() + RETRY_NS;
 		else
-			pool_put(a, &slot);
+			pool_put(a, &slot, pool_max(a));
 		mutex_lock(&p->lock);
 	}
 	job_stops(&p->job);
@@ -169,7 +169,7 @@ void node_pool_sift(struct allocator *a)
 	waitq_wake_one(&p->low);
 	mutex_unlock(&p->lock);
 	while (nr)
-		pool_put(a, &slots[--nr]);
+		pool_put(a, &slots[--nr], pool_max(a));
 }
 
 int node_pool_start(struct allocator *a)
@@ -205,7 +205,10 @@ static enum watermark node_watermark(enum watermark watermark)
 	return watermark > WATERMARK_BTREE ? watermark : WATERMARK_BTREE;
 }
 
-/* As many as are wanted, or none: nobody waits for some while he holds others. */
+/*
+ * As many as are wanted, or none: nobody waits for some while he holds others. What is given back stays at hand: would
+ * its buckets be closed, who waits for one would be woken, this one too, to find no more than before.
+ */
 static int slots_take(struct allocator *a, struct btree_node_reserve *r, unsigned nr)
 {
 	int err = 0;
@@ -217,7 +220,7 @@ static int slots_take(struct allocator *a, struct btree_node_reserve *r, unsigne
 			r->nr++;
 	}
 	while (err && r->nr)
-		pool_put(a, &r->slots[--r->nr]);
+		pool_put(a, &r->slots[--r->nr], NODE_POOL_MAX);
 	return err;
 }
 
@@ -270,7 +273,7 @@ static int slots_take_waiting(struct allocator *a, struct btree_node_reserve *r,
 		has_hope = discards_wait(a, seen, write_point_devs(a, DATA_BTREE), may_move);
 	}
 	atomic_fetch_sub(&a->nodes.waiting_nr, 1);
-	return err == -EAGAIN ? -ENOSPC : err;
+	return err == -EAGAIN ? discards_wait_error(a) : err;
 }
 
 int allocator_node_reserve(struct allocator *a, unsigned nr, enum watermark watermark,
@@ -305,7 +308,7 @@ void allocator_node_reserve_trim(struct allocator *a, struct btree_node_reserve 
 	bool any = reserve->nr > reserve->used;
 
 	while (reserve->nr > reserve->used)
-		pool_put(a, &reserve->slots[--reserve->nr]);
+		pool_put(a, &reserve->slots[--reserve->nr], pool_max(a));
 	/* Others wait for buckets; they may have these places. */
 	if (any && atomic_load(&a->nodes.waiting_nr) && pool_has_for_all(&a->nodes))
 		discards_freed(a);

@@ -367,7 +367,7 @@ int allocator_extent_get(struct allocator *a, const struct alloc_request *req, u
 			return -EAGAIN;
 		}
 		if (!discards_wait(a, seen, write_point_devs(a, req->data_type) & ~req->dev_exclude, may_evacuate(req)))
-			return -ENOSPC;
+			return discards_wait_error(a);
 		has_dropped = false;
 	}
 }

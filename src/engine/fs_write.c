@@ -18,10 +18,14 @@
 
 /* --- errors --- */
 
-/* Is this the first reason? */
+/* Is this the first reason? Nobody waits for space any more. */
 static bool shut_down_begin(struct kiln_fs *fs)
 {
-	return !__atomic_exchange_n(&fs->shut_down, -EROFS, __ATOMIC_ACQ_REL);
+	bool is_first = !__atomic_exchange_n(&fs->shut_down, -EROFS, __ATOMIC_ACQ_REL);
+
+	if (is_first && fs->allocator)
+		allocator_refuse(fs->allocator);
+	return is_first;
 }
 
 static void shut_down_report(struct kiln_fs *fs, int err, const char *cause)
@@ -511,7 +515,7 @@ int fs_write_stop(struct kiln_fs *fs)
 
 void fs_write_abort(struct kiln_fs *fs)
 {
-	__atomic_store_n(&fs->shut_down, -EROFS, __ATOMIC_RELEASE);
+	shut_down_begin(fs);
 	if (fs->journal_writer)
 		journal_abort(fs->journal_writer);
 	if (fs->data)

@@ -184,6 +184,60 @@ static void nobody_waits_for_a_cache(void **state)
 	space_close(&s);
 }
 
+struct waiter {
+	struct space *s;
+	bool is_for_nodes;
+	int err;
+	uint64_t waited_ns;
+};
+
+static void waiter_task(void *arg)
+{
+	struct waiter *w = arg;
+	struct alloc_request req = request(1);
+	struct btree_node_reserve *reserve;
+	struct alloc_extent e;
+	uint64_t begun_ns = clock_monotonic_ns();
+
+	req.can_wait = true;
+	w->err = w->is_for_nodes ? allocator_node_reserve(w->s->allocator, 40, WATERMARK_NORMAL, &reserve)
+				 : allocator_extent_get(w->s->allocator, &req, 256, &e);
+	w->waited_ns = clock_monotonic_ns() - begun_ns;
+}
+
+/* Who waits for copygc when a device fails. */
+static void nobody_waits_for_space_once_nothing_is_written(void **state)
+{
+	struct space s;
+	struct waiter waiters[2] = { { .s = &s }, { .s = &s, .is_for_nodes = true } };
+	struct task *tasks[2];
+	struct alloc_extent e;
+	struct alloc_request req = request(1);
+	uint64_t at = 0;
+
+	space_open(&s, &(struct space_opts){ .dev_nr = 1, .dev_bytes = 24 * MIB });
+	while (!allocator_extent_get(s.allocator, &req, 256, &e)) {
+		put_at(&s, &e, at);
+		at += e.sectors;
+		allocator_extent_put(s.allocator, &e);
+	}
+	s.allocator->evacuation.has_mover = true; /* who never comes */
+	for (unsigned i = 0; i < ARRAY_NR(tasks); i++)
+		assert_int_equal(task_start(&tasks[i], "waiter", waiter_task, &waiters[i]), 0);
+	for (unsigned waiting_nr = 0; waiting_nr < ARRAY_NR(tasks); sleep_ns(1000000)) {
+		mutex_lock(&s.allocator->discards.lock);
+		waiting_nr = s.allocator->discards.waiting_nr;
+		mutex_unlock(&s.allocator->discards.lock);
+	}
+	allocator_refuse(s.allocator);
+	for (unsigned i = 0; i < ARRAY_NR(tasks); i++) {
+		task_join(tasks[i]);
+		assert_int_equal(waiters[i].err, -EROFS);
+		assert_true(waiters[i].waited_ns < 5000000000);
+	}
+	space_close(&s);
+}
+
 static void nodes_find_room_when_data_doesnt(void **state)
 {
 	struct space s;
@@ -646,6 +700,7 @@ int main(void)
 		cmocka_unit_test(copies_are_on_different_devices),
 		cmocka_unit_test(targets_and_durability_decide),
 		cmocka_unit_test(nobody_waits_for_a_cache),
+		cmocka_unit_test(nobody_waits_for_space_once_nothing_is_written),
 		cmocka_unit_test(nodes_find_room_when_data_doesnt),
 		cmocka_unit_test(reservations_bound_what_is_promised),
 		cmocka_unit_test(many_empty_buckets_become_free_in_few_transactions),
