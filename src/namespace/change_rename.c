@@ -189,6 +189,15 @@ static int rename_remove(struct btree_txn *txn, const struct rename_side *from, 
 			     NULL, 0);
 }
 
+/*
+ * Names that get longer, over and over, would need as much as new ones. What takes another's name, or a shorter one,
+ * is let through: it may be what makes room.
+ */
+static int check_room(const struct rename_args *a)
+{
+	return a->to.is_there || a->to.len <= a->from.len ? 0 : change_room_check(a->ns);
+}
+
 /* Both dirents. a->to.slot becomes the slot of the new one. */
 static int rename_dirents(struct btree_txn *txn, struct rename_args *a)
 {
@@ -303,6 +312,8 @@ static int rename_run(struct btree_txn *txn, void *ctx)
 	ret = check_flags(a);
 	if (!ret)
 		ret = check_types(txn, a);
+	if (!ret)
+		ret = check_room(a);
 	if (!ret)
 		ret = rename_dirents(txn, a);
 	if (!ret)

@@ -142,7 +142,11 @@ static int acl_change(struct btree_txn *txn, void *ctx)
 		inode.mode = (uint16_t)((inode.mode & ~0777u) | perm);
 		is_removal = is_minimal;
 	}
-	err = is_removal ? xattr_txn_delete(txn, &inode, a->x.type) : xattr_txn_set(txn, &inode, &a->x, a->flags);
+	if (!is_removal)
+		err = change_room_check(a->ns);
+	if (!err)
+		err = is_removal ? xattr_txn_delete(txn, &inode, a->x.type)
+				 : xattr_txn_set(txn, &inode, &a->x, a->flags);
 	if (err)
 		return err;
 	inode.ctime = a->now;
@@ -190,6 +194,8 @@ static int option_change(struct btree_txn *txn, void *ctx)
 		return err;
 	if (a->is_removal && !(inode.fields_set & 1u << a->option))
 		return -ENODATA;
+	if (!a->is_removal && (err = change_room_check(a->ns)))
+		return err;
 
 	inode.opts[a->option] = a->is_removal ? parent.opts[a->option] : a->option_stored;
 	inode.fields_set = (uint16_t)(inode.fields_set & ~(1u << a->option));

@@ -330,6 +330,55 @@ static void what_has_no_space_says_so(void **state)
 	free(objects);
 }
 
+/* Attributes, options and longer names need space as much as files; what gives some back must do without. */
+static void what_grows_is_refused_when_it_is_full(void **state)
+{
+	static const char short_name[] = "f", long_name[] = "a name that is longer than that",
+			  acl[] = "system.posix_acl_access";
+	/* user::rw-, user 1: r--, group::r--, mask::r--, other::r-- */
+	static const uint8_t acl_value[] = { 2,	   0,	 0,    0,    1,	   0,	 6,    0,    0xff, 0xff, 0xff,
+					     0xff, 2,	 0,    4,    0,	   1,	 0,    0,    0,	   4,	 0,
+					     4,	   0,	 0xff, 0xff, 0xff, 0xff, 0x10, 0,    4,	   0,	 0xff,
+					     0xff, 0xff, 0xff, 0x20, 0,	   4,	 0,    0xff, 0xff, 0xff, 0xff };
+	struct kiln_create attr = { .mode = S_IFREG | 0644 };
+	struct kiln_stat st, filler;
+	struct world w;
+
+	(void)state;
+	world_open(&w, 48 << 20, NULL);
+	struct kiln_node root = kiln_root(w.fs);
+	assert_int_equal(kiln_create(w.fs, root, short_name, strlen(short_name), &attr, &st), 0);
+	assert_int_equal(kiln_setxattr(w.fs, st.node, "user.there", "1", 1, 0), 0);
+	assert_int_equal(kiln_setxattr(w.fs, st.node, "bcachefs.compression", "lz4", 3, 0), 0);
+	assert_int_equal(kiln_create(w.fs, root, "filler", 6, &attr, &filler), 0);
+	for (uint64_t at = 0, step = 64 << 20; step >= 512;) {
+		int err = kiln_fallocate(w.fs, filler.node, 0, at, step);
+
+		assert_true(!err || err == -ENOSPC);
+		if (err)
+			step /= 2;
+		else
+			at += step;
+	}
+
+	assert_int_equal(kiln_create(w.fs, root, "g", 1, &attr, NULL), -ENOSPC);
+	assert_int_equal(kiln_setxattr(w.fs, st.node, "user.more", "1", 1, 0), -ENOSPC);
+	assert_int_equal(kiln_setxattr(w.fs, st.node, acl, acl_value, sizeof(acl_value), 0), -ENOSPC);
+	assert_int_equal(kiln_setxattr(w.fs, st.node, "bcachefs.compression", "zstd", 4, 0), -ENOSPC);
+	assert_int_equal(kiln_rename(w.fs, root, short_name, strlen(short_name), root, long_name, strlen(long_name), 0),
+			 -ENOSPC);
+	assert_int_equal(kiln_rename(w.fs, root, short_name, strlen(short_name), root, "h", 1, 0), 0);
+	assert_int_equal(kiln_removexattr(w.fs, st.node, "user.there"), 0);
+	assert_int_equal(kiln_removexattr(w.fs, st.node, "bcachefs.compression"), 0);
+	assert_int_equal(kiln_rename(w.fs, root, "h", 1, root, "filler", 6, 0), 0);
+	assert_int_equal(kiln_deletions_wait(w.fs), 0);
+
+	assert_int_equal(kiln_setxattr(w.fs, st.node, acl, acl_value, sizeof(acl_value), 0), 0);
+	assert_int_equal(kiln_setxattr(w.fs, st.node, "bcachefs.compression", "zstd", 4, 0), 0);
+	assert_int_equal(kiln_rename(w.fs, root, "filler", 6, root, long_name, strlen(long_name), 0), 0);
+	world_close(&w);
+}
+
 struct crew {
 	struct world *w;
 	struct made *objects;
@@ -524,6 +573,7 @@ int main(void)
 		cmocka_unit_test(objects_are_what_was_asked_for),
 		cmocka_unit_test(names_that_exist_fail_alone),
 		cmocka_unit_test(what_has_no_space_says_so),
+		cmocka_unit_test(what_grows_is_refused_when_it_is_full),
 		cmocka_unit_test(tasks_that_share_a_directory_lose_nothing),
 		cmocka_unit_test(directories_may_be_large),
 	};
