@@ -15,17 +15,21 @@ typedef int (*apply_fn)(struct change *c, const void *args, const struct kiln_st
 struct apply {
 	bool is_recursive, follows;
 	apply_fn fn;
-	const char *(*explain)(const void *args, int err); /* better than strerror(), or NULL; may be NULL itself */
+	/* Better than strerror(), if anything is added to @why; may be NULL. */
+	void (*explain)(const struct change *c, const void *args, int err, struct strbuf *why);
 	const void *args;
 };
 
 static int apply_failed(struct change *c, const struct apply *a, const char *path, int err)
 {
-	const char *text = err && a->explain ? a->explain(a->args, err) : NULL;
-
 	if (!err || err == -EROFS || err == -ENOSPC)
 		return err;
-	change_failed(c, path, text ? 0 : err, text);
+	struct strbuf why = strbuf_growing();
+
+	if (a->explain)
+		a->explain(c, a->args, err, &why);
+	change_failed(c, path, why.len ? 0 : err, why.len ? strbuf_text(&why) : NULL);
+	strbuf_free(&why);
 	return 0;
 }
 
@@ -192,30 +196,58 @@ static int setfattr_file(struct change *c, const void *args, const struct kiln_s
 		      : kiln_removexattr(c->fs, st->node, x->remove);
 }
 
-/* Attributes that the library has no namespace for, or no such option. */
-static const char *setfattr_explain(const void *args, int err)
+/* bcachefs.OPTION: options that files have, and their values. */
+static void option_explain(const struct change *c, const struct xattr_args *x, const char *name, struct strbuf *why)
 {
-	static const char *const known[] = { "user.", "trusted.", "security.", "bcachefs.", "system.posix_acl_" };
+	int id = option_id_parse(name);
+	char unsupported[256];
+	uint64_t value;
+
+	if (id < 0 || !(option_table[id].where & OPTION_INODE)) {
+		strbuf_printf(why, "files have no option '%s'; there are", name);
+		for (unsigned i = 0, nr = 0; i < OPT_NR; i++)
+			if (option_table[i].where & OPTION_INODE)
+				strbuf_printf(why, "%s %s", nr++ ? "," : "", option_table[i].name);
+		return;
+	}
+	CLEANUP_FREE char *text = x->set ? strndup((const char *)x->value, x->size) : NULL;
+	if (!text)
+		return;
+	strbuf_printf(why, "%s=%s: ", name, text);
+	if (!option_parse((enum option_id)id, text, c->fs->super->sb, &value, why)) {
+		strbuf_reset(why);
+		if (super_option_unsupported((enum option_id)id, value, unsupported))
+			strbuf_add(why, unsupported);
+	}
+}
+
+static void setfattr_explain(const struct change *c, const void *args, int err, struct strbuf *why)
+{
+	static const char *const namespaces[] = {
+		"user.", "trusted.", "security.", "bcachefs.", "system.posix_acl_access", "system.posix_acl_default"
+	};
 	const struct xattr_args *x = args;
 	const char *name = x->set ? x->set : x->remove;
-	bool is_known = false, is_option = !strncmp(name, "bcachefs.", 9);
+	bool is_known = false;
 
-	for (size_t i = 0; i < ARRAY_NR(known); i++)
-		is_known |= !strncmp(name, known[i], strlen(known[i])) && name[strlen(known[i])];
-	switch (err) {
-	case -EOPNOTSUPP:
-	case -EINVAL:
-		if (!is_known)
-			return "names of attributes begin with user., trusted., security. or bcachefs.";
-		if (is_option)
-			return err == -EINVAL ? "files have no such option, or it can't have that value"
-					      : "that option can't be set yet";
-		return !strncmp(name, "system.", 7) ? "that is no access list" : NULL;
-	case -ENODATA: return "has no such attribute";
-	case -ERANGE:
-	case -E2BIG: return "the name or the value is too long";
-	default: return NULL;
-	}
+	for (size_t i = 0; i < ARRAY_NR(namespaces); i++)
+		is_known |= !strncmp(name, namespaces[i], strlen(namespaces[i])) &&
+			    (name[strlen(namespaces[i])] || !strncmp(name, "system.", 7));
+	if (err == -ENODATA)
+		strbuf_add(why, "has no such attribute");
+	else if (err == -ERANGE || err == -E2BIG)
+		strbuf_add(why, "the name or the value is too long");
+	else if (err != -EOPNOTSUPP && err != -EINVAL)
+		return;
+	else if (!is_known)
+		strbuf_printf(why,
+			      "'%s' is no attribute: names begin with user., trusted., security. or bcachefs., or are "
+			      "system.posix_acl_access and system.posix_acl_default",
+			      name);
+	else if (!strncmp(name, "bcachefs.", 9))
+		option_explain(c, x, name + 9, why);
+	else if (!strncmp(name, "system.", 7))
+		strbuf_add(why, "the value is no access list");
 }
 
 static int hex_digit(char c)

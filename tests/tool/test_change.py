@@ -200,9 +200,15 @@ def attributes_are_set_and_removed(work):
     if changed.holds_xattrs(work):
         assert os.getxattr(out, "user.a") == b"text" and os.getxattr(out, "user.b") == b"\0\xff"
     kiln("setfattr", "-x", "user.a", image, "/f")
-    for args, says in ((["-x", "user.a"], "no such attribute"), (["-n", "a"], "begin with user."),
-                       (["-n", "bcachefs.nonsense"], "no such option"),
-                       (["-n", "bcachefs.compression", "-v", "nonsense"], "that value")):
+    for args, says in ((["-x", "user.a"], "no such attribute"), (["-n", "a"], "begin with user."), (["-n", "system.a"], "begin with user."),
+                       (["-n", "user."], "begin with user."), (["-x", "b.a"], "'b.a' is no attribute"),
+                       (["-n", "system.posix_acl_access", "-v", "x"], "no access list"),
+                       (["-n", "bcachefs.nonsense"], "no option 'nonsense'; there are data_replicas, "),
+                       (["-n", "bcachefs.acl", "-v", "1"], "no option 'acl'; there are data_replicas, "),
+                       (["-n", "bcachefs.compression", "-v", "nonsense"], "compression=nonsense: not one of: none lz4 gzip zstd"),
+                       (["-n", "bcachefs.data_replicas", "-v", "9"], "not from 1 to 3"),
+                       (["-n", "bcachefs.foreground_target", "-v", "ssd"], "no such device or label"),
+                       (["-n", "bcachefs.erasure_code", "-v", "1"], "can be read but not written yet")):
         assert says in kiln("setfattr", *args, image, "/f", status=FAILED).stderr, args
     kiln("setfattr", "-n", "user.a", "-x", "user.b", image, "/f", status=USAGE)
     kiln("setfattr", "-n", "user.a", "-v", "0x0", image, "/f", status=USAGE)
