@@ -415,7 +415,8 @@ static int show(struct args *a)
 static int fill(struct args *a, kiln_fs *fs)
 {
 	struct put_import p = { .has_progress = !a->is_quiet,
-				.options = { .is_recursive = true, .keeps_owner = true } };
+				/* There is nothing but lost+found, and no option that asks for it. */
+				.options = { .is_recursive = true, .keeps_owner = true, .overwrite = true } };
 	int status = TOOL_FAILED;
 
 	tool_catch_signals();

@@ -470,7 +470,6 @@ struct import *import_start(kiln_fs *fs, const struct import_options *options, u
 		return NULL;
 	x->fs = fs;
 	x->options = *options;
-	x->root = kiln_root(fs);
 	x->walk_buffer = malloc(IMPORT_BUFFER_BYTES);
 	mutex_init(&x->lock);
 	waitq_init(&x->has_job);

@@ -23,7 +23,7 @@ struct import_counts {
 
 struct import_options {
 	bool is_recursive; /* else directories fail with -EISDIR */
-	bool overwrite;	   /* replace files that exist, and merge into directories that do */
+	bool overwrite;	   /* replace files that exist; directories that do are merged into in any case */
 	bool keeps_owner;  /* else everything belongs to uid, gid */
 	uint32_t uid, gid;
 	const volatile int *stop; /* becomes non-zero when to stop */

@@ -52,26 +52,24 @@ static int make_new(struct import *x, struct kiln_node dir, const char *name, co
 	return err;
 }
 
-/* Every filesystem comes with a lost+found: that it exists is no news. */
-static bool is_expected(const struct import *x, struct kiln_node dir, const char *name)
-{
-	return dir.ino == x->root.ino && dir.subvol == x->root.subvol && !strcmp(name, "lost+found");
-}
-
+/*
+ * Directories that exist are merged into, as tar and cp do. Other objects are replaced if that was asked for, but
+ * neither a directory by something else nor the other way round.
+ */
 int import_make(struct import *x, struct kiln_node dir, const char *name, const struct stat *st, const char *target,
 		struct kiln_node *node)
 {
 	struct kiln_stat old;
 
 	int err = make_new(x, dir, name, st, target, node);
-	if (err != -EEXIST || !(x->options.overwrite || is_expected(x, dir, name)))
+	if (err != -EEXIST || !(x->options.overwrite || S_ISDIR(st->st_mode)))
 		return err;
 	err = kiln_lookup(x->fs, dir, name, strlen(name), &old);
 	if (err)
 		return err;
 	if (S_ISDIR(old.mode) || S_ISDIR(st->st_mode)) {
 		*node = old.node;
-		return S_ISDIR(old.mode) && S_ISDIR(st->st_mode) ? 0 : S_ISDIR(old.mode) ? -EISDIR : -ENOTDIR;
+		return S_ISDIR(old.mode) && S_ISDIR(st->st_mode) ? 0 : -EEXIST;
 	}
 	err = kiln_unlink(x->fs, dir, name, strlen(name), 0);
 	return err ? err : make_new(x, dir, name, st, target, node);
@@ -87,6 +85,8 @@ int import_make_link(struct import *x, struct kiln_node node, struct kiln_node d
 		err = kiln_lookup(x->fs, dir, name, strlen(name), &old);
 		if (!err && old.node.ino == node.ino && old.node.subvol == node.subvol)
 			return 0;
+		if (!err && S_ISDIR(old.mode))
+			return -EEXIST;
 		err = err ? err : kiln_unlink(x->fs, dir, name, strlen(name), 0);
 		err = err ? err : kiln_link(x->fs, node, dir, name, strlen(name));
 	}

@@ -57,7 +57,6 @@ struct import_own {
 struct import {
 	kiln_fs *fs;
 	struct import_options options;
-	struct kiln_node root;
 	struct mutex lock; /* guards the members below */
 	struct waitq has_job, has_room;
 	struct import_job *first, *last;

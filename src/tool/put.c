@@ -28,8 +28,8 @@ static const char usage[] =
 	"\n"
 	"  -r                      directories and everything below them\n"
 	"  -H                      follow SRCs that are symlinks (others are always copied as symlinks)\n"
-	"  --overwrite             replace files that exist, and merge into directories that do; these then get\n"
-	"                          owner, mode and times too\n"
+	"  --overwrite             replace files that exist; directories that do are merged into in any case, and\n"
+	"                          get owner, mode and times of the source\n"
 	"  --owner USER:GROUP      everything belongs to these, names or numbers\n"
 	"  --progress              show progress even if standard error is no terminal\n"
 	"  --no-progress           don't show progress\n"
@@ -43,7 +43,11 @@ enum { LISTED_MAX = 10000 };
 static void import_report(void *ctx, const char *path, int err, const char *what)
 {
 	struct put_import *p = ctx;
-	const char *why = err ? strerror(-err) : what;
+	const char *why = err == -EEXIST && p->options.overwrite
+				  ? "exists: directories and other files don't replace one another"
+			  : err == -EEXIST ? "exists (--overwrite replaces it, unless either is a directory)"
+			  : err		   ? strerror(-err)
+					   : what;
 	struct strbuf text = strbuf_growing();
 
 	tool_add_printable(&text, path, strlen(path));
@@ -52,9 +56,7 @@ static void import_report(void *ctx, const char *path, int err, const char *what
 		tool_error("%s: is a directory; -r copies it with all that is in it", strbuf_text(&text));
 	else
 		tool_error("%s: %s%s%s%s", strbuf_text(&text), what && err ? what : "", what && err ? ": " : "", why,
-			   err == -EEXIST   ? " (--overwrite replaces it)"
-			   : err == -ENOSPC ? "; nothing more is copied"
-					    : "");
+			   err == -ENOSPC ? "; nothing more is copied" : "");
 	if (p->failures && json_array_size(p->failures) < LISTED_MAX)
 		json_array_append_new(p->failures, json_pack("{s:o, s:o}", "path", tool_json_bytes(path, strlen(path)),
 							     "error", tool_json_bytes(why, strlen(why))));

@@ -205,9 +205,40 @@ def what_exists_is_replaced_only_when_asked(work):
     for _ in range(1 if changed.QUICK else 2):
         kiln("put", "-r", "--overwrite", image, top, "/")
         same_tree(image, "/tree", top, work)
-    p = kiln("put", "-r", "--json", image, top, "/", status=FAILED)
-    assert len(json.loads(p.stdout)["failed"]) == 1
     changed.check(image)
+
+
+def directories_that_exist_are_merged_into(work):
+    """Of trees and of archives, in the same way; files are replaced only when that is asked for."""
+    top, archive = os.path.join(work, "top"), os.path.join(work, "a.tar")
+    os.makedirs(top + "/d/sub")
+    for name in ("d/old", "d/sub/new", "file"):
+        with open(os.path.join(top, name), "w") as f:
+            f.write("of the source")
+    os.symlink("file", top + "/link")
+    os.chmod(top + "/d", 0o2711)
+    os.utime(top + "/d", ns=(10**18, 10**18))
+    with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as t:
+        t.add(top, ".")
+    for overwrite in (False, True):
+        for is_archive in (False, True):
+            image = new_image(work)
+            kiln("mkdir", image, "/d", "/d/stays", "/link")
+            for name in ("/d/old", "/file"):
+                kiln("touch", image, name)
+            kiln("chmod", "700", image, "/d")
+            with open(archive, "rb") as f:
+                p = kiln("put", "--json", *(["--overwrite"] if overwrite else []), image,
+                         *(["-"] if is_archive else ["-r", top + "/."]), "/", stdin=f, status=FAILED)
+            failed = sorted(os.path.basename(e["path"]) for e in json.loads(p.stdout)["failed"])
+            # A directory isn't replaced by a symlink.
+            assert failed == (["link"] if overwrite else ["file", "link", "old"]), (is_archive, failed)
+            assert ("--overwrite replaces it" in p.stderr) != overwrite and ("don't replace" in p.stderr) == overwrite, p.stderr
+            e = changed.entries(image)
+            assert (e["d"]["mode"], e["d"]["mtime"]) == (0o2711, 10**9), (is_archive, e["d"])
+            assert e["link"]["type"] == "dir" and "d/stays" in e and e["d/sub/new"]["size"] == 13
+            assert e["d/old"]["size"] == e["file"]["size"] == (13 if overwrite else 0)
+            changed.check(image)
 
 
 def single_files_and_wrong_arguments(work):
@@ -351,7 +382,7 @@ def targets_say_where_things_go(work):
 TESTS = [targets_say_where_things_go, trees_come_back_as_they_were, what_is_in_a_directory_goes_into_another, options_of_the_format_hold_trees_too,
          the_tree_of_everything, archives_are_unpacked, archives_of_others_are_unpacked,
          archives_stay_in_their_directory, sources_that_overlap_share_their_hardlinks,
-         what_exists_is_replaced_only_when_asked, single_files_and_wrong_arguments,
+         what_exists_is_replaced_only_when_asked, directories_that_exist_are_merged_into, single_files_and_wrong_arguments,
          a_full_filesystem_is_told_once_and_stays_consistent, interrupted_it_leaves_what_it_did, interrupted_it_is_a_filesystem]
 
 if __name__ == "__main__":
