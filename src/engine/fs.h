@@ -37,6 +37,8 @@ struct reporter {
 
 void reporter_init(struct reporter *r, const struct kiln_open_options *options);
 void reporter_destroy(struct reporter *r);
+/* Text of the gravest last report; "". */
+void reporter_last(struct reporter *r, char text[KILN_ERROR_BYTES]);
 
 /* How far to open. */
 enum fs_depth {

@@ -39,8 +39,9 @@ static void shut_down_report(struct kiln_fs *fs, int err, const char *cause)
 			.expected = "to be written",
 			.found = error_name(err),
 			.advice =
-				"The filesystem is read-only from here on. What was synced before is safe; look at the "
-				"devices, then open it again.",
+				"The filesystem is read-only from here on. What was synced before is safe. Unmount it, "
+				"look at the devices, have `kiln check` say whether it is in order, then mount it "
+				"again, which recovers it; with -o ro, if it isn't.",
 		});
 }
 

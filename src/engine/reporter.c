@@ -130,4 +130,11 @@ void reporter_init(struct reporter *r, const struct kiln_open_options *options)
 	mutex_init(&r->lock);
 }
 
+void reporter_last(struct reporter *r, char text[KILN_ERROR_BYTES])
+{
+	mutex_lock(&r->lock);
+	memcpy(text, r->last, KILN_ERROR_BYTES);
+	mutex_unlock(&r->lock);
+}
+
 void reporter_destroy(struct reporter *r) { mutex_destroy(&r->lock); }

@@ -307,8 +307,9 @@ static int serve_with_control(struct mount_command *m, kiln_fs *fs, struct mount
 	mutex_unlock(&facts.lock);
 	int shut_err = shut_down_watched(m, fs);
 	if (shut_err)
-		tool_error("%s is not clean: %s. What was synced is safe; the next mount recovers the rest", m->fs_arg,
-			   strerror(-shut_err));
+		tool_error("%s is not clean: %s. What was synced is safe, and the next mount recovers the rest; "
+			   "`kiln check %s` says before whether it is in order",
+			   m->fs_arg, strerror(-shut_err), m->fs_arg);
 	mount_server_free(server);
 	kiln_close(fs);
 	control_stop(control);

@@ -144,6 +144,8 @@ static void print_status(const json_t *r)
 	printf("  state    %s%s, process %d\n", json_string_value(json_object_get(r, "state")),
 	       json_is_true(json_object_get(r, "is_readonly")) ? ", read-only" : "",
 	       (int)json_integer_value(json_object_get(r, "pid")));
+	if (json_object_get(r, "why"))
+		printf("  why      %s\n", json_string_value(json_object_get(r, "why")));
 	if (!json_object_get(r, "usage"))
 		return;
 	printf("  space    %.1f MiB used of %.1f MiB, %llu inodes\n", (double)number(r, "usage", "used") / mib,

@@ -182,9 +182,17 @@ static json_t *jobs_json(kiln_fs *fs)
 static int add_status(struct mount_facts_of *f, json_t *reply)
 {
 	bool has_failed = __atomic_load_n(&f->fs->shut_down, __ATOMIC_ACQUIRE);
+	const char *why = kiln_write_refused(f->fs);
+	char error[KILN_ERROR_BYTES];
 
+	if (has_failed) {
+		reporter_last(&f->fs->reporter, error);
+		why = error;
+	}
 	json_object_set_new(reply, "state", json_string(has_failed ? "failed" : "serving"));
 	json_object_set_new(reply, "is_readonly", json_boolean(f->is_readonly));
+	if (why)
+		json_object_set_new(reply, "why", tool_json_bytes(why, strlen(why)));
 	json_object_set_new(reply, "devices", devices_json(f));
 	json_object_set_new(reply, "usage", usage_json(f->fs));
 	json_object_set_new(reply, "cache", cache_json(f->fs));

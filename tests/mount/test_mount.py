@@ -82,6 +82,8 @@ def what_cannot_be_written_is_mounted_readonly(to):
     u = doors.Unpacked(FOLDER, "v1.39-casefold", to)
     with doors.Mount(KILN, u.devices, os.path.join(to, "mnt"), "-o", "rw") as m:
         assert "read-only" in m.err, m.err
+        _, out, _ = doors.run([KILN, "status", m.directory], timeout=WAIT_S)
+        assert "serving, read-only" in out.decode() and "  why      its version, 1.39, is newer than 1.4" in out.decode(), out
         raises(errno.EROFS, os.mkdir, os.path.join(m.directory, "d"))
     u.assert_unchanged()
 

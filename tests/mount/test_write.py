@@ -1082,10 +1082,14 @@ def devices_that_fail_make_it_readonly_and_nothing_hangs(to):
         os.close(fd)
         wait_until("read-only in the mount table", lambda: table_says_readonly(os.path.realpath(fs.directory)))
         status, out, err = doors.run([KILN, "status", "--json", fs.directory])
-        assert status == 0 and json.loads(out)[0]["state"] == "failed", out
+        (server,) = json.loads(out)
+        assert status == 0 and server["state"] == "failed", out
+        assert "read-only" in server["why"] and "`kiln check`" in server["why"] and "mount it again" in server["why"], server
+        status, out, err = doors.run([KILN, "status", fs.directory])
+        assert status == 0 and "  why      %s\n" % server["why"] in out.decode(), out
         subprocess.run(["umount", fs.directory], check=True)
         _, err = fs.server.communicate(timeout=WAIT_S)
-        assert fs.server.returncode == 1 and b"failed" in err and b"not clean" in err, err
+        assert fs.server.returncode == 1 and b"failed" in err and b"not clean" in err and b"`kiln check %s`" % fs.image.encode() in err, err
         subprocess.run(["mount", "-o", "remount,size=400M", small], check=True)
         with fs:
             assert read(fs.path("before")) == b"b" * 100000
