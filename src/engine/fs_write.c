@@ -70,6 +70,38 @@ static void btrees_failed(void *ctx, int err)
 
 /* --- what the rooms need from one another --- */
 
+/* One report of all that failed of a node: which devices, and what there is of it now. */
+static void node_copies_lost(struct kiln_fs *fs, const struct btree_ptr *p, const struct device_io *ios,
+			     bool is_written)
+{
+	char expected[32], text[256];
+	struct strbuf found = strbuf_fixed(text, sizeof(text));
+	unsigned copies = p->ptr_nr;
+	int first_err = 0;
+
+	for (unsigned i = 0; i < p->ptr_nr; i++) {
+		if (!ios[i].err)
+			continue;
+		strbuf_printf(&found, "%s%s (%s)", first_err ? ", " : "", fs->super->members[p->ptrs[i].dev].name,
+			      error_name(ios[i].err));
+		first_err = first_err ? first_err : ios[i].err;
+		copies--;
+	}
+	strbuf_printf(&found, " failed: %u written", copies);
+	snprintf(expected, sizeof(expected), "%u copies on as many devices", p->ptr_nr);
+	report_emit(&fs->reporter.sink,
+		    &(struct report){
+			    .level = is_written ? REPORT_RECOVERED : REPORT_DAMAGE,
+			    .err = first_err,
+			    .structure = "btree node",
+			    .expected = p->ptr_nr > 1 ? expected : "one copy",
+			    .found = text,
+			    .advice = is_written ? "Writing goes on with these. Look at the device: nothing makes more "
+						   "copies again yet, so if it can't be trusted, copy the data to "
+						   "another filesystem while the others work."
+						 : "That is less than there must be." });
+}
+
 int fs_node_write(void *ctx, const struct btree_ptr *p, const void *buf, size_t offset, size_t bytes, unsigned *failed)
 {
 	struct kiln_fs *fs = ctx;
@@ -101,18 +133,14 @@ int fs_node_write(void *ctx, const struct btree_ptr *p, const void *buf, size_t 
 		}
 		*failed |= 1u << i;
 		first_err = first_err ? first_err : ios[i].err;
-		report_emit(&fs->reporter.sink,
-			    &(struct report){ .level = REPORT_RECOVERED,
-					      .err = ios[i].err,
-					      .device = s->members[p->ptrs[i].dev].name,
-					      .structure = "btree node",
-					      .expected = "a copy written",
-					      .found = error_name(ios[i].err),
-					      .advice = "There are fewer copies than there should be." });
 	}
 	/* A node that had too few copies before doesn't get worse. */
 	unsigned required = min((unsigned)s->options[OPT_METADATA_REPLICAS_REQUIRED], online);
-	return *failed == (1u << p->ptr_nr) - 1 || written < required ? first_err : 0;
+	bool is_written = *failed != (1u << p->ptr_nr) - 1 && written >= required;
+
+	if (first_err)
+		node_copies_lost(fs, p, ios, is_written);
+	return is_written ? 0 : first_err;
 }
 
 static int hook_trigger(void *ctx, struct btree_txn *txn, const struct btree_update *u)

@@ -84,7 +84,7 @@ static void world_open_on(struct world *w, uint64_t seed, unsigned dev_nr, unsig
 	for (unsigned i = 0; i < dev_nr; i++) {
 		struct device *memory;
 
-		assert_int_equal(device_open_memory("memory", 256 << 20, 512, &memory), 0);
+		assert_int_equal(device_open_memory(i ? "memory-b" : "memory-a", 256 << 20, 512, &memory), 0);
 		assert_int_equal(device_wrap_fault(memory, seed + i, &w->devices[i]), 0);
 		format_devs[i] = (struct kiln_format_device){ .path = i ? "b" : "a",
 							      .bucket_bytes = 256 << 10,
@@ -1352,6 +1352,47 @@ static void a_device_that_is_needed_is_not_left(void **state)
 	}
 }
 
+static void report_keep(void *ctx, const struct kiln_report *report)
+{
+	if (strstr(report->text, "copies on as many"))
+		snprintf(ctx, KILN_ERROR_BYTES, "%d %s", (int)report->level, report->text);
+}
+
+/* Of a node, as what one device doesn't take: which one, and how many copies there are. */
+static void copies_of_nodes_that_fail_are_told(void **state)
+{
+	static const struct {
+		const char *options, *copies;
+		int err;
+		enum kiln_report_level level;
+	} rows[] = {
+		{ "metadata_replicas=2,data_replicas=2",
+		  ": expected 2 copies on as many devices, found memory-b (EIO) failed: 1 written. "
+		  "Writing goes on with these",
+		  0, KILN_REPORT_RECOVERED },
+		{ "metadata_replicas=2,data_replicas=2,metadata_replicas_required=2",
+		  "found memory-b (EIO) failed: 1 written. That is less", -EIO, KILN_REPORT_DAMAGE },
+	};
+
+	for (unsigned i = 0; i < ARRAY_NR(rows); i++) {
+		struct world w;
+		char text[KILN_ERROR_BYTES] = "";
+
+		world_open(&w, 8, 2, rows[i].options, 4096);
+		write_pieces(&w, &w.files[0]);
+		assert_int_equal(journal_flush(w.fs->journal_writer), 0);
+		w.fs->reporter.ctx = text;
+		w.fs->reporter.user_report = report_keep;
+		requests_fail(&w, 1, DEVICE_WRITE);
+		assert_int_equal(btrees_flush_all(w.fs->trees), rows[i].err);
+		w.fs->reporter.user_report = NULL;
+		device_fault_clear(w.devices[1]);
+		if (!strstr(text, rows[i].copies) || text[0] != '0' + (int)rows[i].level)
+			fail_msg("%s: told was \"%s\"", rows[i].options, text);
+		world_close(&w, false);
+	}
+}
+
 static void a_failed_write_leaves_what_was_there(void **state)
 {
 	struct world w;
@@ -1702,6 +1743,7 @@ int main(void)
 		cmocka_unit_test(a_node_with_less_copies_than_required_is_not_written),
 		cmocka_unit_test(a_write_that_ends_early_is_a_write),
 		cmocka_unit_test(a_device_that_takes_no_writes_is_survived),
+		cmocka_unit_test(copies_of_nodes_that_fail_are_told),
 		cmocka_unit_test(a_device_whose_cache_fails_is_left),
 		cmocka_unit_test(a_device_that_is_needed_is_not_left),
 		cmocka_unit_test(a_failed_write_leaves_what_was_there),
