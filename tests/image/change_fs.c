@@ -30,6 +30,7 @@ struct place {
 struct changer {
 	kiln_fs *fs;
 	char *field[FIELDS_MAX];
+	size_t len[FIELDS_MAX];
 	unsigned nr;
 	unsigned complaints;
 	const char *passphrase;
@@ -89,12 +90,13 @@ static int place_at(struct changer *c, unsigned i, struct place *place)
 
 /* --- commands --- */
 
-/* mknod PATH MODE MAJOR MINOR: anything but symlinks. */
+/* mknod PATH MODE MAJOR MINOR UMASK: anything but symlinks. */
 static int64_t do_mknod(struct changer *c)
 {
 	struct kiln_create attr = { .mode = (uint32_t)number(c, 2),
 				    .rdev_major = (uint32_t)number(c, 3),
-				    .rdev_minor = (uint32_t)number(c, 4) };
+				    .rdev_minor = (uint32_t)number(c, 4),
+				    .umask = (uint32_t)number(c, 5) };
 	struct place p;
 	int err = place_at(c, 1, &p);
 
@@ -209,7 +211,7 @@ static int64_t do_setxattr(struct changer *c)
 	struct kiln_node node;
 	int err = object_at(c, 1, &node);
 
-	return err ? err : kiln_setxattr(c->fs, node, c->field[2], c->field[3], strlen(c->field[3]), 0);
+	return err ? err : kiln_setxattr(c->fs, node, c->field[2], c->field[3], c->len[3], 0);
 }
 
 static int64_t do_removexattr(struct changer *c)
@@ -303,7 +305,7 @@ static const struct command {
 	unsigned fields;
 	int64_t (*run)(struct changer *c);
 } commands[] = {
-	{ "mknod", 5, do_mknod },     { "symlink", 3, do_symlink },   { "link", 3, do_link },
+	{ "mknod", 6, do_mknod },     { "symlink", 3, do_symlink },   { "link", 3, do_link },
 	{ "unlink", 3, do_unlink },   { "rename", 4, do_rename },     { "write", 4, do_write },
 	{ "setattr", 8, do_setattr }, { "punch", 4, do_punch },	      { "fallocate", 5, do_fallocate },
 	{ "copy", 7, do_copy },	      { "setxattr", 4, do_setxattr }, { "removexattr", 3, do_removexattr },
@@ -345,7 +347,7 @@ static int64_t obey(struct changer *c, char *line)
 	for (char *field; c->nr < FIELDS_MAX && (field = strsep(&line, "\t"));)
 		c->field[c->nr++] = field;
 	for (unsigned i = 0; i < c->nr; i++)
-		unescape(c->field[i]);
+		c->len[i] = unescape(c->field[i]);
 	for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++)
 		if (!strcmp(c->field[0], commands[i].name))
 			return c->nr == commands[i].fields ? commands[i].run(c) : -EINVAL;

@@ -71,7 +71,7 @@ def change_file(fs, model, changer, path):
         model.remove(path)
     else:
         changer.setattr(path, changes.SET_MODE, mode=0o640)
-        model.nodes[path].entry["mode"] = 0o640
+        model.nodes[path].chmod(0o640)
 
 
 def remove_a_directory(fs, model, changer):

@@ -75,7 +75,7 @@ def full_with_small_then_large_files(options, size=32):
     with images.temporary() as work:
         devices = format_all(work, options, size)
         with changes.Filesystem(CHANGE_FS, devices) as fs:
-            fs.must("mknod", "d", changes.S_IFDIR | 0o755, 0, 0)
+            fs.must("mknod", "d", changes.S_IFDIR | 0o755, 0, 0, 0)
         fresh = facts(devices)
         for bytes_each in (4096, 100, 20 << 20):
             with changes.Filesystem(CHANGE_FS, devices) as fs:
@@ -99,7 +99,7 @@ def full_where_buckets_hold_many_nodes(options, size):
     with images.temporary() as work:
         devices = format_all(work, options, size)
         with changes.Filesystem(CHANGE_FS, devices) as fs:
-            fs.must("mknod", "d", changes.S_IFDIR | 0o755, 0, 0)
+            fs.must("mknod", "d", changes.S_IFDIR | 0o755, 0, 0, 0)
             names = []
             assert fill(fs, "d", 0, 4096, names) > 1000
             empty(fs, names)
@@ -128,12 +128,12 @@ class Deletable:
             self.fs.must("setxattr", path, name, "v" * size)
 
     def directory(self, path):
-        self.fs.must("mknod", path, changes.S_IFDIR | 0o755, 0, 0)
+        self.fs.must("mknod", path, changes.S_IFDIR | 0o755, 0, 0, 0)
         self.attributes(path)
         return path
 
     def file(self, path, size):
-        self.fs.must("mknod", path, changes.S_IFREG | 0o644, 0, 0)
+        self.fs.must("mknod", path, changes.S_IFREG | 0o644, 0, 0, 0)
         assert self.fs.must("write", path, 0, size, data=os.urandom(size)) == size
         self.attributes(path)
         return path
@@ -171,7 +171,7 @@ def everything_can_be_deleted_when_full(options, size=32):
         for round_nr in range(DELETE_ROUNDS):
             with changes.Filesystem(CHANGE_FS, devices, limit=3600) as fs:
                 if not round_nr:
-                    fs.must("mknod", "d", changes.S_IFDIR | 0o755, 0, 0)
+                    fs.must("mknod", "d", changes.S_IFDIR | 0o755, 0, 0, 0)
                 names, first = [], 0
                 deletable = Deletable(fs)
                 for step, delete in enumerate(itertools.chain([lambda: None], deletable.deletions())):
@@ -198,7 +198,7 @@ def rounds_dont_grow(options, size=32):
         while done < ROUNDS:
             with changes.Filesystem(CHANGE_FS, devices, limit=3600) as fs:
                 if not done:
-                    fs.must("mknod", "d", changes.S_IFDIR | 0o755, 0, 0)
+                    fs.must("mknod", "d", changes.S_IFDIR | 0o755, 0, 0, 0)
                 for _ in range(min(at_once, ROUNDS - done)):
                     names = []
                     counts.append(fill(fs, "d", 0, (4096, 100000, 1200, 3 << 20)[done % 4], names))
@@ -225,7 +225,7 @@ def the_same_tree_again_and_again(options, size=32):
     with images.temporary() as work:
         devices = format_all(work, options, size)
         with changes.Filesystem(CHANGE_FS, devices) as fs:
-            fs.must("mknod", "d", changes.S_IFDIR | 0o755, 0, 0)
+            fs.must("mknod", "d", changes.S_IFDIR | 0o755, 0, 0, 0)
         fresh = facts(devices)
         stops = sorted({1, 10, 100, 1000, *range(SOAK_ROUNDS // 10, SOAK_ROUNDS + 1, SOAK_ROUNDS // 10)})
         seen, done = {}, 0

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import struct
 import subprocess
 import tempfile
 
@@ -73,6 +74,51 @@ class Filesystem:
                 "status %d, shutdown: %s\n%s" % (self.process.returncode, last, self.text)
 
 
+# --- ACLs: lists of (tag, permissions, id) ---
+
+ACL_ACCESS, ACL_DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
+OWNER, USER, OWNING_GROUP, GROUP, MASK, OTHER = 1, 2, 4, 8, 16, 32
+NO_ID = 0xffffffff
+
+
+def acl_pack(acl):
+    """As the system calls have them."""
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *e) for e in acl)
+
+
+def acl_unpack(value):
+    return [struct.unpack_from("<HHI", value, at) for at in range(4, len(value), 8)]
+
+
+def acl_is_valid(acl):
+    """One of each that must be, in order of their tags, and a mask where somebody is named."""
+    tags = [tag for tag, _, _ in acl]
+    once = [tag for tag in tags if tag not in (USER, GROUP)]
+    return (tags == sorted(tags) and set(once) - {MASK} == {OWNER, OWNING_GROUP, OTHER} and len(set(once)) == len(once) and
+            (MASK in once or len(once) == len(tags)) and
+            all(perm <= 7 and (tag not in (USER, GROUP) or who != NO_ID) for tag, perm, who in acl))
+
+
+def acl_shifts(acl):
+    """Where in a mode the bits of each entry are that stands for some: the mask, if there is one, for the group's."""
+    group = MASK if any(tag == MASK for tag, _, _ in acl) else OWNING_GROUP
+    return {OWNER: 6, group: 3, OTHER: 0}
+
+
+def acl_mode(acl):
+    return sum(perm << acl_shifts(acl)[tag] for tag, perm, _ in acl if tag in acl_shifts(acl))
+
+
+def acl_with_mode(acl, mode):
+    shifts = acl_shifts(acl)
+    return [(tag, mode >> shifts[tag] & 7 if tag in shifts else perm, who) for tag, perm, who in acl]
+
+
+def acl_is_minimal(acl):
+    """It says nothing but what the mode says, and isn't stored."""
+    return len(acl) == 3
+
+
 # --- the model ---
 
 
@@ -86,6 +132,48 @@ class Node:
         """As writing has it. Setgid without execution by the group is a mark for mandatory locks, no privilege."""
         mode = self.entry["mode"]
         self.entry["mode"] = mode & ~(0o6000 if mode & 0o010 else 0o4000)
+
+    def acl(self, name):
+        value = self.entry.get("xattrs", {}).get(name)
+        return value and acl_unpack(manifest.decode(value))
+
+    def store_acl(self, name, acl):
+        self.entry.setdefault("xattrs", {})[name] = manifest.encode(acl_pack(acl))
+
+    def chmod(self, mode):
+        self.entry["mode"] = mode
+        acl = self.acl(ACL_ACCESS)
+        if acl:
+            self.store_acl(ACL_ACCESS, acl_with_mode(acl, mode))
+
+    def set_acl(self, name, acl):
+        """The error, or None. An ACL without entries takes the one that is there away, and leaves the mode."""
+        kind = self.entry["type"]
+        if acl and not acl_is_valid(acl):
+            return "EINVAL"
+        if kind == "symlink":
+            return "EOPNOTSUPP"
+        if name == ACL_DEFAULT and kind != "dir":
+            return "EACCES" if acl else None
+        if name == ACL_ACCESS and acl:
+            self.entry["mode"] = self.entry["mode"] & ~0o777 | acl_mode(acl)
+        if acl and not (name == ACL_ACCESS and acl_is_minimal(acl)):
+            self.store_acl(name, acl)
+        else:
+            self.entry.get("xattrs", {}).pop(name, None)
+        return None
+
+    def inherit(self, acl, umask):
+        """A new object's mode and ACLs, from the default ACL of its directory, or where there is none from the umask."""
+        mode = self.entry["mode"]
+        if not acl:
+            self.entry["mode"] = mode & ~umask
+            return
+        if self.entry["type"] == "dir":
+            self.store_acl(ACL_DEFAULT, acl)
+        self.entry["mode"] = mode & ~0o777 | mode & acl_mode(acl)
+        if not acl_is_minimal(acl):
+            self.store_acl(ACL_ACCESS, acl_with_mode(acl, self.entry["mode"]))
 
 
 class Model:
@@ -144,7 +232,8 @@ class Changer:
     """Random operations of all kinds below a directory, on the filesystem and the model."""
 
     KINDS = (["file"] * 5 + ["write"] * 8 + ["mkdir"] * 2 + ["symlink", "fifo", "chr", "link", "link", "truncate",
-             "truncate", "punch", "allocate", "allocate", "zero", "shift", "shift", "copy", "copy", "copy", "chmod", "chown", "utime", "xattr", "xattr", "noxattr"] + ["unlink"] * 4 +
+             "truncate", "punch", "allocate", "allocate", "zero", "shift", "shift", "copy", "copy", "copy", "chmod", "chown", "utime", "xattr", "xattr", "noxattr"] +
+             ["acl", "acl", "default_acl", "odd_acl"] + ["unlink"] * 4 +
              ["rmdir"] + ["rename"] * 3 + ["exchange", "fsync", "sync"])
 
     def __init__(self, fs, model, top, seed, bytes_max=1 << 18):
@@ -164,6 +253,11 @@ class Changer:
         paths = [p for p in self.model.below(self.top) if self.model.nodes[p].entry["type"] in types]
         return self.random.choice(paths) if paths else None
 
+    def pick_with_mode(self):
+        """What can have another mode: often what has an ACL that goes with it."""
+        paths = [p for p in self.model.below(self.top) if self.model.nodes[p].acl(ACL_ACCESS)]
+        return self.random.choice(paths) if paths and self.random.randrange(2) else self.pick("file", "dir")
+
     def new_path(self):
         dirs = [p for p in self.model.below(self.top) if self.model.nodes[p].entry["type"] == "dir"] + [self.top] * 3
         self.count += 1
@@ -171,13 +265,16 @@ class Changer:
         return self.random.choice(dirs) + "/" + name % self.count
 
     def make(self, path, mode, kind, rdev=(0, 0)):
-        self.fs.must("mknod", path, mode, *rdev)
+        umask = self.random.choice([0, 0o022, 0o077])
+        self.fs.must("mknod", path, mode, *rdev, umask)
         entry = {"type": kind, "mode": mode & 0o7777, "uid": 0, "gid": 0, "nlink": 2 if kind == "dir" else 1}
         if kind != "dir":
             entry["size"] = 0
         if kind == "chr":
             entry["rdev"] = list(rdev)
-        self.model.add(path, Node(entry, bytearray() if kind == "file" else None))
+        node = Node(entry, bytearray() if kind == "file" else None)
+        node.inherit(self.model.parent(path).acl(ACL_DEFAULT), umask)
+        self.model.add(path, node)
 
     def do_file(self):
         path = self.new_path()
@@ -312,24 +409,24 @@ class Changer:
             self.model.nodes[to_path].lose_setid()
 
     def do_chmod(self):
-        path = self.pick("file", "dir")
+        path = self.pick_with_mode()
         if path:
-            mode = self.random.choice([0o700, 0o4755, 0o640])
+            mode = self.random.choice([0o700, 0o4755, 0o640, 0o1471])
             self.setattr(path, SET_MODE, mode=mode)
-            self.model.nodes[path].entry["mode"] = mode
+            self.model.nodes[path].chmod(mode)
 
     def do_chown(self):
-        path = self.pick("file", "dir", "symlink")
+        path = self.random.choice([self.pick_with_mode(), self.pick("symlink")])
         if path:
             uid, gid = self.random.randrange(70000), self.random.randrange(70000)
-            entry = self.model.nodes[path].entry
-            mode = entry["mode"]
-            if entry["type"] == "symlink":  # their mode can't be set
+            node = self.model.nodes[path]
+            if node.entry["type"] == "symlink":  # their mode can't be set
                 self.setattr(path, SET_UID | SET_GID, uid=uid, gid=gid)
             else:
-                mode &= 0o1777
+                mode = node.entry["mode"] & 0o1777
                 self.setattr(path, SET_UID | SET_GID | SET_MODE, mode=mode, uid=uid, gid=gid)
-            entry.update(uid=uid, gid=gid, mode=mode)
+                node.chmod(mode)
+            node.entry.update(uid=uid, gid=gid)
 
     def do_utime(self):
         path = self.pick("file", "dir")
@@ -350,6 +447,38 @@ class Changer:
             name = self.random.choice(sorted(xattrs))
             self.fs.must("removexattr", path, name)
             del xattrs[name]
+
+    def draw_acl(self):
+        pick = self.random
+        users = [(USER, pick.randrange(8), pick.randrange(70000)) for _ in range(pick.choice([0, 0, 1, 2, 40]))]
+        groups = [(GROUP, pick.randrange(8), pick.randrange(70000)) for _ in range(pick.choice([0, 0, 1, 2]))]
+        has_mask = users or groups or not pick.randrange(4)
+        return [(OWNER, pick.randrange(8), NO_ID), *users, (OWNING_GROUP, pick.randrange(8), NO_ID), *groups,
+                *([(MASK, pick.randrange(8), NO_ID)] if has_mask else []), (OTHER, pick.randrange(8), NO_ID)]
+
+    def set_acl(self, path, name, acl):
+        want = self.model.nodes[path].set_acl(name, acl) or 0
+        got = self.fs.do("setxattr", path, name, manifest.encode(acl_pack(acl)))
+        assert got == want, "%s of %s: %s, not %s: %s" % (name, path, got, want, acl)
+
+    def do_acl(self):
+        path = self.pick("file", "dir", "fifo", "chr")
+        if path:
+            self.set_acl(path, ACL_ACCESS, self.draw_acl())
+
+    def do_default_acl(self):
+        path = self.pick("dir")
+        if path:
+            self.set_acl(path, ACL_DEFAULT, self.draw_acl())
+
+    def do_odd_acl(self):
+        """What takes it away, what makes no sense, and on what can't have any."""
+        path = self.pick("file", "dir", "symlink")
+        if path:
+            acl = self.draw_acl()
+            odd = self.random.choice([acl, [], acl[:-1], acl + acl[-1:], acl[::-1], acl[:1] + [(USER, 8, 1)] + acl[1:],
+                                      acl[:1] + [(USER, 1, NO_ID)] + acl[1:], [e for e in acl if e[0] != MASK]])
+            self.set_acl(path, self.random.choice([ACL_ACCESS, ACL_DEFAULT]), odd)
 
     def do_unlink(self):
         path = self.pick("file", "symlink", "fifo", "chr")
