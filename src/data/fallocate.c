@@ -335,11 +335,12 @@ static int allocate_locked(struct allocate_op *op, uint64_t begin, uint64_t end,
 	op->replicas = min(write_replicas(op->data, &inode), (unsigned)RESERVATION_REPLICAS_MAX);
 	if (flags & DATA_ALLOCATE_ZERO)
 		err = range_zero(op, inode.size, begin, end);
+	bool is_zeroed = !err && flags & DATA_ALLOCATE_ZERO;
 	if (!err)
 		err = range_promise(op, begin / block * block >> SECTOR_SHIFT,
 				    round_up_u64(end, block) >> SECTOR_SHIFT);
-	/* Zeroing has been done, wherever space could not be promised. */
-	if ((err == -ENOSPC || err == -EDQUOT) && flags & DATA_ALLOCATE_ZERO)
+	/* What is zeroed reads as it should, with space promised or without. */
+	if ((err == -ENOSPC || err == -EDQUOT) && is_zeroed)
 		err = 0;
 	op->inode = NULL;
 	if (err)

@@ -855,6 +855,25 @@ static void a_hole_is_not_copied_where_there_is_no_space(void **state)
 	world_close(&w, true);
 }
 
+/* Nor that it was zeroed. */
+static void what_is_not_zeroed_for_want_of_space_is_an_error(void **state)
+{
+	struct world w;
+	uint64_t seq = 0;
+
+	world_open(&w, 9, 1, "block_size=4k", 4096);
+	struct file *promised = &w.files[0], *shared = &w.files[1];
+	op_write(&w, shared, 0, 8192);
+	op_copy(&w, shared, 0, shared, 1 << 20, 8192);
+	assert_true(promise_all(&w, promised) > 128 << 20);
+	struct data_write_target file = target_of(shared);
+	assert_int_equal(
+		data_allocate(w.fs->data, &file, 0, 5, DATA_ALLOCATE_ZERO | DATA_ALLOCATE_KEEP_SIZE, NULL, &seq),
+		-ENOSPC);
+	file_check(&w, shared);
+	world_close(&w, true);
+}
+
 /* --- what is shared --- */
 
 static void whole_blocks_are_shared_until_they_are_written(void **state)
@@ -1721,6 +1740,7 @@ int main(void)
 		cmocka_unit_test(zeroing_keeps_the_space),
 		cmocka_unit_test(promised_space_is_kept_for_who_has_it),
 		cmocka_unit_test(a_hole_is_not_copied_where_there_is_no_space),
+		cmocka_unit_test(what_is_not_zeroed_for_want_of_space_is_an_error),
 		cmocka_unit_test(whole_blocks_are_shared_until_they_are_written),
 		cmocka_unit_test(sharing_alone_is_refused_where_it_cannot_be),
 		cmocka_unit_test(files_have_the_bytes_written_blocks_of_4096),
