@@ -80,6 +80,15 @@ unsigned model_object_new(struct model *m, uint32_t mode)
 	return id;
 }
 
+void model_xattr_name(unsigned xattr, char name[MODEL_XATTR_NAME_BYTES])
+{
+	if (xattr < MODEL_XATTRS_USER)
+		snprintf(name, MODEL_XATTR_NAME_BYTES, "user.attribute%u", xattr);
+	else
+		snprintf(name, MODEL_XATTR_NAME_BYTES, "system.posix_acl_%s",
+			 xattr == MODEL_XATTR_ACL_ACCESS ? "access" : "default");
+}
+
 struct model_entry *model_entry_find(struct model *m, unsigned dir, const char *name)
 {
 	struct model_object *d = &m->objects[dir];

@@ -10,7 +10,11 @@
 #include "base/strbuf.h"
 #include "kiln/kiln.h"
 
-enum { MODEL_XATTRS_MAX = 6, MODEL_ROOT = 0 };
+enum { MODEL_ROOT = 0 };
+/* Attributes of the user's, and then the ACLs, as the system calls have them. */
+enum { MODEL_XATTRS_USER = 6, MODEL_XATTR_ACL_ACCESS = MODEL_XATTRS_USER, MODEL_XATTR_ACL_DEFAULT, MODEL_XATTRS_MAX };
+enum { MODEL_XATTR_NAME_BYTES = 32 };
+void model_xattr_name(unsigned xattr, char name[MODEL_XATTR_NAME_BYTES]);
 
 struct model_entry {
 	char *name;
@@ -18,7 +22,7 @@ struct model_entry {
 };
 
 struct model_xattr {
-	char name[24]; /* "" : none */
+	char name[MODEL_XATTR_NAME_BYTES]; /* "" : none */
 	uint8_t *value;
 	size_t size;
 };

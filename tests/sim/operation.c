@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "acl.h"
 #include "base/util.h"
 
 enum { XATTR_BYTES_MAX = 900 };
@@ -17,8 +18,9 @@ static const char *const kind_names[OP_KIND_NR] = {
 	[OP_RENAME] = "rename",	    [OP_WRITE] = "write",	  [OP_PUNCH] = "punch",
 	[OP_TRUNCATE] = "truncate", [OP_FALLOCATE] = "fallocate", [OP_COPY] = "copy",
 	[OP_SETATTR] = "setattr",   [OP_SETXATTR] = "setxattr",	  [OP_REMOVEXATTR] = "removexattr",
-	[OP_HOLD] = "hold",	    [OP_RELEASE] = "release",	  [OP_FSYNC] = "fsync",
-	[OP_SYNC] = "sync",	    [OP_READ] = "read",		  [OP_LIST] = "list",
+	[OP_SETACL] = "setacl",	    [OP_HOLD] = "hold",		  [OP_RELEASE] = "release",
+	[OP_FSYNC] = "fsync",	    [OP_SYNC] = "sync",		  [OP_READ] = "read",
+	[OP_LIST] = "list",
 };
 
 const struct operation_limits operation_limits_default = {
@@ -30,7 +32,7 @@ const struct operation_limits operation_limits_default = {
 		[OP_RMDIR] = 3,	  [OP_RENAME] = 9,  [OP_WRITE] = 30,	[OP_PUNCH] = 5,	   [OP_TRUNCATE] = 7,
 		[OP_SETATTR] = 5, [OP_SETXATTR] = 5, [OP_REMOVEXATTR] = 2, [OP_HOLD] = 1,  [OP_RELEASE] = 2,
 		[OP_FSYNC] = 4,	  [OP_SYNC] = 2,    [OP_READ] = 8,	[OP_LIST] = 2,
-		[OP_FALLOCATE] = 12, [OP_COPY] = 8,
+		[OP_FALLOCATE] = 12, [OP_COPY] = 8, [OP_SETACL] = 4,
 	},
 };
 
@@ -138,6 +140,7 @@ static void draw_creation(struct operation *op, struct rng *rng, const struct mo
 	draw_name(rng, limits, op->dir, op->name);
 	op->mode = types[rng_below(rng, ARRAY_NR(types))];
 	op->mode |= (uint32_t)rng_below(rng, 01000);
+	op->umask = rng_below(rng, 2) ? 027 : 0;
 	op->uid = (uint32_t)rng_below(rng, 3) * 1000;
 	op->gid = (uint32_t)rng_below(rng, 3) * 1000;
 	if (op->kind == OP_CREATE && (S_ISBLK(op->mode) || S_ISCHR(op->mode))) {
@@ -282,12 +285,22 @@ static bool draw_attributes(struct operation *op, struct rng *rng, const struct 
 		op->fields &= ~(unsigned)KILN_SET_MTIME;
 	if (S_ISLNK(m->objects[op->id].mode))
 		op->fields &= ~(unsigned)KILN_SET_MODE;
-	op->xattr = (unsigned)rng_below(rng, MODEL_XATTRS_MAX);
+	op->xattr = (unsigned)rng_below(rng, op->kind == OP_REMOVEXATTR ? MODEL_XATTRS_MAX : MODEL_XATTRS_USER);
 	op->data_seed = rng_u64(rng);
 	op->len = rng_below(rng, 4) ? rng_below(rng, 40) : rng_below(rng, XATTR_BYTES_MAX);
 	if (op->kind == OP_SETXATTR)
 		return S_ISREG(m->objects[op->id].mode) || S_ISDIR(m->objects[op->id].mode);
 	return op->kind == OP_SETATTR || m->objects[op->id].xattrs[op->xattr].name[0];
+}
+
+static bool draw_acl(struct operation *op, struct rng *rng, const struct model *m,
+		     const struct operation_limits *limits)
+{
+	op->id = draw_object(rng, m, rng_below(rng, 2) ? is_dir : is_any);
+	op->xattr = rng_below(rng, 2) ? MODEL_XATTR_ACL_ACCESS : MODEL_XATTR_ACL_DEFAULT;
+	op->data_seed = rng_u64(rng);
+	/* What all inherit from it none of them could know. */
+	return op->id != MODEL_ROOT || limits->mates_nr == 1 || (!limits->mate && op->xattr == MODEL_XATTR_ACL_ACCESS);
 }
 
 static bool try_draw(struct operation *op, struct rng *rng, const struct model *m,
@@ -314,6 +327,7 @@ static bool try_draw(struct operation *op, struct rng *rng, const struct model *
 	case OP_SETATTR:
 	case OP_SETXATTR:
 	case OP_REMOVEXATTR: return draw_attributes(op, rng, m, limits);
+	case OP_SETACL: return draw_acl(op, rng, m, limits);
 	case OP_HOLD: op->id = draw_object(rng, m, is_file); return op->id != UINT32_MAX;
 	case OP_RELEASE: op->id = draw_object(rng, m, is_held); return op->id != UINT32_MAX;
 	case OP_FSYNC: op->id = draw_to_sync(rng, m, limits); return true;
@@ -360,6 +374,14 @@ static void *filled(uint64_t len, uint64_t seed)
 		abort();
 	fill(bytes, len, seed);
 	return bytes;
+}
+
+static size_t acl_of(const struct operation *op, uint8_t value[ACL_BYTES_MAX])
+{
+	struct rng rng;
+
+	rng_init(&rng, op->data_seed);
+	return acl_draw(&rng, value);
 }
 
 static void target_of(const struct operation *op, char target[1024])
@@ -427,10 +449,12 @@ static uint64_t copy_bytes(const struct operation *op, const struct model *m)
 
 static int expect(const struct operation *op, struct model *m)
 {
+	uint8_t acl[ACL_BYTES_MAX];
 	struct model_entry *e;
 
 	switch (op->kind) {
 	case OP_FALLOCATE: return expect_fallocate(op, &m->objects[op->id]);
+	case OP_SETACL: return acl_expect(&m->objects[op->id], op->xattr, acl, acl_of(op, acl));
 	case OP_CREATE:
 	case OP_SYMLINK: return model_entry_find(m, op->dir, op->name) ? -EEXIST : 0;
 	case OP_LINK:
@@ -484,6 +508,7 @@ static void apply_creation(const struct operation *op, struct model *m, uint64_t
 	o->rdev_major = op->rdev_major;
 	o->rdev_minor = op->rdev_minor;
 	o->last_op = op_nr;
+	acl_inherit_from(o, &m->objects[op->dir], op->umask);
 	if (op->kind == OP_SYMLINK) {
 		target_of(op, target);
 		model_resize(o, op->len);
@@ -564,7 +589,7 @@ static void apply_xattr(const struct operation *op, struct model_object *o)
 	*x = (struct model_xattr){ 0 };
 	if (op->kind == OP_REMOVEXATTR)
 		return;
-	snprintf(x->name, sizeof(x->name), "user.attribute%u", op->xattr);
+	model_xattr_name(op->xattr, x->name);
 	x->size = op->len;
 	x->value = filled(op->len, op->data_seed);
 }
@@ -573,6 +598,8 @@ static void apply_attributes(const struct operation *op, struct model_object *o)
 {
 	if (op->fields & KILN_SET_MODE)
 		o->mode = (o->mode & S_IFMT) | op->mode;
+	if (op->fields & KILN_SET_MODE)
+		acl_mode_changed(o);
 	if (op->fields & KILN_SET_UID)
 		o->uid = op->uid;
 	if (op->fields & KILN_SET_GID)
@@ -592,6 +619,7 @@ bool operation_is_of_content(const struct operation *op)
 void operation_apply(const struct operation *op, struct model *m, uint64_t op_nr)
 {
 	struct model_object *o = &m->objects[op->id];
+	uint8_t acl[ACL_BYTES_MAX];
 
 	if (op->result < 0)
 		return;
@@ -638,6 +666,11 @@ void operation_apply(const struct operation *op, struct model *m, uint64_t op_nr
 		break;
 	case OP_SETXATTR:
 	case OP_REMOVEXATTR: apply_xattr(op, o); break;
+	case OP_SETACL:
+		if (op->xattr == MODEL_XATTR_ACL_DEFAULT && !S_ISDIR(o->mode))
+			return; /* there was none to take away: nothing that fsync could promise */
+		acl_apply(o, op->xattr, acl, acl_of(op, acl));
+		break;
 	case OP_HOLD: o->held++; return;
 	case OP_RELEASE:
 		if (o->held && !--o->held && !o->nlink)
@@ -697,15 +730,16 @@ static ssize_t run_list(const struct operation *op, struct model *m, kiln_fs *fs
 static ssize_t run_on_fs(const struct operation *op, struct model *m, kiln_fs *fs, struct kiln_stat *st)
 {
 	struct kiln_node node = m->objects[op->id].node, dir = m->objects[op->dir].node;
-	struct kiln_create create = { op->mode, 0, op->uid, op->gid, op->rdev_major, op->rdev_minor };
+	struct kiln_create create = { op->mode, op->umask, op->uid, op->gid, op->rdev_major, op->rdev_minor };
 	struct kiln_setattr set = {
 		.fields = op->fields, .mode = op->mode, .uid = op->uid, .gid = op->gid, .mtime = op->mtime
 	};
-	char target[1024], attribute[32];
+	char target[1024], attribute[MODEL_XATTR_NAME_BYTES];
+	uint8_t acl[ACL_BYTES_MAX];
 	CLEANUP_FREE void *bytes =
 		op->kind == OP_WRITE || op->kind == OP_SETXATTR ? filled(op->len, op->data_seed) : NULL;
 
-	snprintf(attribute, sizeof(attribute), "user.attribute%u", op->xattr);
+	model_xattr_name(op->xattr, attribute);
 	switch (op->kind) {
 	case OP_CREATE: return kiln_create(fs, dir, op->name, strlen(op->name), &create, st);
 	case OP_SYMLINK:
@@ -728,6 +762,7 @@ static ssize_t run_on_fs(const struct operation *op, struct model *m, kiln_fs *f
 	case OP_SETATTR: return kiln_setattr(fs, node, &set, NULL);
 	case OP_SETXATTR: return kiln_setxattr(fs, node, attribute, bytes, op->len, 0);
 	case OP_REMOVEXATTR: return kiln_removexattr(fs, node, attribute);
+	case OP_SETACL: return kiln_setxattr(fs, node, attribute, acl, acl_of(op, acl), 0);
 	case OP_HOLD: return kiln_hold(fs, node);
 	case OP_RELEASE: kiln_release(fs, node); return 0;
 	case OP_FSYNC: return kiln_fsync(fs, node);
@@ -738,6 +773,29 @@ static ssize_t run_on_fs(const struct operation *op, struct model *m, kiln_fs *f
 	}
 }
 
+/*
+ * A hole that lacked space for its partial blocks may have its whole ones: compressed data gives nothing back for
+ * these. Then that is what was done.
+ */
+static void punched_in_part(struct operation *op, const struct model_object *o, kiln_fs *fs)
+{
+	uint64_t len = op->offset < o->size ? min(op->len, o->size - op->offset) : 0, begin = len, end = 0;
+	CLEANUP_FREE uint8_t *bytes = filled(len, 0);
+
+	if (kiln_read(fs, o->node, op->offset, bytes, len) != (ssize_t)len)
+		return;
+	for (uint64_t i = 0; i < len; i++)
+		if (bytes[i] != o->data[op->offset + i]) {
+			begin = min(begin, i);
+			end = i + 1;
+		}
+	if (begin >= end)
+		return;
+	op->offset += begin;
+	op->len = end - begin;
+	op->result = 0;
+}
+
 int operation_run(struct operation *op, struct model *m, kiln_fs *fs, uint64_t op_nr, struct strbuf *why)
 {
 	struct kiln_stat st = { 0 };
@@ -746,6 +804,8 @@ int operation_run(struct operation *op, struct model *m, kiln_fs *fs, uint64_t o
 	op->result = run_on_fs(op, m, fs, &st);
 	if (op->result == -EIO || op->result == -EROFS || op->result == -ENOMEM)
 		return (int)op->result;
+	if (op->kind == OP_PUNCH && op->result == -ENOSPC)
+		punched_in_part(op, &m->objects[op->id], fs);
 	bool is_right = op->result == -ENOSPC || (expected == -EXDEV && (op->result < 0 || op->kind == OP_LINK)) ||
 			(op->kind == OP_WRITE || op->kind == OP_COPY
 				 ? op->result >= 0 &&
@@ -856,5 +916,7 @@ void operation_to_text(const struct operation *op, struct strbuf *out)
 		strbuf_printf(out, " from object %u at %llu", op->id2, (unsigned long long)op->offset2);
 	if (op->kind == OP_SETATTR)
 		strbuf_printf(out, " fields %x mode %o owner %u:%u", op->fields, op->mode, op->uid, op->gid);
+	if (op->kind == OP_SETXATTR || op->kind == OP_REMOVEXATTR || op->kind == OP_SETACL)
+		strbuf_printf(out, " attribute %u", op->xattr);
 	strbuf_printf(out, " = %zd", op->result);
 }

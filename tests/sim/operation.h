@@ -25,6 +25,7 @@ enum operation_kind {
 	OP_COPY,      /* from @id2 at @offset2 */
 	OP_SETATTR,
 	OP_SETXATTR,
+	OP_SETACL,
 	OP_REMOVEXATTR,
 	OP_HOLD,
 	OP_RELEASE,
@@ -41,7 +42,7 @@ struct operation {
 	unsigned dir, dir2; /* where the name is; renames: where it goes */
 	char name[256], name2[256];
 	unsigned flags;
-	uint32_t mode, uid, gid, rdev_major, rdev_minor;
+	uint32_t mode, umask, uid, gid, rdev_major, rdev_minor;
 	unsigned fields;
 	struct kiln_timespec mtime;
 	uint64_t offset, len;

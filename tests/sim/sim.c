@@ -15,8 +15,8 @@
  *	sim.c		arguments, seeds, totals		config.c	disks, options, opening
  *	episode.c	what happens to the disks		workload.c	the tasks and their logs
  *	compare.c	is the state one of those allowed?	model.c		a filesystem as a tree in memory
- *	operation.c	operations on both			shrink.c	fewer steps that fail
- *	disk.c, memory.c	traces; allocations that fail
+ *	operation.c	operations on both			acl.c		what ACLs make of modes
+ *	shrink.c	fewer steps that fail			disk.c, memory.c	traces; allocations that fail
  */
 #include <errno.h>
 #include <getopt.h>
