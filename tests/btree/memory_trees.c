@@ -162,14 +162,13 @@ void memory_trees_reopen(struct memory_trees *m)
 {
 	struct btrees *old = m->trees;
 
+	assert_int_equal(btrees_flush_all(old), 0);
+	stats_add(m);
 	if (m->fs) {
-		stats_add(m);
 		disk_close(m);
 		disk_open(m);
 		return;
 	}
-	assert_int_equal(btrees_flush_all(old), 0);
-	stats_add(m);
 	btrees_stop_write(old);
 	trees_open(m);
 	for (unsigned i = 0; i < BTREE_NR_MAX; i++)
@@ -180,15 +179,14 @@ void memory_trees_reopen(struct memory_trees *m)
 
 void memory_trees_close(struct memory_trees *m)
 {
+	assert_int_equal(btrees_flush_all(m->trees), 0);
+	stats_add(m);
 	if (m->fs) {
-		stats_add(m);
 		disk_close(m);
 		unlink(m->path);
 		assert_int_equal(m->reports, 0);
 		return;
 	}
-	assert_int_equal(btrees_flush_all(m->trees), 0);
-	stats_add(m);
 	btrees_stop_write(m->trees);
 	btrees_close(m->trees);
 	btree_memory_close(m->memory);

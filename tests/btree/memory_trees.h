@@ -1,6 +1,10 @@
 /*
  * Btrees that can be written, for tests: on the backend in memory, or on that of a filesystem in a file, with its
  * allocator and its journal.
+ *
+ * Not on either: tests of reading (cache, damage, hostile, iterate, snapshots), whose nodes are made up and damaged by
+ * hand (fixture.h); of crashes (crash, journalled), whose journal is the test's to stop anywhere; and of the write
+ * buffer alone, which stands between two that only take notes.
  */
 #ifndef KILN_TESTS_BTREE_MEMORY_TREES_H
 #define KILN_TESTS_BTREE_MEMORY_TREES_H

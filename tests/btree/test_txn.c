@@ -323,6 +323,95 @@ static void transfers_keep_the_sum(void **state)
 	memory_trees_close(&v);
 }
 
+/* --- buffered puts --- */
+
+enum { BUFFERED_ID = BTREE_REBALANCE_WORK, POSITIONS = 700, BUFFERED_PUTS = KILN_TSAN ? 1500 : 6000 };
+
+struct putter {
+	struct memory_trees *v;
+	unsigned nr;
+	uint64_t value[POSITIONS]; /* 0: there is none */
+};
+
+/* Positions of different tasks lie between one another, in the same leaves. */
+static uint64_t position_of(const struct putter *p, unsigned i) { return (uint64_t)i * TASKS + p->nr; }
+
+struct buffered_put {
+	uint64_t at, value;
+};
+
+static int buffered_txn(struct btree_txn *txn, void *ctx)
+{
+	const struct buffered_put *p = ctx;
+	struct bkey k = { .p = BPOS(1, p->at, 1),
+			  .type = p->value ? KEY_COOKIE : KEY_DELETED,
+			  .value_u64s = p->value != 0 };
+
+	return btree_txn_put(txn, BUFFERED_ID, &k, &p->value, 0);
+}
+
+static void putter_task(void *arg)
+{
+	struct putter *p = arg;
+	struct rng rng;
+
+	rng_init(&rng, p->nr + 1);
+	for (unsigned n = 0; n < BUFFERED_PUTS; n++) {
+		unsigned i = (unsigned)rng_below(&rng, POSITIONS);
+
+		p->value[i] = rng_below(&rng, 3) ? rng_u64(&rng) | 1 : 0;
+		if (btree_txn_run(p->v->trees, &opts, buffered_txn,
+				  &(struct buffered_put){ position_of(p, i), p->value[i] }))
+			abort();
+		if (!rng_below(&rng, 1000) && btree_write_buffer_flush(p->v->trees))
+			abort();
+	}
+}
+
+static void buffered_compare(struct memory_trees *v, const struct putter *putters)
+{
+	struct btree_iter it;
+	struct bkey_ref k;
+
+	btree_iter_open(&it, v->trees, BUFFERED_ID, POS_MIN, BTREE_ITER_ALL_SNAPSHOTS, 0);
+	for (unsigned i = 0; i < POSITIONS; i++)
+		for (const struct putter *p = putters; p < putters + TASKS; p++) {
+			if (!p->value[i])
+				continue;
+			assert_int_equal(btree_iter_peek(&it, &k), 1);
+			assert_int_equal(k.k.p.offset, position_of(p, i));
+			assert_true(le64_load(k.value) == p->value[i]);
+			btree_iter_advance(&it);
+		}
+	assert_int_equal(btree_iter_peek(&it, &k), 0);
+	btree_iter_close(&it);
+}
+
+/*
+ * Puts to a btree with a write buffer. The buffer is there where there is a journal: on disk. In memory the same puts
+ * go into the leaves at once, and a flush has nothing to do.
+ */
+static void buffered_puts_are_there_after_a_flush(void **state)
+{
+	static struct putter putters[TASKS];
+	struct task *tasks[TASKS];
+	struct memory_trees v;
+
+	trees_open(&v, state);
+	assert_int_equal(v.trees->write_buffer != NULL, trees_place_of(state) == TREES_ON_DISK);
+	for (unsigned i = 0; i < TASKS; i++) {
+		putters[i] = (struct putter){ .v = &v, .nr = i };
+		assert_int_equal(task_start(&tasks[i], "putter", putter_task, &putters[i]), 0);
+	}
+	for (unsigned i = 0; i < TASKS; i++)
+		task_join(tasks[i]);
+	assert_int_equal(btree_write_buffer_flush(v.trees), 0);
+	buffered_compare(&v, putters);
+	memory_trees_reopen(&v);
+	buffered_compare(&v, putters);
+	memory_trees_close(&v);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -331,6 +420,7 @@ int main(void)
 		TREES_TESTS(rewritten_nodes_hold_what_they_held, NULL),
 		TREES_TEST_IN_MEMORY(an_error_that_passes_does_not_end_writing, NULL),
 		TREES_TESTS(transfers_keep_the_sum, NULL),
+		TREES_TESTS(buffered_puts_are_there_after_a_flush, NULL),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

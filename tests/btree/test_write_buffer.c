@@ -1,6 +1,6 @@
 /*
  * The write buffer by itself, between a journal and btrees that only take notes: nothing is lost, the newest of each
- * position is applied, in order, and pins hold what isn't applied yet.
+ * position is applied, in order, and pins hold what isn't applied yet. (With a filesystem's around it: test_txn.c.)
  */
 #include "fixture.h"
 
