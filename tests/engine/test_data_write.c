@@ -1664,6 +1664,88 @@ static void a_bucket_that_is_emptied_twice_waits_for_the_flush(void **state)
 	world_close(&w, true);
 }
 
+/* Where the file's first extent is. */
+static struct extent_ptr first_place(struct world *w, const struct file *f)
+{
+	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
+	struct btree_iter it;
+	struct bkey_ref k;
+
+	btree_iter_open(&it, w->fs->trees, BTREE_EXTENTS, BPOS(f->inum, 1, 0), 0, SNAPSHOT);
+	assert_int_equal(btree_iter_peek(&it, &k), 1);
+	assert_true(extent_decode(k, &w->fs->super->kctx, ptrs, NULL, NULL) > 0);
+	btree_iter_close(&it);
+	return ptrs[0].ptr;
+}
+
+static unsigned data_type_of(struct allocator *a, const struct extent_ptr *place)
+{
+	struct alloc v;
+
+	assert_int_equal(alloc_key_lookup(a, place->dev, place->sector / a->devs[place->dev].bucket_sectors, &v), 0);
+	assert_true(v.gen == place->gen || v.data_type == DATA_FREE || v.data_type == DATA_NEED_DISCARD);
+	return v.data_type;
+}
+
+static atomic_bool are_discards_done;
+
+static void discards_once(void *arg)
+{
+	uint64_t waiting_seq;
+
+	if (discards_run(arg, &waiting_seq) < 0)
+		abort();
+	atomic_store(&are_discards_done, true);
+}
+
+/*
+ * A bucket is emptied, and while those who read what was in it are waited for it gets new data, as it is open, is
+ * closed and emptied again, all of that durably. Who reads the new data hasn't been waited for: it isn't made free yet.
+ */
+static void a_bucket_that_lived_again_waits_for_its_new_readers(void **state)
+{
+	struct world w;
+	struct task *task;
+
+	world_open(&w, 8, 1, "block_size=4k", 4096);
+	struct file *f = &w.files[0];
+	struct allocator *a = w.fs->allocator;
+	discards_stop(a);
+	op_write(&w, f, 0, 100000);
+	struct extent_ptr place = first_place(&w, f);
+	op_truncate(&w, f, 0);
+	assert_int_equal(journal_flush(w.fs->journal_writer), 0);
+	assert_int_equal(data_type_of(a, &place), DATA_NEED_DISCARD);
+
+	unsigned old_reader = allocator_read_begin(a), epoch = atomic_load(&a->readers.epoch);
+	atomic_store(&are_discards_done, false);
+	assert_int_equal(task_start(&task, "discards", discards_once, a), 0);
+	while (atomic_load(&a->readers.epoch) == epoch)
+		sleep_ns(1000000);
+	op_write(&w, f, 0, FILE_BYTES_MAX); /* more than is left of it */
+	struct extent_ptr again = first_place(&w, f);
+	uint64_t bucket = again.sector / a->devs[again.dev].bucket_sectors;
+	assert_true(again.dev == place.dev && again.gen == place.gen &&
+		    bucket == place.sector / a->devs[place.dev].bucket_sectors);
+	unsigned new_reader = allocator_read_begin(a);
+	assert_false(open_bucket_is_open(a, again.dev, bucket));
+	op_truncate(&w, f, 0);
+	assert_int_equal(journal_flush(w.fs->journal_writer), 0);
+	allocator_read_end(a, old_reader);
+	/* Until it has been through the buckets that it had found; for those behind them it waits for the new readers.
+	 */
+	while (atomic_load(&a->readers.epoch) == epoch + 1 && !atomic_load(&are_discards_done))
+		sleep_ns(1000000);
+	assert_int_equal(data_type_of(a, &again), DATA_NEED_DISCARD);
+
+	allocator_read_end(a, new_reader);
+	task_join(task);
+	discards_once(a);
+	assert_int_equal(data_type_of(a, &again), DATA_FREE);
+	assert_int_equal(discards_start(a), 0);
+	world_close(&w, true);
+}
+
 struct set_count {
 	uint8_t devs[DEVS_MAX];
 	unsigned nr;
@@ -1773,6 +1855,7 @@ int main(void)
 		cmocka_unit_test(what_is_moved_is_stored_as_is_asked_by_now),
 		cmocka_unit_test(what_is_shifted_says_what_it_lacks),
 		cmocka_unit_test(a_bucket_that_is_emptied_twice_waits_for_the_flush),
+		cmocka_unit_test(a_bucket_that_lived_again_waits_for_its_new_readers),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

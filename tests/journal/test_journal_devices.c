@@ -9,6 +9,7 @@
 #include "../format/jset_vectors.h"
 #include "base/fiber.h"
 #include "base/sync.h"
+#include "format/alloc.h"
 #include "journal/journal.h"
 #include "power_disk.h"
 #include "super/format.h"
@@ -961,6 +962,44 @@ static void a_clean_stop_refuses_what_is_not_done(void)
 	fs_free(fs);
 }
 
+/* The smallest bucket that entries may go to counts, and what is needed grows with each set of devices. */
+static void buckets_must_hold_the_largest_entry(void)
+{
+	enum { SMALL = 2 };
+	struct fs *fs = calloc(1, sizeof(*fs));
+	uint64_t bytes, needed, needed_before;
+	uint8_t devs[] = { 0, 1 };
+
+	fs_make(fs, &(struct fs_opts){ .dev_nr = 3, .replicas = 2, .bucket_kib = { 64, 128, 64 } });
+	struct super_member *m = fs->super->members;
+	assert_true(journal_entries_fit(fs->super, &bytes, &needed));
+	assert_int_equal(bytes, 64 * KIB);
+	assert_true(needed > 0 && needed <= bytes);
+
+	uint32_t least = (uint32_t)div_round_up_u64(needed, SECTOR_BYTES);
+	m[SMALL].m.bucket_sectors = (uint16_t)least;
+	assert_true(journal_entries_fit(fs->super, &bytes, &needed));
+	assert_int_equal(bytes, least * SECTOR_BYTES);
+	m[SMALL].m.bucket_sectors = (uint16_t)(least - 1);
+	assert_false(journal_entries_fit(fs->super, &bytes, &needed));
+	assert_int_equal(bytes, (least - 1) * SECTOR_BYTES);
+	assert_int_equal(div_round_up_u64(needed, SECTOR_BYTES), least);
+
+	/* No entry goes to a device that counts for no copy. */
+	m[SMALL].m.durability = 0;
+	assert_true(journal_entries_fit(fs->super, &bytes, &needed));
+	assert_int_equal(bytes, 64 * KIB);
+	needed_before = needed;
+	assert_int_equal(super_replicas_mark(fs->super, DATA_USER, 1, devs, 2), 0);
+	assert_true(journal_entries_fit(fs->super, &bytes, &needed));
+	/* A header, the sectors, and 3 bytes besides the devices: 3 words. */
+	assert_int_equal(needed, needed_before + 24);
+	assert_int_equal(super_replicas_mark(fs->super, DATA_USER, 1, devs, 2), 0);
+	journal_entries_fit(fs->super, &bytes, &needed);
+	assert_int_equal(needed, needed_before + 24);
+	fs_free(fs);
+}
+
 /* --- in simulations --- */
 
 static void sim_task(void *fn) { ((void (*)(void))fn)(); }
@@ -993,6 +1032,7 @@ SIMULATED(newer_entries_than_the_clean_section_says_are_not_overtaken)
 SIMULATED(a_clean_start_reads_little)
 SIMULATED(a_journal_that_cannot_be_written_is_refused)
 SIMULATED(a_clean_stop_refuses_what_is_not_done)
+SIMULATED(buckets_must_hold_the_largest_entry)
 
 int main(void)
 {
@@ -1015,6 +1055,7 @@ int main(void)
 		TEST(a_clean_start_reads_little),
 		TEST(a_journal_that_cannot_be_written_is_refused),
 		TEST(a_clean_stop_refuses_what_is_not_done),
+		TEST(buckets_must_hold_the_largest_entry),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
