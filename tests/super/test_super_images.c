@@ -78,11 +78,11 @@ static void damaged_images_open_as_far_as_possible(void **state)
 		{ "corrupt/sb-primary-and-layout-zeroed", { 0 }, 0, "copy at sector 8" },
 		{ "corrupt/truncated-200m", { 0 }, 0, "too small" },
 		{ "corrupt/truncated-16m", { 0 }, 0, "too small" },
-		{ "corrupt/missing-device-0", { 0 }, -ENODEV, "device 0 (missing)" },
-		{ "corrupt/missing-device-1", { 0 }, -ENODEV, "device 1 (missing)" },
+		{ "corrupt/missing-device-0", { 0 }, -ENODEV, "device 0 (uuid " },
+		{ "corrupt/missing-device-1", { 0 }, -ENODEV, "device 1 (uuid " },
 		{ "corrupt/missing-device-0", { .is_degraded_ok = true }, 0, "device 0 (missing)" },
 		{ "corrupt/missing-device-1", { .is_degraded_ok = true }, 0, "device 1 (missing)" },
-		{ "corrupt/ec-missing-device-2", { 0 }, -ENODEV, "device 2 (missing)" },
+		{ "corrupt/ec-missing-device-2", { 0 }, -ENODEV, "device 2 (uuid " },
 		{ "corrupt/ec-missing-device-2", { .is_degraded_ok = true }, 0, "device 2 (missing)" },
 	};
 
