@@ -436,12 +436,11 @@ enum {
 	USAGE_RESERVED, /* btree_id of usage entries */
 	USAGE_INODES,
 	USAGE_KEY_VERSION,
-	ROW_BYTES_MAX = 8 + 3 + sizeof(((struct usage_replicas *)0)->devs),
-	DEV_USAGE_BYTES = 24 + DATA_NR_1_4 * COUNTER_DEV_NR * 8,
-	FIXED_U64S = 6 * 2 + 2 * 3,
+	ROW_BYTES_MAX = JSET_DATA_USAGE_BYTES + sizeof(((struct usage_replicas *)0)->devs),
 };
+_Static_assert(JSET_DEV_USAGE_BYTES == 24 + DATA_NR_1_4 * COUNTER_DEV_NR * 8, "all counters of a device");
 
-static size_t row_bytes(const struct usage_replicas *e) { return 8 + 3 + (size_t)e->nr_devs; }
+static size_t row_bytes(const struct usage_replicas *e) { return JSET_DATA_USAGE_BYTES + (size_t)e->nr_devs; }
 
 static uint8_t *row_put(uint8_t *at, const struct counter_row *row)
 {
@@ -457,7 +456,7 @@ static uint8_t *row_put(uint8_t *at, const struct counter_row *row)
 
 static uint8_t *dev_put(uint8_t *at, const struct counters *c, unsigned dev)
 {
-	uint8_t payload[DEV_USAGE_BYTES] = { 0 }, *p = payload + 24;
+	uint8_t payload[JSET_DEV_USAGE_BYTES] = { 0 }, *p = payload + 24;
 
 	le32_store(payload, dev);
 	for (unsigned type = 0; type < DATA_NR_1_4; type++)
@@ -495,7 +494,7 @@ static unsigned dev_u64s(const struct allocator *a)
 
 	for (unsigned dev = 0; dev < a->dev_nr; dev++)
 		nr += a->devs[dev].is_member;
-	return nr * (1 + DEV_USAGE_BYTES / 8);
+	return nr * JSET_DEV_USAGE_U64S;
 }
 
 unsigned allocator_journal_tail(struct allocator *a, uint64_t seq, void *at, unsigned max_u64s)
@@ -509,7 +508,7 @@ unsigned allocator_journal_tail(struct allocator *a, uint64_t seq, void *at, uns
 	p = usage_put(p, USAGE_KEY_VERSION, 0, (int64_t)key_versions_in_entry(&a->versions));
 	for (unsigned i = 0; i < 4; i++)
 		p = usage_put(p, USAGE_RESERVED, i, c->base[COUNTER_RESERVED + i]);
-	size_t left = (max_u64s - FIXED_U64S - dev_u64s(a)) * 8;
+	size_t left = (max_u64s - JSET_USAGE_U64S - dev_u64s(a)) * 8;
 	for (size_t i = 0; i < c->row_nr; i++) {
 		size_t bytes = 8 + (size_t)round_up_u64(row_bytes(&c->rows[i].entry), 8);
 
@@ -532,7 +531,7 @@ unsigned allocator_journal_tail(struct allocator *a, uint64_t seq, void *at, uns
 
 unsigned allocator_journal_tail_u64s_max(struct allocator *a)
 {
-	size_t u64s = FIXED_U64S + dev_u64s(a);
+	size_t u64s = JSET_USAGE_U64S + dev_u64s(a);
 
 	/* Called when an entry is to be opened: with what row_make_room() says, it will have room. */
 	mutex_lock(&a->counters.lock);

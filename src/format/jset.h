@@ -4,6 +4,7 @@
 #ifndef KILN_FORMAT_JSET_H
 #define KILN_FORMAT_JSET_H
 
+#include "format/alloc.h"
 #include "format/checksum.h"
 #include "format/key_types.h"
 
@@ -46,6 +47,15 @@ enum jset_entry_type {
 	JSET_ENTRY_REWIND_LIMIT,
 	JSET_ENTRY_REWIND,
 	JSET_ENTRY_NR_KNOWN,
+};
+/* What comes with every entry of format 1.4 (03 §5.1), in words, with the headers of the sub-entries. */
+enum {
+	JSET_HEADER_U64S = sizeof(struct jset_disk) / 8,
+	JSET_ROOT_U64S_MAX = 15,	 /* of each btree that has one */
+	JSET_USAGE_U64S = 6 * 2 + 2 * 3, /* usage, and the two clocks */
+	JSET_DEV_USAGE_BYTES = 24 + DATA_NR_1_4 * 3 * 8,
+	JSET_DEV_USAGE_U64S = 1 + JSET_DEV_USAGE_BYTES / 8, /* of each device */
+	JSET_DATA_USAGE_BYTES = 8 + 3, /* and a byte for each device, of each row that isn't empty */
 };
 /* "btree_keys", or NULL for types that aren't known. */
 const char *jset_entry_type_name(unsigned type);

@@ -48,7 +48,6 @@ enum {
 	JOURNAL_REPLAY_SEQS_MAX = 1 << 16, /* to be replayed that are pinned each for itself; what is older is as one */
 	JOURNAL_COPIES_MAX = 4,
 	JOURNAL_GROUP_DEPTH_MAX = 64, /* what is deeper is no valid label */
-	JOURNAL_ROOT_U64S_MAX = 15,
 };
 
 static inline unsigned state_left(uint64_t s) { return (unsigned)(s & 0xfffff); }

@@ -9,14 +9,13 @@
 #include "journal/journal_internal.h"
 
 enum {
-	HEADER_U64S = sizeof(struct jset_disk) / 8,
 	WORTHWHILE_U64S = 4096, /* content; for less the rest of a bucket isn't worth an entry */
 };
 
 unsigned journal_reserved_u64s(struct journal *j)
 {
 	/* A btree that has no root yet may get one in this entry, but then it's a reservation that brings it. */
-	return HEADER_U64S + (BTREE_NR_1_4 + j->unknown_root_nr) * JOURNAL_ROOT_U64S_MAX +
+	return JSET_HEADER_U64S + (BTREE_NR_1_4 + j->unknown_root_nr) * JSET_ROOT_U64S_MAX +
 	       j->ops.tail_u64s_max(j->ops.ctx);
 }
 

@@ -16,6 +16,7 @@
 #include "base/secret.h"
 #include "format/alloc.h"
 #include "format/btrees.h"
+#include "format/jset.h"
 #include "super/super_private.h"
 
 enum {
@@ -40,9 +41,8 @@ enum {
 	JOURNAL_SECTORS_OF_BUCKET = 4, /* what replacing a node takes, some 1.7 KiB */
 	NODE_BLOCKS_MANY = 16,
 	JOURNAL_SECTORS_MAX = 1 << 24,
-	/* Words of an entry of the journal (03 §5.1), */
-	ENTRY_FIXED_U64S = 7 + BTREE_NR_1_4 * 15 + 6 * 2 + 2 * 3, /* header, roots, usage and clocks */
-	ENTRY_DEVICE_U64S = 34,
+	/* Words of an entry of the journal (03 §5.1) besides those for each device, */
+	ENTRY_FIXED_U64S = JSET_HEADER_U64S + BTREE_NR_1_4 * JSET_ROOT_U64S_MAX + JSET_USAGE_U64S,
 	ENTRY_SPARE_U64S = 32 * 5, /* for rows that come into use while it is open */
 	ENTRY_ROW_U64S = 3,
 	ENTRY_ROWS_MAX = 1024, /* as many sets of devices as are expected to be used at most */
@@ -616,7 +616,7 @@ uint64_t super_journal_bucket_nr(uint64_t nbuckets, unsigned bucket_sectors, uns
 
 uint64_t super_journal_entry_bytes(unsigned device_nr, unsigned replicas, uint64_t row_u64s)
 {
-	uint64_t u64s = ENTRY_FIXED_U64S + ENTRY_DEVICE_U64S * (uint64_t)device_nr + ENTRY_SPARE_U64S + row_u64s;
+	uint64_t u64s = ENTRY_FIXED_U64S + JSET_DEV_USAGE_U64S * (uint64_t)device_nr + ENTRY_SPARE_U64S + row_u64s;
 
 	return u64s * 8 + ENTRY_TXN_BYTES + ENTRY_TXN_REPLICA_BYTES * (uint64_t)replicas;
 }
@@ -629,7 +629,7 @@ uint64_t super_journal_entry_bytes_now(const struct super *s)
 	unsigned device_nr = 0;
 
 	while (sb_replicas_next(&w, &e, NULL) > 0)
-		row_u64s += 1 + div_round_up_u64(8 + 3 + (uint64_t)e.nr_devs, 8);
+		row_u64s += 1 + div_round_up_u64(JSET_DATA_USAGE_BYTES + (uint64_t)e.nr_devs, 8);
 	for (unsigned i = 0; i < s->member_nr; i++)
 		device_nr += s->members[i].m.exists;
 	return super_journal_entry_bytes(
