@@ -79,22 +79,23 @@ static void node_copies_lost(struct kiln_fs *fs, const struct btree_ptr *p, cons
 	unsigned copies = p->ptr_nr;
 	int first_err = 0;
 
+	for (unsigned i = 0; i < p->ptr_nr; i++)
+		copies -= ios[i].err != 0;
+	strbuf_printf(&found, "%u: not on ", copies);
 	for (unsigned i = 0; i < p->ptr_nr; i++) {
 		if (!ios[i].err)
 			continue;
 		strbuf_printf(&found, "%s%s (%s)", first_err ? ", " : "", fs->super->members[p->ptrs[i].dev].name,
 			      error_name(ios[i].err));
 		first_err = first_err ? first_err : ios[i].err;
-		copies--;
 	}
-	strbuf_printf(&found, " failed: %u written", copies);
-	snprintf(expected, sizeof(expected), "%u copies on as many devices", p->ptr_nr);
+	snprintf(expected, sizeof(expected), "%u copies written", p->ptr_nr);
 	report_emit(&fs->reporter.sink,
 		    &(struct report){
 			    .level = is_written ? REPORT_RECOVERED : REPORT_DAMAGE,
 			    .err = first_err,
 			    .structure = "btree node",
-			    .expected = p->ptr_nr > 1 ? expected : "one copy",
+			    .expected = p->ptr_nr > 1 ? expected : "1 copy written",
 			    .found = text,
 			    .advice = is_written ? "Writing goes on with these. Look at the device: nothing makes more "
 						   "copies again yet, so if it can't be trusted, copy the data to "
