@@ -62,17 +62,21 @@ static void candidate_drop(struct super_candidate *x, const struct report_sink *
 		report_candidate(reports, REPORT_DAMAGE, 0, x, expected, found, advice);
 }
 
-/* The rules of 01 §10.1 between the master superblock @b and the device @x, which may be the master's own. */
-static int candidate_check(struct super_candidate *x, const struct sb_disk *b, const struct report_sink *reports)
+/* The rules of 01 §10.1 between the master superblock and the device @x, which may be the master's own. */
+static int candidate_check(struct super_candidate *x, const struct super_candidate *master,
+			   const struct report_sink *reports)
 {
+	const struct sb_disk *b = master->sb;
 	struct member known, own;
-	char expected[96], found[160];
+	char expected[400], found[160];
 
 	if (memcmp(x->sb->uuid, b->uuid, sizeof(b->uuid))) {
 		struct strbuf want = strbuf_fixed(expected, sizeof(expected)),
 			      have = strbuf_fixed(found, sizeof(found));
-		strbuf_add_uuid(&want, b->uuid);
-		strbuf_add_uuid(&have, x->sb->uuid);
+		/* By what users know them by. */
+		strbuf_printf(&want, "%.255s's filesystem ", master->dev->name);
+		strbuf_add_uuid(&want, b->user_uuid);
+		strbuf_add_uuid(&have, x->sb->user_uuid);
 		return candidate_refuse(x, -KILN_E_FOREIGN_MEMBER, reports, expected, found,
 					"It belongs to another filesystem: leave it out.");
 	}
@@ -152,7 +156,7 @@ int super_candidates_agree(struct super_candidates *c, const struct report_sink 
 	*master = best;
 
 	for (size_t i = 0; i < c->nr; i++) {
-		int err = candidate_check(&c->v[i], c->v[best].sb, reports);
+		int err = candidate_check(&c->v[i], &c->v[best], reports);
 		if (err)
 			return err;
 	}

@@ -239,6 +239,7 @@ static void foreign_device_fails_the_open(void **state)
 	b.uuid[3] ^= 1;
 	assert_int_equal(open_pair(&a, &b, (struct super_open_opts){ 0 }, &s), -KILN_E_FOREIGN_MEMBER);
 	assert_non_null(strstr(reports.text, "another filesystem"));
+	assert_non_null(strstr(reports.text, "'s filesystem "));
 }
 
 static void different_block_size_fails_the_open(void **state)
