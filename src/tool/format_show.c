@@ -151,6 +151,8 @@ void format_show(const struct kiln_fs *fs)
 	strbuf_add_size(&text, option_from_sb(OPT_BTREE_NODE_SIZE, s->sb, &in_range));
 	strbuf_add(&text, ", superblocks of ");
 	strbuf_add_size(&text, (uint64_t)SECTOR_BYTES << s->sb->layout.sb_max_size_bits);
+	if (s->has_key)
+		strbuf_add(&text, s->needs_passphrase ? ", encrypted" : ", encrypted without passphrase");
 	if (!SB_INITIALIZED(s->sb))
 		strbuf_add(&text, "\nnot initialised: the first mount makes journal and root directory");
 	puts(strbuf_text(&text));

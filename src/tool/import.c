@@ -176,6 +176,14 @@ static int import_object(struct import *x, struct import_job *job, char *buffer,
 
 /* --- directories --- */
 
+/* As whoever named the source would call it. */
+static void path_add(struct strbuf *out, const struct import_dir *dir, const char *name)
+{
+	bool is_here = !strcmp(dir->path, ".");
+
+	strbuf_printf(out, "%s%s%s", is_here ? "" : dir->path, is_here ? "" : "/", name);
+}
+
 /* @fd belongs to it from here on, also on failure. */
 static struct import_dir *dir_new(struct kiln_node node, int fd, const struct stat *st, const char *path,
 				  bool is_filled)
@@ -225,7 +233,7 @@ void import_job_end(struct import *x, struct import_job *job, int err)
 	if (err) {
 		struct strbuf path = strbuf_growing();
 
-		strbuf_printf(&path, "%s/%s", job->dir->path, job->name);
+		path_add(&path, job->dir, job->name);
 		import_failed(x, strbuf_text(&path), err, NULL);
 		strbuf_free(&path);
 	}
@@ -419,7 +427,7 @@ static int entry_import(struct import *x, struct import_dir *dir, const char *na
 	struct strbuf path = strbuf_growing();
 	struct stat st;
 
-	strbuf_printf(&path, "%s/%s", dir->path, name);
+	path_add(&path, dir, name);
 	int err = import_stopped(x);
 	if (!err && fstatat(dir->fd, name, &st, AT_SYMLINK_NOFOLLOW))
 		err = -errno;

@@ -46,7 +46,7 @@ static void print_help(FILE *out)
 	      "\n",
 	      out);
 	for (size_t i = 0; i < ARRAY_NR(commands); i++)
-		fprintf(out, "  %-14s %s\n", commands[i]->name, commands[i]->summary);
+		fprintf(out, "  %-17s %s\n", commands[i]->name, commands[i]->summary);
 	fputs("\n`kiln COMMAND --help` says more; kiln(1) has examples and the exit statuses.\n", out);
 }
 

@@ -204,7 +204,10 @@ def table_for_people(work):
     image = os.path.join(work, "a.img")
     p = kiln("format", "--no-initialize", "--size=64M", "--label=hdd", image)
     assert "512 x 128 KiB" in p.stdout and "hdd" in p.stdout and "64.0 MiB" in p.stdout, p.stdout
+    assert "encrypted" not in p.stdout
     assert not kiln("format", "--no-initialize", "-f", "-q", image).stdout
+    p = kiln("format", "--no-initialize", "-f", "--encrypted", "--no-passphrase", image)
+    assert ", encrypted without passphrase\n" in p.stdout, p.stdout
     usage = kiln("format", "--help").stdout
     for word in ("--data-replicas=1-3 ", "--block-size=512-32k ", "--errors=continue|ro|panic ", "--compression=none|lz4|gzip|zstd[:LEVEL]\n",
                  "(default crc32c)", "--nocow[=0|1] ", "--source", "--durability"):

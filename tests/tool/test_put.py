@@ -253,6 +253,8 @@ def single_files_and_wrong_arguments(work):
     assert e["followed"]["type"] == "file" and e["copied"]["type"] == "symlink"
     assert "-r" in kiln("put", image, top + "/dir", "/", status=FAILED).stderr
     kiln("put", image, top + "/nowhere", "/", status=FAILED)
+    message = kiln("put", image, "nowhere", "/", status=FAILED, cwd=work).stderr
+    assert message.startswith("kiln: nowhere: No such file"), message
     kiln("put", image, top + "/file", top + "/fifo", "/nowhere", status=FAILED)
     assert "/nowhere/: No such" in kiln("put", image, top + "/file", "/nowhere/", status=FAILED).stderr
     kiln("put", image, top + "/file", "", status=FAILED)
