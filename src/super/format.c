@@ -196,6 +196,11 @@ static int buckets_plan(struct plan *p)
 	bool is_too_small = p->node_bytes < (uint64_t)p->block_bytes * NODE_BLOCKS_MIN;
 	if (is_too_small && !option_is_given(p, OPT_BTREE_NODE_SIZE) && p->node_bytes == smallest && !are_buckets_given)
 		return refuse(p, -ENOSPC, SUPER_FORMAT_TOO_SMALL);
+	if (is_too_small && !option_is_given(p, OPT_BTREE_NODE_SIZE) && are_buckets_given)
+		return refuse(p, -EINVAL,
+			      "Buckets of %s are too small: they must hold btree nodes, which have at least %u blocks "
+			      "of %s.",
+			      size_text(smallest).text, NODE_BLOCKS_MIN, size_text(p->block_bytes).text);
 	if (is_too_small)
 		return refuse(p, -EINVAL, "Btree nodes have at least %u blocks: %s is too small for blocks of %s.",
 			      NODE_BLOCKS_MIN, size_text(p->node_bytes).text, size_text(p->block_bytes).text);

@@ -174,6 +174,8 @@ def mistakes_are_told(work):
         (["--size=64M", image, image], "twice"),
         (["--size=64M", "--foreground-target=ssd", image], "'ssd'"),
         (["--size=1M", image], "10 MiB is enough"),
+        (["--size=64M", "--bucket-size=3k", image], "Buckets of 3.00 KiB are too small"),
+        (["--size=64M", "--btree-node-size=2k", image], "Btree nodes have at least 8 blocks"),
         (["--size=10M", "/dev/no-such-device"], "no device"),
         (["/dev/null"], "neither a file"),
         (["--size=64M", "--version=1.5", image], "1.4"),
