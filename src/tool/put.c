@@ -247,6 +247,9 @@ static int put_all(struct put *p)
 			;
 		summary = put_import_end(&p->import, c->open.is_verbose);
 		c->has_failed |= p->import.has_failed;
+		/* Without it what is there in part would count as being there. */
+		if (tool_interrupted)
+			tool_error("files that were being copied may be there in part: `kiln put --overwrite` goes on");
 	} else {
 		c->has_failed = true;
 	}

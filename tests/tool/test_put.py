@@ -317,6 +317,7 @@ def interrupted_it_leaves_what_it_did(work):
             if p.returncode == 0:
                 kiln(*undo)
         assert says in text, "it was never interrupted"
+        assert args is rm or "`kiln put --overwrite` goes on" in text, text
 
 
 def interrupted_it_is_a_filesystem(work):
