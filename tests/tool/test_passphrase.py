@@ -194,6 +194,11 @@ def mistakes_are_told(work):
         for command in (["ls", *args, plain], ["cat", *args, plain, "/f"], ["set-passphrase", *args, plain]):
             message = kiln(*command, status=FAILED).stderr
             assert b"passphrase" in message and says in message and message.count(b"\n") == 1, (command, message)
+    # mount(8) hands on options of its own form.
+    helper = work + "/mount.kiln"
+    os.symlink(KILN, helper)
+    p = subprocess.run([helper, plain, work], stdin=subprocess.DEVNULL, capture_output=True, start_new_session=True)
+    assert p.returncode == 32 and b"mount option passphrase_file" in p.stderr and b"--" not in p.stderr, p
 
 
 def in_directory(test):
