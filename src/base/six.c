@@ -33,10 +33,13 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/fiber_sched.h"
 #include "base/lock_order.h"
 #include "base/report.h"
 #include "base/sync.h"
+
+enum { SPIN_NS = 10000 };
 
 #define READER	     1ull
 #define READERS	     ((1ull << 24) - 1)
@@ -131,6 +134,15 @@ void six_assert_held(const struct six_lock *lock, enum six_mode mode) { assert_h
 
 /* --- taking --- */
 
+static inline void cpu_relax(void)
+{
+#if defined(__x86_64__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ volatile("yield");
+#endif
+}
+
 /* What must hold before a task may ask for @mode. */
 static inline void assert_may_ask(const struct six_lock *lock, enum six_mode mode, const struct fiber *self)
 {
@@ -147,12 +159,35 @@ static inline bool try_take(struct six_lock *lock, enum six_mode mode)
 	return state_change_if(lock, rule->blocked_by, 0, rule->take);
 }
 
+/*
+ * What is held is mostly let go within a microsecond or two, and sleeping takes ten times that: look again for as long
+ * as waking up would take. Where there is another processor for who has it.
+ */
+static bool take_soon(struct six_lock *lock, enum six_mode mode)
+{
+	static unsigned cpus;
+	unsigned nr = __atomic_load_n(&cpus, __ATOMIC_RELAXED);
+
+	if (!nr)
+		__atomic_store_n(&cpus, nr = cpu_nr(), __ATOMIC_RELAXED);
+	if (nr < 2)
+		return false;
+	uint64_t end = clock_monotonic_ns() + SPIN_NS;
+	do {
+		cpu_relax();
+		if (!(state_load(lock) & rules[mode].blocked_by) && try_take(lock, mode))
+			return true;
+	} while (clock_monotonic_ns() < end);
+	return false;
+}
+
 /* try_take() has failed. */
 static void take_waiting(struct six_lock *lock, enum six_mode mode, struct fiber *self)
 {
 	/* Else the task would wait for itself. */
 	assert(mode == SIX_WRITE || !has_intent(lock, self));
-	wait_for_grant(lock, mode);
+	if (self || !take_soon(lock, mode))
+		wait_for_grant(lock, mode);
 }
 
 void six_lock(struct six_lock *lock, enum six_mode mode)

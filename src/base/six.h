@@ -22,6 +22,8 @@
  * - Waiting for write: until those who held read at the time have let go, with the increments they add meanwhile.
  *   Nobody else gets in, so readers can't hold off a writer for ever.
  * - trylock and relock never wait and never pass anybody who waits.
+ * Threads look at the lock for some microseconds before they begin to wait in this sense: until then others may come
+ * first.
  *
  * One rule follows for a task that takes the same lock twice. Who holds it for read must not lock it for read again (a
  * writer may wait between the two, for ever): use six_increment(). Who holds it for intent needs no read besides, and
