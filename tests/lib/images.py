@@ -5,16 +5,19 @@ corrupt/NAME.json: a base image and edits to it. tests/images is one; $KILN_FIXT
 repository) is a larger one that may not be there.
 
 Most of the time that tests of images took was unpacking, so with $KILN_TEST_CACHE, a folder (meson sets it), each
-image is unpacked into it once and copied from there: names hold the hash of what was unpacked, nobody writes there
+image is unpacked into it once and copied or read there: names hold the hash of what was unpacked, nobody writes there
 again, and tests that run at the same time wait for each other. It grows as large as the images are, 0.5 GB, and can be
 removed at any time.
 """
 import contextlib
+import ctypes
 import errno
 import fcntl
+import functools
 import glob
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import subprocess
@@ -53,10 +56,10 @@ def damage(folder, name):
 
 
 def sha256(path):
-    h = hashlib.sha256()
-    with open(path, "rb") as f:
-        while block := f.read(1 << 20):
-            h.update(block)
+    h, block = hashlib.sha256(), memoryview(bytearray(1 << 18))
+    with open(path, "rb", buffering=0) as f:
+        while length := f.readinto(block):
+            h.update(block[:length])
     return h.hexdigest()
 
 
@@ -78,9 +81,80 @@ def fingerprint(path):
     return "%d:%s" % (size, h.hexdigest())
 
 
+class Buffer(ctypes.Structure):
+    """ZSTD_inBuffer and ZSTD_outBuffer."""
+    _fields_ = [("start", ctypes.c_void_p), ("size", ctypes.c_size_t), ("pos", ctypes.c_size_t)]
+
+
+@functools.cache
+def libraries():
+    """libzstd and libc."""
+    zstd, libc = ctypes.CDLL("libzstd.so.1"), ctypes.CDLL(None)
+    zstd.ZSTD_createDStream.restype = ctypes.c_void_p
+    zstd.ZSTD_freeDStream.argtypes = [ctypes.c_void_p]
+    zstd.ZSTD_DCtx_setParameter.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
+    zstd.ZSTD_getErrorName.restype = ctypes.c_char_p
+    zstd.ZSTD_getFrameContentSize.restype = ctypes.c_ulonglong
+    zstd.ZSTD_getFrameContentSize.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
+    zstd.ZSTD_decompressStream.argtypes = [ctypes.c_void_p, ctypes.POINTER(Buffer), ctypes.POINTER(Buffer)]
+    for function in (zstd.ZSTD_DCtx_setParameter, zstd.ZSTD_decompressStream):
+        function.restype = ctypes.c_size_t
+        function.errcheck = zstd_check
+    libc.memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return zstd, libc
+
+
+def zstd_check(result, function, _):
+    zstd = libraries()[0]
+    if zstd.ZSTD_isError(ctypes.c_size_t(result)):
+        raise ValueError("%s: %s" % (function.__name__, zstd.ZSTD_getErrorName(ctypes.c_size_t(result)).decode()))
+    return result
+
+
+ZSTD_D_WINDOW_LOG_MAX, ZSTD_D_STABLE_OUT_BUFFER = 100, 1001
+STEP, PAGE = 128 << 10, 4096
+
+
 def unpack_one(packed, to):
-    subprocess.run(["zstd", "-dqf", "--sparse", "--long=31", packed, "-o", to], check=True)
-    os.chmod(to, 0o600)  # zstd hands the packed file's mode on
+    """
+    What `zstd -d --sparse` does, in a tenth of the memory. An image is one frame, and how far it refers back is the image's
+    size: zstd keeps all of that, and where virtual machines get their memory page by page, as they touch it, the zeroes cost
+    far more than the unpacking. Here what it refers to is the output itself, and zeroes are given back at once.
+    """
+    zstd, libc = libraries()
+    with open(packed, "rb") as f:
+        data = f.read()
+    size = zstd.ZSTD_getFrameContentSize(data, len(data))
+    if size >= 1 << 40:  # not known, or no frame
+        raise ValueError("%s: a frame that tells its size is needed" % packed)
+    zeroes = ctypes.create_string_buffer(STEP)
+    stream = zstd.ZSTD_createDStream()
+    with open(to, "wb", buffering=0) as f, mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as out:
+        os.chmod(to, 0o600)
+        f.truncate(size)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(out))
+        source = Buffer(ctypes.cast(data, ctypes.c_void_p), 0, 0)
+        target = Buffer(start, size, 0)
+        zstd.ZSTD_DCtx_setParameter(stream, ZSTD_D_WINDOW_LOG_MAX, 31)
+        zstd.ZSTD_DCtx_setParameter(stream, ZSTD_D_STABLE_OUT_BUFFER, 1)
+        done, wanted = 0, 5
+        while wanted:
+            if source.pos == len(data):
+                raise ValueError("%s: it ends too early" % packed)
+            source.size = min(source.pos + wanted, len(data))  # one block: given all of it, zstd writes all at once
+            wanted = zstd.ZSTD_decompressStream(stream, target, source)
+            while target.pos - done >= STEP or not wanted and done < target.pos:
+                end = min(done + STEP, target.pos)
+                if not libc.memcmp(start + done, zeroes, end - done):
+                    libc.madvise(start + done, end - done, mmap.MADV_DONTNEED)
+                    done = end
+                while done < end:
+                    length = min(PAGE, end - done)
+                    if libc.memcmp(start + done, zeroes, length):
+                        os.pwrite(f.fileno(), out[done:done + length], done)
+                    done += length
+    zstd.ZSTD_freeDStream(stream)
 
 
 def copy_sparse(source, to):
@@ -101,16 +175,21 @@ def copy_sparse(source, to):
                 t.write(f.read(min(left, 1 << 20)))
 
 
+def made_once(path, make):
+    """@path, made by make(path to make) if nobody has made it yet."""
+    with open(path + ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not os.path.exists(path):
+            make(path + ".part")
+            os.rename(path + ".part", path)
+    return path
+
+
 def cached(packed):
     """The unpacked copy of an image that all tests share, made if need be. Only to be read."""
     os.makedirs(CACHE, exist_ok=True)
     path = os.path.join(CACHE, "%s.%s" % (os.path.basename(packed)[: -len(".zst")], sha256(packed)[:16]))
-    with open(path + ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not os.path.exists(path):
-            unpack_one(packed, path + ".part")
-            os.rename(path + ".part", path)
-    return path
+    return made_once(path, lambda part: unpack_one(packed, part))
 
 
 def packed_devices(folder, name):
@@ -133,16 +212,27 @@ def unpack(folder, name, to):
     return devices
 
 
+def unpack_to_read(folder, name, to):
+    """Like unpack(), for who certainly only reads: the paths lead to what all share."""
+    if not CACHE:
+        return unpack(folder, name, to)
+    devices = []
+    for packed in packed_devices(folder, name):
+        devices.append(os.path.join(to, os.path.basename(packed)[: -len(".zst")]))
+        os.symlink(cached(packed), devices[-1])
+    return devices
+
+
 def unpacked_sha256(packed, device):
     """Hash of an image that was unpacked to @device: kept beside the shared copy, zeroes take long."""
     if not CACHE:
         return sha256(device)
-    path = cached(packed) + ".sha256"
-    if not os.path.exists(path):
-        with tempfile.NamedTemporaryFile("w", dir=CACHE, delete=False) as f:
+
+    def make(path):
+        with open(path, "w") as f:
             f.write(sha256(device))
-        os.rename(f.name, path)
-    with open(path) as f:
+
+    with open(made_once(cached(packed) + ".sha256", make)) as f:
         return f.read()
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Unpack an image for a test that isn't Python.
+"""Unpack an image for a test that isn't Python, and only reads it.
 
     unpack.py FOLDER NAME TO        NAME: a good image, or corrupt/NAME
 
@@ -15,7 +15,7 @@ def main():
     if name.startswith("corrupt/"):
         images.unpack_damaged(folder, name[len("corrupt/"):], to)
     else:
-        images.unpack(folder, name, to)
+        images.unpack_to_read(folder, name, to)
 
 
 main()

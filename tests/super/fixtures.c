@@ -76,11 +76,11 @@ static int name_cmp(const void *a, const void *b) { return strcmp(*(char *const 
 void fixture_unpack(struct fixture *f, const char *name)
 {
 	char script[4200], pattern[300], file[] = __FILE__;
-	const char *tmp = getenv("TMPDIR");
+	const char *tmp = getenv("TMPDIR"), *memory = access("/dev/shm", W_OK) ? "/tmp" : "/dev/shm";
 	glob_t g;
 
 	*f = (struct fixture){ 0 };
-	snprintf(f->dir, sizeof(f->dir), "%s/kiln-fixture-XXXXXX", tmp && strlen(tmp) < 200 ? tmp : "/tmp");
+	snprintf(f->dir, sizeof(f->dir), "%s/kiln-fixture-XXXXXX", tmp && strlen(tmp) < 200 ? tmp : memory);
 	assert_non_null(mkdtemp(f->dir));
 	snprintf(script, sizeof(script), "%s/../lib/unpack.py", dirname(file));
 	run((const char *[]){ "python3", script, fixtures_dir(), name, f->dir, NULL });

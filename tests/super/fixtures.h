@@ -21,7 +21,10 @@ struct fixture {
 void fixtures_require(void);
 /* Names of all plain images; free each and the array. */
 char **fixture_names(size_t *nr);
-/* Unpack an image ("v1.4-default") or a damaged variant ("corrupt/..."); fails the test if that doesn't work. */
+/*
+ * Unpack an image ("v1.4-default") or a damaged variant ("corrupt/..."), to be read: tests share the good ones. Fails
+ * the test if that doesn't work.
+ */
 void fixture_unpack(struct fixture *f, const char *name);
 void fixture_remove(struct fixture *f);
 /* Open a file that comes with an image ("v1.4-unclean", ".journal.txt"); NULL when there is none. */

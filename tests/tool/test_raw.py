@@ -32,7 +32,7 @@ QUICK = bool(os.environ.get("KILN_TEST_QUICK"))
 COMMANDS = ["show-super", "list", "list-journal", "usage"]
 OK, FAILED, USAGE, DAMAGE = 0, 1, 2, 3
 
-work = tempfile.TemporaryDirectory(prefix="kiln-test-raw-")
+work = tempfile.TemporaryDirectory(prefix="kiln-test-raw-", dir=images.temporary_folder())
 
 
 # --- running, images, texts ---
@@ -95,7 +95,7 @@ def image(name):
         if name.startswith("corrupt/"):
             paths = images.unpack_damaged(FIXTURES, name[len("corrupt/"):], folder)
         else:
-            paths = images.unpack(os.path.dirname(packed(name)[0]), name, folder)
+            paths = images.unpack_to_read(os.path.dirname(packed(name)[0]), name, folder)
         unpacked[name] = ":".join(paths)
     return unpacked[name]
 
