@@ -164,43 +164,43 @@ int fs_format_devices(struct device **open, const struct kiln_format_device *dev
 /* --- devices --- */
 
 /* Would something be lost? */
-static int device_look(struct format *f, size_t i)
+static int device_look(const struct kiln_format_device *devices, size_t i, bool is_forced, char why[KILN_ERROR_BYTES])
 {
-	const char *path = f->devices[i].path;
+	const char *path = devices[i].path;
 	char what[128] = "";
 
 	for (size_t k = 0; k < i; k++)
-		if (!strcmp(path, f->devices[k].path)) {
-			snprintf(f->why, KILN_ERROR_BYTES, "%s is named twice", path);
+		if (!strcmp(path, devices[k].path)) {
+			snprintf(why, KILN_ERROR_BYTES, "%s is named twice", path);
 			return -EINVAL;
 		}
 	int found = device_signature_find(path, what);
-	if (found == -ENOENT && f->devices[i].file_bytes)
+	if (found == -ENOENT && devices[i].file_bytes)
 		return 0;
 	if (found == -ENOENT)
-		snprintf(f->why, KILN_ERROR_BYTES,
-			 "%s doesn't exist; say how large it shall be (--size), and it is made", path);
+		snprintf(why, KILN_ERROR_BYTES, "%s doesn't exist; say how large it shall be (--size), and it is made",
+			 path);
 	else if (found == -ENOTBLK)
-		snprintf(f->why, KILN_ERROR_BYTES, "%s is neither a file nor a block device", path);
+		snprintf(why, KILN_ERROR_BYTES, "%s is neither a file nor a block device", path);
 	else if (found < 0)
-		snprintf(f->why, KILN_ERROR_BYTES, "%s: can't find out what is on it: %s", path, strerror(-found));
+		snprintf(why, KILN_ERROR_BYTES, "%s: can't find out what is on it: %s", path, strerror(-found));
 	if (found < 0)
 		return found;
-	if (!found || f->opts.flags & KILN_FORMAT_FORCE)
+	if (!found || is_forced)
 		return 0;
-	size_t len = strlen(f->why);
-	snprintf(f->why + len, KILN_ERROR_BYTES - len, "%s%s holds %s", len ? ", " : "", path, what);
+	size_t len = strlen(why);
+	snprintf(why + len, KILN_ERROR_BYTES - len, "%s%s holds %s", len ? ", " : "", path, what);
 	return -EEXIST;
 }
 
-/* All that would be lost is named: who looks at the first alone may force away more. */
-static int devices_look(struct format *f)
+int fs_format_look(const struct kiln_format_device *devices, size_t nr, bool is_forced, char why[KILN_ERROR_BYTES])
 {
 	int err = 0;
 
-	f->why[0] = 0;
-	for (size_t i = 0; i < f->nr && (!err || err == -EEXIST); i++) {
-		int found = device_look(f, i);
+	why[0] = 0;
+	/* All that would be lost is named: who looks at the first alone may force away more. */
+	for (size_t i = 0; i < nr && (!err || err == -EEXIST); i++) {
+		int found = device_look(devices, i, is_forced, why);
 
 		err = found ? found : err;
 	}
@@ -235,7 +235,7 @@ static int device_prepare(struct format *f, size_t i, const struct log_sink *log
 
 static int devices_prepare(struct format *f, const struct log_sink *log)
 {
-	int err = devices_look(f);
+	int err = fs_format_look(f->devices, f->nr, f->opts.flags & KILN_FORMAT_FORCE, f->why);
 
 	for (size_t i = 0; i < f->nr && !err; i++)
 		err = device_prepare(f, i, log);

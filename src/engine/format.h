@@ -17,6 +17,12 @@ int fs_initialize(struct device **devices, size_t device_nr, const struct kiln_o
 		  struct kiln_fs **fs, char why[KILN_ERROR_BYTES]);
 
 /*
+ * What formatting looks at first, for who has something to ask before: is each device there, and (unless forced) does
+ * none hold anything that would be lost? 0, or as kiln_format() with @why.
+ */
+int fs_format_look(const struct kiln_format_device *devices, size_t nr, bool is_forced, char why[KILN_ERROR_BYTES]);
+
+/*
  * Format open devices, which stay the caller's: for tests with devices in memory. Options as in kiln_format_options;
  * of @devices paths and file sizes aren't looked at.
  */

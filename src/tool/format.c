@@ -12,6 +12,7 @@
 
 #include "base/secret.h"
 #include "base/strbuf.h"
+#include "engine/format.h"
 #include "format/alloc.h"
 #include "super/super.h"
 #include "tool/format_show.h"
@@ -434,6 +435,17 @@ static int fill(struct args *a, kiln_fs *fs)
 	return status;
 }
 
+static int failed(const struct args *a, int err, const char *why)
+{
+	bool is_told = false;
+
+	for (size_t i = 0; err == -EBUSY && i < a->nr; i++)
+		is_told |= mounted_tell(a->devices[i].path);
+	if (!is_told)
+		tool_error("%s%s", why, err == -EEXIST ? "; --force formats over it, and what it holds is lost" : "");
+	return TOOL_FAILED;
+}
+
 static int run_with(struct args *a)
 {
 	char why[KILN_ERROR_BYTES];
@@ -452,25 +464,20 @@ static int run_with(struct args *a)
 	a->opts.log = tool_print_log;
 	a->opts.log_level = a->open.is_verbose ? KILN_LOG_INFO : KILN_LOG_WARNING;
 	a->opts.report = tool_print_report;
+	/* Nobody is asked for a passphrase in vain. */
 	char *passphrase = NULL;
-	if (a->opts.flags & KILN_FORMAT_ENCRYPTED && !a->has_no_passphrase) {
+	int err = fs_format_look(a->devices, a->nr, a->opts.flags & KILN_FORMAT_FORCE, why);
+	if (!err && a->opts.flags & KILN_FORMAT_ENCRYPTED && !a->has_no_passphrase) {
 		passphrase = passphrase_new(&a->open.passphrase, "--passphrase", &a->opts.passphrase_bytes);
 		if (!passphrase)
 			return TOOL_FAILED;
 		a->opts.passphrase = passphrase;
 	}
-	int err = kiln_format(a->devices, a->nr, &a->opts, a->source ? &fs : NULL, why);
+	if (!err)
+		err = kiln_format(a->devices, a->nr, &a->opts, a->source ? &fs : NULL, why);
 	secret_free(passphrase);
-	if (err) {
-		bool is_told = false;
-
-		for (size_t i = 0; err == -EBUSY && i < a->nr; i++)
-			is_told |= mounted_tell(a->devices[i].path);
-		if (!is_told)
-			tool_error("%s%s", why,
-				   err == -EEXIST ? "; --force formats over it, and what it holds is lost" : "");
-		return TOOL_FAILED;
-	}
+	if (err)
+		return failed(a, err, why);
 	int status = a->source ? fill(a, fs) : TOOL_OK;
 	if (status)
 		tool_error("the filesystem was made, but doesn't hold all of %s", a->source);

@@ -171,9 +171,10 @@ def mistakes_are_told(work):
     for options, says in ((["--no-passphrase"], b"for --encrypted"), (["--passphrase-fd", "0"], b"for --encrypted"),
                           (["--encrypted", "--no-passphrase", "--passphrase-fd", "0"], b"contradict")):
         assert says in kiln("format", "--size", "32M", *options, a, status=USAGE).stderr
+    kiln("format", "-q", "--size", "32M", plain)
+    assert b"--force formats over it" in kiln("format", "--encrypted", plain, status=FAILED).stderr  # rather than what is needed next
     nobody = kiln("format", "--size", "32M", "--encrypted", a, status=FAILED)
     assert b"no terminal" in nobody.stderr and not os.path.exists(a)
-    kiln("format", "-q", "--size", "32M", plain)
     assert b"isn't encrypted" in kiln("remove-passphrase", plain, status=FAILED).stderr
     fmt(a, "--replicas=2", b, passphrase=None)
     missing = kiln("set-passphrase", "--degraded", "--new-passphrase-file", "-", a, says=b"new\n", status=FAILED)
