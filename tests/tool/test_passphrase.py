@@ -31,11 +31,19 @@ def kiln(*args, status=OK, says=b""):
     return p
 
 
-def on_terminal(args, answers):
-    """(status, what the terminal showed) of a command that asks there."""
+def on_new_terminal(args):
+    """(process, terminal). Whoever runs tests in the background may ignore signals, and that would be inherited."""
     pid, terminal = pty.fork()
     if not pid:
+        for sig in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
+            signal.signal(sig, signal.SIG_DFL)
         os.execv(KILN, [KILN, *args])
+    return pid, terminal
+
+
+def on_terminal(args, answers):
+    """(status, what the terminal showed) of a command that asks there."""
+    pid, terminal = on_new_terminal(args)
     shown = b""
     for question, answer in answers:
         while question not in shown:
@@ -58,9 +66,7 @@ def has_echo(terminal):
 
 def asked(args, question):
     """(process, terminal) of a command that has asked, and waits for an answer that isn't shown."""
-    pid, terminal = pty.fork()
-    if not pid:
-        os.execv(KILN, [KILN, *args])
+    pid, terminal = on_new_terminal(args)
     shown = b""
     while question not in shown:
         shown += os.read(terminal, 1000)
