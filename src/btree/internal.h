@@ -359,11 +359,23 @@ struct txn_update {
 struct txn_read {
 	unsigned btree_id, level;
 	struct bpos min, max;
-	struct btree_node *node; /* where it was found, referenced; NULL: the empty leaf, or is_stale */
-	bool is_stale;		 /* that node has been replaced */
-	uint32_t seq;		 /* of its lock */
+	struct bpos leaf_min, leaf_max; /* of the node, as it was found from the root */
+	struct btree_node *node;	/* where it was found, referenced; NULL: the empty leaf, or is_stale */
+	bool is_stale;			/* that node has been replaced */
+	uint32_t seq;			/* of its lock */
 	uint64_t hash;
 };
+
+/* What was found at one place, below the transaction's own puts. */
+struct txn_get {
+	unsigned btree_id, level;
+	struct bpos pos;
+	bool is_visible; /* what pos.snapshot sees, else exactly pos */
+	int found;
+	struct bkey_ref k;
+};
+/* Between the first read of a key and the last, by the triggers of what was put, others are read. */
+enum { TXN_GETS_NR = 16 };
 
 /* A lock that a commit takes. */
 struct txn_leaf {
@@ -395,6 +407,8 @@ struct btree_txn {
 	size_t update_nr, update_max;
 	struct txn_read *reads;
 	size_t read_nr, read_max;
+	struct txn_get gets[TXN_GETS_NR]; /* the last ones, get_nr % TXN_GETS_NR being the next */
+	size_t get_nr;
 	struct txn_leaf *leaves; /* during commit, in lock order */
 	size_t leaf_nr, leaf_max, locked_nr;
 	unsigned run_nr;      /* it was run before */
@@ -412,11 +426,14 @@ struct btree_txn {
 const struct btree_update *txn_update_find(const struct btree_txn *txn, unsigned btree_id, unsigned level,
 					   struct bpos pos);
 /*
- * @txn has read @min..@max in @leaf (NULL: the empty one), which is locked: everything that is there matters to it.
- * 0 or -ENOMEM.
+ * @txn has read @min..@max in the leaf where @it stands, which is locked: everything that is there matters to it. @only
+ * is what is there, if that is known and one key, else NULL. 0 or -ENOMEM.
  */
-int txn_read_note(struct btree_txn *txn, unsigned btree_id, unsigned level, struct btree_node *leaf, struct bpos min,
-		  struct bpos max);
+int txn_read_note(struct btree_txn *txn, const struct btree_iter *it, struct bpos min, struct bpos max,
+		  const struct bkey_ref *only);
+/* A leaf that @txn has read from, and @pos lies in: locked for read and referenced. False: none that is still there. */
+bool txn_leaf_known(const struct btree_txn *txn, unsigned btree_id, unsigned level, struct bpos pos,
+		    struct tree_place *place);
 /* What txn_read_note() makes of a range of a leaf, going on from @hash. */
 uint64_t txn_range_hash(const struct btrees *trees, unsigned btree_id, unsigned level, const struct btree_node *leaf,
 			struct bpos min, struct bpos max, uint64_t hash);

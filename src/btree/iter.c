@@ -137,7 +137,8 @@ static int iter_leaf_lock(struct btree_iter *it)
 	if (it->has_leaf && iter_leaf_relock(it))
 		return 1;
 
-	int found = tree_descend(it->trees, it->btree_id, it->level, it->pos, &place);
+	bool is_known = it->txn && txn_leaf_known(it->txn, it->btree_id, it->level, it->pos, &place);
+	int found = is_known ? 1 : tree_descend(it->trees, it->btree_id, it->level, it->pos, &place);
 
 	if (found < 0)
 		iter_set_damage(it, place.min, place.max);
@@ -297,7 +298,8 @@ static int iter_result_take(struct btree_iter *it, struct bpos from, struct bpos
 	}
 	if (!it->txn)
 		return found;
-	int err = txn_read_note(it->txn, it->btree_id, it->level, it->leaf, from, to);
+	bool is_all = found == FOUND_KEY && it->is_below_puts && bpos_eq(from, to);
+	int err = txn_read_note(it->txn, it, from, to, is_all ? k : NULL);
 	return err ? err : found;
 }
 

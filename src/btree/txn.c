@@ -9,6 +9,10 @@
  * compares. So a change of other keys of the node doesn't disturb, and neither does a change there and back.
  *
  * Every update reads what it replaces, like a get, unless the btree is write-buffered. So a commit knows the old keys.
+ *
+ * What has been got at a place is remembered, too: mostly what a transaction got it puts, and triggers ask for it
+ * again. Would it be another thing by now, the commit couldn't be valid anyway. And who reads in a leaf again doesn't
+ * look for it from the root.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -121,9 +125,11 @@ uint64_t txn_range_hash(const struct btrees *trees, unsigned btree_id, unsigned 
 /* Enough to catch a read right after another one, and the same one again. */
 enum { READS_BACK = 8 };
 
-int txn_read_note(struct btree_txn *txn, unsigned btree_id, unsigned level, struct btree_node *leaf,
-		  struct bpos min_pos, struct bpos max_pos)
+int txn_read_note(struct btree_txn *txn, const struct btree_iter *it, struct bpos min_pos, struct bpos max_pos,
+		  const struct bkey_ref *only)
 {
+	unsigned btree_id = it->btree_id, level = it->level;
+	struct btree_node *leaf = it->leaf;
 	struct six_lock *lock = tree_leaf_lock(txn->trees, btree_id, leaf);
 	uint32_t seq = six_seq(lock);
 
@@ -149,11 +155,35 @@ int txn_read_note(struct btree_txn *txn, unsigned btree_id, unsigned level, stru
 		.level = level,
 		.min = min_pos,
 		.max = max_pos,
+		.leaf_min = it->leaf_min,
+		.leaf_max = it->leaf_max,
 		.node = leaf,
 		.seq = seq,
-		.hash = txn_range_hash(txn->trees, btree_id, level, leaf, min_pos, max_pos, TXN_HASH_BEGIN),
+		.hash = only ? hash_key(TXN_HASH_BEGIN, *only)
+			     : txn_range_hash(txn->trees, btree_id, level, leaf, min_pos, max_pos, TXN_HASH_BEGIN),
 	};
 	return 0;
+}
+
+bool txn_leaf_known(const struct btree_txn *txn, unsigned btree_id, unsigned level, struct bpos pos,
+		    struct tree_place *place)
+{
+	for (size_t i = txn->read_nr; i && i + READS_BACK > txn->read_nr; i--) {
+		const struct txn_read *r = &txn->reads[i - 1];
+
+		if (!r->node || r->btree_id != btree_id || r->level != level || bpos_lt(pos, r->leaf_min) ||
+		    bpos_lt(r->leaf_max, pos))
+			continue;
+		six_lock_read(&r->node->lock);
+		if (r->node->is_retired) {
+			six_unlock_read(&r->node->lock);
+			return false;
+		}
+		node_get_again(r->node);
+		*place = (struct tree_place){ .node = r->node, .min = r->leaf_min, .max = r->leaf_max };
+		return true;
+	}
+	return false;
 }
 
 void btree_txn_iter_open(struct btree_iter *it, struct btree_txn *txn, unsigned btree_id, struct bpos pos,
@@ -170,17 +200,51 @@ void txn_iter_open_level(struct btree_iter *it, struct btree_txn *txn, unsigned 
 	it->txn = txn;
 }
 
-/* What the iterator finds up to @end, copied. */
-static int txn_peek(struct btree_txn *txn, struct btree_iter *it, struct bpos end, struct bkey_ref *k)
+/* What is at a place below the transaction's own puts, copied: 1, 0 or an error. */
+static int txn_get_below(struct btree_txn *txn, unsigned btree_id, unsigned level, struct bpos pos, bool is_visible,
+			 struct bkey_ref *k)
 {
-	it->end = end;
-	int found = btree_iter_peek(it, k);
+	for (size_t i = 0; i < min(txn->get_nr, (size_t)TXN_GETS_NR); i++) {
+		const struct txn_get *g = &txn->gets[i];
+		/* What is visible may be what is there. */
+		bool is_same = g->is_visible == is_visible || (g->is_visible && g->found && bpos_eq(g->k.k.p, pos));
 
-	btree_iter_close(it);
-	if (found <= 0)
+		if (g->btree_id == btree_id && g->level == level && is_same && bpos_eq(g->pos, pos)) {
+			*k = g->k;
+			return g->found;
+		}
+	}
+	struct btree_iter it;
+
+	if (is_visible) {
+		btree_txn_iter_open(&it, txn, btree_id, pos, 0, pos.snapshot);
+	} else {
+		txn_iter_open_level(&it, txn, btree_id, level, pos);
+	}
+	it.is_below_puts = true;
+	it.end = pos;
+	int found = btree_iter_peek(&it, k);
+	btree_iter_close(&it);
+	if (found > 0 && !(k->value = value_copy(txn, &k->k, k->value)))
+		found = -ENOMEM;
+	if (found < 0)
 		return found;
-	k->value = value_copy(txn, &k->k, k->value);
-	return k->value ? 1 : -ENOMEM;
+	txn->gets[txn->get_nr++ % TXN_GETS_NR] = (struct txn_get){ btree_id, level, pos, is_visible, found, *k };
+	return found;
+}
+
+/* What is visible at a place, with the transaction's own puts. */
+static int txn_get_visible(struct btree_txn *txn, unsigned btree_id, struct bpos pos, struct bkey_ref *k)
+{
+	struct btree_iter it;
+
+	btree_txn_iter_open(&it, txn, btree_id, pos, 0, pos.snapshot);
+	it.end = pos;
+	int found = btree_iter_peek(&it, k);
+	btree_iter_close(&it);
+	if (found > 0 && !(k->value = value_copy(txn, &k->k, k->value)))
+		found = -ENOMEM;
+	return found;
 }
 
 int btree_txn_get(struct btree_txn *txn, unsigned btree_id, struct bpos pos, unsigned flags, struct bkey_ref *k)
@@ -188,15 +252,15 @@ int btree_txn_get(struct btree_txn *txn, unsigned btree_id, struct bpos pos, uns
 	bool is_visible = (flags & BTREE_GET_VISIBLE) && (btree_flags(btree_id) & BTREE_HAS_SNAPSHOTS);
 	bool is_below_puts = flags & BTREE_GET_BELOW_PUTS;
 	const struct btree_update *own = is_below_puts ? NULL : txn_update_find(txn, btree_id, 0, pos);
-	struct btree_iter it;
 
 	if (!is_visible && own && bpos_eq(own->new.k.p, pos)) {
 		*k = own->new;
 		return k->k.type != KEY_DELETED;
 	}
-	btree_txn_iter_open(&it, txn, btree_id, pos, is_visible ? 0 : BTREE_ITER_ALL_SNAPSHOTS, pos.snapshot);
-	it.is_below_puts = is_below_puts;
-	return txn_peek(txn, &it, pos, k);
+	/* Own puts of other versions, in snapshots from its own on. */
+	if (is_visible && own && own->new.k.p.inode == pos.inode && own->new.k.p.offset == pos.offset)
+		return txn_get_visible(txn, btree_id, pos, k);
+	return txn_get_below(txn, btree_id, 0, pos, is_visible, k);
 }
 
 /* --- what is put --- */
@@ -364,16 +428,12 @@ void btree_txn_at_commit(struct btree_txn *txn, void (*fn)(void *ctx, uint64_t s
 /* Read what @u replaces. */
 static int update_read_old(struct btree_txn *txn, struct txn_update *u)
 {
-	struct bpos pos = u->u.new.k.p;
-	struct btree_iter it;
 	struct bkey_ref old;
 
 	if (u->has_old || u->is_buffered)
 		return 0;
 	/* Its own put is what a transaction sees: so look below it. */
-	txn_iter_open_level(&it, txn, u->u.btree_id, u->u.level, pos);
-	it.is_below_puts = true;
-	int found = txn_peek(txn, &it, pos, &old);
+	int found = txn_get_below(txn, u->u.btree_id, u->u.level, u->u.new.k.p, false, &old);
 
 	if (found < 0)
 		return found;
@@ -470,7 +530,7 @@ static void txn_reset(struct btree_txn *txn)
 {
 	for (size_t i = 0; i < txn->read_nr; i++)
 		node_put(txn->reads[i].node);
-	txn->read_nr = txn->update_nr = 0;
+	txn->read_nr = txn->update_nr = txn->get_nr = 0;
 	txn->committed = NULL;
 	txn->extra_node = NULL;
 	txn_memory_reset(txn, false);

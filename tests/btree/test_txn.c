@@ -259,6 +259,65 @@ static void evict(struct memory_trees *v)
  * Where the nodes above one that is written back can't be read for a moment, both when it is appended to and replaced.
  * In memory only: the tasks of a filesystem read nodes too, and would meet the error instead.
  */
+/* --- reading twice --- */
+
+struct twice {
+	struct memory_trees *v;
+	unsigned runs;
+};
+
+static uint64_t value_got(struct btree_txn *txn, uint64_t at, unsigned flags)
+{
+	struct bkey_ref k;
+	int found = btree_txn_get(txn, ID, BPOS(1, at, UINT32_MAX), flags, &k);
+
+	assert_true(found >= 0);
+	return found ? le64_load(k.value) : 0;
+}
+
+/* Adds one to what is at 7. In the first run another one comes between, which changes that, and what isn't at 8. */
+static int twice_txn(struct btree_txn *txn, void *ctx)
+{
+	struct twice *t = ctx;
+	uint64_t seven = value_got(txn, 7, 0), eight = value_got(txn, 8, 0);
+
+	if (!t->runs++) {
+		assert_int_equal(seven, 70);
+		assert_int_equal(eight, 0);
+		put(t->v, 7, 77, 1);
+		put(t->v, 8, 88, 1);
+	}
+	assert_int_equal(value_got(txn, 7, 0), seven);
+	assert_int_equal(value_got(txn, 8, 0), eight);
+	int err = put_txn(txn, &(struct put){ 7, seven + 1, 1 });
+
+	/* But its own puts it sees, and what is below them if it wants. */
+	assert_int_equal(value_got(txn, 7, 0), seven + 1);
+	assert_int_equal(value_got(txn, 7, BTREE_GET_BELOW_PUTS), seven);
+	return err;
+}
+
+static int seven_txn(struct btree_txn *txn, void *ctx)
+{
+	*(uint64_t *)ctx = value_got(txn, 7, 0);
+	return 0;
+}
+
+static void what_is_read_twice_is_the_same(void **state)
+{
+	struct memory_trees v;
+	struct twice t = { &v, 0 };
+	uint64_t seven;
+
+	trees_open(&v, state);
+	put(&v, 7, 70, 1);
+	assert_int_equal(btree_txn_run(v.trees, &opts, twice_txn, &t), 0);
+	assert_int_equal(t.runs, 2);
+	assert_int_equal(btree_txn_run(v.trees, &opts, seven_txn, &seven), 0);
+	assert_int_equal(seven, 78);
+	memory_trees_close(&v);
+}
+
 static void an_error_that_passes_does_not_end_writing(void **state)
 {
 	enum { SPREAD = 500, ROUNDS = 12 };
@@ -419,6 +478,7 @@ int main(void)
 		TREES_TESTS(nodes_that_become_small_are_merged, NULL),
 		TREES_TESTS(rewritten_nodes_hold_what_they_held, NULL),
 		TREES_TEST_IN_MEMORY(an_error_that_passes_does_not_end_writing, NULL),
+		TREES_TESTS(what_is_read_twice_is_the_same, NULL),
 		TREES_TESTS(transfers_keep_the_sum, NULL),
 		TREES_TESTS(buffered_puts_are_there_after_a_flush, NULL),
 	};
