@@ -191,7 +191,9 @@ void allocator_close(struct allocator *a)
 void allocator_stats(struct allocator *a, struct allocator_stats *stats)
 {
 	mutex_lock(&a->open.lock);
-	*stats = (struct allocator_stats){ .buckets_opened = a->open.opened, .open_buckets = a->open.nr };
+	*stats = (struct allocator_stats){ .buckets_opened = a->open.opened,
+					   .open_buckets = a->open.nr,
+					   .holes_taken = a->open.holes.taken };
 	mutex_unlock(&a->open.lock);
 	stats->buckets_freed = atomic_load(&a->buckets_freed);
 	stats->discards = atomic_load(&a->discards_done);

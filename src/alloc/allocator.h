@@ -239,6 +239,7 @@ int allocator_key_versions_get(struct allocator *a, unsigned nr, uint64_t *first
 
 struct allocator_stats {
 	uint64_t buckets_opened, buckets_freed, discards, waits_for_journal;
+	uint64_t holes_taken; /* for copies of nodes, in buckets that were in use */
 	unsigned open_buckets;
 };
 void allocator_stats(struct allocator *a, struct allocator_stats *stats);

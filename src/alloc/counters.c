@@ -49,7 +49,7 @@ size_t allocator_txn_bytes(void) { return sizeof(struct alloc_txn); }
 
 struct alloc_txn *alloc_txn_of(struct btree_txn *txn) { return btree_txn_hook_data(txn); }
 
-static int txn_array_grow(struct btree_txn *txn, void *array, size_t nr, size_t *capacity, size_t elem_size)
+int alloc_txn_array_grow(struct btree_txn *txn, void *array, size_t nr, size_t *capacity, size_t elem_size)
 {
 	void *old, *grown;
 
@@ -78,7 +78,7 @@ int alloc_txn_count(struct btree_txn *txn, unsigned counter, int64_t delta)
 			t->deltas[i].delta += delta;
 			return 0;
 		}
-	if (txn_array_grow(txn, &t->deltas, t->delta_nr, &t->delta_max, sizeof(*t->deltas)))
+	if (alloc_txn_array_grow(txn, &t->deltas, t->delta_nr, &t->delta_max, sizeof(*t->deltas)))
 		return -ENOMEM;
 	t->deltas[t->delta_nr++] = (struct counter_delta){ counter, delta };
 	return 0;
@@ -111,7 +111,7 @@ int alloc_txn_count_replicas(struct btree_txn *txn, unsigned data_type, unsigned
 			t->rows[i].delta += sectors;
 			return 0;
 		}
-	if (txn_array_grow(txn, &t->rows, t->row_nr, &t->row_max, sizeof(*t->rows)))
+	if (alloc_txn_array_grow(txn, &t->rows, t->row_nr, &t->row_max, sizeof(*t->rows)))
 		return -ENOMEM;
 	t->rows[t->row_nr++] = (struct alloc_txn_row){ e, sectors };
 	return 0;
@@ -175,8 +175,6 @@ uint64_t counters_sectors_available(struct allocator *a)
 	mutex_unlock(&a->counters.lock);
 	return sectors;
 }
-
-int allocator_key_room(struct allocator *a) { return counters_sectors_available(a) ? 0 : -ENOSPC; }
 
 void disk_reservation_put(struct allocator *a, struct disk_reservation *r)
 {
@@ -386,6 +384,7 @@ void allocator_committed(struct allocator *a, struct btree_txn *txn, uint64_t se
 		t->record = NULL;
 		free(unused);
 	}
+	alloc_txn_holes_commit(a, t, seq);
 	quota_committed(a->quotas, &t->quota, r ? &r->quota : NULL);
 	freespace_init_leave(a, t);
 	if (t->has_need_discard || t->has_cached)

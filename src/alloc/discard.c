@@ -398,15 +398,27 @@ void discards_freed(struct allocator *a)
 	mutex_unlock(&d->lock);
 }
 
-/* Is there a bucket on @devs that could become free without anybody deleting anything? */
+/*
+ * Is there a bucket on @devs that could become free without anybody deleting anything? Not one that somebody has open,
+ * who may be waiting, too: when he closes it, that is told.
+ */
 static bool something_is_coming(struct allocator *a, uint64_t devs)
 {
 	static const uint8_t types[] = { DATA_NEED_DISCARD, DATA_NEED_GC_GENS, DATA_CACHED };
 
-	for (unsigned dev = 0; dev < a->dev_nr; dev++)
+	for (unsigned dev = 0; dev < a->dev_nr; dev++) {
+		int64_t nr = 0;
+
+		if (!(devs >> dev & 1))
+			continue;
+		mutex_lock(&a->open.lock);
+		int64_t open_nr = a->open.emptied_nr[dev];
+		mutex_unlock(&a->open.lock);
 		for (unsigned i = 0; i < ARRAY_NR(types); i++)
-			if (devs >> dev & 1 && counters_dev_buckets(&a->counters, dev, types[i]))
-				return true;
+			nr += counters_dev_buckets(&a->counters, dev, types[i]);
+		if (nr > open_nr)
+			return true;
+	}
 	return false;
 }
 

@@ -71,6 +71,13 @@ struct counters {
 	uint64_t online_reserved;	/* sectors promised to running operations */
 };
 
+/* The place of a node that has been replaced, in a bucket with others (node_holes.c). */
+struct node_hole {
+	uint64_t sector;
+	uint64_t seq; /* the entry that takes the pointer away: durable before anything is written there */
+	uint8_t dev, gen;
+};
+
 /* What the deltas of a transaction add up to, and what else its triggers found out. Memory of the transaction. */
 struct alloc_txn {
 	struct alloc_txn_row {
@@ -92,6 +99,8 @@ struct alloc_txn {
 		struct bkey k;
 		uint64_t value[];
 	} * unshared;
+	struct node_hole *holes;
+	size_t hole_nr, hole_max;
 	struct counter_record *record; /* made by prepare */
 	int64_t disk_sectors;	       /* that count in used space: more than before, by this much */
 	bool has_need_discard, has_need_gc_gens, has_freed, has_cached;
@@ -99,6 +108,8 @@ struct alloc_txn {
 	struct quota_txn quota;
 };
 struct alloc_txn *alloc_txn_of(struct btree_txn *txn);
+/* As array_grow(), in the transaction's memory. */
+int alloc_txn_array_grow(struct btree_txn *txn, void *array, size_t nr, size_t *capacity, size_t elem_size);
 /* Add to what the transaction changes. 0 or -ENOMEM. */
 int alloc_txn_count(struct btree_txn *txn, unsigned counter, int64_t delta);
 int alloc_txn_count_replicas(struct btree_txn *txn, unsigned data_type, unsigned nr_required, const uint8_t *devs,
@@ -125,8 +136,18 @@ struct open_bucket {
 	bool is_partial;      /* on the partial list */
 	bool is_free_on_disk; /* nothing committed refers to it: it is counted as free still */
 	bool was_emptied;     /* all that was in it has gone while it was open: it waits for being discarded */
+	bool is_reopened;     /* it was in use: closing it gives nobody anything, unless it was emptied */
 	uint32_t refs;
 	uint16_t hash_next; /* in its chain, or in the list of unused ones */
+};
+
+enum { NODE_HOLES_MAX = 2048, NODE_PLACES_MAX = 1024 /* in a bucket */ };
+struct node_holes {
+	struct node_hole v[NODE_HOLES_MAX];
+	unsigned nr, oldest;
+	unsigned nr_of[ALLOC_DEVS_MAX]; /* by device */
+	uint64_t last_bucket[ALLOC_DEVS_MAX];
+	uint64_t taken; /* ever */
 };
 
 struct open_buckets {
@@ -136,7 +157,9 @@ struct open_buckets {
 	uint16_t unused;
 	unsigned nr, partial_nr;
 	uint32_t free_on_disk_nr[ALLOC_DEVS_MAX]; /* open ones that are counted as free */
+	uint32_t emptied_nr[ALLOC_DEVS_MAX];	  /* open ones that wait for being discarded */
 	uint64_t opened, opened_by_users;	  /* ever */
+	struct node_holes holes;
 };
 
 void open_buckets_init(struct open_buckets *o);
@@ -171,6 +194,34 @@ int open_bucket_new(struct allocator *a, unsigned dev, unsigned data_type, enum 
 /* For open_bucket_new(): enter it into the table unless it is there, or may not be had. -EEXIST, -ENOSPC. */
 int open_bucket_enter(struct allocator *a, unsigned dev, uint64_t bucket, unsigned data_type, enum watermark watermark,
 		      uint16_t *idx);
+
+/*
+ * Open a bucket that isn't free, or have it open once more, unless @is_alone; the lock is held. The caller looks at its
+ * key then, as it may be another by now. 0, -EEXIST, or -ENOSPC: the table is full.
+ */
+int open_bucket_reopen(struct allocator *a, unsigned dev, uint64_t bucket, uint8_t gen, bool is_alone, uint16_t *idx);
+
+/* --- node_holes.c --- */
+
+/* A transaction takes this pointer to a node away. 0 or -ENOMEM. */
+int alloc_txn_hole(struct allocator *a, struct btree_txn *txn, const struct extent_ptr *ptr);
+/* It leaves nothing in this bucket. */
+void alloc_txn_holes_drop(struct allocator *a, struct alloc_txn *t, unsigned dev, uint64_t bucket);
+void alloc_txn_holes_commit(struct allocator *a, struct alloc_txn *t, uint64_t seq);
+/* The bucket is empty, or has another life. open_buckets.lock is held. */
+void node_holes_forget(struct allocator *a, unsigned dev, uint64_t bucket);
+/*
+ * Room for a node, as far as possible in holes. 0 or -EAGAIN; then *@waiting_seq, if not 0, is what must be durable
+ * before there is more.
+ */
+int node_holes_slot(struct allocator *a, enum watermark watermark, struct alloc_extent *slot, uint64_t *waiting_seq);
+/* The slot isn't used: what was allocated for it are holes. */
+void node_slot_drop(struct allocator *a, struct alloc_extent *slot);
+uint64_t node_holes_nr(struct allocator *a, unsigned dev);
+/* Do the device's buckets hold several nodes? */
+bool node_holes_are_kept(const struct allocator *a, unsigned dev);
+/* Look for holes that aren't known. No locks held; waits as a flush of the write buffer does. 0 or an error. */
+int node_holes_scan(struct allocator *a);
 
 /* --- bucket_find.c --- */
 
@@ -221,8 +272,9 @@ struct node_pool {
 	/* How many more nodes there is room for in free buckets, and whether one has been taken since. */
 	atomic_uint_fast64_t room;
 	atomic_bool is_room_old;
-	atomic_uint waiting_nr;		  /* tasks that wait for room */
-	atomic_bool is_writeback_starved; /* there was none the last time that write-back asked */
+	atomic_uint_fast64_t room_retry_ns; /* before that nobody waits for room, as moving gains nothing */
+	atomic_uint waiting_nr;		    /* tasks that wait for room */
+	atomic_bool is_writeback_starved;   /* there was none the last time that write-back asked */
 	struct task *task;
 	struct job job;
 };

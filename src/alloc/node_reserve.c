@@ -22,7 +22,7 @@ struct btree_node_reserve {
 	struct alloc_extent slots[];
 };
 
-enum { RETRY_NS = 100000000 };
+enum { RETRY_NS = 100000000, GAINLESS_NS = 1000000000, LOW_SHIFT = 5 };
 
 void node_pool_init(struct node_pool *p)
 {
@@ -31,6 +31,7 @@ void node_pool_init(struct node_pool *p)
 	waitq_init(&p->low);
 	atomic_init(&p->room, 0);
 	atomic_init(&p->is_room_old, true);
+	atomic_init(&p->room_retry_ns, 0);
 	atomic_init(&p->waiting_nr, 0);
 	atomic_init(&p->is_writeback_starved, false);
 	job_init(&p->job, "node reserve", "has places for new nodes at hand");
@@ -57,6 +58,60 @@ static int slot_get(struct allocator *a, enum watermark watermark, struct alloc_
 
 	if (!err)
 		allocator_clock_add(a, true, a->super->kctx.node_sectors);
+	return err;
+}
+
+/* --- one slot --- */
+
+/* Do buckets hold several nodes, on all devices? */
+static bool holes_are_kept(const struct allocator *a)
+{
+	bool are_kept = true;
+
+	for (unsigned dev = 0; dev < a->dev_nr; dev++)
+		are_kept &= !a->devs[dev].is_member || node_holes_are_kept(a, dev);
+	return are_kept;
+}
+
+/* Are there so few buckets that users get hardly any? */
+static bool buckets_are_low(struct allocator *a)
+{
+	uint64_t devs = write_point_devs(a, DATA_BTREE);
+
+	for (unsigned dev = 0; dev < a->dev_nr; dev++)
+		if (devs >> dev & 1 &&
+		    open_buckets_available(a, dev, WATERMARK_NORMAL) < a->devs[dev].bucket_nr >> LOW_SHIFT)
+			return true;
+	return false;
+}
+
+/* Some are left to those on whom others wait. */
+static bool may_take_holes(struct allocator *a, enum watermark watermark)
+{
+	uint64_t devs = write_point_devs(a, DATA_BTREE);
+	bool may = holes_are_kept(a);
+
+	for (unsigned dev = 0; dev < a->dev_nr && watermark < WATERMARK_BTREE_COPYGC; dev++)
+		may &= !(devs >> dev & 1) || node_holes_nr(a, dev) > NODE_ROOM_MIN;
+	return may;
+}
+
+/*
+ * Holes come first where buckets are low, so that nodes don't take more of them than they need; and where there is
+ * none. What waits for the journal is had then as well.
+ */
+static int slot_find(struct allocator *a, enum watermark watermark, struct alloc_extent *slot)
+{
+	bool may_take = may_take_holes(a, watermark);
+	uint64_t waiting_seq = 0;
+	int err = may_take && buckets_are_low(a) ? node_holes_slot(a, watermark, slot, &waiting_seq) : -EAGAIN;
+
+	if (err)
+		err = slot_get(a, watermark, slot);
+	if (err == -EAGAIN && may_take)
+		err = node_holes_slot(a, watermark, slot, &waiting_seq);
+	if (err == -EAGAIN && waiting_seq && a->journal && !journal_flush_seq(a->journal, waiting_seq))
+		err = node_holes_slot(a, watermark, slot, &waiting_seq);
 	return err;
 }
 
@@ -112,7 +167,7 @@ static void pool_put(struct allocator *a, struct alloc_extent *slot, unsigned ma
 		p->slots[p->nr++] = *slot;
 	mutex_unlock(&p->lock);
 	if (!is_kept)
-		allocator_extent_put(a, slot);
+		node_slot_drop(a, slot);
 }
 
 /* Is there more than is kept for write-back? */
@@ -129,6 +184,7 @@ static void pool_refill(void *arg)
 	struct allocator *a = arg;
 	struct node_pool *p = &a->nodes;
 	uint64_t retry_ns = 0;
+	bool has_scanned = false;
 
 	mutex_lock(&p->lock);
 	while (!p->is_stopping) {
@@ -147,10 +203,13 @@ static void pool_refill(void *arg)
 
 		job_works(&p->job, "some were taken");
 		mutex_unlock(&p->lock);
-		if (slot_get(a, watermark, &slot))
-			retry_ns = clock_monotonic_ns() + RETRY_NS;
-		else
+		if (!slot_find(a, watermark, &slot)) {
 			pool_put(a, &slot, pool_max(a));
+		} else {
+			retry_ns = clock_monotonic_ns() + RETRY_NS;
+			if (!has_scanned)
+				has_scanned = !node_holes_scan(a);
+		}
 		mutex_lock(&p->lock);
 	}
 	job_stops(&p->job);
@@ -192,7 +251,7 @@ void node_pool_stop(struct allocator *a)
 	if (task)
 		task_join(task);
 	while (pool_take(p, WATERMARK_RECLAIM, &slot))
-		allocator_extent_put(a, &slot);
+		node_slot_drop(a, &slot);
 }
 
 /* --- reserves --- */
@@ -214,8 +273,10 @@ static int slots_take(struct allocator *a, struct btree_node_reserve *r, unsigne
 	int err = 0;
 
 	while (!err && r->nr < nr) {
-		if (!pool_take(&a->nodes, r->watermark, &r->slots[r->nr]))
-			err = slot_get(a, r->watermark, &r->slots[r->nr]);
+		struct alloc_extent *slot = &r->slots[r->nr];
+
+		if (!pool_take(&a->nodes, r->watermark, slot))
+			err = slot_find(a, r->watermark, slot);
 		if (!err)
 			r->nr++;
 	}
@@ -326,11 +387,11 @@ void allocator_node_reserve_put(struct allocator *a, struct btree_node_reserve *
 
 static uint64_t slots_free(struct allocator *a, unsigned dev)
 {
-	return open_buckets_available(a, dev, WATERMARK_RECLAIM) *
-	       (a->devs[dev].bucket_sectors / a->super->kctx.node_sectors);
+	return node_holes_nr(a, dev) + open_buckets_available(a, dev, WATERMARK_RECLAIM) *
+					       (a->devs[dev].bucket_sectors / a->super->kctx.node_sectors);
 }
 
-/* How many nodes fit into free buckets of @devs, each on as many as it takes. */
+/* How many nodes fit into free buckets and holes of @devs, each on as many as it takes. */
 static uint64_t room_of(struct allocator *a, uint64_t devs)
 {
 	uint64_t slots[ALLOC_DEVS_MAX] = { 0 }, low = 0, high = 0, durability = 0;
@@ -376,36 +437,59 @@ static uint64_t room_count(struct allocator *a, uint64_t devs)
 }
 
 /*
- * Nodes that write-back makes are allocated where nobody can wait for copygc, which needs write-back itself: what such
- * a node leaves behind is a hole in a bucket, of use to nobody before the others in it have been moved. So who causes
- * that waits, after his commit, until there is room for what has been caused, and for what moving takes.
+ * Who causes nodes to be written back waits, after his commit, until there is room for them, and for what moving takes:
+ * write-back itself can wait for nobody, as it is what copygc needs.
+ *
+ * How much is that? Where a node has a bucket of its own, each that is replaced, and what that changes in its turn,
+ * takes a new bucket before the old one can be had. In buckets of several nodes their old places can be had at once
+ * (node_holes.c), so room is needed for what is under way, and for as many more nodes as there may be when those that
+ * have become full are replaced by two.
+ *
+ * Moving can go on without gaining anything: nodes that are moved are replaced, too. So he waits only as long as there
+ * is more room each time.
  */
 void allocator_node_room_wait(struct allocator *a, uint64_t nodes)
 {
+	enum { GAINLESS_MAX = 4 }; /* looks */
 	struct node_pool *p = &a->nodes;
+	uint64_t most = 0;
 	bool has_hope = true;
 
-	/* What is replaced changes other nodes in its turn. */
-	nodes += nodes / 2 + NODE_ROOM_MIN;
+	nodes = NODE_ROOM_MIN + (holes_are_kept(a) ? nodes / 2 : nodes + nodes / 2);
 	if (!atomic_load_explicit(&p->is_room_old, memory_order_relaxed) &&
 	    atomic_load_explicit(&p->room, memory_order_relaxed) >= nodes)
 		return;
+	if (holes_are_kept(a) && clock_monotonic_ns() < atomic_load(&p->room_retry_ns))
+		return;
 	uint64_t devs = write_point_devs(a, DATA_BTREE);
-	while (has_hope && room_count(a, devs) < nodes) {
+	for (unsigned gainless = 0; has_hope && room_count(a, devs) < nodes;) {
 		mutex_lock(&a->discards.lock);
 		uint64_t seen = a->discards.freed_nr;
 		has_hope = a->evacuation.has_mover;
 		mutex_unlock(&a->discards.lock);
 		/* What was known may be from before something became free. */
 		atomic_store(&p->is_room_old, true);
-		if (room_count(a, devs) >= nodes)
+		uint64_t room = room_count(a, devs);
+		if (room >= nodes)
 			return;
-		has_hope = has_hope && discards_wait(a, seen, devs_with_less(a, devs, nodes), true);
+		gainless = room > most ? 0 : gainless + 1;
+		most = max(most, room);
+		has_hope = has_hope && gainless < GAINLESS_MAX &&
+			   discards_wait(a, seen, devs_with_less(a, devs, nodes), true);
 		atomic_store(&p->is_room_old, true);
 	}
 	/* Moving gains nothing: it is tried again when one more bucket has been taken. */
 	if (!has_hope) {
 		atomic_store(&p->room, UINT64_MAX);
 		atomic_store(&p->is_room_old, false);
+		atomic_store(&p->room_retry_ns, clock_monotonic_ns() + GAINLESS_NS);
 	}
+}
+
+int allocator_key_room(struct allocator *a)
+{
+	bool has_room =
+		counters_sectors_available(a) && room_of(a, write_point_devs(a, DATA_BTREE)) >= NODE_ROOM_MIN / 2;
+
+	return has_room ? 0 : -ENOSPC;
 }

@@ -61,8 +61,11 @@ void open_bucket_set_emptied(struct allocator *a, unsigned dev, uint64_t bucket)
 {
 	mutex_lock(&a->open.lock);
 	struct open_bucket *b = bucket_find(&a->open, dev, bucket);
-	if (b)
+	if (b && !b->was_emptied) {
 		b->was_emptied = true;
+		a->open.emptied_nr[dev]++;
+	}
+	node_holes_forget(a, dev, bucket);
 	mutex_unlock(&a->open.lock);
 }
 
@@ -105,6 +108,18 @@ static unsigned table_reserve(enum watermark watermark)
 	}
 }
 
+static uint16_t insert_locked(struct open_buckets *o, const struct open_bucket *bucket)
+{
+	uint16_t idx = o->unused, *chain = chain_of(o, bucket->dev, bucket->bucket);
+
+	o->unused = o->buckets[idx].hash_next;
+	o->buckets[idx] = *bucket;
+	o->buckets[idx].hash_next = *chain;
+	*chain = idx;
+	o->nr++;
+	return idx;
+}
+
 int open_bucket_enter(struct allocator *a, unsigned dev, uint64_t bucket, unsigned data_type, enum watermark watermark,
 		      uint16_t *idx)
 {
@@ -117,22 +132,15 @@ int open_bucket_enter(struct allocator *a, unsigned dev, uint64_t bucket, unsign
 	else if (OPEN_BUCKETS_MAX - o->nr <= table_reserve(watermark) || !available_locked(a, dev, watermark))
 		err = -ENOSPC;
 	if (!err) {
-		struct open_bucket *b = &o->buckets[o->unused];
-		uint16_t *chain = chain_of(o, dev, bucket);
-
-		*idx = o->unused;
-		o->unused = b->hash_next;
-		*b = (struct open_bucket){
-			.bucket = bucket,
-			.sectors_free = a->devs[dev].bucket_sectors,
-			.dev = (uint8_t)dev,
-			.data_type = (uint8_t)data_type,
-			.is_free_on_disk = true,
-			.refs = 1,
-			.hash_next = *chain,
-		};
-		*chain = *idx;
-		o->nr++;
+		*idx = insert_locked(o, &(struct open_bucket){
+						.bucket = bucket,
+						.sectors_free = a->devs[dev].bucket_sectors,
+						.dev = (uint8_t)dev,
+						.data_type = (uint8_t)data_type,
+						.is_free_on_disk = true,
+						.refs = 1,
+					});
+		node_holes_forget(a, dev, bucket);
 		o->opened++;
 		o->opened_by_users += data_type == DATA_USER && watermark <= WATERMARK_NORMAL;
 		o->free_on_disk_nr[dev]++;
@@ -140,6 +148,27 @@ int open_bucket_enter(struct allocator *a, unsigned dev, uint64_t bucket, unsign
 	}
 	mutex_unlock(&o->lock);
 	return err;
+}
+
+int open_bucket_reopen(struct allocator *a, unsigned dev, uint64_t bucket, uint8_t gen, bool is_alone, uint16_t *idx)
+{
+	struct open_buckets *o = &a->open;
+	struct open_bucket *b = bucket_find(o, dev, bucket);
+
+	if (b && is_alone)
+		return -EEXIST;
+	if (!b && o->nr == OPEN_BUCKETS_MAX)
+		return -ENOSPC;
+	if (b)
+		b->refs++;
+	*idx = b ? (uint16_t)(b - o->buckets)
+		 : insert_locked(o, &(struct open_bucket){ .bucket = bucket,
+							   .dev = (uint8_t)dev,
+							   .gen = gen,
+							   .data_type = DATA_BTREE,
+							   .is_reopened = true,
+							   .refs = 1 });
+	return 0;
 }
 
 /* --- references --- */
@@ -163,6 +192,7 @@ static bool put_locked(struct open_buckets *o, uint16_t idx)
 		link = &o->buckets[*link].hash_next;
 	*link = b->hash_next;
 	o->free_on_disk_nr[b->dev] -= b->is_free_on_disk;
+	o->emptied_nr[b->dev] -= b->was_emptied;
 	b->hash_next = o->unused;
 	o->unused = idx;
 	o->nr--;
@@ -181,9 +211,10 @@ void open_bucket_put(struct allocator *a, uint16_t idx)
 {
 	mutex_lock(&a->open.lock);
 	bool was_emptied = a->open.buckets[idx].was_emptied;
+	bool is_reopened = a->open.buckets[idx].is_reopened;
 	bool is_closed = put_locked(&a->open, idx);
 	mutex_unlock(&a->open.lock);
-	if (is_closed)
+	if (is_closed && (was_emptied || !is_reopened))
 		closed(a, was_emptied);
 }
 

@@ -142,7 +142,10 @@ static void bucket_finish(struct bucket_change *c)
 		v->io_time[1] = alloc_clock(c->a, 1);
 		v->flags |= ALLOC_NEED_DISCARD | ALLOC_NEED_INC_GEN;
 	}
-	if (bucket_type_is_empty(v->data_type) && v->flags & ALLOC_NEED_INC_GEN &&
+	/* One that several nodes were in may be opened before this is committed (node_holes.c): its turn comes later.
+	 */
+	bool had_nodes = c->old.data_type == DATA_BTREE && node_holes_are_kept(c->a, c->dev);
+	if (bucket_type_is_empty(v->data_type) && v->flags & ALLOC_NEED_INC_GEN && !had_nodes &&
 	    !open_bucket_is_open(c->a, c->dev, c->bucket)) {
 		v->gen++;
 		v->flags &= ~(uint32_t)ALLOC_NEED_INC_GEN;
@@ -176,6 +179,8 @@ int trigger_alloc(struct allocator *a, struct btree_txn *txn, const struct btree
 		return err;
 
 	bucket_finish(&c);
+	if (bucket_type_is_empty(c.new.data_type))
+		alloc_txn_holes_drop(a, alloc_txn_of(txn), c.dev, c.bucket);
 	alloc_encode(&c.new, u->new_value);
 	err = index_update(&c);
 	if (!err)

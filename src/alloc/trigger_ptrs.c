@@ -148,18 +148,9 @@ static int backpointer_remember(struct pointers *p, struct bpos pos, const uint8
 	struct alloc_txn *t = alloc_txn_of(p->txn);
 	struct alloc_txn_backpointer *b = backpointer_of_txn(t, pos);
 
-	if (!b && t->backpointer_nr == t->backpointer_max) {
-		size_t new_max = t->backpointer_max ? t->backpointer_max * 2 : 8;
-
-		b = btree_txn_alloc(p->txn, new_max * sizeof(*b));
-		if (!b)
-			return -ENOMEM;
-		if (t->backpointer_nr)
-			memcpy(b, t->backpointers, t->backpointer_nr * sizeof(*b));
-		t->backpointers = b;
-		t->backpointer_max = new_max;
-		b = NULL;
-	}
+	if (!b && alloc_txn_array_grow(p->txn, &t->backpointers, t->backpointer_nr, &t->backpointer_max,
+				       sizeof(*t->backpointers)))
+		return -ENOMEM;
 	if (!b)
 		b = &t->backpointers[t->backpointer_nr++];
 	b->p = pos;
@@ -224,6 +215,8 @@ static int pointers_apply(struct pointers *p, bool is_insert)
 			continue;
 		}
 		err = backpointer_put(p, q, n, is_insert);
+		if (!err && p->is_pointer_to_node && !is_insert)
+			err = alloc_txn_hole(p->a, p->txn, &q->ptr);
 		devs[dev_nr++] = q->ptr.dev;
 		dirty += sectors;
 	}

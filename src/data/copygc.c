@@ -14,6 +14,7 @@ enum {
 	BACKPOINTERS_NR = 128, /* the same */
 	PASS_BUCKETS = 16,     /* emptied in a pass, if that gained a bucket */
 	LEFT_ALONE_NR = 64,
+	NODE_BUCKETS_JUDGED = 8,
 	EVACUATE_TRIES = 3,
 	IDLE_FULL_NUM = 7,	   /* what is fuller than this many ... */
 	IDLE_FULL_DEN = 8,	   /* ... of these isn't worth moving before somebody waits for space */
@@ -235,8 +236,10 @@ struct pass {
 	unsigned emptied;     /* buckets, some with nodes */
 	bool has_nodes;	      /* some were rewritten */
 	bool is_out_of_space; /* for data: only nodes are moved from here on */
-	bool was_disturbed;   /* others changed what was moved: the next pass may do better */
-	int err;	      /* that ends it */
+	uint64_t level, node_buckets;
+	bool are_nodes_gainless; /* moving them costs as many as it frees: only data is */
+	bool was_disturbed;	 /* others changed what was moved: the next pass may do better */
+	int err;		 /* that ends it */
 	struct bucket_user users[BACKPOINTERS_NR];
 };
 
@@ -276,7 +279,21 @@ static void pass_bucket(struct pass *p, const struct allocator_fragment *f)
 
 static bool is_passed_over(const struct pass *p, const struct allocator_fragment *f)
 {
-	return (p->is_out_of_space && f->data_type != DATA_BTREE) || is_left_alone(p->c, f);
+	return (f->data_type == DATA_BTREE ? p->are_nodes_gainless : p->is_out_of_space) || is_left_alone(p->c, f);
+}
+
+/*
+ * A node that is moved changes what describes its buckets, in nodes that may have to be replaced for that. Where nodes
+ * have few blocks this can go on and on: it is looked at now and then whether it gains anything.
+ */
+static void nodes_judge(struct pass *p, const struct allocator_fragment *f)
+{
+	if (f->data_type != DATA_BTREE || ++p->node_buckets % NODE_BUCKETS_JUDGED)
+		return;
+	btree_rewrites_settle(p->c->data->trees);
+	uint64_t level = allocator_evacuation_level(p->c->allocator, p->devs);
+	p->are_nodes_gainless = level <= p->level;
+	p->level = max(p->level, level);
 }
 
 static bool pass_is_over(const struct pass *p, const struct allocator_fragment *f)
@@ -293,7 +310,7 @@ static bool pass_run(struct pass *p)
 {
 	struct allocator_fragment fragments[FRAGMENTS_NR];
 	struct bpos pos = POS_MIN;
-	uint64_t level = allocator_evacuation_level(p->c->allocator, p->devs);
+	uint64_t level = p->level = allocator_evacuation_level(p->c->allocator, p->devs);
 	bool is_over = false;
 	int nr = 0;
 
@@ -302,8 +319,10 @@ static bool pass_run(struct pass *p)
 	       (nr = allocator_fragments_next(p->c->allocator, p->devs, &pos, fragments, FRAGMENTS_NR)) > 0)
 		for (int i = 0; i < nr && !is_over; i++) {
 			is_over = pass_is_over(p, &fragments[i]);
-			if (!is_over && !is_passed_over(p, &fragments[i]))
-				pass_bucket(p, &fragments[i]);
+			if (is_over || is_passed_over(p, &fragments[i]))
+				continue;
+			pass_bucket(p, &fragments[i]);
+			nodes_judge(p, &fragments[i]);
 		}
 	if (p->has_nodes)
 		btree_rewrites_settle(p->c->data->trees);

@@ -74,6 +74,7 @@ struct journal_buf {
 struct journal_ring {
 	unsigned dev, nr; /* nr 0: no journal here */
 	uint32_t bucket_sectors;
+	unsigned nodes_sectors; /* all of it where nodes have few blocks; else 0 */
 	unsigned durability;
 	bool is_usable; /* may get new entries */
 	bool is_left;	/* the device's cache couldn't be flushed: it isn't used for anything any more */

@@ -39,7 +39,10 @@ enum {
 	JOURNAL_BUCKETS_MAX = 8192,
 	JOURNAL_SECTORS_MIN = 1 << 11, /* where the device has room */
 	JOURNAL_SECTORS_OF_BUCKET = 4, /* what replacing a node takes, some 1.7 KiB */
-	NODE_BLOCKS_MANY = 16,
+	JOURNAL_NODES = 8,	       /* or replacing so many, whose backpointers are in one */
+	JOURNAL_NODES_SECTORS_MAX = 1 << 16,
+	NODE_BLOCKS_MANY = 32,
+	NODE_BLOCKS_FEW = 16, /* journals that others made for nodes of fewer are made larger */
 	JOURNAL_SECTORS_MAX = 1 << 24,
 	/* Words of an entry of the journal (03 §5.1) besides those for each device, */
 	ENTRY_FIXED_U64S = JSET_HEADER_U64S + BTREE_NR_1_4 * JSET_ROOT_U64S_MAX + JSET_USAGE_U64S,
@@ -606,16 +609,21 @@ int super_format(struct super_format_device *devs, size_t nr, const struct super
  * keys of the buckets that it leaves and goes to, in nodes of their own. Where nodes have many blocks that is seldom,
  * and what it takes is a fraction of what it gives. Those of few blocks are full again after some two writes: then each
  * write makes more than one other necessary, until all nodes that speak of buckets of nodes wait for being written, and
- * only then is it less. So the journal must have space for that: for each bucket once.
+ * only then is it less. So the journal must have space for that: for each bucket once, or for every
+ * JOURNAL_NODES nodes that it holds, which have as many backpointers, whose nodes are to be written, too;
+ * and as often as there are copies.
  */
-uint64_t super_journal_bucket_nr(uint64_t nbuckets, unsigned bucket_sectors, unsigned node_blocks)
+uint64_t super_journal_bucket_nr(uint64_t nbuckets, unsigned bucket_sectors, unsigned node_sectors,
+				 unsigned block_sectors, unsigned replicas)
 {
 	uint64_t most = min((uint64_t)JOURNAL_BUCKETS_MAX, (uint64_t)JOURNAL_SECTORS_MAX / bucket_sectors);
 	/* Small buckets: what freeing one of the ring takes must fit into the others. */
 	uint64_t least = min((uint64_t)JOURNAL_SECTORS_MIN / bucket_sectors, nbuckets >> 5);
+	uint64_t of_buckets = nbuckets * JOURNAL_SECTORS_OF_BUCKET, of_nodes = of_buckets / JOURNAL_NODES;
 
-	if (node_blocks < NODE_BLOCKS_MANY)
-		least = max(least, nbuckets * JOURNAL_SECTORS_OF_BUCKET / bucket_sectors);
+	of_nodes = min(of_nodes * (bucket_sectors / node_sectors), (uint64_t)JOURNAL_NODES_SECTORS_MAX);
+	if (node_sectors / block_sectors < NODE_BLOCKS_MANY)
+		least = max(least, max(of_buckets, of_nodes) * max(replicas, 1u) / bucket_sectors);
 	return max(min(max(nbuckets >> 7, least), most), (uint64_t)JOURNAL_BUCKETS_MIN);
 }
 
@@ -644,10 +652,12 @@ uint64_t super_journal_entry_bytes_now(const struct super *s)
 uint64_t super_journal_bucket_min(const struct super *s, unsigned dev)
 {
 	const struct member *m = &s->members[dev].m;
-	unsigned node_blocks = s->kctx.node_sectors / s->kctx.block_sectors;
+	const struct key_context *k = &s->kctx;
 
-	return node_blocks < NODE_BLOCKS_MANY ? super_journal_bucket_nr(m->nbuckets, m->bucket_sectors, node_blocks)
-					      : 0;
+	if (k->node_sectors / k->block_sectors >= NODE_BLOCKS_FEW)
+		return 0;
+	return super_journal_bucket_nr(m->nbuckets, m->bucket_sectors, k->node_sectors, k->block_sectors,
+				       (unsigned)s->options[OPT_METADATA_REPLICAS]);
 }
 
 bool super_bucket_has_superblock(const struct sb_layout_disk *layout, unsigned bucket_sectors, uint64_t bucket)
@@ -669,8 +679,8 @@ static int journal_init(struct super *s, unsigned dev)
 {
 	const struct member *m = &s->members[dev].m;
 	const struct sb_layout_disk *layout = &s->members[dev].sb->layout;
-	unsigned node_blocks = s->kctx.node_sectors / s->kctx.block_sectors;
-	uint64_t left = super_journal_bucket_nr(m->nbuckets, m->bucket_sectors, node_blocks);
+	uint64_t left = super_journal_bucket_nr(m->nbuckets, m->bucket_sectors, s->kctx.node_sectors,
+						s->kctx.block_sectors, (unsigned)s->options[OPT_METADATA_REPLICAS]);
 	uint64_t bucket = m->first_bucket;
 	struct sb_journal_range ranges[SB_LAYOUT_COPIES_MAX + 2];
 	size_t nr = 0;

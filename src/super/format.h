@@ -64,7 +64,8 @@ int super_format(struct super_format_device *devs, size_t nr, const struct super
 void super_format_undo(struct device *dev);
 
 /* Number of journal buckets that a new device gets (03 §1). */
-uint64_t super_journal_bucket_nr(uint64_t nbuckets, unsigned bucket_sectors, unsigned node_blocks);
+uint64_t super_journal_bucket_nr(uint64_t nbuckets, unsigned bucket_sectors, unsigned node_sectors,
+				 unsigned block_sectors, unsigned replicas);
 /*
  * What an entry of the journal may have to hold, in bytes: what is in each (03 §5.1) with @row_u64s words for rows of
  * usage, and the largest transaction that can't be done in smaller parts, which replaces a path of btree nodes. Buckets

@@ -313,18 +313,24 @@ static void journals_get_the_lowest_buckets(void **state)
 	struct device *devs[] = { memory("a", 64 * MIB), memory("b", 256 * MIB) };
 	struct super_format_device d[] = { { .dev = devs[0], .durability = 1 }, { .dev = devs[1], .durability = 1 } };
 
-	assert_int_equal(super_journal_bucket_nr(2048, 256, 512), 16);
-	assert_int_equal(super_journal_bucket_nr(1536, 256, 512), 12);
-	assert_int_equal(super_journal_bucket_nr(64, 256, 512), 8);
-	assert_int_equal(super_journal_bucket_nr(1024, 64, 512), 32);
-	assert_int_equal(super_journal_bucket_nr(512, 64, 512), 16);
+	assert_int_equal(super_journal_bucket_nr(2048, 256, 512, 1, 1), 16);
+	assert_int_equal(super_journal_bucket_nr(1536, 256, 512, 1, 1), 12);
+	assert_int_equal(super_journal_bucket_nr(64, 256, 512, 1, 1), 8);
+	assert_int_equal(super_journal_bucket_nr(1024, 64, 512, 1, 1), 32);
+	assert_int_equal(super_journal_bucket_nr(512, 64, 512, 1, 1), 16);
 	/* Nodes of few blocks. */
-	assert_int_equal(super_journal_bucket_nr(1024, 64, 8), 64);
-	assert_int_equal(super_journal_bucket_nr(8192, 128, 15), 256);
-	assert_int_equal(super_journal_bucket_nr(8192, 128, 16), 64);
-	assert_int_equal(super_journal_bucket_nr(8192, 512, 8), 64);
-	assert_int_equal(super_journal_bucket_nr(1 << 30, 256, 512), 8192);
-	assert_int_equal(super_journal_bucket_nr(1 << 30, 4096, 512), 4096);
+	assert_int_equal(super_journal_bucket_nr(1024, 64, 8, 1, 1), 64);
+	assert_int_equal(super_journal_bucket_nr(8192, 128, 64, 8, 1), 256);
+	assert_int_equal(super_journal_bucket_nr(8192, 128, 256, 8, 1), 64);
+	assert_int_equal(super_journal_bucket_nr(8192, 512, 64, 8, 1), 64);
+	/* And many of them in a bucket: a sixteenth of the device, up to 32 MiB. */
+	assert_int_equal(super_journal_bucket_nr(192, 128, 8, 1, 1), 12);
+	assert_int_equal(super_journal_bucket_nr(192, 128, 8, 1, 2), 24);
+	assert_int_equal(super_journal_bucket_nr(96, 256, 8, 1, 1), 8);
+	assert_int_equal(super_journal_bucket_nr(512, 256, 8, 1, 1), 32);
+	assert_int_equal(super_journal_bucket_nr(8192, 256, 8, 1, 1), 256);
+	assert_int_equal(super_journal_bucket_nr(1 << 30, 256, 512, 8, 1), 8192);
+	assert_int_equal(super_journal_bucket_nr(1 << 30, 4096, 512, 8, 1), 4096);
 
 	assert_int_equal(super_format(d, 2, given_opts(&g), why), 0);
 	struct super *s = open_write(devs, 2);
