@@ -440,12 +440,12 @@ bool discards_wait(struct allocator *a, uint64_t seen, uint64_t devs, bool may_m
 	if (move_devs && d->freed_nr == seen)
 		evacuation_want(a, move_devs);
 	while (is_in_time && d->freed_nr == seen && !d->is_stopping && !d->is_refused) {
-		bool can_move = move_devs && e->has_mover && e->pass_gainless < pass;
-
 		mutex_unlock(&d->lock);
 		bool is_coming = something_is_coming(a, devs);
 		mutex_lock(&d->lock);
-		if (d->freed_nr != seen || (!is_coming && !can_move))
+		/* Whatever wakes from here on may have come meanwhile. */
+		bool can_move = move_devs && e->has_mover && e->pass_gainless < pass;
+		if (d->freed_nr != seen || d->is_stopping || d->is_refused || (!is_coming && !can_move))
 			break;
 		if (e->progress_nr != progress) {
 			progress = e->progress_nr;
@@ -457,7 +457,8 @@ bool discards_wait(struct allocator *a, uint64_t seen, uint64_t devs, bool may_m
 		is_in_time = waitq_wait_until(&d->freed, &d->lock, deadline_ns);
 	}
 	d->waiting_nr--;
-	bool has_freed = d->freed_nr != seen;
+	/* Who is refused doesn't go on trying, though buckets go to and fro. */
+	bool has_freed = d->freed_nr != seen && !d->is_refused;
 	mutex_unlock(&d->lock);
 	background_need_end(btrees_background(a->trees));
 	return has_freed;

@@ -228,7 +228,7 @@ void node_pool_sift(struct allocator *a)
 	waitq_wake_one(&p->low);
 	mutex_unlock(&p->lock);
 	while (nr)
-		pool_put(a, &slots[--nr], pool_max(a));
+		pool_put(a, &slots[--nr], NODE_POOL_MAX); /* see slots_take() */
 }
 
 int node_pool_start(struct allocator *a)

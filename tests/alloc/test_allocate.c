@@ -10,6 +10,8 @@
 
 #include <cmocka.h>
 
+#include "base/fiber.h"
+#include "base/sanitizer.h"
 #include "format/key_edit.h"
 
 static const uint64_t MIB = 1 << 20;
@@ -205,11 +207,10 @@ static void waiter_task(void *arg)
 	w->waited_ns = clock_monotonic_ns() - begun_ns;
 }
 
-/* Who waits for copygc when a device fails. */
-static void nobody_waits_for_space_once_nothing_is_written(void **state)
+static void refuse_waiters(void *arg)
 {
+	struct waiter *waiters = arg;
 	struct space s;
-	struct waiter waiters[2] = { { .s = &s }, { .s = &s, .is_for_nodes = true } };
 	struct task *tasks[2];
 	struct alloc_extent e;
 	struct alloc_request req = request(1);
@@ -221,21 +222,46 @@ static void nobody_waits_for_space_once_nothing_is_written(void **state)
 		at += e.sectors;
 		allocator_extent_put(s.allocator, &e);
 	}
+	struct discards *d = &s.allocator->discards;
 	s.allocator->evacuation.has_mover = true; /* who never comes */
-	for (unsigned i = 0; i < ARRAY_NR(tasks); i++)
-		assert_int_equal(task_start(&tasks[i], "waiter", waiter_task, &waiters[i]), 0);
-	for (unsigned waiting_nr = 0; waiting_nr < ARRAY_NR(tasks); sleep_ns(1000000)) {
-		mutex_lock(&s.allocator->discards.lock);
-		waiting_nr = s.allocator->discards.waiting_nr;
-		mutex_unlock(&s.allocator->discards.lock);
-	}
-	allocator_refuse(s.allocator);
 	for (unsigned i = 0; i < ARRAY_NR(tasks); i++) {
-		task_join(tasks[i]);
-		assert_int_equal(waiters[i].err, -EROFS);
-		assert_true(waiters[i].waited_ns < 5000000000);
+		waiters[i] = (struct waiter){ .s = &s, .is_for_nodes = i };
+		assert_int_equal(task_start(&tasks[i], "waiter", waiter_task, &waiters[i]), 0);
 	}
+	for (unsigned waiting_nr = 0; waiting_nr < ARRAY_NR(tasks); sleep_ns(1000000)) {
+		mutex_lock(&d->lock);
+		waiting_nr = d->waiting_nr;
+		mutex_unlock(&d->lock);
+	}
+	/* They look whether anything is coming, as after every round of discards. */
+	mutex_lock(&d->lock);
+	waitq_wake_all(&d->freed);
+	mutex_unlock(&d->lock);
+	allocator_refuse(s.allocator);
+	for (unsigned i = 0; i < ARRAY_NR(tasks); i++)
+		task_join(tasks[i]);
 	space_close(&s);
+}
+
+/* Who waits for copygc when a device fails, or is just about to. */
+static void nobody_waits_for_space_once_nothing_is_written(void **state)
+{
+	struct waiter waiters[2];
+
+	(void)state;
+	/* With threads, then in fibers. */
+	for (uint64_t seed = 0; seed <= (KILN_TSAN ? 3 : 20); seed++) {
+		if (!seed)
+			refuse_waiters(waiters);
+		else
+			assert_int_equal(
+				fiber_sim_run(&(struct fiber_sim_opts){ .seed = seed }, refuse_waiters, waiters, NULL),
+				0);
+		for (unsigned i = 0; i < ARRAY_NR(waiters); i++) {
+			assert_int_equal(waiters[i].err, -EROFS);
+			assert_true(waiters[i].waited_ns < 5000000000);
+		}
+	}
 }
 
 static void nodes_find_room_when_data_doesnt(void **state)
