@@ -168,6 +168,8 @@ bool open_bucket_is_open(struct allocator *a, unsigned dev, uint64_t bucket);
 /* A commit has changed whether a bucket counts as free. */
 void open_bucket_set_used(struct allocator *a, unsigned dev, uint64_t bucket, bool is_free);
 /* Has all that was in an open bucket gone? */
+/* Was it in use when it was opened, for holes in it? */
+bool open_bucket_is_reopened(struct allocator *a, uint16_t idx);
 bool open_bucket_was_emptied(struct allocator *a, uint16_t idx);
 /* A commit makes a bucket wait for being discarded. If it is open, that is looked at again when it is closed. */
 void open_bucket_set_emptied(struct allocator *a, unsigned dev, uint64_t bucket);
@@ -218,7 +220,7 @@ int node_holes_slot(struct allocator *a, enum watermark watermark, struct alloc_
 /* The slot isn't used: what was allocated for it are holes. */
 void node_slot_drop(struct allocator *a, struct alloc_extent *slot);
 uint64_t node_holes_nr(struct allocator *a, unsigned dev);
-/* Do the device's buckets hold several nodes? */
+/* Have nodes so few blocks that it matters, and do the device's buckets hold several? */
 bool node_holes_are_kept(const struct allocator *a, unsigned dev);
 /* Look for holes that aren't known. No locks held; waits as a flush of the write buffer does. 0 or an error. */
 int node_holes_scan(struct allocator *a);

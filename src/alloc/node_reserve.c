@@ -63,7 +63,7 @@ static int slot_get(struct allocator *a, enum watermark watermark, struct alloc_
 
 /* --- one slot --- */
 
-/* Do buckets hold several nodes, on all devices? */
+/* Are places of replaced nodes used again, on all devices? */
 static bool holes_are_kept(const struct allocator *a)
 {
 	bool are_kept = true;
@@ -156,10 +156,22 @@ static bool slot_is_worth_keeping(struct allocator *a, const struct alloc_extent
 	return true;
 }
 
+/* Buckets with holes that are at hand are open, so copygc doesn't empty them: no more of them than are wanted. */
+static bool slot_has_hole(struct allocator *a, const struct alloc_extent *slot)
+{
+	bool has_hole = false;
+
+	for (unsigned i = 0; i < slot->ptr_nr; i++)
+		has_hole |= open_bucket_is_reopened(a, slot->open_bucket[i]);
+	return has_hole;
+}
+
 static void pool_put(struct allocator *a, struct alloc_extent *slot, unsigned max)
 {
 	struct node_pool *p = &a->nodes;
 
+	if (slot_has_hole(a, slot))
+		max = NODE_POOL_TARGET;
 	bool is_worth_it = slot_is_worth_keeping(a, slot);
 	mutex_lock(&p->lock);
 	bool is_kept = !p->is_stopping && p->nr < max && is_worth_it;
@@ -445,8 +457,8 @@ static uint64_t room_count(struct allocator *a, uint64_t devs)
  * (node_holes.c), so room is needed for what is under way, and for as many more nodes as there may be when those that
  * have become full are replaced by two.
  *
- * Moving can go on without gaining anything: nodes that are moved are replaced, too. So he waits only as long as there
- * is more room each time.
+ * There moving can go on without gaining anything: nodes that are moved are replaced, too. So he waits only as long as
+ * there is more room each time.
  */
 void allocator_node_room_wait(struct allocator *a, uint64_t nodes)
 {
@@ -474,7 +486,7 @@ void allocator_node_room_wait(struct allocator *a, uint64_t nodes)
 			return;
 		gainless = room > most ? 0 : gainless + 1;
 		most = max(most, room);
-		has_hope = has_hope && gainless < GAINLESS_MAX &&
+		has_hope = has_hope && (gainless < GAINLESS_MAX || !holes_are_kept(a)) &&
 			   discards_wait(a, seen, devs_with_less(a, devs, nodes), true);
 		atomic_store(&p->is_room_old, true);
 	}
@@ -488,8 +500,10 @@ void allocator_node_room_wait(struct allocator *a, uint64_t nodes)
 
 int allocator_key_room(struct allocator *a)
 {
-	bool has_room =
-		counters_sectors_available(a) && room_of(a, write_point_devs(a, DATA_BTREE)) >= NODE_ROOM_MIN / 2;
-
-	return has_room ? 0 : -ENOSPC;
+	if (!counters_sectors_available(a))
+		return -ENOSPC;
+	if (!holes_are_kept(a) || clock_monotonic_ns() >= atomic_load(&a->nodes.room_retry_ns))
+		return 0;
+	/* Moving gains no places for nodes, and only what is kept for who makes room is left. */
+	return room_of(a, write_point_devs(a, DATA_BTREE)) < NODE_ROOM_MIN / 2 ? -ENOSPC : 0;
 }

@@ -69,6 +69,14 @@ void open_bucket_set_emptied(struct allocator *a, unsigned dev, uint64_t bucket)
 	mutex_unlock(&a->open.lock);
 }
 
+bool open_bucket_is_reopened(struct allocator *a, uint16_t idx)
+{
+	mutex_lock(&a->open.lock);
+	bool is_reopened = a->open.buckets[idx].is_reopened;
+	mutex_unlock(&a->open.lock);
+	return is_reopened;
+}
+
 bool open_bucket_was_emptied(struct allocator *a, uint16_t idx)
 {
 	mutex_lock(&a->open.lock);
