@@ -131,6 +131,18 @@ static bool may_lack_space(struct sim *s, const struct operation *op)
 	return s->disks_nr > 1 || kiln_usage(s->fs, &u) || u.available < u.capacity / 8;
 }
 
+/* Are there fewer devices, since one was marked as failed, than data must have copies on? */
+static bool data_is_refused(struct sim *s)
+{
+	const struct super *super = s->fs->super;
+	unsigned durability = 0;
+
+	for (unsigned i = 0; i < super->member_nr; i++)
+		if (super->members[i].dev && super_member_state(super, i) == MEMBER_RW)
+			durability += super->members[i].m.durability;
+	return durability < super->options[OPT_DATA_REPLICAS_REQUIRED];
+}
+
 static void operation_ended(struct workload *w, struct logged *l, int err, const uint64_t points[TASKS_MAX],
 			    struct strbuf *why)
 {
@@ -145,7 +157,7 @@ static void operation_ended(struct workload *w, struct logged *l, int err, const
 		failed(s, "no space where there is some", strbuf_text(why));
 	} else if (err == -EPROTO) {
 		failed(s, "wrong answer", strbuf_text(why));
-	} else if (err && !power_is_off(s->power) && !s->is_faulty) {
+	} else if (err && !power_is_off(s->power) && !s->is_faulty && !(err == -EROFS && data_is_refused(s))) {
 		operation_to_text(&l->op, why);
 		failed(s, "error", strbuf_text(why));
 	} else if (!err && !power_is_off(s->power) && l->op.kind == OP_SYNC) {
