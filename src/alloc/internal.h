@@ -110,6 +110,8 @@ struct alloc_txn {
 struct alloc_txn *alloc_txn_of(struct btree_txn *txn);
 /* As array_grow(), in the transaction's memory. */
 int alloc_txn_array_grow(struct btree_txn *txn, void *array, size_t nr, size_t *capacity, size_t elem_size);
+/* Does something that it puts point there? */
+bool alloc_txn_puts_backpointer(struct alloc_txn *t, struct bpos pos);
 /* Add to what the transaction changes. 0 or -ENOMEM. */
 int alloc_txn_count(struct btree_txn *txn, unsigned counter, int64_t delta);
 int alloc_txn_count_replicas(struct btree_txn *txn, unsigned data_type, unsigned nr_required, const uint8_t *devs,
@@ -137,6 +139,7 @@ struct open_bucket {
 	bool is_free_on_disk; /* nothing committed refers to it: it is counted as free still */
 	bool was_emptied;     /* all that was in it has gone while it was open: it waits for being discarded */
 	bool is_reopened;     /* it was in use: closing it gives nobody anything, unless it was emptied */
+	bool is_scanned;      /* its holes are being looked for */
 	uint32_t refs;
 	uint16_t hash_next; /* in its chain, or in the list of unused ones */
 };
@@ -167,9 +170,9 @@ void open_buckets_destroy(struct open_buckets *o);
 bool open_bucket_is_open(struct allocator *a, unsigned dev, uint64_t bucket);
 /* A commit has changed whether a bucket counts as free. */
 void open_bucket_set_used(struct allocator *a, unsigned dev, uint64_t bucket, bool is_free);
-/* Has all that was in an open bucket gone? */
 /* Was it in use when it was opened, for holes in it? */
 bool open_bucket_is_reopened(struct allocator *a, uint16_t idx);
+/* Has all that was in an open bucket gone? */
 bool open_bucket_was_emptied(struct allocator *a, uint16_t idx);
 /* A commit makes a bucket wait for being discarded. If it is open, that is looked at again when it is closed. */
 void open_bucket_set_emptied(struct allocator *a, unsigned dev, uint64_t bucket);
@@ -202,6 +205,8 @@ int open_bucket_enter(struct allocator *a, unsigned dev, uint64_t bucket, unsign
  * key then, as it may be another by now. 0, -EEXIST, or -ENOSPC: the table is full.
  */
 int open_bucket_reopen(struct allocator *a, unsigned dev, uint64_t bucket, uint8_t gen, bool is_alone, uint16_t *idx);
+/* Are its places being looked at? The lock is held. */
+bool open_bucket_is_scanned(struct allocator *a, unsigned dev, uint64_t bucket);
 
 /* --- node_holes.c --- */
 

@@ -78,7 +78,7 @@ void node_holes_forget(struct allocator *a, unsigned dev, uint64_t bucket)
 
 /*
  * Of a transaction that takes a pointer away: remembered until it is committed, unless its bucket becomes empty by
- * that.
+ * that, or the pointer has only come into another key, or been left without others beside it.
  */
 int alloc_txn_hole(struct allocator *a, struct btree_txn *txn, const struct extent_ptr *ptr)
 {
@@ -105,8 +105,13 @@ void alloc_txn_holes_commit(struct allocator *a, struct alloc_txn *t, uint64_t s
 		return;
 	mutex_lock(&a->open.lock);
 	for (size_t i = 0; i < t->hole_nr; i++) {
-		t->holes[i].seq = seq;
-		hole_add(a, &t->holes[i]);
+		struct node_hole *h = &t->holes[i];
+		struct extent_ptr ptr = { .sector = h->sector, .dev = h->dev };
+
+		h->seq = seq;
+		if (!alloc_txn_puts_backpointer(t, bucket_backpointer_pos(&ptr, 0)) &&
+		    !open_bucket_is_scanned(a, h->dev, bucket_of_hole(a, h)))
+			hole_add(a, h);
 	}
 	mutex_unlock(&a->open.lock);
 	t->hole_nr = 0;
@@ -302,14 +307,14 @@ uint64_t node_holes_nr(struct allocator *a, unsigned dev)
 
 /* --- looking for them --- */
 
-/* Which places of a bucket, which is open, something points at: a bit each. */
+/* Which places of a bucket, which is open, something points at: a bit each. Their number, or an error. */
 static int places_used(struct allocator *a, unsigned dev, uint64_t bucket, uint64_t used[])
 {
 	uint64_t begin = bucket * a->devs[dev].bucket_sectors, end = begin + a->devs[dev].bucket_sectors;
 	uint32_t node = a->super->kctx.node_sectors;
 	struct btree_iter it;
 	struct bkey_ref k;
-	int found = 0;
+	int found = 0, nr = 0;
 
 	btree_iter_open(&it, a->trees, BTREE_BACKPOINTERS, BPOS(dev, begin << BACKPOINTER_SHIFT, 0),
 			BTREE_ITER_ALL_SNAPSHOTS, 0);
@@ -320,32 +325,45 @@ static int places_used(struct allocator *a, unsigned dev, uint64_t bucket, uint6
 		for (uint64_t i = at / node; i <= last / node; i++)
 			if (i < NODE_PLACES_MAX)
 				used[i / 64] |= 1ull << i % 64;
+		nr++;
 		btree_iter_advance(&it);
 	}
 	btree_iter_close(&it);
-	return found;
-}
-
-static int bucket_scan(struct allocator *a, unsigned dev, uint64_t bucket, uint16_t idx)
-{
-	uint64_t used[NODE_PLACES_MAX / 64] = { 0 }, seq = a->journal ? journal_seq(a->journal) : 0;
-	uint32_t node = a->super->kctx.node_sectors;
-	uint64_t nr = min(a->devs[dev].bucket_sectors / node, (uint32_t)NODE_PLACES_MAX);
-	int err = places_used(a, dev, bucket, used);
-
-	for (uint64_t i = 0; !err && i < nr; i++) {
-		struct extent_ptr ptr = { .sector = bucket * a->devs[dev].bucket_sectors + i * node,
-					  .dev = (uint8_t)dev,
-					  .gen = a->open.buckets[idx].gen };
-		if (!(used[i / 64] >> i % 64 & 1))
-			place_give_back(a, &ptr, idx, seq);
-	}
-	return err;
+	return found < 0 ? found : nr;
 }
 
 /*
- * While a bucket is looked at it is open, and its holes are forgotten: nobody takes one that is found again. What was
- * committed before is in backpointers, once the write buffer has been flushed.
+ * Where fewer backpointers are than the bucket has nodes, some are missing: then it can't be told which places are
+ * holes. There may be more, as what was committed last isn't in them yet.
+ */
+static int bucket_scan(struct allocator *a, unsigned dev, uint64_t bucket, uint16_t idx)
+{
+	uint64_t used[NODE_PLACES_MAX / 64] = { 0 };
+	uint32_t node = a->super->kctx.node_sectors;
+	uint64_t nr = min(a->devs[dev].bucket_sectors / node, (uint32_t)NODE_PLACES_MAX);
+	uint8_t gen = a->open.buckets[idx].gen;
+	struct alloc v;
+	int found = places_used(a, dev, bucket, used);
+	/* What takes away a pointer that wasn't found any more is in this entry, or before. */
+	uint64_t seq = a->journal ? journal_seq(a->journal) : 0;
+
+	int err = found < 0 ? found : alloc_key_lookup(a, dev, bucket, &v);
+	if (err || v.data_type != DATA_BTREE || v.gen != gen || (uint64_t)found * node < v.dirty_sectors)
+		return err;
+	for (uint64_t i = 0; i < nr; i++) {
+		struct extent_ptr ptr = { .sector = bucket * a->devs[dev].bucket_sectors + i * node,
+					  .dev = (uint8_t)dev,
+					  .gen = gen };
+		if (!(used[i / 64] >> i % 64 & 1))
+			place_give_back(a, &ptr, idx, seq);
+	}
+	return 0;
+}
+
+/*
+ * While a bucket is looked at it is open, its holes are forgotten, and those that are made meanwhile aren't remembered:
+ * so nobody takes one, and writes there, whose backpointer isn't found yet. What was committed before is in
+ * backpointers, once the write buffer has been flushed.
  */
 int node_holes_scan(struct allocator *a)
 {
@@ -366,8 +384,10 @@ int node_holes_scan(struct allocator *a)
 			if (f->data_type != DATA_BTREE || !node_holes_are_kept(a, f->dev))
 				continue;
 			mutex_lock(&a->open.lock);
-			if (!open_bucket_reopen(a, f->dev, f->bucket, f->gen, true, &open[i]))
+			if (!open_bucket_reopen(a, f->dev, f->bucket, f->gen, true, &open[i])) {
+				a->open.buckets[open[i]].is_scanned = true;
 				node_holes_forget(a, f->dev, f->bucket);
+			}
 			mutex_unlock(&a->open.lock);
 		}
 		err = btree_write_buffer_flush(a->trees);
@@ -376,6 +396,9 @@ int node_holes_scan(struct allocator *a)
 				continue;
 			if (!err)
 				err = bucket_scan(a, fragments[i].dev, fragments[i].bucket, open[i]);
+			mutex_lock(&a->open.lock);
+			a->open.buckets[open[i]].is_scanned = false;
+			mutex_unlock(&a->open.lock);
 			open_bucket_put(a, open[i]);
 			left -= min(left, fragments[i].bucket_sectors / a->super->kctx.node_sectors);
 		}

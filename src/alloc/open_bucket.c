@@ -179,6 +179,13 @@ int open_bucket_reopen(struct allocator *a, unsigned dev, uint64_t bucket, uint8
 	return 0;
 }
 
+bool open_bucket_is_scanned(struct allocator *a, unsigned dev, uint64_t bucket)
+{
+	const struct open_bucket *b = bucket_find(&a->open, dev, bucket);
+
+	return b && b->is_scanned;
+}
+
 /* --- references --- */
 
 void open_bucket_get(struct allocator *a, uint16_t idx)

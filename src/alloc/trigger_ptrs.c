@@ -143,6 +143,8 @@ static struct alloc_txn_backpointer *backpointer_of_txn(struct alloc_txn *t, str
 	return NULL;
 }
 
+bool alloc_txn_puts_backpointer(struct alloc_txn *t, struct bpos pos) { return backpointer_of_txn(t, pos) != NULL; }
+
 static int backpointer_remember(struct pointers *p, struct bpos pos, const uint8_t value[BACKPOINTER_BYTES])
 {
 	struct alloc_txn *t = alloc_txn_of(p->txn);

@@ -62,7 +62,7 @@ static void super_make(struct space *s, const struct space_opts *opts)
 							.label = opts->label[i],
 							.has_discard = true };
 	}
-	options[OPT_BTREE_NODE_SIZE] = 64 << 10;
+	options[OPT_BTREE_NODE_SIZE] = opts->node_bytes ? opts->node_bytes : 64 << 10;
 	set[OPT_BTREE_NODE_SIZE] = true;
 	format.options = options;
 	format.options_set = set;

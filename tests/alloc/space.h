@@ -37,6 +37,7 @@ struct space {
 struct space_opts {
 	unsigned dev_nr;
 	uint64_t dev_bytes;
+	uint32_t node_bytes;		     /* 0: 64 KiB */
 	unsigned durability[SPACE_DEVS_MAX]; /* of each device, when is_durability_set */
 	bool is_durability_set, is_freespace_late;
 	const char *label[SPACE_DEVS_MAX];

@@ -699,6 +699,157 @@ static void old_generations_are_forgotten(void **state)
 	space_close(&s);
 }
 
+/* --- places of nodes that have been replaced --- */
+
+struct node_put {
+	struct space *s;
+	const struct btree_ptr *old, *new; /* NULL: none */
+};
+
+static struct bkey_ref node_key(const struct btree_ptr *p, void *value)
+{
+	struct bkey k = { .p = BPOS(p ? p->seq : 0, 0, UINT32_MAX), .type = p ? KEY_BTREE_PTR_V2 : KEY_DELETED };
+
+	k.value_u64s = p ? (uint8_t)btree_ptr_encode(p, value) : 0;
+	return (struct bkey_ref){ .k = k, .value = value };
+}
+
+static int node_put_txn(struct btree_txn *txn, void *ctx)
+{
+	const struct node_put *n = ctx;
+	uint64_t old_value[BTREE_PTR_V2_VALUE_U64S_MAX], new_value[BTREE_PTR_V2_VALUE_U64S_MAX];
+	struct btree_update u = { .btree_id = BTREE_XATTRS,
+				  .level = 1,
+				  .old = node_key(n->old, old_value),
+				  .new = node_key(n->new, new_value),
+				  .new_value = new_value };
+
+	if (!n->old)
+		u.old.k.p = u.new.k.p;
+	if (!n->new)
+		u.new.k.p = u.old.k.p;
+	return allocator_trigger(n->s->allocator, txn, &u);
+}
+
+static void node_put_run(struct space *s, const struct btree_ptr *old, const struct btree_ptr *new)
+{
+	space_run(s, node_put_txn, &(struct node_put){ s, old, new }, NULL);
+}
+
+static bool is_hole(struct space *s, const struct extent_ptr *p)
+{
+	const struct node_holes *t = &s->allocator->open.holes;
+	bool is_there = false;
+
+	mutex_lock(&s->allocator->open.lock);
+	for (unsigned i = 0; i < t->nr; i++)
+		is_there |= t->v[i].dev == p->dev && t->v[i].sector == p->sector;
+	mutex_unlock(&s->allocator->open.lock);
+	return is_there;
+}
+
+/* Two nodes that share a bucket on each of two devices. */
+static void two_nodes_make(struct space *s, struct btree_ptr nodes[2])
+{
+	struct alloc_request req = { .data_type = DATA_BTREE, .replicas = 2, .replicas_required = 2 };
+	struct alloc_extent e[2];
+
+	space_open(s, &(struct space_opts){ .dev_nr = 2, .dev_bytes = 24 * MIB, .node_bytes = 32 << 10 });
+	uint32_t node_sectors = s->super->kctx.node_sectors;
+	assert_true(node_holes_are_kept(s->allocator, 0) && node_holes_are_kept(s->allocator, 1));
+	node_pool_stop(s->allocator);
+	write_points_drop(s->allocator, false);
+	for (unsigned i = 0; i < 2; i++)
+		assert_int_equal(allocator_extent_get(s->allocator, &req, node_sectors, &e[i]), 0);
+	for (unsigned i = 0; i < 2; i++)
+		assert_true(e[1].ptrs[i].sector == e[0].ptrs[i].sector + node_sectors);
+	for (unsigned i = 0; i < 2; i++) {
+		nodes[i] = (struct btree_ptr){ .seq = 1 + i, .sectors_written = 8, .ptr_nr = 2 };
+		memcpy(nodes[i].ptrs, e[i].ptrs, 2 * sizeof(e[i].ptrs[0]));
+		node_put_run(s, NULL, &nodes[i]);
+		allocator_extent_put(s->allocator, &e[i]);
+	}
+	write_points_drop(s->allocator, false);
+}
+
+static void where_a_node_stays_is_no_hole(void **state)
+{
+	struct btree_ptr nodes[2];
+	struct space s;
+
+	two_nodes_make(&s, nodes);
+	/* One copy is given up; the other is put again, in a key that is otherwise the same. */
+	struct btree_ptr one_copy = nodes[0];
+	one_copy.ptr_nr = 1;
+	node_put_run(&s, &nodes[0], &one_copy);
+	assert_false(is_hole(&s, &nodes[0].ptrs[0]));
+	assert_true(is_hole(&s, &nodes[0].ptrs[1]));
+
+	node_put_run(&s, &one_copy, NULL);
+	assert_true(is_hole(&s, &nodes[0].ptrs[0]));
+	/* Where nothing is left there are no holes either. */
+	node_put_run(&s, &nodes[1], NULL);
+	for (unsigned i = 0; i < 2; i++)
+		assert_false(is_hole(&s, &nodes[i].ptrs[0]) || is_hole(&s, &nodes[i].ptrs[1]));
+	space_check(&s);
+	space_close(&s);
+}
+
+static int backpointer_delete_txn(struct btree_txn *txn, void *ctx)
+{
+	const struct bkey k = { .p = bucket_backpointer_pos(ctx, 0), .type = KEY_DELETED };
+
+	return btree_txn_put(txn, BTREE_BACKPOINTERS, &k, NULL, BTREE_PUT_NO_TRIGGER);
+}
+
+static void holes_forget(struct space *s, const struct btree_ptr *node)
+{
+	mutex_lock(&s->allocator->open.lock);
+	for (unsigned i = 0; i < 2; i++)
+		node_holes_forget(s->allocator, node->ptrs[i].dev,
+				  node->ptrs[i].sector / s->allocator->devs[node->ptrs[i].dev].bucket_sectors);
+	mutex_unlock(&s->allocator->open.lock);
+}
+
+static void holes_are_found(void **state)
+{
+	uint64_t value[BTREE_PTR_V2_VALUE_U64S_MAX];
+	struct btree_ptr nodes[2];
+	struct space s;
+	uint16_t idx;
+
+	two_nodes_make(&s, nodes);
+	/* What is made while a bucket is looked at is left to the next look: it may be missed, or be found twice. */
+	mutex_lock(&s.allocator->open.lock);
+	const struct extent_ptr *p = &nodes[0].ptrs[0];
+	assert_int_equal(open_bucket_reopen(s.allocator, p->dev, p->sector / s.allocator->devs[p->dev].bucket_sectors,
+					    p->gen, true, &idx),
+			 0);
+	s.allocator->open.buckets[idx].is_scanned = true;
+	mutex_unlock(&s.allocator->open.lock);
+	node_put_run(&s, &nodes[0], NULL);
+	assert_false(is_hole(&s, &nodes[0].ptrs[0]));
+	assert_true(is_hole(&s, &nodes[0].ptrs[1]));
+	open_bucket_put(s.allocator, idx);
+
+	holes_forget(&s, &nodes[0]);
+	assert_int_equal(node_holes_scan(s.allocator), 0);
+	for (unsigned i = 0; i < 2; i++) {
+		assert_true(is_hole(&s, &nodes[0].ptrs[i]));
+		assert_false(is_hole(&s, &nodes[1].ptrs[i]));
+	}
+	s.nodes[0] = (struct space_node){ .exists = true, .pos = node_key(&nodes[1], value).k.p, .ptr = nodes[1] };
+	space_check(&s);
+
+	/* A bucket that lacks a backpointer is left alone. */
+	space_run(&s, backpointer_delete_txn, &nodes[1].ptrs[0], NULL);
+	holes_forget(&s, &nodes[0]);
+	assert_int_equal(node_holes_scan(s.allocator), 0);
+	assert_false(is_hole(&s, &nodes[1].ptrs[0]) || is_hole(&s, &nodes[0].ptrs[0]));
+	assert_true(is_hole(&s, &nodes[0].ptrs[1]));
+	space_close(&s);
+}
+
 /* Nobody waits for what is done in the background, so what fails there is told; once. */
 static void what_fails_in_the_background_is_told_once(void **state)
 {
@@ -737,6 +888,8 @@ int main(void)
 		cmocka_unit_test(cached_buckets_are_taken_back),
 		cmocka_unit_test(open_buckets_dont_hide_cached_ones),
 		cmocka_unit_test(old_generations_are_forgotten),
+		cmocka_unit_test(where_a_node_stays_is_no_hole),
+		cmocka_unit_test(holes_are_found),
 		cmocka_unit_test(what_fails_in_the_background_is_told_once),
 	};
 
