@@ -218,10 +218,11 @@ void alloc_txn_holes_commit(struct allocator *a, struct alloc_txn *t, uint64_t s
 /* The bucket is empty, or has another life. open_buckets.lock is held. */
 void node_holes_forget(struct allocator *a, unsigned dev, uint64_t bucket);
 /*
- * Room for a node, as far as possible in holes. 0 or -EAGAIN; then *@waiting_seq, if not 0, is what must be durable
- * before there is more.
+ * Room for a node on some of @all, as far as possible in holes. 0 or -EAGAIN; then *@waiting_seq, if not 0, is what
+ * must be durable before there is more.
  */
-int node_holes_slot(struct allocator *a, enum watermark watermark, struct alloc_extent *slot, uint64_t *waiting_seq);
+int node_holes_slot(struct allocator *a, uint64_t all, enum watermark watermark, struct alloc_extent *slot,
+		    uint64_t *waiting_seq);
 /* The slot isn't used: what was allocated for it are holes. */
 void node_slot_drop(struct allocator *a, struct alloc_extent *slot);
 uint64_t node_holes_nr(struct allocator *a, unsigned dev);

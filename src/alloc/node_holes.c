@@ -232,16 +232,24 @@ static int place_take(struct allocator *a, unsigned dev, enum watermark watermar
 	return err;
 }
 
-/* The one of @devs with most holes. */
-static unsigned dev_with_most(struct allocator *a, uint64_t devs)
+/* The one of @devs with most holes, or else with most free buckets. */
+static unsigned dev_with_most(struct allocator *a, uint64_t devs, enum watermark watermark)
 {
+	uint64_t most_holes = 0, most_buckets = 0;
 	unsigned best = ALLOC_DEVS_MAX;
 
-	mutex_lock(&a->open.lock);
-	for (unsigned dev = 0; dev < a->dev_nr; dev++)
-		if (devs >> dev & 1 && (best == ALLOC_DEVS_MAX || a->open.holes.nr_of[dev] > a->open.holes.nr_of[best]))
-			best = dev;
-	mutex_unlock(&a->open.lock);
+	for (unsigned dev = 0; dev < a->dev_nr; dev++) {
+		if (!(devs >> dev & 1))
+			continue;
+		uint64_t holes = node_holes_nr(a, dev), buckets = open_buckets_available(a, dev, watermark);
+		bool is_better = holes > most_holes || (holes == most_holes && buckets > most_buckets);
+
+		if (best != ALLOC_DEVS_MAX && !is_better)
+			continue;
+		best = dev;
+		most_holes = holes;
+		most_buckets = buckets;
+	}
 	return best;
 }
 
@@ -254,10 +262,13 @@ static uint64_t devs_with_places(struct allocator *a, uint64_t devs, enum waterm
 	return devs;
 }
 
-int node_holes_slot(struct allocator *a, enum watermark watermark, struct alloc_extent *slot, uint64_t *waiting_seq)
+int node_holes_slot(struct allocator *a, uint64_t all, enum watermark watermark, struct alloc_extent *slot,
+		    uint64_t *waiting_seq)
 {
-	uint64_t all = write_point_devs(a, DATA_BTREE), devs = devs_with_places(a, all, watermark);
-	unsigned replicas = (unsigned)max(a->super->options[OPT_METADATA_REPLICAS], (uint64_t)1), durability = 0;
+	const uint64_t *options = a->super->options;
+	uint64_t devs = devs_with_places(a, all, watermark);
+	unsigned replicas = (unsigned)max(options[OPT_METADATA_REPLICAS], (uint64_t)1), durability = 0;
+	unsigned required = (unsigned)max(options[OPT_METADATA_REPLICAS_REQUIRED], (uint64_t)1);
 	bool is_short = devs != all;
 
 	*slot = (struct alloc_extent){ .sectors = a->super->kctx.node_sectors };
@@ -268,7 +279,7 @@ int node_holes_slot(struct allocator *a, enum watermark watermark, struct alloc_
 		return -EAGAIN; /* without taking some and giving them back */
 	durability = 0;
 	while (devs && durability < replicas && slot->ptr_nr < ALLOC_PTRS_MAX) {
-		unsigned dev = dev_with_most(a, devs), n = slot->ptr_nr;
+		unsigned dev = dev_with_most(a, devs, watermark), n = slot->ptr_nr;
 		uint64_t seq = 0;
 
 		devs &= ~(1ull << dev);
@@ -284,7 +295,7 @@ int node_holes_slot(struct allocator *a, enum watermark watermark, struct alloc_
 		slot->ptr_nr++;
 		durability += a->devs[dev].durability;
 	}
-	bool is_enough = slot->ptr_nr && (durability >= replicas || !is_short);
+	bool is_enough = durability >= replicas || (durability >= required && !is_short);
 	if (!is_enough)
 		node_slot_drop(a, slot);
 	return is_enough ? 0 : -EAGAIN;
@@ -344,8 +355,11 @@ static int bucket_scan(struct allocator *a, unsigned dev, uint64_t bucket, uint1
 	uint8_t gen = a->open.buckets[idx].gen;
 	struct alloc v;
 	int found = places_used(a, dev, bucket, used);
-	/* What takes away a pointer that wasn't found any more is in this entry, or before. */
-	uint64_t seq = a->journal ? journal_seq(a->journal) : 0;
+	struct journal_usage journal = { .seq = 1 };
+
+	/* What takes away a pointer that wasn't found any more is in the newest entry that there is, or before. */
+	if (a->journal)
+		journal_usage(a->journal, &journal);
 
 	int err = found < 0 ? found : alloc_key_lookup(a, dev, bucket, &v);
 	if (err || v.data_type != DATA_BTREE || v.gen != gen || (uint64_t)found * node < v.dirty_sectors)
@@ -355,7 +369,7 @@ static int bucket_scan(struct allocator *a, unsigned dev, uint64_t bucket, uint1
 					  .dev = (uint8_t)dev,
 					  .gen = gen };
 		if (!(used[i / 64] >> i % 64 & 1))
-			place_give_back(a, &ptr, idx, seq);
+			place_give_back(a, &ptr, idx, journal.seq - 1);
 	}
 	return 0;
 }

@@ -43,14 +43,20 @@ void node_pool_destroy(struct node_pool *p)
 	mutex_destroy(&p->lock);
 }
 
+static uint16_t node_target(const struct allocator *a)
+{
+	const uint64_t *options = a->super->options;
+
+	return (uint16_t)(options[OPT_METADATA_TARGET] ? options[OPT_METADATA_TARGET] : options[OPT_FOREGROUND_TARGET]);
+}
+
 static int slot_get(struct allocator *a, enum watermark watermark, struct alloc_extent *slot)
 {
 	const uint64_t *options = a->super->options;
 	struct alloc_request req = {
 		.data_type = DATA_BTREE,
 		.watermark = watermark,
-		.target = (uint16_t)(options[OPT_METADATA_TARGET] ? options[OPT_METADATA_TARGET]
-								  : options[OPT_FOREGROUND_TARGET]),
+		.target = node_target(a),
 		.replicas = (unsigned)max(options[OPT_METADATA_REPLICAS], (uint64_t)1),
 		.replicas_required = (unsigned)max(options[OPT_METADATA_REPLICAS_REQUIRED], (uint64_t)1),
 	};
@@ -73,11 +79,19 @@ static bool holes_are_kept(const struct allocator *a)
 	return are_kept;
 }
 
-/* Are there so few buckets that users get hardly any? */
-static bool buckets_are_low(struct allocator *a)
+/* Devices that nodes go to: those of the target, if they are enough. */
+static uint64_t node_devs(const struct allocator *a)
 {
-	uint64_t devs = write_point_devs(a, DATA_BTREE);
+	uint64_t all = write_point_devs(a, DATA_BTREE), wanted = all & target_devs(a, node_target(a)), durability = 0;
 
+	for (unsigned dev = 0; dev < a->dev_nr; dev++)
+		durability += wanted >> dev & 1 ? a->devs[dev].durability : 0u;
+	return durability >= max(a->super->options[OPT_METADATA_REPLICAS], (uint64_t)1) ? wanted : all;
+}
+
+/* Are there so few buckets that users get hardly any? */
+static bool buckets_are_low(struct allocator *a, uint64_t devs)
+{
 	for (unsigned dev = 0; dev < a->dev_nr; dev++)
 		if (devs >> dev & 1 &&
 		    open_buckets_available(a, dev, WATERMARK_NORMAL) < a->devs[dev].bucket_nr >> LOW_SHIFT)
@@ -86,9 +100,8 @@ static bool buckets_are_low(struct allocator *a)
 }
 
 /* Some are left to those on whom others wait. */
-static bool may_take_holes(struct allocator *a, enum watermark watermark)
+static bool may_take_holes(struct allocator *a, uint64_t devs, enum watermark watermark)
 {
-	uint64_t devs = write_point_devs(a, DATA_BTREE);
 	bool may = holes_are_kept(a);
 
 	for (unsigned dev = 0; dev < a->dev_nr && watermark < WATERMARK_BTREE_COPYGC; dev++)
@@ -102,16 +115,17 @@ static bool may_take_holes(struct allocator *a, enum watermark watermark)
  */
 static int slot_find(struct allocator *a, enum watermark watermark, struct alloc_extent *slot)
 {
-	bool may_take = may_take_holes(a, watermark);
-	uint64_t waiting_seq = 0;
-	int err = may_take && buckets_are_low(a) ? node_holes_slot(a, watermark, slot, &waiting_seq) : -EAGAIN;
+	uint64_t devs = node_devs(a), all = write_point_devs(a, DATA_BTREE), waiting_seq = 0;
+	bool may_take = may_take_holes(a, devs, watermark);
+	int err = may_take && buckets_are_low(a, devs) ? node_holes_slot(a, devs, watermark, slot, &waiting_seq)
+						       : -EAGAIN;
 
 	if (err)
 		err = slot_get(a, watermark, slot);
 	if (err == -EAGAIN && may_take)
-		err = node_holes_slot(a, watermark, slot, &waiting_seq);
+		err = node_holes_slot(a, all, watermark, slot, &waiting_seq);
 	if (err == -EAGAIN && waiting_seq && a->journal && !journal_flush_seq(a->journal, waiting_seq))
-		err = node_holes_slot(a, watermark, slot, &waiting_seq);
+		err = node_holes_slot(a, all, watermark, slot, &waiting_seq);
 	return err;
 }
 
