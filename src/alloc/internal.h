@@ -217,6 +217,8 @@ void alloc_txn_holes_drop(struct allocator *a, struct alloc_txn *t, unsigned dev
 void alloc_txn_holes_commit(struct allocator *a, struct alloc_txn *t, uint64_t seq);
 /* The bucket is empty, or has another life. open_buckets.lock is held. */
 void node_holes_forget(struct allocator *a, unsigned dev, uint64_t bucket);
+/* A bucket is closed: its rest are holes. open_buckets.lock is held. */
+void node_holes_add_rest(struct allocator *a, const struct open_bucket *b);
 /*
  * Room for a node on some of @all, as far as possible in holes. 0 or -EAGAIN; then *@waiting_seq, if not 0, is what
  * must be durable before there is more.

@@ -130,6 +130,17 @@ static void place_give_back(struct allocator *a, const struct extent_ptr *ptr, u
 	mutex_unlock(&a->open.lock);
 }
 
+void node_holes_add_rest(struct allocator *a, const struct open_bucket *b)
+{
+	uint32_t node = a->super->kctx.node_sectors;
+	uint64_t end = (b->bucket + 1) * a->devs[b->dev].bucket_sectors;
+
+	if (b->data_type != DATA_BTREE || b->was_emptied || b->is_free_on_disk || !node_holes_are_kept(a, b->dev))
+		return;
+	for (uint32_t left = b->sectors_free; left >= node; left -= node)
+		hole_add(a, &(struct node_hole){ .sector = end - left, .dev = b->dev, .gen = b->gen });
+}
+
 /* --- taking them --- */
 
 static unsigned holes_in_bucket(const struct allocator *a, unsigned dev, uint64_t bucket)

@@ -22,7 +22,7 @@ struct btree_node_reserve {
 	struct alloc_extent slots[];
 };
 
-enum { RETRY_NS = 100000000, GAINLESS_NS = 1000000000, LOW_SHIFT = 5 };
+enum { RETRY_NS = 100000000, GAINLESS_NS = 1000000000, SCAN_NS = 1000000000, LOW_SHIFT = 5 };
 
 void node_pool_init(struct node_pool *p)
 {
@@ -209,8 +209,7 @@ static void pool_refill(void *arg)
 {
 	struct allocator *a = arg;
 	struct node_pool *p = &a->nodes;
-	uint64_t retry_ns = 0;
-	bool has_scanned = false;
+	uint64_t retry_ns = 0, scan_ns = 0;
 
 	mutex_lock(&p->lock);
 	while (!p->is_stopping) {
@@ -233,8 +232,9 @@ static void pool_refill(void *arg)
 			pool_put(a, &slot, pool_max(a));
 		} else {
 			retry_ns = clock_monotonic_ns() + RETRY_NS;
-			if (!has_scanned)
-				has_scanned = !node_holes_scan(a);
+			/* Not all that are made are remembered. */
+			if (retry_ns >= scan_ns && !node_holes_scan(a))
+				scan_ns = clock_monotonic_ns() + SCAN_NS;
 		}
 		mutex_lock(&p->lock);
 	}

@@ -196,12 +196,14 @@ void open_bucket_get(struct allocator *a, uint16_t idx)
 }
 
 /* Drop a reference. Returns whether the bucket was closed. */
-static bool put_locked(struct open_buckets *o, uint16_t idx)
+static bool put_locked(struct allocator *a, uint16_t idx)
 {
+	struct open_buckets *o = &a->open;
 	struct open_bucket *b = &o->buckets[idx];
 
 	if (--b->refs)
 		return false;
+	node_holes_add_rest(a, b);
 	uint16_t *link = chain_of(o, b->dev, b->bucket);
 	while (*link != idx)
 		link = &o->buckets[*link].hash_next;
@@ -227,7 +229,7 @@ void open_bucket_put(struct allocator *a, uint16_t idx)
 	mutex_lock(&a->open.lock);
 	bool was_emptied = a->open.buckets[idx].was_emptied;
 	bool is_reopened = a->open.buckets[idx].is_reopened;
-	bool is_closed = put_locked(&a->open, idx);
+	bool is_closed = put_locked(a, idx);
 	mutex_unlock(&a->open.lock);
 	if (is_closed && (was_emptied || !is_reopened))
 		closed(a, was_emptied);
@@ -287,7 +289,7 @@ void open_buckets_drop_partial(struct allocator *a, unsigned data_type_kept, uin
 			continue;
 		b->is_partial = false;
 		o->partial_nr--;
-		if (!put_locked(o, i))
+		if (!put_locked(a, i))
 			continue;
 		has_closed = true;
 		was_emptied |= b->was_emptied;
