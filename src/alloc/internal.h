@@ -294,6 +294,11 @@ void node_pool_destroy(struct node_pool *p);
 int node_pool_start(struct allocator *a);
 /* Give up slots that aren't of use any more. */
 void node_pool_sift(struct allocator *a);
+/*
+ * Somebody finds no space for data: give up slots that aren't wanted just now. Their buckets are open, so they aren't
+ * free, and copygc doesn't empty them.
+ */
+void node_pool_yield(struct allocator *a);
 /* End the task and give up what is there; what comes back later isn't kept. */
 void node_pool_stop(struct allocator *a);
 

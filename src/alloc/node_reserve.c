@@ -257,6 +257,20 @@ void node_pool_sift(struct allocator *a)
 		pool_put(a, &slots[--nr], NODE_POOL_MAX); /* see slots_take() */
 }
 
+void node_pool_yield(struct allocator *a)
+{
+	struct node_pool *p = &a->nodes;
+	struct alloc_extent slots[NODE_POOL_MAX];
+	unsigned nr = 0;
+
+	mutex_lock(&p->lock);
+	while (p->nr > NODE_POOL_TARGET)
+		slots[nr++] = p->slots[--p->nr];
+	mutex_unlock(&p->lock);
+	while (nr)
+		node_slot_drop(a, &slots[--nr]);
+}
+
 int node_pool_start(struct allocator *a)
 {
 	a->nodes.is_stopping = false;

@@ -335,7 +335,7 @@ int allocator_extent_get(struct allocator *a, const struct alloc_request *req, u
 	/* A node is one piece; data is in blocks. */
 	uint32_t sectors_min =
 		req->data_type == DATA_BTREE ? sectors_max : max(req->sectors_min, a->super->kctx.block_sectors);
-	bool has_dropped = false;
+	bool has_dropped = false, has_yielded = false;
 
 	*e = (struct alloc_extent){ 0 };
 	for (;;) {
@@ -362,6 +362,12 @@ int allocator_extent_get(struct allocator *a, const struct alloc_request *req, u
 		/* Nor is what is left in buckets of another type of use, or too little for this one. (Nodes need it.)
 		 */
 		open_buckets_drop_partial(a, req->data_type, sectors_min);
+		/* Once: who wants nodes may take the same ones again, and give them back. */
+		if (!has_yielded && req->data_type != DATA_BTREE) {
+			node_pool_yield(a);
+			has_yielded = true;
+			continue;
+		}
 		if (!req->can_wait) {
 			discards_kick(a);
 			return -EAGAIN;

@@ -305,6 +305,37 @@ static void nodes_find_room_when_data_doesnt(void **state)
 	space_close(&s);
 }
 
+static unsigned places_at_hand(struct space *s)
+{
+	mutex_lock(&s->allocator->nodes.lock);
+	unsigned nr = s->allocator->nodes.nr;
+	mutex_unlock(&s->allocator->nodes.lock);
+	return nr;
+}
+
+/* What is at hand for nodes beyond what is wanted keeps buckets open. */
+static void places_for_nodes_are_given_up_for_data(void **state)
+{
+	struct space s;
+	struct alloc_extent e;
+	struct alloc_request req = request(1);
+	struct btree_node_reserve *reserve;
+	uint64_t at = 0;
+
+	space_open(&s, &(struct space_opts){ .dev_nr = 1, .dev_bytes = 24 * MIB });
+	assert_int_equal(allocator_node_reserve(s.allocator, 20, WATERMARK_NORMAL, &reserve), 0);
+	allocator_node_reserve_put(s.allocator, reserve);
+	assert_true(places_at_hand(&s) > NODE_POOL_TARGET);
+	while (!allocator_extent_get(s.allocator, &req, 256, &e)) {
+		put_at(&s, &e, at);
+		at += e.sectors;
+		allocator_extent_put(s.allocator, &e);
+	}
+	assert_true(places_at_hand(&s) <= NODE_POOL_TARGET);
+	space_check(&s);
+	space_close(&s);
+}
+
 static void reservations_bound_what_is_promised(void **state)
 {
 	struct space s;
@@ -879,6 +910,7 @@ int main(void)
 		cmocka_unit_test(nobody_waits_for_a_cache),
 		cmocka_unit_test(nobody_waits_for_space_once_nothing_is_written),
 		cmocka_unit_test(nodes_find_room_when_data_doesnt),
+		cmocka_unit_test(places_for_nodes_are_given_up_for_data),
 		cmocka_unit_test(reservations_bound_what_is_promised),
 		cmocka_unit_test(many_empty_buckets_become_free_in_few_transactions),
 		cmocka_unit_test(partial_buckets_with_too_little_left_are_closed),
