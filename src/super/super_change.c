@@ -164,6 +164,19 @@ int super_replicas_publish(struct super *s, const struct replicas_entry *e)
 	return 0;
 }
 
+/*
+ * Are so many of its devices marked as failed that the others don't hold what it stands for? (Those that don't exist
+ * are another matter.) The lock is held.
+ */
+static bool replicas_are_on_failed(const struct super *s, const struct replicas_entry *e)
+{
+	unsigned there = 0;
+
+	for (unsigned i = 0; i < e->nr_devs; i++)
+		there += e->devs[i] >= s->member_nr || super_member_state(s, e->devs[i]) != MEMBER_FAILED;
+	return there < max((unsigned)e->nr_required, 1u);
+}
+
 static int replicas_entry_mark(struct super *s, const struct replicas_entry *entry)
 {
 	if (replicas_are_published(s, entry))
@@ -174,7 +187,10 @@ static int replicas_entry_mark(struct super *s, const struct replicas_entry *ent
 		return err;
 	/* Who waited for the one that added the same entry finds it here, durable. */
 	bool is_new = !sb_replicas_has(s->sb, entry);
-	if (is_new && !is_mutant(MUTANT_REPLICAS_BEFORE_USE))
+	/* Written before the device failed, but only now to be pointed at: what it has got since then is lost. */
+	if (is_new && replicas_are_on_failed(s, entry))
+		err = -EIO;
+	else if (is_new && !is_mutant(MUTANT_REPLICAS_BEFORE_USE))
 		err = super_change_publish(s, sb_replicas_add(&s->write->master, entry));
 	if (!err && !replicas_are_published(s, entry))
 		err = super_replicas_publish(s, entry);

@@ -446,6 +446,31 @@ static void failed_member_drops_out_and_the_rest_goes_on(void **state)
 	disks_free(&d);
 }
 
+/* Data that was written before a device failed is to be pointed at after that. */
+static void nothing_new_is_only_on_failed_members(void **state)
+{
+	static const uint8_t both[] = { 0, 1 }, first[] = { 0 }, second[] = { 1 };
+	struct disks d;
+	struct super *s;
+
+	disks_init(&d, 2);
+	disks_open(&d, &s);
+	assert_int_equal(super_replicas_mark(s, 3, 1, first, 1), 0);
+	/* What is only there would be lost. */
+	assert_int_equal(super_member_fail(s, 0), -EROFS);
+	assert_int_equal(super_member_fail(s, 1), 0);
+	assert_int_equal(super_replicas_mark(s, 3, 1, second, 1), -EIO);
+	assert_int_equal(super_replicas_mark(s, 5, 2, both, 2), -EIO);
+	assert_int_equal(super_replicas_mark(s, 3, 1, both, 2), 0);
+	assert_int_equal(super_replicas_mark(s, 3, 1, first, 1), 0);
+	super_close(s);
+
+	disks_open(&d, &s);
+	assert_int_equal(super_replicas_mark(s, 3, 1, second, 1), -EIO);
+	super_close(s);
+	disks_free(&d);
+}
+
 static void update_fails_for_good_when_too_little_was_written(void **state)
 {
 	static const uint8_t second[] = { 1 };
@@ -570,7 +595,9 @@ static void power_cuts_leave_the_old_or_the_new_state(void **state)
 						 0);
 		}
 
-		replay(&r, (unsigned)rng_below(&rng, r.nr + 1), &rng);
+		/* Before the first write, behind the last, and in between. */
+		unsigned done = round == 0 ? 0 : round == 1 ? r.nr : (unsigned)rng_below(&rng, r.nr + 1);
+		replay(&r, done, &rng);
 		assert_int_equal(disks_open_with(&d, (struct super_open_opts){ 0 }, ~0u, &s), 0);
 		assert_true(super_member_online(s, 0) && super_member_online(s, 1));
 		uint64_t seq = le64_get(s->sb->seq);
@@ -944,6 +971,7 @@ int main(void)
 		cmocka_unit_test(journal_buckets_are_validated),
 		cmocka_unit_test(full_superblock_refuses_and_goes_on),
 		cmocka_unit_test(failed_member_drops_out_and_the_rest_goes_on),
+		cmocka_unit_test(nothing_new_is_only_on_failed_members),
 		cmocka_unit_test(update_fails_for_good_when_too_little_was_written),
 		cmocka_unit_test(failure_between_copies_leaves_a_whole_one),
 		cmocka_unit_test(power_cuts_leave_the_old_or_the_new_state),
