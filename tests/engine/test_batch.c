@@ -330,19 +330,63 @@ static void what_has_no_space_says_so(void **state)
 	free(objects);
 }
 
-/* Attributes, options and longer names need space as much as files; what gives some back must do without. */
+/* What grows: attributes, options and longer names as much as files. */
+enum { GROW_FILE, GROW_ATTRIBUTE, GROW_ACL, GROW_OPTION, GROW_NAME, GROW_NR };
+
+static const char short_name[] = "f", long_name[] = "a name that is longer than that";
+
+static int grow(struct world *w, struct kiln_node node, unsigned what, unsigned try)
+{
+	/* user::rw-, user 1: r--, group::r--, mask::r--, other::r-- */
+	static const uint8_t acl[] = {
+		2, 0, 0,    0,	  1,	0,    6,    0, 0xff, 0xff, 0xff, 0xff, 2,    0,	   4,
+		0, 1, 0,    0,	  0,	4,    0,    4, 0,    0xff, 0xff, 0xff, 0xff, 0x10, 0,
+		4, 0, 0xff, 0xff, 0xff, 0xff, 0x20, 0, 4,    0,	   0xff, 0xff, 0xff, 0xff,
+	};
+	struct kiln_create attr = { .mode = S_IFREG | 0644 };
+	struct kiln_node root = kiln_root(w->fs);
+	char name[32];
+	int err;
+
+	switch (what) {
+	case GROW_FILE:
+		snprintf(name, sizeof(name), "new %u", try);
+		return kiln_create(w->fs, root, name, strlen(name), &attr, NULL);
+	case GROW_ATTRIBUTE: return kiln_setxattr(w->fs, node, "user.more", "1", 1, 0);
+	case GROW_ACL: return kiln_setxattr(w->fs, node, "system.posix_acl_access", acl, sizeof(acl), 0);
+	case GROW_OPTION: return kiln_setxattr(w->fs, node, "bcachefs.compression", "zstd", 4, 0);
+	default:
+		err = kiln_rename(w->fs, root, short_name, strlen(short_name), root, long_name, strlen(long_name), 0);
+		if (!err)
+			assert_int_equal(kiln_rename(w->fs, root, long_name, strlen(long_name), root, short_name,
+						     strlen(short_name), 0),
+					 0);
+		return err;
+	}
+}
+
+/* To the last block. */
+static void fill_up(struct world *w, struct kiln_node filler, uint64_t *at)
+{
+	for (uint64_t step = 64 << 20; step >= 512;) {
+		int err = kiln_fallocate(w->fs, filler, 0, *at, step);
+
+		assert_true(!err || err == -ENOSPC);
+		if (err)
+			step /= 2;
+		else
+			*at += step;
+	}
+}
+
+/* And what gives some back must do without. */
 static void what_grows_is_refused_when_it_is_full(void **state)
 {
-	static const char short_name[] = "f", long_name[] = "a name that is longer than that",
-			  acl[] = "system.posix_acl_access";
-	/* user::rw-, user 1: r--, group::r--, mask::r--, other::r-- */
-	static const uint8_t acl_value[] = { 2,	   0,	 0,    0,    1,	   0,	 6,    0,    0xff, 0xff, 0xff,
-					     0xff, 2,	 0,    4,    0,	   1,	 0,    0,    0,	   4,	 0,
-					     4,	   0,	 0xff, 0xff, 0xff, 0xff, 0x10, 0,    4,	   0,	 0xff,
-					     0xff, 0xff, 0xff, 0x20, 0,	   4,	 0,    0xff, 0xff, 0xff, 0xff };
+	enum { TRIES_MAX = 1000 };
 	struct kiln_create attr = { .mode = S_IFREG | 0644 };
 	struct kiln_stat st, filler;
 	struct world w;
+	uint64_t at = 0;
 
 	(void)state;
 	world_open(&w, 48 << 20, NULL);
@@ -351,31 +395,26 @@ static void what_grows_is_refused_when_it_is_full(void **state)
 	assert_int_equal(kiln_setxattr(w.fs, st.node, "user.there", "1", 1, 0), 0);
 	assert_int_equal(kiln_setxattr(w.fs, st.node, "bcachefs.compression", "lz4", 3, 0), 0);
 	assert_int_equal(kiln_create(w.fs, root, "filler", 6, &attr, &filler), 0);
-	for (uint64_t at = 0, step = 64 << 20; step >= 512;) {
-		int err = kiln_fallocate(w.fs, filler.node, 0, at, step);
+	for (unsigned what = 0; what < GROW_NR; what++) {
+		unsigned try = 0;
+		int err;
 
-		assert_true(!err || err == -ENOSPC);
-		if (err)
-			step /= 2;
-		else
-			at += step;
+		/* Nodes that are written back free others, so there may be some again. */
+		do {
+			fill_up(&w, filler.node, &at);
+			err = grow(&w, st.node, what, try);
+		} while (!err && ++try < TRIES_MAX);
+		assert_int_equal(err, -ENOSPC);
 	}
-
-	assert_int_equal(kiln_create(w.fs, root, "g", 1, &attr, NULL), -ENOSPC);
-	assert_int_equal(kiln_setxattr(w.fs, st.node, "user.more", "1", 1, 0), -ENOSPC);
-	assert_int_equal(kiln_setxattr(w.fs, st.node, acl, acl_value, sizeof(acl_value), 0), -ENOSPC);
-	assert_int_equal(kiln_setxattr(w.fs, st.node, "bcachefs.compression", "zstd", 4, 0), -ENOSPC);
-	assert_int_equal(kiln_rename(w.fs, root, short_name, strlen(short_name), root, long_name, strlen(long_name), 0),
-			 -ENOSPC);
 	assert_int_equal(kiln_rename(w.fs, root, short_name, strlen(short_name), root, "h", 1, 0), 0);
 	assert_int_equal(kiln_removexattr(w.fs, st.node, "user.there"), 0);
 	assert_int_equal(kiln_removexattr(w.fs, st.node, "bcachefs.compression"), 0);
 	assert_int_equal(kiln_rename(w.fs, root, "h", 1, root, "filler", 6, 0), 0);
 	assert_int_equal(kiln_deletions_wait(w.fs), 0);
 
-	assert_int_equal(kiln_setxattr(w.fs, st.node, acl, acl_value, sizeof(acl_value), 0), 0);
-	assert_int_equal(kiln_setxattr(w.fs, st.node, "bcachefs.compression", "zstd", 4, 0), 0);
-	assert_int_equal(kiln_rename(w.fs, root, "filler", 6, root, long_name, strlen(long_name), 0), 0);
+	assert_int_equal(kiln_rename(w.fs, root, "filler", 6, root, short_name, strlen(short_name), 0), 0);
+	for (unsigned what = 0; what < GROW_NR; what++)
+		assert_int_equal(grow(&w, st.node, what, TRIES_MAX), 0);
 	world_close(&w);
 }
 
