@@ -14,6 +14,7 @@
 
 #include <cmocka.h>
 
+#include "base/sanitizer.h"
 #include "base/sync.h"
 #include "base/util.h"
 #include "device/power.h"
@@ -195,6 +196,9 @@ static void a_filesystem_full_of_small_nodes_goes_on(void **state)
 static void so_does_one_of_two_copies(void **state)
 {
 	(void)state;
+	/* Room for nodes is waited for some seconds, which is not enough where all takes ten times as long. */
+	if (KILN_SANITIZED)
+		skip();
 	filled_and_emptied(2, 12);
 }
 
