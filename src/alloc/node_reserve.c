@@ -528,7 +528,7 @@ void allocator_node_room_wait(struct allocator *a, uint64_t nodes)
 
 int allocator_key_room(struct allocator *a)
 {
-	if (counters_sectors_available(a) < a->super->kctx.block_sectors)
+	if (!counters_sectors_available(a))
 		return -ENOSPC;
 	if (!holes_are_kept(a) || clock_monotonic_ns() >= atomic_load(&a->nodes.room_retry_ns))
 		return 0;
