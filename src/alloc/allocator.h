@@ -125,8 +125,8 @@ int disk_reservation_get(struct allocator *a, struct disk_reservation *r, uint64
 			 unsigned flags);
 void disk_reservation_put(struct allocator *a, struct disk_reservation *r); /* of both parts */
 /*
- * For what adds keys and takes no blocks: 0 while users may have any space; then -ENOSPC. What is left is for
- * nodes that write-back, deleting and moving make.
+ * For what adds keys and takes no blocks: 0 while users may have any space; then -ENOSPC. What is left is for nodes
+ * that write-back, deleting and moving make.
  */
 int allocator_key_room(struct allocator *a);
 

@@ -267,6 +267,8 @@ uint64_t write_point_devs(const struct allocator *a, unsigned data_type);
 void write_point_stripe(uint64_t next[ALLOC_DEVS_MAX], unsigned dev, uint64_t available);
 /* Devices of a target, one bit each; all for 0 and for targets that don't exist. */
 uint64_t target_devs(const struct allocator *a, unsigned target);
+/* Of all @devs together. */
+unsigned devs_durability(const struct allocator *a, uint64_t devs);
 
 /* --- node_reserve.c --- */
 

@@ -284,11 +284,8 @@ int node_holes_slot(struct allocator *a, uint64_t all, enum watermark watermark,
 
 	*slot = (struct alloc_extent){ .sectors = a->super->kctx.node_sectors };
 	*waiting_seq = 0;
-	for (unsigned dev = 0; dev < a->dev_nr; dev++)
-		durability += devs >> dev & 1 ? a->devs[dev].durability : 0u;
-	if (is_short && durability < replicas)
+	if (is_short && devs_durability(a, devs) < replicas)
 		return -EAGAIN; /* without taking some and giving them back */
-	durability = 0;
 	while (devs && durability < replicas && slot->ptr_nr < ALLOC_PTRS_MAX) {
 		unsigned dev = dev_with_most(a, devs, watermark), n = slot->ptr_nr;
 		uint64_t seq = 0;

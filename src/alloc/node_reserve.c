@@ -82,11 +82,10 @@ static bool holes_are_kept(const struct allocator *a)
 /* Devices that nodes go to: those of the target, if they are enough. */
 static uint64_t node_devs(const struct allocator *a)
 {
-	uint64_t all = write_point_devs(a, DATA_BTREE), wanted = all & target_devs(a, node_target(a)), durability = 0;
+	uint64_t all = write_point_devs(a, DATA_BTREE), wanted = all & target_devs(a, node_target(a));
+	uint64_t replicas = max(a->super->options[OPT_METADATA_REPLICAS], (uint64_t)1);
 
-	for (unsigned dev = 0; dev < a->dev_nr; dev++)
-		durability += wanted >> dev & 1 ? a->devs[dev].durability : 0u;
-	return durability >= max(a->super->options[OPT_METADATA_REPLICAS], (uint64_t)1) ? wanted : all;
+	return devs_durability(a, wanted) >= replicas ? wanted : all;
 }
 
 /* Are there so few buckets that users get hardly any? */

@@ -89,13 +89,19 @@ uint64_t allocator_target_devs(const struct allocator *a, uint16_t target)
 	return devs != UINT64_MAX && devs & devs_writable(a, DATA_USER) ? devs : 0;
 }
 
-int allocator_device_leave(struct allocator *a, unsigned dev)
+unsigned devs_durability(const struct allocator *a, uint64_t devs)
 {
-	uint64_t devs = devs_writable(a, DATA_BTREE) & ~(1ull << dev);
 	unsigned durability = 0;
 
-	for (unsigned i = 0; i < a->dev_nr; i++)
-		durability += devs >> i & 1 ? a->devs[i].durability : 0u;
+	for (unsigned dev = 0; dev < a->dev_nr; dev++)
+		durability += devs >> dev & 1 ? a->devs[dev].durability : 0u;
+	return durability;
+}
+
+int allocator_device_leave(struct allocator *a, unsigned dev)
+{
+	unsigned durability = devs_durability(a, devs_writable(a, DATA_BTREE) & ~(1ull << dev));
+
 	if (durability < max(a->super->options[OPT_METADATA_REPLICAS_REQUIRED], (uint64_t)1))
 		return -EROFS;
 	atomic_store(&a->devs[dev].is_writable, false);

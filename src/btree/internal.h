@@ -407,7 +407,7 @@ struct btree_txn {
 	size_t update_nr, update_max;
 	struct txn_read *reads;
 	size_t read_nr, read_max;
-	struct txn_get gets[TXN_GETS_NR]; /* the last ones, get_nr % TXN_GETS_NR being the next */
+	struct txn_get *gets; /* TXN_GETS_NR of them, the last ones: get_nr % TXN_GETS_NR is the next */
 	size_t get_nr;
 	struct txn_leaf *leaves; /* during commit, in lock order */
 	size_t leaf_nr, leaf_max, locked_nr;

@@ -200,6 +200,19 @@ void txn_iter_open_level(struct btree_iter *it, struct btree_txn *txn, unsigned 
 	it->txn = txn;
 }
 
+/* What the iterator finds up to @end, copied. */
+static int txn_peek(struct btree_txn *txn, struct btree_iter *it, struct bpos end, struct bkey_ref *k)
+{
+	it->end = end;
+	int found = btree_iter_peek(it, k);
+
+	btree_iter_close(it);
+	if (found <= 0)
+		return found;
+	k->value = value_copy(txn, &k->k, k->value);
+	return k->value ? 1 : -ENOMEM;
+}
+
 /* What is at a place below the transaction's own puts, copied: 1, 0 or an error. */
 static int txn_get_below(struct btree_txn *txn, unsigned btree_id, unsigned level, struct bpos pos, bool is_visible,
 			 struct bkey_ref *k)
@@ -222,11 +235,7 @@ static int txn_get_below(struct btree_txn *txn, unsigned btree_id, unsigned leve
 		txn_iter_open_level(&it, txn, btree_id, level, pos);
 	}
 	it.is_below_puts = true;
-	it.end = pos;
-	int found = btree_iter_peek(&it, k);
-	btree_iter_close(&it);
-	if (found > 0 && !(k->value = value_copy(txn, &k->k, k->value)))
-		found = -ENOMEM;
+	int found = txn_peek(txn, &it, pos, k);
 	if (found < 0)
 		return found;
 	txn->gets[txn->get_nr++ % TXN_GETS_NR] = (struct txn_get){ btree_id, level, pos, is_visible, found, *k };
@@ -239,12 +248,7 @@ static int txn_get_visible(struct btree_txn *txn, unsigned btree_id, struct bpos
 	struct btree_iter it;
 
 	btree_txn_iter_open(&it, txn, btree_id, pos, 0, pos.snapshot);
-	it.end = pos;
-	int found = btree_iter_peek(&it, k);
-	btree_iter_close(&it);
-	if (found > 0 && !(k->value = value_copy(txn, &k->k, k->value)))
-		found = -ENOMEM;
-	return found;
+	return txn_peek(txn, &it, pos, k);
 }
 
 int btree_txn_get(struct btree_txn *txn, unsigned btree_id, struct bpos pos, unsigned flags, struct bkey_ref *k)
@@ -595,7 +599,8 @@ static bool batch_halve(struct btree_txn *txn)
 
 int btree_txn_run(struct btrees *trees, const struct btree_commit_opts *opts, btree_txn_fn fn, void *ctx)
 {
-	struct btree_txn txn = { .trees = trees, .opts = opts };
+	struct txn_get gets[TXN_GETS_NR];
+	struct btree_txn txn = { .trees = trees, .opts = opts, .gets = gets };
 	struct write_state *w = trees->write;
 	int err;
 

@@ -181,6 +181,8 @@ void journal_fail(struct journal *j, int err);
 
 /* --- journal_space.c --- */
 
+/* Copies without which an entry isn't durable, counted by durability of devices. */
+unsigned journal_replicas_required(const struct journal *j);
 int journal_rings_init(struct journal *j, const struct journal_state *state);
 void journal_rings_free(struct journal *j);
 /* Free what entries below last_seq_ondisk took; watermark and is_space_low follow. Lock held. */

@@ -182,8 +182,7 @@ static void ring_find_place(struct journal *j, struct journal_ring *r, const str
 		end = (uint32_t)round_up_u64(end, block);
 		r->cur_idx = l->ring_idx;
 		if (!l->is_csum_good) /* its length can't be trusted: else leave the rest of its bucket */
-			end = is_worthless(j, newest, l) ? (uint32_t)round_up_u64(l->offset_sectors, block)
-							 : r->bucket_sectors;
+			end = is_worthless(j, newest, l) ? l->offset_sectors : r->bucket_sectors;
 		r->sectors_free = end < r->bucket_sectors ? r->bucket_sectors - end : 0;
 	}
 	if (!seq) {
@@ -266,7 +265,7 @@ static bool ring_is_in_target(const struct journal *j, const struct journal_ring
 	return has_label;
 }
 
-static unsigned replicas_required(const struct journal *j)
+unsigned journal_replicas_required(const struct journal *j)
 {
 	return max((unsigned)j->super->options[OPT_METADATA_REPLICAS_REQUIRED], 1u);
 }
@@ -275,7 +274,7 @@ static unsigned replicas_wanted(const struct journal *j)
 {
 	unsigned wanted = min((unsigned)j->super->options[OPT_METADATA_REPLICAS], (unsigned)JOURNAL_COPIES_MAX);
 
-	return max(wanted, replicas_required(j));
+	return max(wanted, journal_replicas_required(j));
 }
 
 /* --- space --- */
@@ -483,7 +482,7 @@ static struct journal_ring *place_find(struct journal *j, uint64_t last_seq, uin
 int journal_space_place(struct journal *j, uint64_t seq, uint64_t last_seq, uint32_t sectors,
 			struct journal_place *places, unsigned *place_nr)
 {
-	unsigned required = replicas_required(j), wanted = replicas_wanted(j), durability = 0;
+	unsigned required = journal_replicas_required(j), wanted = replicas_wanted(j), durability = 0;
 
 	*place_nr = 0;
 	j->seq_unplaced = seq + 1;

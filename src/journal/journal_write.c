@@ -112,11 +112,6 @@ static void header_complete(struct journal *j, struct journal_buf *buf, unsigned
 
 /* --- writing --- */
 
-static unsigned replicas_required(const struct journal *j)
-{
-	return max((unsigned)j->super->options[OPT_METADATA_REPLICAS_REQUIRED], 1u);
-}
-
 static void report_device(const struct journal *j, unsigned dev, enum report_level level, int err, const char *expected,
 			  const char *advice)
 {
@@ -202,7 +197,7 @@ static int places_keep_usable(struct journal *j, struct journal_place *places, u
 		}
 	mutex_unlock(&j->lock);
 	*place_nr = kept;
-	return durability >= replicas_required(j) ? 0 : -EIO;
+	return durability >= journal_replicas_required(j) ? 0 : -EIO;
 }
 
 /* Drop the places whose I/O failed. 0 if enough copies are left. */
