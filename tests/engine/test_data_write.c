@@ -838,17 +838,25 @@ static void promised_space_is_kept_for_who_has_it(void **state)
 	world_close(&w, true);
 }
 
+/* No block is free, two of a file are shared, and another has all the rest promised. */
+static void world_open_full(struct world *w, struct file **promised, struct file **shared)
+{
+	world_open(w, 9, 1, "block_size=4k", 4096);
+	*promised = &w->files[0];
+	*shared = &w->files[1];
+	op_write(w, *shared, 0, 8192);
+	op_copy(w, *shared, 0, *shared, 1 << 20, 8192);
+	assert_true(promise_all(w, *promised) > 128 << 20);
+}
+
 /* Zeroing part of a block that is shared takes a new one: where there is none, that a hole was copied isn't claimed. */
 static void a_hole_is_not_copied_where_there_is_no_space(void **state)
 {
 	struct world w;
 	uint64_t seq = 0;
 
-	world_open(&w, 9, 1, "block_size=4k", 4096);
-	struct file *promised = &w.files[0], *shared = &w.files[1];
-	op_write(&w, shared, 0, 8192);
-	op_copy(&w, shared, 0, shared, 1 << 20, 8192);
-	assert_true(promise_all(&w, promised) > 128 << 20);
+	struct file *promised, *shared;
+	world_open_full(&w, &promised, &shared);
 	struct data_write_target from = target_of(promised), to = target_of(shared);
 	assert_int_equal(data_copy_range(w.fs->data, &from, 0, &to, 0, 150, 0, NULL, &seq), -ENOSPC);
 	file_check(&w, shared);
@@ -861,11 +869,8 @@ static void what_is_not_zeroed_for_want_of_space_is_an_error(void **state)
 	struct world w;
 	uint64_t seq = 0;
 
-	world_open(&w, 9, 1, "block_size=4k", 4096);
-	struct file *promised = &w.files[0], *shared = &w.files[1];
-	op_write(&w, shared, 0, 8192);
-	op_copy(&w, shared, 0, shared, 1 << 20, 8192);
-	assert_true(promise_all(&w, promised) > 128 << 20);
+	struct file *promised, *shared;
+	world_open_full(&w, &promised, &shared);
 	struct data_write_target file = target_of(shared);
 	assert_int_equal(
 		data_allocate(w.fs->data, &file, 0, 5, DATA_ALLOCATE_ZERO | DATA_ALLOCATE_KEEP_SIZE, NULL, &seq),

@@ -601,6 +601,18 @@ static void pin_asked(struct journal *j, struct journal_pin *pin, uint64_t seq)
 		journal_pin_drop(j, pin);
 }
 
+/* Pin the entry that comes next. Its seq. */
+static uint64_t pin_next(struct fs *fs, struct one_pin *pin)
+{
+	struct journal_res res;
+
+	assert_int_equal(journal_res_get(fs->j, &res, 10, WATERMARK_NORMAL, 0), 0);
+	uint64_t seq = res.seq;
+	journal_pin_add(fs->j, &pin->pin, seq, pin_asked);
+	journal_res_put(fs->j, &res);
+	return seq;
+}
+
 /* Commit until there is no room. Returns how often. */
 static unsigned fill(struct fs *fs, enum watermark watermark, unsigned u64s)
 {
@@ -636,14 +648,11 @@ static void a_full_ring_waits_for_pins_and_goes_on(void)
 		struct fs *fs = malloc(sizeof(*fs));
 		struct one_pin pin = { .fs = fs };
 		struct journal_usage usage;
-		struct journal_res res;
 		bool is_dropped_by_reclaim = i >= ARRAY_NR(shapes);
 
 		fs_make(fs, &shapes[i % ARRAY_NR(shapes)]);
 		assert_int_equal(fs_start(fs), 0);
-		assert_int_equal(journal_res_get(fs->j, &res, 10, WATERMARK_NORMAL, 0), 0);
-		journal_pin_add(fs->j, &pin.pin, res.seq, pin_asked);
-		journal_res_put(fs->j, &res);
+		pin_next(fs, &pin);
 		unsigned normal = fill(fs, WATERMARK_NORMAL, 1000);
 		journal_usage(fs->j, &usage);
 		assert_true(usage.is_space_low);
@@ -691,13 +700,10 @@ static void copies_are_not_left_out_for_a_full_ring(void)
 		struct fs *fs = malloc(sizeof(*fs));
 		struct one_pin pin = { .fs = fs };
 		struct journal_usage usage;
-		struct journal_res res;
 
 		fs_make(fs, &cases[i].opts);
 		assert_int_equal(fs_start(fs), 0);
-		assert_int_equal(journal_res_get(fs->j, &res, 10, WATERMARK_NORMAL, 0), 0);
-		journal_pin_add(fs->j, &pin.pin, res.seq, pin_asked);
-		journal_res_put(fs->j, &res);
+		pin_next(fs, &pin);
 		unsigned normal = fill(fs, WATERMARK_NORMAL, 1000), reclaim = fill(fs, WATERMARK_RECLAIM, 1000);
 		assert_true(normal && reclaim);
 		journal_usage(fs->j, &usage);
@@ -757,15 +763,11 @@ static void what_was_torn_in_the_last_bucket_takes_no_space(void)
 	for (unsigned i = 0; i < ARRAY_NR(cases); i++) {
 		struct fs *fs = malloc(sizeof(*fs));
 		struct one_pin pin = { .fs = fs };
-		struct journal_res res;
 		uint64_t seq;
 
 		fs_make(fs, &cases[i]);
 		assert_int_equal(fs_start(fs), 0);
-		assert_int_equal(journal_res_get(fs->j, &res, 10, WATERMARK_NORMAL, 0), 0);
-		uint64_t pinned = res.seq;
-		journal_pin_add(fs->j, &pin.pin, res.seq, pin_asked);
-		journal_res_put(fs->j, &res);
+		uint64_t pinned = pin_next(fs, &pin);
 		fill(fs, WATERMARK_RECLAIM, 1000);
 		assert_int_equal(journal_flush(fs->j), 0);
 		fs_read_again(fs, true);
@@ -791,15 +793,11 @@ static void a_full_ring_can_be_started(void)
 {
 	struct fs *fs = malloc(sizeof(*fs));
 	struct one_pin pin = { .fs = fs };
-	struct journal_res res;
 	uint64_t seq;
 
 	fs_make(fs, &(struct fs_opts){ .dev_nr = 1 });
 	assert_int_equal(fs_start(fs), 0);
-	assert_int_equal(journal_res_get(fs->j, &res, 10, WATERMARK_NORMAL, 0), 0);
-	uint64_t pinned = res.seq;
-	journal_pin_add(fs->j, &pin.pin, res.seq, pin_asked);
-	journal_res_put(fs->j, &res);
+	uint64_t pinned = pin_next(fs, &pin);
 	fill(fs, WATERMARK_RECLAIM, 1000);
 	assert_int_equal(journal_flush(fs->j), 0);
 	fs_read_again(fs, false);
