@@ -4,8 +4,8 @@
  * Locks, in this order; none is held while waiting for a transaction or a device but write_point.lock, which is held
  * while freespace is read:
  *
- *	write_point.lock  >  open_buckets.lock  >  counters.lock
- *	node_pool.lock, discards.lock, gc_gens.lock, quotas.lock, key_versions.lock, read_times.lock: none under them
+ *	write_point.lock  >  node_pool.lock  >  open_buckets.lock  >  counters.lock
+ *	discards.lock, gc_gens.lock, quotas.lock, key_versions.lock, read_times.lock: none under them
  *
  * All but write_point.lock, node_pool.lock, key_versions.lock and read_times.lock are also taken by commits, which
  * hold node locks: short, and last of all.

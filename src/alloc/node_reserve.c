@@ -27,7 +27,7 @@ enum { RETRY_NS = 100000000, GAINLESS_NS = 1000000000, SCAN_NS = 1000000000, LOW
 void node_pool_init(struct node_pool *p)
 {
 	memset(p, 0, sizeof(*p));
-	mutex_init(&p->lock);
+	mutex_init_ranked(&p->lock, LOCK_NODE_POOL);
 	waitq_init(&p->low);
 	atomic_init(&p->room, 0);
 	atomic_init(&p->is_room_old, true);
@@ -244,16 +244,22 @@ static void pool_refill(void *arg)
 void node_pool_sift(struct allocator *a)
 {
 	struct node_pool *p = &a->nodes;
-	struct alloc_extent slots[NODE_POOL_MAX];
+	struct alloc_extent useless[NODE_POOL_MAX];
+	unsigned useless_nr = 0, kept_nr = 0;
 
+	/* All that stays is there for who looks meanwhile. */
 	mutex_lock(&p->lock);
-	unsigned nr = p->nr;
-	memcpy(slots, p->slots, nr * sizeof(slots[0]));
-	p->nr = 0;
-	waitq_wake_one(&p->low);
+	for (unsigned i = 0; i < p->nr; i++)
+		if (slot_is_worth_keeping(a, &p->slots[i]))
+			p->slots[kept_nr++] = p->slots[i];
+		else
+			useless[useless_nr++] = p->slots[i];
+	p->nr = kept_nr;
+	if (useless_nr)
+		waitq_wake_one(&p->low);
 	mutex_unlock(&p->lock);
-	while (nr)
-		pool_put(a, &slots[--nr], NODE_POOL_MAX); /* see slots_take() */
+	while (useless_nr)
+		node_slot_drop(a, &useless[--useless_nr]);
 }
 
 void node_pool_yield(struct allocator *a)

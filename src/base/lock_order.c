@@ -36,6 +36,7 @@ static const char *const rank_names[LOCK_RANK_NR] = {
 	[LOCK_WRITE_POINT] = "write point",
 	[LOCK_NODES] = "SIX",
 	[LOCK_PIN_FLUSH] = "flushing of pins",
+	[LOCK_NODE_POOL] = "node pool",
 	[LOCK_OPEN_BUCKETS] = "open buckets",
 	[LOCK_WRITE_BUFFER] = "write buffer",
 	[LOCK_JOURNAL] = "journal",

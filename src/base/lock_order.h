@@ -34,6 +34,7 @@ enum lock_rank {
 	LOCK_WRITE_POINT,
 	LOCK_NODES,	/* SIX locks, which have an order of their own */
 	LOCK_PIN_FLUSH, /* not a mutex: held by the task that calls flush functions of journal pins */
+	LOCK_NODE_POOL,
 	LOCK_OPEN_BUCKETS,
 	LOCK_WRITE_BUFFER,
 	LOCK_JOURNAL,

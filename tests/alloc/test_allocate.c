@@ -320,6 +320,56 @@ static unsigned places_at_hand(struct space *s)
 	return nr;
 }
 
+static void sift_task(void *arg)
+{
+	struct space *s = arg;
+
+	for (unsigned i = 0; i < 10; i++)
+		node_pool_sift(s->allocator);
+}
+
+static void take_places_while_they_are_sifted(void *arg)
+{
+	enum { BACK = NODE_POOL_TARGET - NODE_POOL_RECLAIM };
+	struct btree_node_reserve *reserves[128], *reserve;
+	int *err = arg;
+	struct task *task;
+	struct space s;
+	unsigned nr = 0;
+
+	space_open(&s, &(struct space_opts){ .dev_nr = 1, .dev_bytes = 8 * MIB });
+	while (nr < ARRAY_NR(reserves) && !allocator_node_reserve(s.allocator, 1, WATERMARK_NORMAL, &reserves[nr]))
+		nr++;
+	assert_true(nr > BACK && nr < ARRAY_NR(reserves));
+	for (unsigned i = 0; i < BACK; i++)
+		allocator_node_reserve_put(s.allocator, reserves[--nr]);
+	assert_int_equal(task_start(&task, "sift", sift_task, &s), 0);
+	*err = 0;
+	for (unsigned i = 0; i < 10 && !*err; i++) {
+		*err = allocator_node_reserve(s.allocator, 1, WATERMARK_NORMAL, &reserve);
+		if (!*err)
+			allocator_node_reserve_put(s.allocator, reserve);
+	}
+	task_join(task);
+	while (nr)
+		allocator_node_reserve_put(s.allocator, reserves[--nr]);
+	space_close(&s);
+}
+
+/* There are no others: a device that is as small as it may be has hardly more. */
+static void places_at_hand_are_there_while_they_are_sifted(void **state)
+{
+	(void)state;
+	for (uint64_t seed = 1; seed <= 20; seed++) {
+		int err = -1;
+
+		assert_int_equal(fiber_sim_run(&(struct fiber_sim_opts){ .seed = seed },
+					       take_places_while_they_are_sifted, &err, NULL),
+				 0);
+		assert_int_equal(err, 0);
+	}
+}
+
 /* What is at hand for nodes beyond what is wanted keeps buckets open. */
 static void places_for_nodes_are_given_up_for_data(void **state)
 {
@@ -923,6 +973,7 @@ int main(void)
 		cmocka_unit_test(nobody_waits_for_a_cache),
 		cmocka_unit_test(nobody_waits_for_space_once_nothing_is_written),
 		cmocka_unit_test(nodes_find_room_when_data_doesnt),
+		cmocka_unit_test(places_at_hand_are_there_while_they_are_sifted),
 		cmocka_unit_test(places_for_nodes_are_given_up_for_data),
 		cmocka_unit_test(reservations_bound_what_is_promised),
 		cmocka_unit_test(many_empty_buckets_become_free_in_few_transactions),
