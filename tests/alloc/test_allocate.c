@@ -55,6 +55,23 @@ static void remove_at(struct space *s, uint64_t start, uint32_t sectors)
 	space_run(s, put_txn, &b, NULL);
 }
 
+/* Data from @at on until there is no space for more: what the last try said, and when it began. */
+static int fill(struct space *s, const struct alloc_request *req, uint64_t at, uint64_t *begun_ns)
+{
+	struct alloc_extent e;
+	int err;
+
+	for (;;) {
+		*begun_ns = clock_monotonic_ns();
+		err = allocator_extent_get(s->allocator, req, 256, &e);
+		if (err)
+			return err;
+		put_at(s, &e, at);
+		at += e.sectors;
+		allocator_extent_put(s->allocator, &e);
+	}
+}
+
 /* --- where --- */
 
 static void one_writers_data_lies_together(void **state)
@@ -162,22 +179,14 @@ static void targets_and_durability_decide(void **state)
 static void nobody_waits_for_a_cache(void **state)
 {
 	struct space s;
-	struct alloc_extent e;
 	struct alloc_request req = request(1);
-	uint64_t at = 0, begun_ns = clock_monotonic_ns();
-	int err;
+	uint64_t begun_ns;
 
 	space_open(&s, &(struct space_opts){
 			       .dev_nr = 2, .dev_bytes = 24 * MIB, .durability = { 1, 0 }, .is_durability_set = true });
 	req.target = TARGET_DEVICE_FIRST + 1;
 	req.can_wait = true;
-	while (!(err = allocator_extent_get(s.allocator, &req, 256, &e))) {
-		put_at(&s, &e, at);
-		at += e.sectors;
-		allocator_extent_put(s.allocator, &e);
-		begun_ns = clock_monotonic_ns();
-	}
-	assert_int_equal(err, -ENOSPC);
+	assert_int_equal(fill(&s, &req, 0, &begun_ns), -ENOSPC);
 	assert_true(clock_monotonic_ns() - begun_ns < 5000000000);
 	assert_true(counters_dev_buckets(&s.allocator->counters, 1, DATA_CACHED) > 0);
 	write_points_drop(s.allocator, false);
@@ -197,19 +206,12 @@ static void waiter_task(void *arg)
 	struct waiter *w = arg;
 	struct alloc_request req = request(1);
 	struct btree_node_reserve *reserve;
-	struct alloc_extent e;
-	uint64_t begun_ns = clock_monotonic_ns(), at = 1 << 20;
+	uint64_t begun_ns = clock_monotonic_ns();
 
 	req.can_wait = true;
-	if (w->is_for_nodes)
-		w->err = allocator_node_reserve(w->s->allocator, 60, WATERMARK_NORMAL, &reserve);
 	/* What the background still finds is used up, too. */
-	while (!w->is_for_nodes && !(w->err = allocator_extent_get(w->s->allocator, &req, 256, &e))) {
-		put_at(w->s, &e, at);
-		at += e.sectors;
-		allocator_extent_put(w->s->allocator, &e);
-		begun_ns = clock_monotonic_ns();
-	}
+	w->err = w->is_for_nodes ? allocator_node_reserve(w->s->allocator, 60, WATERMARK_NORMAL, &reserve)
+				 : fill(w->s, &req, 1 << 20, &begun_ns);
 	w->waited_ns = clock_monotonic_ns() - begun_ns;
 }
 
@@ -218,17 +220,12 @@ static void refuse_waiters(void *arg)
 	struct waiter *waiters = arg;
 	struct space s;
 	struct task *tasks[2];
-	struct alloc_extent e;
 	struct alloc_request req = request(1);
-	uint64_t at = 0;
+	uint64_t begun_ns;
 
 	space_open(&s, &(struct space_opts){ .dev_nr = 1, .dev_bytes = 24 * MIB });
 	req.can_wait = true;
-	while (!allocator_extent_get(s.allocator, &req, 256, &e)) {
-		put_at(&s, &e, at);
-		at += e.sectors;
-		allocator_extent_put(s.allocator, &e);
-	}
+	fill(&s, &req, 0, &begun_ns);
 	struct discards *d = &s.allocator->discards;
 	s.allocator->evacuation.has_mover = true; /* who never comes */
 	for (unsigned i = 0; i < ARRAY_NR(tasks); i++) {
@@ -277,17 +274,11 @@ static void nodes_find_room_when_data_doesnt(void **state)
 	struct alloc_extent e;
 	struct alloc_request req = request(1);
 	struct btree_node_reserve *reserve[64];
-	uint64_t at = 0;
+	uint64_t begun_ns;
 	unsigned nr = 0;
-	int err;
 
 	space_open(&s, &(struct space_opts){ .dev_nr = 1, .dev_bytes = 24 * MIB });
-	while (!(err = allocator_extent_get(s.allocator, &req, 256, &e))) {
-		put_at(&s, &e, at);
-		at += e.sectors;
-		allocator_extent_put(s.allocator, &e);
-	}
-	assert_int_equal(err, -EAGAIN); /* it can't wait */
+	assert_int_equal(fill(&s, &req, 0, &begun_ns), -EAGAIN); /* it can't wait */
 	req.can_wait = true;
 	assert_int_equal(allocator_extent_get(s.allocator, &req, 256, &e), -ENOSPC);
 	space_check(&s);
@@ -377,17 +368,13 @@ static void places_for_nodes_are_given_up_for_data(void **state)
 	struct alloc_extent e;
 	struct alloc_request req = request(1);
 	struct btree_node_reserve *reserve;
-	uint64_t at = 0;
+	uint64_t begun_ns;
 
 	space_open(&s, &(struct space_opts){ .dev_nr = 1, .dev_bytes = 24 * MIB });
 	assert_int_equal(allocator_node_reserve(s.allocator, 20, WATERMARK_NORMAL, &reserve), 0);
 	allocator_node_reserve_put(s.allocator, reserve);
 	assert_true(places_at_hand(&s) > NODE_POOL_TARGET);
-	while (!allocator_extent_get(s.allocator, &req, 256, &e)) {
-		put_at(&s, &e, at);
-		at += e.sectors;
-		allocator_extent_put(s.allocator, &e);
-	}
+	fill(&s, &req, 0, &begun_ns);
 	/* Write-back may have given some back since. */
 	for (unsigned tries = 0; tries < 100 && places_at_hand(&s) > NODE_POOL_TARGET; tries++)
 		if (!allocator_extent_get(s.allocator, &req, 256, &e))
