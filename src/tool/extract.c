@@ -232,7 +232,7 @@ static int directory_make(struct extract *x, struct item *o, bool *is_ours)
 
 	*is_ours = !mkdirat(o->dir_fd, name, 0700);
 	if (!*is_ours && errno == EEXIST) {
-		int fd = o->dir_is_ours || !x->o.overwrite ? -1 : openat(o->dir_fd, name, flags);
+		int fd = o->dir_is_ours ? -1 : openat(o->dir_fd, name, flags);
 		if (fd >= 0)
 			return fd;
 		int err = item_make_room(x, o);

@@ -60,7 +60,7 @@ struct extract_counts {
 };
 
 struct extract_options {
-	bool overwrite;		  /* replace what exists (never a directory), merge directories */
+	bool overwrite;		  /* replace what exists (never a directory); directories get the metadata, too */
 	bool is_root;		  /* owners, device nodes, set-id bits, trusted.* and security.* */
 	const volatile int *stop; /* becomes non-zero when to stop */
 	void *ctx;

@@ -33,9 +33,7 @@ int item_make_room(struct extract *x, struct item *o)
 		return -EEXIST;
 	}
 	if (!x->o.overwrite) {
-		extract_tell(x, path, EXTRACT_FAILED, -EEXIST,
-			     S_ISDIR(o->st.mode) ? "exists at the destination (--overwrite merges into it)"
-						 : "exists at the destination (--overwrite replaces it)");
+		extract_tell(x, path, EXTRACT_FAILED, -EEXIST, "exists at the destination (--overwrite replaces it)");
 		return -EEXIST;
 	}
 	if (!fstatat(o->dir_fd, item_name(o), &st, AT_SYMLINK_NOFOLLOW) && S_ISDIR(st.st_mode)) {

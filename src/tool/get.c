@@ -29,8 +29,8 @@ static const char usage[] =
 	"\n"
 	"  -r                      directories and everything below them\n"
 	"  -H                      follow PATHs that are symlinks (others are always copied as symlinks)\n"
-	"  --overwrite             replace files that exist in DEST, and merge into directories that do (never\n"
-	"                          through symlinks); these then get owner, mode and times too\n"
+	"  --overwrite             replace files that exist in DEST; directories that do are entered in any case\n"
+	"                          (never through symlinks), and with it get owner, mode and times too\n"
 	"  --progress              show progress even if standard error is no terminal\n"
 	"  --no-progress           don't show progress\n"
 	"  --json                  summary as JSON on standard output\n" TOOL_OPEN_USAGE;

@@ -341,12 +341,17 @@ static void what_exists_is_kept_unless_told_otherwise(void **state)
 	world_begin(w, false, false);
 	assert_int_equal(enter(w, 0, "", S_IFDIR | 0700), 0);
 	assert_int_equal(enter(w, 1, "file", S_IFREG | 0604), 0);
-	assert_int_equal(enter(w, 1, "dir", S_IFDIR | 0705), KILN_WALK_SKIP);
+	assert_int_equal(enter(w, 1, "dir", S_IFDIR | 0705), 0);
+	assert_int_equal(enter(w, 2, "new", S_IFREG | 0604), 0);
+	leave(w, 1);
+	assert_int_equal(enter(w, 1, "other", S_IFREG | 0604), 0);
 	leave(w, 0);
 	assert_int_equal(extract_finish(w->x), 0);
 	extract_end(w->x);
 	assert_int_equal(w->told[EXTRACT_FAILED], 2);
 	assert_true(exists(w, "dest/file", &st) && st.st_size == 4 && (st.st_mode & 07777) == 0640);
+	/* Directories are entered in any case. */
+	assert_true(exists(w, "dest/dir/new", &st) && st.st_size == 10 && (st.st_mode & 07777) == 0604);
 	assert_true(exists(w, "dest/dir", &st) && (st.st_mode & 07777) == 0711);
 	assert_true(exists(w, "dest", &st) && (st.st_mode & 07777) == 0755);
 

@@ -143,6 +143,13 @@ def what_exists_is_replaced_only_when_asked(work):
     assert "--overwrite" in p.text and open(mine).read() == "mine"
     kiln("get", "--overwrite", *image.args, "/text", out)
     assert open(mine, "rb").read() == kiln("cat", *image.args, "/text").stdout
+    # Directories are entered without that: what is missing there comes, of all else each is told.
+    os.unlink(mine)
+    kiln("get", "-r", *image.args, "/", out)
+    missing = next(e["path"] for e in image.files() if "/" in e["path"] and "\\" not in e["path"] and e["nlink"] == 1)
+    os.unlink(os.path.join(out, missing))
+    assert "text: exists at the destination (--overwrite" in kiln("get", "-r", *image.args, "/", out, status=FAILED).text
+    assert os.path.exists(os.path.join(out, missing))
     # A second time over a whole tree: nothing is lost, nothing left behind.
     kiln("get", "-r", "--overwrite", *image.args, "/", out)
     kiln("get", "-r", "--overwrite", *image.args, "/", out)
