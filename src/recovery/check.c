@@ -21,6 +21,8 @@ static const char *const advice_alloc =
 	"What tells how space is used can be rebuilt from the data; don't write to the filesystem before that.";
 static const char *const advice_files = "Copy what matters before anything is repaired.";
 static const char *const advice_nodes = "If there is another replica it serves; copy what matters.";
+static const char *const advice_size =
+	"Nothing is written to the filesystem before the device is as large again; copy what matters off it.";
 static const char *const advice_super = "A mount that writes renews it.";
 
 static const struct {
@@ -72,8 +74,10 @@ int check_passes_parse(const char *names, uint32_t *out)
 
 const struct check_pass *check_pass(unsigned i) { return i < ARRAY_NR(passes) ? &passes[i].pass : NULL; }
 
-static const char *pass_advice(const struct check_pass *pass)
+static const char *advice(const struct check_pass *pass, unsigned id)
 {
+	if (id == CHECK_device_too_small)
+		return advice_size;
 	switch (pass->id) {
 	case CHECK_PASS_SUPER: return advice_super;
 	case PASS_CHECK_TOPOLOGY:
@@ -128,7 +132,7 @@ static void report_va(struct check *c, unsigned id, const char *device, const ch
 					      .position = position,
 					      .expected = expected,
 					      .found = strbuf_text(&found),
-					      .advice = pass_advice(c->pass),
+					      .advice = advice(c->pass, id),
 				      });
 }
 

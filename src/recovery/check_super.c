@@ -46,6 +46,16 @@ static int check_copy(struct check *c, unsigned dev, uint64_t sector, void *buf,
 	return 0;
 }
 
+static int report_size(struct check *c, unsigned dev)
+{
+	const struct super_member *m = &c->super->members[dev];
+	char expected[CHECK_TEXT_BYTES];
+
+	snprintf(expected, sizeof(expected), "at least %llu bytes", (unsigned long long)super_member_bytes(m));
+	return check_report(c, CHECK_device_too_small, m->name, "device", "size", expected, "%llu bytes",
+			    (unsigned long long)m->dev->size_bytes);
+}
+
 static int check_device(struct check *c, unsigned dev)
 {
 	const struct super_member *m = &c->super->members[dev];
@@ -56,8 +66,15 @@ static int check_device(struct check *c, unsigned dev)
 
 	if (!buf)
 		return -ENOMEM;
-	for (unsigned i = 0; i < min((unsigned)layout->nr_superblocks, (unsigned)SB_LAYOUT_COPIES_MAX); i++)
-		check_copy(c, dev, le64_get(layout->sb_offset[i]), buf, bytes);
+	bool is_too_small = m->dev->size_bytes < super_member_bytes(m);
+	if (is_too_small)
+		report_size(c, dev);
+	for (unsigned i = 0; i < min((unsigned)layout->nr_superblocks, (unsigned)SB_LAYOUT_COPIES_MAX); i++) {
+		uint64_t sector = le64_get(layout->sb_offset[i]);
+
+		if (!is_too_small || sector <= (m->dev->size_bytes - min(bytes, m->dev->size_bytes)) >> SECTOR_SHIFT)
+			check_copy(c, dev, sector, buf, bytes);
+	}
 	int err = device_read(m->dev, 0, buf, START_BYTES);
 	const struct sb_layout_disk *stored =
 		(const struct sb_layout_disk *)((uint8_t *)buf + SB_LAYOUT_SECTOR * SECTOR_BYTES);

@@ -233,14 +233,20 @@ static void member_name_missing(struct super_member *m, const struct sb_disk *sb
 	strbuf_add(&name, m->m.exists ? "missing)" : "no such member)");
 }
 
+uint64_t super_member_bytes(const struct super_member *m)
+{
+	uint64_t bytes;
+
+	return __builtin_mul_overflow(m->m.nbuckets, (uint64_t)m->m.bucket_sectors << SECTOR_SHIFT, &bytes) ? UINT64_MAX
+													    : bytes;
+}
+
 /* A device that is shorter than its superblock says was cut off. What is left can be read, so it is. */
 static void member_check_size(const struct super *s, const struct super_member *m)
 {
-	uint64_t bytes;
+	uint64_t bytes = super_member_bytes(m);
 	char expected[64], found[64];
 
-	if (__builtin_mul_overflow(m->m.nbuckets, (uint64_t)m->m.bucket_sectors << SECTOR_SHIFT, &bytes))
-		bytes = UINT64_MAX;
 	if (m->dev->size_bytes >= bytes)
 		return;
 	snprintf(expected, sizeof(expected), "at least %" PRIu64 " bytes", bytes);

@@ -189,6 +189,8 @@ void super_checksum_error_count(struct super *s, unsigned dev);
 /* An inconsistency was found and not repaired: noted with the next update. Any context; no switch point. */
 void super_error_note(struct super *s, bool is_topology);
 
+/* What its device must hold at least: one that is smaller was cut off. */
+uint64_t super_member_bytes(const struct super_member *m);
 static inline bool super_member_online(const struct super *s, unsigned dev)
 {
 	return dev < s->member_nr && s->members[dev].dev;

@@ -559,7 +559,7 @@ static int member_write_open(struct super *s, unsigned i)
 
 	if (m->dev->is_readonly)
 		return write_refuse(s, -EROFS, m->name, "the device is read-only");
-	if (m->dev->size_bytes < m->m.nbuckets * m->m.bucket_sectors << SECTOR_SHIFT)
+	if (m->dev->size_bytes < super_member_bytes(m))
 		return write_refuse(s, -EROFS, m->name, "the device is smaller than what it should hold");
 	if (room % write_unit(m->dev) || room < sb_bytes(m->sb))
 		return write_refuse(s, -EROFS, m->name, "its superblocks have less room than a block of the device");

@@ -927,6 +927,7 @@ static void sb_copy(struct filesystem *f)
 }
 /* What is looked at is longer than such superblocks are. */
 static void sb_small(struct filesystem *f) { f->super->members[0].sb->layout.sb_max_size_bits = 1; }
+static void device_too_small(struct filesystem *f) { f->super->members[0].dev->size_bytes -= 4096; }
 /* The first copy in the second's place. */
 static void sb_copy_of_another(struct filesystem *f)
 {

@@ -52,7 +52,23 @@ def damaged(folder, name):
     return "damaged " + name, case
 
 
-cases = [("passes_are_listed", passes_are_listed)]
+def a_device_that_is_cut_off_is_told_as_such():
+    """And not that a mount would mend it, which doesn't write there; when it has its size again it does."""
+    with images.temporary() as work:
+        image = os.path.join(work, "image")
+        subprocess.run([KILN, "format", "-q", "--size=64M", image], check=True)
+        for size, wanted in ((40 << 20, "device_too_small"), (64 << 20, "sb_copy_bad"), (None, None)):
+            if size:
+                os.truncate(image, size)
+            p = subprocess.run([KILN, "check", image], capture_output=True, text=True)
+            assert p.returncode == (4 if wanted else 0) and (not wanted or "[%s]" % wanted in p.stderr), p.stderr
+            assert ("A mount that writes renews it" in p.stderr) == (wanted == "sb_copy_bad"), p.stderr
+            assert ("before the device is as large again" in p.stderr) == (wanted == "device_too_small"), p.stderr
+            status = subprocess.run([KILN, "touch", image, "file"], capture_output=True).returncode
+            assert status == (1 if wanted == "device_too_small" else 0)
+
+
+cases = [("a_device_that_is_cut_off_is_told_as_such", a_device_that_is_cut_off_is_told_as_such), ("passes_are_listed", passes_are_listed)]
 for folder in images.folders():
     cases += [good(folder, name) for name in images.names(folder)]
 cases += [damaged(folder, name) for folder in images.folders()[:1] for name in images.damaged_names(folder)]
