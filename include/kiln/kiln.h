@@ -433,7 +433,11 @@ struct kiln_setattr {
 	uint64_t size;
 	struct kiln_timespec atime, mtime, ctime, btime;
 };
-/* Change attributes, the size included (a larger one makes a hole). @st (may be NULL): what they are then. */
+/*
+ * Change attributes, the size included (a larger one makes a hole). @st (may be NULL): what they are then. Cutting a
+ * file inside of a block takes a new one: on a full filesystem -ENOSPC, with the file cut behind that block or not at
+ * all.
+ */
 KILN_API int kiln_setattr(kiln_fs *fs, struct kiln_node node, const struct kiln_setattr *attr, struct kiln_stat *st);
 /*
  * Bytes written: fewer than @len only when space ran out, or a device failed, on the way. -ENOSPC, -EIO, -EISDIR,
@@ -465,10 +469,17 @@ enum kiln_fallocate_flags {
  * change the size by @len. Offset and length are whole blocks, the offset (of what is taken out, the end as well) lies
  * before the end of the file: else -EINVAL. After a crash they are finished when the filesystem is opened for writing.
  *
- * -EOPNOTSUPP for other modes; -EINVAL @len 0; -ENOSPC: nothing has changed; -EFBIG; -EISDIR.
+ * -EOPNOTSUPP for other modes; -EINVAL @len 0; -ENOSPC: nothing has changed but, with ZERO_RANGE or PUNCH_HOLE, what
+ * kiln_punch() says; -EFBIG; -EISDIR.
  */
 KILN_API int kiln_fallocate(kiln_fs *fs, struct kiln_node node, unsigned mode, uint64_t offset, uint64_t len);
-/* Make a hole: what lies in the range reads as zeroes, its space is free. The size stays. */
+/*
+ * Make a hole: what lies in the range reads as zeroes, its space is free. The size stays.
+ *
+ * Of blocks at its ends that are part of the range only the bytes in it are zeroed, for which each takes a new block.
+ * On a full filesystem there may be none: -ENOSPC then, with none, or all, of the whole blocks gone already, and a part
+ * of a block at the first end maybe zeroed. Where the range is of whole blocks that can't be.
+ */
 KILN_API int kiln_punch(kiln_fs *fs, struct kiln_node node, uint64_t offset, uint64_t len);
 
 enum kiln_copy_flags { KILN_COPY_SHARE = 1 }; /* share it, or fail with -EINVAL */
