@@ -24,6 +24,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/util.h"
 #include "mount/loop.h"
 #include "mount/protocol.h"
@@ -178,11 +179,24 @@ static void write_back_cached(const char *mountpoint)
 	close(fd);
 }
 
+/* Whoever looks a path up, or at what others have open, holds a mount for a moment. That is no use of it. */
+static int unmount_unless_in_use(const char *mountpoint)
+{
+	enum { TRIES = 10, AGAIN_NS = 50 * 1000 * 1000 };
+	int err = unmount(mountpoint, false);
+
+	for (unsigned i = 1; i < TRIES && err == -EBUSY; i++) {
+		sleep_ns(AGAIN_NS);
+		err = unmount(mountpoint, false);
+	}
+	return err;
+}
+
 static void end_mount(void *arg)
 {
 	struct ending *e = arg;
 	const char *mountpoint = e->server->options->mountpoint;
-	int err = unmount(mountpoint, false);
+	int err = unmount_unless_in_use(mountpoint);
 
 	if (err == -EBUSY) {
 		fuse_log(FUSE_LOG_WARNING,

@@ -1280,6 +1280,16 @@ def signals_write_back_what_is_cached(to):
             assert read(fs.path(name)) == b"CACHED" + b"cached" * 999
 
 
+def a_mount_that_is_looked_at_for_a_moment_is_not_in_use(to):
+    with Filesystem(to) as fs:
+        fd = os.open(fs.directory, os.O_PATH)
+        fs.server.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        os.close(fd)
+        said = fs.ended()
+        assert not said, said
+
+
 # --- the server's surroundings ---
 
 
@@ -1532,6 +1542,7 @@ CASES = [
     failing_writes_and_flushes_end_in_readonly,
     a_device_that_fails_now_and_then_hangs_nobody,
     signals_write_back_what_is_cached,
+    a_mount_that_is_looked_at_for_a_moment_is_not_in_use,
 ]
 
 
