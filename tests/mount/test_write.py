@@ -1195,10 +1195,10 @@ def failing_writes_and_flushes_end_in_readonly(to):
         before = os.open(fs.path("before"), os.O_CREAT | os.O_RDWR)
         os.write(before, b"b" * 100000)
         os.fsync(before)
-        fs.fail(op)
         fd = os.open(fs.path("after"), os.O_CREAT | os.O_RDWR)
-        os.write(fd, b"a" * 100000)
+        fs.fail(op)
         try:
+            os.write(fd, b"a" * 100000)
             os.fsync(fd)
             raise AssertionError("fsync succeeded without a %s" % op)
         except OSError as e:
