@@ -186,10 +186,18 @@ def made_once(path, make):
 
 
 def cached(packed):
-    """The unpacked copy of an image that all tests share, made if need be. Only to be read."""
+    """The unpacked copy of an image that all tests share, made if need be. Nobody may write to it; that root did shows in its time."""
+    def make(path):
+        unpack_one(packed, path)
+        os.chmod(path, 0o444)
+        os.utime(path, (0, 0))
+
     os.makedirs(CACHE, exist_ok=True)
-    path = os.path.join(CACHE, "%s.%s" % (os.path.basename(packed)[: -len(".zst")], sha256(packed)[:16]))
-    return made_once(path, lambda part: unpack_one(packed, part))
+    name = "%s.%s.shared" % (os.path.basename(packed)[: -len(".zst")], sha256(packed)[:16])
+    path = made_once(os.path.join(CACHE, name), make)
+    if os.stat(path).st_mtime:
+        raise ValueError("%s: some test has written to what all share; remove it" % path)
+    return path
 
 
 def packed_devices(folder, name):
