@@ -203,7 +203,7 @@ static int read_xattrs(struct reading *r, struct model_object *o)
 
 		if (size < 0)
 			return failed(r, (int)size, "size of an attribute", o->node);
-		snprintf(x->name, sizeof(x->name), "%s", name);
+		memcpy(x->name, name, strlen(name) + 1);
 		x->size = (size_t)size;
 		x->value = must(malloc(x->size + 1));
 		size = kiln_getxattr(r->fs, o->node, name, x->value, x->size);
