@@ -55,7 +55,7 @@ enum task_rank {
 	TASK_JOURNAL_WRITER,
 	TASK_NODE_WRITER,
 	TASK_INTERIOR,	   /* finishes interior updates */
-	TASK_WRITE_BUFFER, /* applies what is in it */
+	TASK_WRITE_BUFFER, /* applies what is in it, or in the key cache */
 	TASK_RECLAIM,
 	TASK_DISCARD, /* and invalidates, and keeps generations young */
 	TASK_COPYGC,

@@ -18,6 +18,7 @@
 	X(ENTRY_FLUSH, "devices aren't flushed after a flush entry")                          \
 	X(BUCKET_REUSE, "empty buckets are used again before a flush entry says so")          \
 	X(BUFFER_PIN, "keys in the write buffer don't pin the journal")                       \
+	X(KEY_CACHE_PIN, "keys in the key cache don't pin the journal")                       \
 	X(NODE_NONCES, "encrypted nodes are appended to after a crash")                       \
 	X(SET_PIN, "the pin goes before sectors_written is committed")                        \
 	X(UPDATE_PIN, "the pins of replaced nodes go before the new ones are reachable")      \

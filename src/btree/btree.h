@@ -219,6 +219,7 @@ struct btree_iter {
 	bool has_leaf;	  /* the members below are set; "leaf" is a node at `level` */
 	bool is_leaf_key_loaded;
 	bool is_below_puts; /* doesn't see the transaction's own puts */
+	bool is_own;	    /* the key returned last is one of these */
 	enum { BTREE_CURSORS_LOST, BTREE_CURSORS_BEHIND, BTREE_CURSORS_THERE } cursors; /* against pos */
 	struct btree_txn *txn;	 /* its puts are seen too, and what is read is remembered for it; or NULL */
 	struct btree_node *leaf; /* referenced; NULL: the empty leaf of a btree without root */

@@ -22,7 +22,6 @@
 #include "btree/internal.h"
 
 enum {
-	LEVEL_ROOT = BTREE_LEVEL_MAX + 1,
 	NAME_U64S = 4,
 	/* After so many splits for one commit, what it puts is too much for any leaf: it goes in all the same. */
 	SPLITS_MAX = 4,
@@ -38,9 +37,11 @@ uint32_t node_u64s_max(const struct btrees *trees)
 
 /* --- the nodes of a commit --- */
 
-/* Order of the places where leaves begin. */
+/* Order of the places where leaves begin. Cached keys come behind them. */
 static int leaf_begin_cmp(const struct txn_leaf *a, const struct txn_leaf *b)
 {
+	if ((a->level == LEVEL_CACHED) != (b->level == LEVEL_CACHED))
+		return a->level == LEVEL_CACHED ? 1 : -1;
 	if (a->btree_id != b->btree_id)
 		return a->btree_id < b->btree_id ? -1 : 1;
 	if (a->level != b->level)
@@ -107,7 +108,40 @@ static struct txn_leaf *leaf_find_or_empty(const struct btree_txn *txn, unsigned
 	return l || level ? l : leaf_find(txn, btree_id, LEVEL_ROOT, pos);
 }
 
-/* Add a node, or (NULL) the root's lock, if it isn't there yet. */
+/* Add what isn't there yet, with references. */
+static int leaf_insert(struct btree_txn *txn, struct txn_leaf l)
+{
+	size_t i = leaf_bound(txn, &l, false);
+
+	if (i < txn->leaf_nr && !leaf_cmp(&txn->leaves[i], &l))
+		return 0;
+	if (array_grow(&txn->leaves, &txn->leaf_max, txn->leaf_nr + 1, sizeof(*txn->leaves)))
+		return -ENOMEM;
+	memmove(txn->leaves + i + 1, txn->leaves + i, (txn->leaf_nr - i) * sizeof(*txn->leaves));
+	if (l.node)
+		node_get_again(l.node);
+	if (l.cached)
+		cached_key_get_again(l.cached);
+	txn->leaves[i] = l;
+	txn->leaf_nr++;
+	return 0;
+}
+
+static int leaf_add_cached(struct btree_txn *txn, struct cached_key *e)
+{
+	struct cached_id id = cached_key_id(e);
+
+	return leaf_insert(txn, (struct txn_leaf){
+					.btree_id = id.btree_id,
+					.level = LEVEL_CACHED,
+					.cached = e,
+					.lock = cached_key_lock(e),
+					.min = id.pos,
+					.max = id.pos,
+				});
+}
+
+/* Add a node, or (NULL) the root's lock. */
 static int leaf_add(struct btree_txn *txn, unsigned btree_id, struct btree_node *node)
 {
 	struct txn_leaf l = {
@@ -119,18 +153,8 @@ static int leaf_add(struct btree_txn *txn, unsigned btree_id, struct btree_node 
 		.max = node ? node->id.max_key : SPOS_MAX,
 		.seq = node ? node->id.ptr.seq : 0,
 	};
-	size_t i = leaf_bound(txn, &l, false);
 
-	if (i < txn->leaf_nr && !leaf_cmp(&txn->leaves[i], &l))
-		return 0;
-	if (array_grow(&txn->leaves, &txn->leaf_max, txn->leaf_nr + 1, sizeof(*txn->leaves)))
-		return -ENOMEM;
-	memmove(txn->leaves + i + 1, txn->leaves + i, (txn->leaf_nr - i) * sizeof(*txn->leaves));
-	if (node)
-		node_get_again(node);
-	txn->leaves[i] = l;
-	txn->leaf_nr++;
-	return 0;
+	return leaf_insert(txn, l);
 }
 
 /* Find the nodes of a range, from the root. */
@@ -157,8 +181,10 @@ static int leaves_find(struct btree_txn *txn, unsigned btree_id, unsigned level,
 
 static void leaves_put(struct btree_txn *txn)
 {
-	for (size_t i = 0; i < txn->leaf_nr; i++)
+	for (size_t i = 0; i < txn->leaf_nr; i++) {
 		node_put(txn->leaves[i].node);
+		cached_key_put(txn->leaves[i].cached);
+	}
 	txn->leaf_nr = 0;
 }
 
@@ -170,6 +196,49 @@ static struct txn_leaf *update_leaf(const struct btree_txn *txn, const struct tx
 			    : leaf_find(txn, u->u.btree_id, u->u.level, u->u.new.k.p);
 }
 
+static struct txn_leaf *update_cached(const struct btree_txn *txn, const struct txn_update *u)
+{
+	if (u->u.level)
+		return NULL;
+	return leaf_find(txn, u->u.btree_id, LEVEL_CACHED, u->u.new.k.p);
+}
+
+/*
+ * The cached key that @u changes, if there is one; and does it go there alone (u->is_cached)? What it replaces was
+ * read, so if that is what is there by now, the key cache has it.
+ */
+static int update_find_cached(struct btree_txn *txn, struct txn_update *u)
+{
+	struct txn_leaf *l = update_cached(txn, u);
+
+	u->is_cached = false;
+	if (!key_cache_has(txn->trees, u->u.btree_id, u->u.level))
+		return 0;
+	if (!l) {
+		struct cached_key *e = key_cache_find(txn->trees, u->u.btree_id, u->u.new.k.p);
+		int err = e ? leaf_add_cached(txn, e) : 0;
+
+		cached_key_put(e);
+		if (err)
+			return err;
+		l = update_cached(txn, u);
+	}
+	u->is_cached = l && u->u.old.k.type == u->u.new.k.type &&cached_key_may_be_dirty(l->cached);
+	return 0;
+}
+
+static int update_find(struct btree_txn *txn, struct txn_update *u)
+{
+	const struct btree_update *b = &u->u;
+
+	if (b->is_root)
+		return leaf_add(txn, b->btree_id, NULL);
+	int err = update_find_cached(txn, u);
+	if (err || u->is_cached || leaf_find_or_empty(txn, b->btree_id, b->level, b->new.k.p))
+		return err;
+	return leaves_find(txn, b->btree_id, b->level, b->new.k.p, b->new.k.p);
+}
+
 /* Find all nodes of the commit. What is read and put has been looked up before, so that this is mostly bookkeeping. */
 static int commit_find(struct btree_txn *txn)
 {
@@ -178,18 +247,13 @@ static int commit_find(struct btree_txn *txn)
 	for (size_t i = 0; !err && i < txn->read_nr; i++) {
 		struct txn_read *r = &txn->reads[i];
 
-		err = r->is_stale ? leaves_find(txn, r->btree_id, r->level, r->min, r->max)
-				  : leaf_add(txn, r->btree_id, r->node);
+		err = r->cached	    ? leaf_add_cached(txn, r->cached)
+		      : r->is_stale ? leaves_find(txn, r->btree_id, r->level, r->min, r->max)
+				    : leaf_add(txn, r->btree_id, r->node);
 	}
 	for (size_t i = 0; !err && i < txn->update_nr; i++) {
-		struct txn_update *u = txn->updates[i];
-
-		if (!update_has_node(u))
-			continue;
-		if (u->u.is_root)
-			err = leaf_add(txn, u->u.btree_id, NULL);
-		else if (!leaf_find_or_empty(txn, u->u.btree_id, u->u.level, u->u.new.k.p))
-			err = leaves_find(txn, u->u.btree_id, u->u.level, u->u.new.k.p, u->u.new.k.p);
+		if (update_has_node(txn->updates[i]))
+			err = update_find(txn, txn->updates[i]);
 	}
 	if (!err && txn->extra_node)
 		err = leaf_add(txn, txn->extra_node->id.btree_id, txn->extra_node);
@@ -217,7 +281,7 @@ static void reads_set_stale(struct btree_txn *txn, unsigned btree_id, const stru
 	for (size_t i = 0; i < txn->read_nr; i++) {
 		struct txn_read *r = &txn->reads[i];
 
-		if (r->is_stale || r->btree_id != btree_id || r->node != node)
+		if (r->is_stale || r->cached || r->btree_id != btree_id || r->node != node)
 			continue;
 		node_put(r->node);
 		r->node = NULL;
@@ -229,7 +293,8 @@ static void reads_set_stale(struct btree_txn *txn, unsigned btree_id, const stru
 static bool reads_have_empty(const struct btree_txn *txn, unsigned btree_id)
 {
 	for (size_t i = 0; i < txn->read_nr; i++)
-		if (txn->reads[i].btree_id == btree_id && !txn->reads[i].node && !txn->reads[i].is_stale)
+		if (txn->reads[i].btree_id == btree_id && !txn->reads[i].node && !txn->reads[i].cached &&
+		    !txn->reads[i].is_stale)
 			return true;
 	return false;
 }
@@ -243,6 +308,8 @@ static bool commit_lock(struct btree_txn *txn)
 		struct txn_leaf *l = &txn->leaves[txn->locked_nr];
 
 		six_lock_intent(l->lock);
+		if (l->cached)
+			continue;
 		if (l->node ? l->node->is_retired
 			    : txn->trees->roots[l->btree_id].exists && reads_have_empty(txn, l->btree_id)) {
 			reads_set_stale(txn, l->btree_id, l->node);
@@ -271,6 +338,14 @@ static bool read_is_valid(const struct btree_txn *txn, const struct txn_read *r)
 	uint64_t hash = TXN_HASH_BEGIN;
 	struct bpos pos = r->min;
 
+	if (r->cached) {
+		const struct txn_leaf *l = leaf_find(txn, r->btree_id, LEVEL_CACHED, r->min);
+
+		return l && l->cached == r->cached && cached_key_version(l->cached) == r->seq;
+	}
+	/* It was noted before keys were cached, or how doesn't say enough. */
+	if (r->is_of_cached != key_cache_has(txn->trees, r->btree_id, r->level))
+		return false;
 	if (!r->is_stale) {
 		const struct txn_leaf *l = leaf_find_or_empty(txn, r->btree_id, r->level, r->min);
 
@@ -292,6 +367,9 @@ static bool read_is_valid(const struct btree_txn *txn, const struct txn_read *r)
 
 static bool commit_is_valid(const struct btree_txn *txn)
 {
+	for (size_t i = 0; i < txn->leaf_nr; i++)
+		if (txn->leaves[i].cached && cached_key_is_retired(txn->leaves[i].cached))
+			return false;
 	for (size_t i = 0; i < txn->read_nr; i++)
 		if (!read_is_valid(txn, &txn->reads[i]))
 			return false;
@@ -319,7 +397,12 @@ static int leaves_count(struct btree_txn *txn)
 
 		if (!update_has_node(u))
 			continue;
-		struct txn_leaf *l = update_leaf(txn, u);
+		struct txn_leaf *l = update_cached(txn, u);
+		if (l)
+			l->u64s = u->u.new.k.value_u64s;
+		if (u->is_cached)
+			continue;
+		l = update_leaf(txn, u);
 		if (!l) {
 			bool has_root = txn->trees->roots[u->u.btree_id].exists;
 
@@ -344,6 +427,8 @@ static int commit_room(struct btree_txn *txn, bool may_split)
 		struct txn_leaf *l = &txn->leaves[i];
 		struct node_keys *keys = l->node ? &l->node->keys : NULL;
 
+		if (l->cached)
+			err = cached_key_reserve(l->cached, l->u64s);
 		if (!keys || !l->key_nr)
 			continue;
 		if (may_split && keys->live_u64s + l->u64s > u64s_max && keys->key_nr > 1) {
@@ -450,6 +535,13 @@ static void update_apply(struct btree_txn *txn, struct txn_update *u, uint64_t s
 		root_set(txn, b);
 		return;
 	}
+	struct txn_leaf *cached = update_cached(txn, u);
+	if (u->is_cached) {
+		cached_key_set(cached->cached, &b->new.k, b->new.value, seq);
+		return;
+	}
+	if (cached)
+		cached_key_set_in_leaf(cached->cached, &b->new.k, b->new.value);
 	struct txn_leaf *l = leaf_find(txn, b->btree_id, b->level, b->new.k.p);
 	node_keys_set(&l->node->keys, &b->new.k, b->new.value);
 	overlay_set_overwritten(&trees->overlay, b->btree_id, b->level, b->new.k.p);

@@ -11,6 +11,7 @@
  *   commit.c        locking, validation, the journal, putting keys into nodes
  *   interior.c      split, merge, rewrite, new roots
  *   locks.c         the order of node locks, for its checker
+ *   key_cache.c     keys that change often, apart from their leaves; and (key_cache_write.c) how they get there
  *   merge.c         joining nodes that have little left
  *   node_write.c    writing dirty nodes back
  *   write_buffer.c  puts to write-buffered btrees, until they are applied
@@ -22,8 +23,8 @@
  *
  * Lock order. Readers hold one node lock at a time. Who changes nodes first holds references to all of them, then takes
  * intent locks in the total order (btree, level from the root down, position), and then write locks; the lock of a root
- * comes before those of its nodes (locks.c). Mutexes (cache shard, budget, writer) are innermost, and none is taken
- * while another is held; but the write buffer has the journal's below its own.
+ * comes before those of its nodes, and those of cached keys behind all nodes (locks.c). Mutexes (cache shard, budget,
+ * writer) are innermost, and none is taken while another is held; but the write buffer has the journal's below its own.
  */
 #ifndef KILN_BTREE_INTERNAL_H
 #define KILN_BTREE_INTERNAL_H
@@ -64,6 +65,8 @@ struct overlay {
 /* Takes over @builder, on error too. 0 or -ENOMEM. */
 int overlay_init(struct overlay *o, struct overlay_builder *builder);
 void overlay_free(struct overlay *o);
+/* Is there no key that counts? */
+bool overlay_is_empty(const struct overlay *o);
 /* Journal keys of a node: the ones at @min..@max, overwritten ones included. */
 struct overlay_range overlay_range_get(const struct overlay *o, unsigned btree_id, unsigned level, struct bpos min,
 				       struct bpos max);
@@ -287,6 +290,7 @@ struct reported {
 
 struct write_state; /* node_write.c: what there is only after btrees_start_write() */
 struct write_buffer;
+struct key_cache;
 struct merger;
 
 struct btrees {
@@ -304,6 +308,7 @@ struct btrees {
 	const struct btree_watch *watch;
 	struct write_state *write;	   /* NULL: read-only */
 	struct write_buffer *write_buffer; /* NULL: no journal, puts are ordinary */
+	struct key_cache *key_cache;	   /* NULL: all keys are in their leaves; stays until the trees are closed */
 	struct merger *merger;		   /* NULL: nothing is merged */
 };
 
@@ -312,6 +317,71 @@ struct btrees {
 void root_lock_init(struct btrees *trees, unsigned btree_id);
 /* @node's id is set. */
 void node_lock_init(struct btree_node *node);
+/* Of a cached key. */
+void cached_lock_init(struct six_lock *lock);
+
+/* --- key_cache.c, key_cache_write.c --- */
+
+struct cached_key;
+
+struct cached_id {
+	struct bpos pos;
+	unsigned btree_id;
+};
+
+/* What a transaction read in the cache. */
+struct cached_read {
+	struct cached_key *key; /* referenced; NULL: nothing */
+	uint32_t version;
+};
+
+/* Memory for what is cached of @btrees (a mask), and then the task that writes it back. Nothing is cached yet. */
+int key_cache_open(struct btrees *trees, uint32_t btrees);
+int key_cache_start(struct btrees *trees);
+/* From here on: no journal key lies over a leaf any more. */
+void key_cache_begin(struct btrees *trees);
+/* Stop the task. What is dirty stays, and what is changed after that; in the end it isn't to pin the journal. */
+void key_cache_stop(struct btrees *trees);
+void key_cache_unpin(struct btrees *trees);
+void key_cache_close(struct btrees *trees);
+/* Are keys at that level cached? */
+bool key_cache_has(const struct btrees *trees, unsigned btree_id, unsigned level);
+/*
+ * The key at exactly @pos, if there is an entry, copied to *@k and @value. @read (NULL: not wanted) gets a reference:
+ * cached_key_put() it.
+ */
+bool key_cache_read(struct btrees *trees, unsigned btree_id, struct bpos pos, struct bkey_ref *k, uint64_t *value,
+		    struct cached_read *read);
+/*
+ * @k is what a leaf, locked for read, has: make an entry of it if there is none (nor is to be: whiteouts), and copy to
+ * *@k and @value, where *@k may be already, what it says. 0 or -ENOMEM.
+ */
+int key_cache_enter(struct btrees *trees, unsigned btree_id, struct bkey_ref *k, uint64_t *value,
+		    struct cached_read *read);
+/* An entry with a reference, or NULL. */
+struct cached_key *key_cache_find(struct btrees *trees, unsigned btree_id, struct bpos pos);
+void cached_key_put(struct cached_key *e); /* NULL is allowed */
+void cached_key_get_again(struct cached_key *e);
+struct six_lock *cached_key_lock(struct cached_key *e);
+struct cached_id cached_key_id(const struct cached_key *e);
+struct cached_id cached_key_id_of_lock(const struct six_lock *lock);
+/* May another one become dirty? Else what changes goes into the leaf, too. */
+bool cached_key_may_be_dirty(const struct cached_key *e);
+/* For these @e is locked for intent. */
+bool cached_key_is_retired(const struct cached_key *e);
+uint32_t cached_key_version(const struct cached_key *e);
+int cached_key_reserve(struct cached_key *e, unsigned value_u64s); /* so that setting it can't fail; 0 or -ENOMEM */
+/* A change, of the same type, that the leaf doesn't get yet: pins @seq (0: nothing to pin). */
+void cached_key_set(struct cached_key *e, const struct bkey *k, const void *value, uint64_t seq);
+/* The leaf, locked for write, has got it: the entry is clean, or, if it became something else, retired. */
+void cached_key_set_in_leaf(struct cached_key *e, const struct bkey *k, const void *value);
+/* Have all that is dirty now put into leaves, and wait for it. Returns whether there was any. Not inside transactions.
+ */
+bool key_cache_flush(struct btrees *trees);
+/* After an error: who waits looks again. */
+void key_cache_kick(struct btrees *trees);
+const struct job *key_cache_job(const struct key_cache *kc);
+uint64_t key_cache_dirty_nr(const struct key_cache *kc);
 
 /* --- the way down --- */
 
@@ -352,17 +422,23 @@ struct txn_update {
 	bool has_old;		     /* u.old is known */
 	bool is_triggered;
 	bool is_buffered;  /* goes to the write buffer */
+	bool is_cached;	   /* goes to a cached key, and not to its leaf */
 	bool is_in_memory; /* the nodes have it already: interior updates */
 };
 
-/* What was read: all that @min..@max holds, of which @hash was made. */
+/*
+ * What was read: all that @min..@max holds, of which @hash was made; in a leaf of a btree whose keys are cached only
+ * which keys there are. Or one such key.
+ */
 struct txn_read {
 	unsigned btree_id, level;
 	struct bpos min, max;
 	struct bpos leaf_min, leaf_max; /* of the node, as it was found from the root */
 	struct btree_node *node;	/* where it was found, referenced; NULL: the empty leaf, or is_stale */
+	struct cached_key *cached;	/* the key, referenced; then there is no node */
 	bool is_stale;			/* that node has been replaced */
-	uint32_t seq;			/* of its lock */
+	bool is_of_cached;		/* the hash is of which keys there are */
+	uint32_t seq;			/* of the node's lock, or the version of the cached key */
 	uint64_t hash;
 };
 
@@ -378,9 +454,11 @@ struct txn_get {
 enum { TXN_GETS_NR = 16 };
 
 /* A lock that a commit takes. */
+enum { LEVEL_ROOT = BTREE_LEVEL_MAX + 1, LEVEL_CACHED };
 struct txn_leaf {
-	unsigned btree_id, level; /* level BTREE_LEVEL_MAX + 1: the root's lock; there is no node */
-	struct btree_node *node;  /* referenced */
+	unsigned btree_id, level;  /* LEVEL_ROOT: the root's lock, LEVEL_CACHED: a cached key's; there is no node */
+	struct btree_node *node;   /* referenced */
+	struct cached_key *cached; /* referenced */
 	struct six_lock *lock;
 	struct bpos min, max;
 	uint64_t seq;	       /* the node's: tells those apart that begin in one place */
@@ -431,6 +509,8 @@ const struct btree_update *txn_update_find(const struct btree_txn *txn, unsigned
  */
 int txn_read_note(struct btree_txn *txn, const struct btree_iter *it, struct bpos min, struct bpos max,
 		  const struct bkey_ref *only);
+/* @txn has read a cached key. Takes over the reference, on error too. 0 or -ENOMEM. */
+int txn_cached_note(struct btree_txn *txn, unsigned btree_id, struct bpos pos, struct cached_read read);
 /* A leaf that @txn has read from, and @pos lies in: locked for read and referenced. False: none that is still there. */
 bool txn_leaf_known(const struct btree_txn *txn, unsigned btree_id, unsigned level, struct bpos pos,
 		    struct tree_place *place);
@@ -573,6 +653,8 @@ void write_failed(struct btrees *trees, int err);
  */
 int node_replicas_drop(struct btrees *trees, struct btree_node *node, unsigned failed);
 int write_error(struct btrees *trees);
+/* It has failed with @err: should it be tried again? Then this has waited, longer each time. *@tries is 0 at first. */
+bool write_may_retry(struct btrees *trees, int err, unsigned *tries);
 /*
  * btree_txn_run() of what is done to write nodes back: an error of reading, which may pass, is waited out for some
  * seconds. No lock is held. Switch point.

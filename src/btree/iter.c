@@ -239,6 +239,8 @@ static int iter_key(struct btree_iter *it, struct bkey_ref *k)
 
 	for (;;) {
 		int found = iter_key_of_leaf(it, k);
+
+		it->is_own = false;
 		const struct btree_update *u = it->txn && !it->is_below_puts
 						       ? txn_update_find(it->txn, it->btree_id, it->level, own_from)
 						       : NULL;
@@ -249,6 +251,7 @@ static int iter_key(struct btree_iter *it, struct bkey_ref *k)
 		if (found && bpos_eq(k->k.p, pos))
 			iter_leaf_skip(it, pos);
 		*k = u->new;
+		it->is_own = true;
 		if (k->k.type != KEY_DELETED)
 			return FOUND_KEY;
 		if (bpos_eq(pos, SPOS_MAX))
@@ -282,24 +285,43 @@ static int iter_leaf_peek(struct btree_iter *it, struct bpos end, struct bkey_re
 	return 0;
 }
 
+/* Copy the key that was found in the leaf, or what the key cache has of it, out of there. 0 or -ENOMEM. */
+static int iter_value_take(struct btree_iter *it, struct bkey_ref *k)
+{
+	bool may_be_cached = !it->is_own && key_cache_has(it->trees, it->btree_id, it->level);
+	struct cached_read read;
+
+	if (may_be_cached && !it->txn && key_cache_read(it->trees, it->btree_id, k->k.p, k, it->value, NULL))
+		return 0;
+	if (may_be_cached && it->txn) {
+		int err = key_cache_enter(it->trees, it->btree_id, k, it->value, &read);
+
+		if (err || read.key)
+			return err ? err : txn_cached_note(it->txn, it->btree_id, k->k.p, read);
+	}
+	if (k->k.value_u64s)
+		memcpy(it->value, k->value, bkey_value_bytes(&k->k));
+	k->value = it->value;
+	return 0;
+}
+
 /* Take what was found out of the leaf, which is going to be unlocked, and note what was read. */
 static int iter_result_take(struct btree_iter *it, struct bpos from, struct bpos end, int found, struct bkey_ref *k)
 {
 	struct bpos to = bpos_le(it->leaf_max, end) ? it->leaf_max : end;
+	int err = 0;
 
 	if (found) {
 		to = k->k.p;
 		iter_pos_set(it, to);
 	}
-	if (found == FOUND_KEY) {
-		if (k->k.value_u64s)
-			memcpy(it->value, k->value, bkey_value_bytes(&k->k));
-		k->value = it->value;
+	if (found == FOUND_KEY)
+		err = iter_value_take(it, k);
+	if (!err && it->txn) {
+		bool is_all = found == FOUND_KEY && it->is_below_puts && bpos_eq(from, to);
+
+		err = txn_read_note(it->txn, it, from, to, is_all ? k : NULL);
 	}
-	if (!it->txn)
-		return found;
-	bool is_all = found == FOUND_KEY && it->is_below_puts && bpos_eq(from, to);
-	int err = txn_read_note(it->txn, it, from, to, is_all ? k : NULL);
 	return err ? err : found;
 }
 
@@ -391,6 +413,8 @@ int btree_lookup(struct btrees *trees, unsigned btree_id, struct bpos pos, struc
 	struct btree_iter it;
 	struct bkey_ref k;
 
+	if (key_cache_read(trees, btree_id, pos, &copy->k, (uint64_t *)copy->value, NULL))
+		return 1;
 	btree_iter_open(&it, trees, btree_id, pos, 0, pos.snapshot);
 	it.end = pos;
 	int found = btree_iter_peek(&it, &k);

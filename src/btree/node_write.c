@@ -203,8 +203,7 @@ void node_write_throttle(struct btrees *trees, bool may_wait_for_space)
 
 int write_error(struct btrees *trees) { return trees->write ? atomic_load(&trees->write->err) : 0; }
 
-/* It has failed with @err: should it be tried again? Then this has waited, longer each time. *@tries is 0 at first. */
-static bool may_retry(struct btrees *trees, int err, unsigned *tries)
+bool write_may_retry(struct btrees *trees, int err, unsigned *tries)
 {
 	if (err != -EIO || *tries == RETRIES_MAX || write_error(trees))
 		return false;
@@ -220,7 +219,7 @@ int write_txn_run(struct btrees *trees, const struct btree_commit_opts *opts, bt
 
 	do {
 		err = btree_txn_run(trees, opts, fn, ctx);
-	} while (may_retry(trees, err, &tries));
+	} while (write_may_retry(trees, err, &tries));
 	return err;
 }
 
@@ -236,8 +235,10 @@ void write_failed(struct btrees *trees, int err)
 	bool is_first = atomic_compare_exchange_strong(&w->err, &none, err);
 	if (is_first && trees->write_opts.failed)
 		trees->write_opts.failed(trees->write_opts.ctx, err);
-	if (is_first)
+	if (is_first) {
 		node_write_kick(trees);
+		key_cache_kick(trees);
+	}
 	mutex_lock(&w->interior_lock);
 	w->is_refused |= is_first;
 	waitq_wake_all(&w->interior_changed);
@@ -570,7 +571,7 @@ static void node_replace_full(struct btrees *trees, struct btree_node *node)
 
 	do {
 		err = interior_replace(trees, node, INTERIOR_REWRITE, WATERMARK_RECLAIM, false);
-	} while (may_retry(trees, err, &tries));
+	} while (write_may_retry(trees, err, &tries));
 	if (!err)
 		trees->write->hope = (struct room_hope){ 0 };
 	if (err == -EAGAIN || err == -ENOMEM || (err == -ENOSPC && room_may_come(trees, &trees->write->hope)))
@@ -759,8 +760,16 @@ int btrees_start_write(struct btrees *trees, const struct btrees_write_opts *opt
 		err = merger_open(trees, &trees->merger);
 	if (!err && opts->journal)
 		err = write_buffer_open(trees, &trees->write_buffer);
-	if (err)
+	if (!err && opts->cached_btrees)
+		err = key_cache_open(trees, opts->cached_btrees);
+	if (!err && trees->key_cache)
+		err = key_cache_start(trees);
+	if (err) {
 		btrees_stop_write(trees);
+		key_cache_close(trees);
+	} else if (overlay_is_empty(&trees->overlay)) {
+		key_cache_begin(trees);
+	}
 	return err;
 }
 
@@ -774,8 +783,10 @@ void btrees_stop_write(struct btrees *trees)
 		return;
 	/* The buffer's task may wait for interior updates, and the commits of these add to the buffer. */
 	write_buffer_stop(trees->write_buffer);
+	key_cache_stop(trees);
 	merger_stop(trees->merger);
 	tasks_stop(w);
+	key_cache_unpin(trees);
 	write_buffer_close(trees->write_buffer);
 	trees->write_buffer = NULL;
 	merger_close(trees->merger);
@@ -871,6 +882,7 @@ static int room_make(struct btrees *trees, bool *any)
 		mutex_unlock(&w->lock);
 		if (backend->room_wait)
 			backend->room_wait(backend->ctx, nodes);
+		*any |= key_cache_flush(trees);
 		*any |= trees->write_buffer && write_buffer_key_nr(trees->write_buffer);
 		err = trees->write_buffer ? btree_write_buffer_flush(trees) : 0;
 		if (err)
@@ -950,6 +962,8 @@ void btrees_jobs(struct btrees *trees, struct job_list *list)
 		job_list_add(list, merger_job(trees->merger));
 	if (trees->write_buffer)
 		job_list_add(list, write_buffer_job(trees->write_buffer));
+	if (trees->key_cache)
+		job_list_add(list, key_cache_job(trees->key_cache));
 }
 
 void btrees_write_stats(struct btrees *trees, struct btrees_write_stats *stats)
@@ -973,4 +987,6 @@ void btrees_write_stats(struct btrees *trees, struct btrees_write_stats *stats)
 	mutex_unlock(&w->lock);
 	if (trees->write_buffer)
 		stats->write_buffer_keys = write_buffer_key_nr(trees->write_buffer);
+	if (trees->key_cache)
+		stats->cached_keys_dirty = key_cache_dirty_nr(trees->key_cache);
 }

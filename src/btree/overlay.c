@@ -252,6 +252,18 @@ void overlay_free(struct overlay *o)
 	*o = (struct overlay){ 0 };
 }
 
+bool overlay_is_empty(const struct overlay *o)
+{
+	for (unsigned id = 0; id < BTREE_NR_MAX; id++)
+		for (unsigned level = 0; level <= BTREE_LEVEL_MAX; level++) {
+			struct overlay_range range = o->by_level[id][level];
+
+			if (overlay_range_skip(&range))
+				return false;
+		}
+	return true;
+}
+
 /* First key at or after @pos; behind it, if @is_after. */
 static struct overlay_key *overlay_bound(struct overlay_range range, struct bpos pos, bool is_after)
 {

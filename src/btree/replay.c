@@ -43,5 +43,7 @@ int btrees_replay(struct btrees *trees)
 	for (unsigned level = BTREE_LEVEL_MAX + 1; !err && level--;)
 		for (unsigned id = 0; !err && id < BTREE_NR_MAX; id++)
 			err = range_replay(trees, trees->overlay.by_level[id][level]);
+	if (!err)
+		key_cache_begin(trees);
 	return err;
 }

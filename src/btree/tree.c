@@ -53,6 +53,7 @@ void btrees_close(struct btrees *trees)
 {
 	if (!trees)
 		return;
+	key_cache_close(trees);
 	background_destroy(&trees->background);
 	mutex_destroy(&trees->reported.lock);
 	for (unsigned i = 0; i < BTREE_NR_MAX; i++)

@@ -108,16 +108,25 @@ static uint64_t hash_key(uint64_t h, struct bkey_ref k)
 	return h;
 }
 
+/* That there is such a key. */
+static uint64_t hash_place(uint64_t h, const struct bkey *k)
+{
+	h = hash_word(h, k->p.inode);
+	h = hash_word(h, k->p.offset);
+	return hash_word(h, (uint64_t)k->p.snapshot << 32 | k->type);
+}
+
 uint64_t txn_range_hash(const struct btrees *trees, unsigned btree_id, unsigned level, const struct btree_node *leaf,
 			struct bpos min_pos, struct bpos max_pos, uint64_t hash)
 {
 	struct keys_walk w = keys_walk_begin(trees, btree_id, level, leaf ? &leaf->keys : NULL, min_pos, max_pos);
+	bool is_cached = key_cache_has(trees, btree_id, level);
 	struct bkey_ref k;
 
 	while (keys_walk_next(&w, &k)) {
 		if (w.is_lost)
 			k.k.value_u64s = 0;
-		hash = hash_key(hash, k);
+		hash = is_cached ? hash_place(hash, &k.k) : hash_key(hash, k);
 	}
 	return hash;
 }
@@ -125,10 +134,30 @@ uint64_t txn_range_hash(const struct btrees *trees, unsigned btree_id, unsigned 
 /* Enough to catch a read right after another one, and the same one again. */
 enum { READS_BACK = 8 };
 
+static struct txn_read *read_new(struct btree_txn *txn)
+{
+	if (array_grow(&txn->reads, &txn->read_max, txn->read_nr + 1, sizeof(*txn->reads)))
+		return NULL;
+	return &txn->reads[txn->read_nr++];
+}
+
+int txn_cached_note(struct btree_txn *txn, unsigned btree_id, struct bpos pos, struct cached_read read)
+{
+	struct txn_read *r = read_new(txn);
+
+	if (!r) {
+		cached_key_put(read.key);
+		return -ENOMEM;
+	}
+	*r = (struct txn_read){ .btree_id = btree_id, .min = pos, .max = pos, .cached = read.key, .seq = read.version };
+	return 0;
+}
+
 int txn_read_note(struct btree_txn *txn, const struct btree_iter *it, struct bpos min_pos, struct bpos max_pos,
 		  const struct bkey_ref *only)
 {
 	unsigned btree_id = it->btree_id, level = it->level;
+	bool is_of_cached = key_cache_has(txn->trees, btree_id, level);
 	struct btree_node *leaf = it->leaf;
 	struct six_lock *lock = tree_leaf_lock(txn->trees, btree_id, leaf);
 	uint32_t seq = six_seq(lock);
@@ -136,7 +165,8 @@ int txn_read_note(struct btree_txn *txn, const struct btree_iter *it, struct bpo
 	for (size_t i = txn->read_nr; i && i + READS_BACK > txn->read_nr; i--) {
 		struct txn_read *r = &txn->reads[i - 1];
 
-		if (r->btree_id != btree_id || r->level != level || r->node != leaf || r->seq != seq || r->is_stale)
+		if (r->btree_id != btree_id || r->level != level || r->node != leaf || r->cached || r->seq != seq ||
+		    r->is_stale || r->is_of_cached != is_of_cached)
 			continue;
 		if (bpos_le(r->min, min_pos) && bpos_le(max_pos, r->max))
 			return 0;
@@ -146,11 +176,12 @@ int txn_read_note(struct btree_txn *txn, const struct btree_iter *it, struct bpo
 			return 0;
 		}
 	}
-	if (array_grow(&txn->reads, &txn->read_max, txn->read_nr + 1, sizeof(*txn->reads)))
+	struct txn_read *r = read_new(txn);
+	if (!r)
 		return -ENOMEM;
 	if (leaf)
 		node_get_again(leaf);
-	txn->reads[txn->read_nr++] = (struct txn_read){
+	*r = (struct txn_read){
 		.btree_id = btree_id,
 		.level = level,
 		.min = min_pos,
@@ -158,9 +189,11 @@ int txn_read_note(struct btree_txn *txn, const struct btree_iter *it, struct bpo
 		.leaf_min = it->leaf_min,
 		.leaf_max = it->leaf_max,
 		.node = leaf,
+		.is_of_cached = is_of_cached,
 		.seq = seq,
-		.hash = only ? hash_key(TXN_HASH_BEGIN, *only)
-			     : txn_range_hash(txn->trees, btree_id, level, leaf, min_pos, max_pos, TXN_HASH_BEGIN),
+		.hash = only && !is_of_cached
+				? hash_key(TXN_HASH_BEGIN, *only)
+				: txn_range_hash(txn->trees, btree_id, level, leaf, min_pos, max_pos, TXN_HASH_BEGIN),
 	};
 	return 0;
 }
@@ -213,6 +246,38 @@ static int txn_peek(struct btree_txn *txn, struct btree_iter *it, struct bpos en
 	return k->value ? 1 : -ENOMEM;
 }
 
+/* The key cache has it: 1 with a copy, 0 no, or an error. */
+static int txn_get_cached(struct btree_txn *txn, unsigned btree_id, struct bpos pos, struct bkey_ref *k)
+{
+	uint64_t value[BKEY_VALUE_U64S_MAX];
+	struct cached_read read;
+
+	if (!key_cache_read(txn->trees, btree_id, pos, k, value, &read))
+		return 0;
+	if (txn_cached_note(txn, btree_id, pos, read))
+		return -ENOMEM;
+	k->value = value_copy(txn, &k->k, value);
+	return k->value ? 1 : -ENOMEM;
+}
+
+/* What is at a place below the transaction's own puts, not remembered yet, copied: 1, 0 or an error. */
+static int txn_look(struct btree_txn *txn, unsigned btree_id, unsigned level, struct bpos pos, bool is_visible,
+		    struct bkey_ref *k)
+{
+	struct btree_iter it;
+	int found = level ? 0 : txn_get_cached(txn, btree_id, pos, k);
+
+	if (found)
+		return found;
+	if (is_visible) {
+		btree_txn_iter_open(&it, txn, btree_id, pos, 0, pos.snapshot);
+	} else {
+		txn_iter_open_level(&it, txn, btree_id, level, pos);
+	}
+	it.is_below_puts = true;
+	return txn_peek(txn, &it, pos, k);
+}
+
 /* What is at a place below the transaction's own puts, copied: 1, 0 or an error. */
 static int txn_get_below(struct btree_txn *txn, unsigned btree_id, unsigned level, struct bpos pos, bool is_visible,
 			 struct bkey_ref *k)
@@ -227,15 +292,8 @@ static int txn_get_below(struct btree_txn *txn, unsigned btree_id, unsigned leve
 			return g->found;
 		}
 	}
-	struct btree_iter it;
+	int found = txn_look(txn, btree_id, level, pos, is_visible, k);
 
-	if (is_visible) {
-		btree_txn_iter_open(&it, txn, btree_id, pos, 0, pos.snapshot);
-	} else {
-		txn_iter_open_level(&it, txn, btree_id, level, pos);
-	}
-	it.is_below_puts = true;
-	int found = txn_peek(txn, &it, pos, k);
 	if (found < 0)
 		return found;
 	txn->gets[txn->get_nr++ % TXN_GETS_NR] = (struct txn_get){ btree_id, level, pos, is_visible, found, *k };
@@ -532,8 +590,10 @@ static void gate_leave_exclusive(struct write_state *w)
 
 static void txn_reset(struct btree_txn *txn)
 {
-	for (size_t i = 0; i < txn->read_nr; i++)
+	for (size_t i = 0; i < txn->read_nr; i++) {
 		node_put(txn->reads[i].node);
+		cached_key_put(txn->reads[i].cached);
+	}
 	txn->read_nr = txn->update_nr = txn->get_nr = 0;
 	txn->committed = NULL;
 	txn->extra_node = NULL;

@@ -25,9 +25,10 @@
  * 3. *Prepare.* hooks.prepare sees the whole transaction, still without locks: what must be durable before the entry
  *    (replicas entries, features), and space.
  * 4. *Lock.* All leaves that were read or will be changed, in the total order (btree, level from the root down,
- *    position): read or intent. What was read is validated: a node whose sequence number is the one remembered is
- *    unchanged; else a key read by position is looked up and compared; a range makes the transaction run again. So
- *    transactions that touch different keys of one node don't disturb each other.
+ *    position), for intent. What was read is validated: a node whose sequence number is the one remembered is
+ *    unchanged; else what is in the range that was read is compared. So transactions that touch different keys of one
+ *    node don't disturb each other. Keys that are cached (key_cache.c) have locks and versions of their own, and leaves
+ *    that have nothing else to do with the transaction aren't locked.
  * 5. *Room.* A leaf too full for what comes: unlock all, split it, go to 4.
  * 6. *Journal.* A reservation, without waiting; else unlock all, wait, go to 4.
  * 7. *Commit.* Write locks, in order; hooks.commit (the journal seq is known: last changes to new keys); keys into the
@@ -207,6 +208,8 @@ struct btrees_write_opts {
 	struct journal *journal; /* NULL with a backend in memory */
 	struct btree_hooks hooks;
 	bool has_txn_names; /* option journal_transaction_names: log names and overwritten keys */
+	/* Mask of btrees whose keys are cached (key_cache.c): neither extents nor write-buffered ones. */
+	uint32_t cached_btrees;
 	unsigned csum_type; /* of nodes written */
 	uint32_t version;   /* bset.version */
 	/*
@@ -252,7 +255,7 @@ void btree_rewrites_settle(struct btrees *trees);
 struct btrees_write_stats {
 	uint64_t commits, restarts, splits, merges, rewrites, roots_raised;
 	uint64_t nodes_written, sets_appended, bytes_written;
-	uint64_t nodes_dirty, write_buffer_keys;
+	uint64_t nodes_dirty, write_buffer_keys, cached_keys_dirty;
 };
 void btrees_write_stats(struct btrees *trees, struct btrees_write_stats *stats);
 /* Add what its background does to @list. */

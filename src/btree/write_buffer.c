@@ -14,8 +14,9 @@
  * interior updates get room always, because the flush may wait for them; they are few.
  *
  * Within a batch the order of keys is that of the journal, whatever order they were added in. Between batches it is
- * that of adding: two transactions that put at one position must be kept apart by the lock of a node that both change.
- * They are: what is put here follows from a key (of a bucket, an inode, an extent), and one position from one key only.
+ * that of adding: two transactions that put at one position must be kept apart by the lock of a node or of a cached key
+ * that both change. They are: what is put here follows from a key (of a bucket, an inode, an extent), and one position
+ * from one key only.
  *
  * Lock order: the buffer's lock, then the journal's for pins. Neither is held over anything that waits.
  */

@@ -287,8 +287,13 @@ static int start_journal(struct kiln_fs *fs)
 static int start_btrees(struct kiln_fs *fs)
 {
 	const struct super *s = fs->super;
+	uint32_t cached_btrees = 1u << BTREE_ALLOC;
+
+	if (s->options[OPT_INODES_USE_KEY_CACHE])
+		cached_btrees |= 1u << BTREE_INODES;
 	struct btrees_write_opts opts = {
 		.journal = fs->journal_writer,
+		.cached_btrees = cached_btrees,
 		.hooks = {
 			.txn_bytes = allocator_txn_bytes(),
 			.trigger = hook_trigger,

@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "btree/internal.h"
+#include "btree/key_cache.h"
 #include "engine/fs.h"
 #include "format/version.h"
 
@@ -35,6 +36,13 @@ static void fs_report(void *ctx, const struct kiln_report *report)
 	fprintf(stderr, "report: %s\n", report->text);
 }
 
+/* These are cached besides. */
+static void cache_also(struct memory_trees *m)
+{
+	if (m->cached_btrees)
+		m->trees->key_cache->btrees |= m->cached_btrees;
+}
+
 static void disk_open(struct memory_trees *m)
 {
 	struct kiln_open_options options = { .struct_bytes = sizeof(options),
@@ -49,6 +57,7 @@ static void disk_open(struct memory_trees *m)
 		fail_msg("%s", why);
 	assert_null(kiln_write_refused(m->fs));
 	m->trees = m->fs->trees;
+	cache_also(m);
 }
 
 static void disk_close(struct memory_trees *m)
@@ -94,7 +103,9 @@ static void trees_open(struct memory_trees *m)
 
 static void trees_start(struct memory_trees *m)
 {
-	struct btrees_write_opts opts = { .csum_type = CHECKSUM_CRC32C_NONZERO, .version = VERSION_1_4 };
+	struct btrees_write_opts opts = { .cached_btrees = m->cached_btrees,
+					  .csum_type = CHECKSUM_CRC32C_NONZERO,
+					  .version = VERSION_1_4 };
 
 	assert_int_equal(btrees_start_write(m->trees, &opts), 0);
 }
@@ -129,6 +140,18 @@ void memory_trees_open_at(struct memory_trees *m, enum trees_place place, uint32
 		memory_trees_open_on_disk(m, node_bytes, memory_bytes);
 	else
 		memory_trees_open(m, node_bytes, memory_bytes);
+}
+
+void memory_trees_cache(struct memory_trees *m, uint32_t btrees)
+{
+	m->cached_btrees = btrees;
+	if (m->fs || !btrees) {
+		cache_also(m);
+		return;
+	}
+	assert_int_equal(key_cache_open(m->trees, btrees), 0);
+	assert_int_equal(key_cache_start(m->trees), 0);
+	key_cache_begin(m->trees);
 }
 
 /* Roots are nowhere but in the trees: there is no journal. */

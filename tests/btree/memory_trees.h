@@ -16,6 +16,7 @@ struct memory_trees {
 	struct member_geometry member;
 	struct report_sink sink;
 	unsigned reports;
+	uint32_t cached_btrees; /* memory_trees_cache() */
 	struct btree_memory *memory;
 	uint64_t memory_bytes;
 	struct btree_snapshots snapshots; /* kept over reopening; set both */
@@ -45,6 +46,9 @@ enum trees_place { TREES_IN_MEMORY, TREES_ON_DISK };
 static inline enum trees_place trees_place_of(void **state) { return (enum trees_place)(uintptr_t)*state; }
 
 void memory_trees_open_at(struct memory_trees *m, enum trees_place place, uint32_t node_bytes, uint64_t memory_bytes);
+/* Keys of @btrees (a mask) are cached from here on, on disk besides those that a filesystem caches. For empty btrees.
+ */
+void memory_trees_cache(struct memory_trees *m, uint32_t btrees);
 /*
  * Write everything back, and open what is in the backend anew: from there on it is what was written that is read. Not
  * while anybody uses the trees.

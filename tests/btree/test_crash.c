@@ -434,9 +434,14 @@ static void entry_recover(struct btrees *trees, struct overlay_builder *overlay,
 	}
 }
 
+/* Both with and without the key cache. */
+static uint32_t cached_btrees(void) { return test_seed % 3 ? 1u << BTREE_QUOTAS | 1u << BTREE_DIRENTS : 0; }
+
 static void recover(const struct writer *writers)
 {
-	const struct btrees_write_opts write_opts = { .csum_type = CHECKSUM_XXHASH, .version = VERSION_1_4 };
+	const struct btrees_write_opts write_opts = { .cached_btrees = cached_btrees(),
+						      .csum_type = CHECKSUM_XXHASH,
+						      .version = VERSION_1_4 };
 	struct overlay_builder *overlay = overlay_builder_new(false);
 	uint64_t flushed = fake.flushed;
 	struct btrees *trees = trees_open();
@@ -463,6 +468,7 @@ static void life(void *arg)
 	struct btrees_write_opts write_opts = {
 		.journal = (struct journal *)&fake,
 		.has_txn_names = test_seed % 2,
+		.cached_btrees = cached_btrees(),
 		.csum_type = CHECKSUM_CRC32C_NONZERO,
 		.version = VERSION_1_4,
 	};

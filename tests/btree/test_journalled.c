@@ -162,6 +162,7 @@ static void world_open(struct world *w)
 	assert_int_equal(journal_start(&jopts, &w->j), 0);
 	assert_int_equal(btrees_start_write(w->trees, &(struct btrees_write_opts){ .journal = w->j,
 										   .has_txn_names = true,
+										   .cached_btrees = 1u << ID,
 										   .csum_type = CHECKSUM_CRC32C_NONZERO,
 										   .version = VERSION_1_4,
 										   .failed = failed,

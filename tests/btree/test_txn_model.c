@@ -201,6 +201,17 @@ static void model_take(struct history *h, unsigned tree)
 	btree_iter_close(&it);
 }
 
+/* Some of the btrees are cached, or none or all. */
+static void cache_some(struct history *h)
+{
+	uint32_t btrees = 0;
+
+	for (unsigned i = 0; i < ARRAY_NR(model_btrees); i++)
+		if (rng_below(&h->rng, 3))
+			btrees |= 1u << model_btrees[i];
+	memory_trees_cache(&h->m, btrees);
+}
+
 /* Grows, shrinks, grows, shrinks; and is read again from what was written, now and then. */
 static void history_run(uint64_t seed, uint32_t node_bytes, uint64_t memory_bytes, unsigned txn_nr)
 {
@@ -210,6 +221,7 @@ static void history_run(uint64_t seed, uint32_t node_bytes, uint64_t memory_byte
 	rng_init(&h.rng, seed);
 	h.offset_nr = 1 + (seed % 3 ? 2000 : 50);
 	memory_trees_open_at(&h.m, place, node_bytes, memory_bytes);
+	cache_some(&h);
 	for (unsigned i = 0; i < ARRAY_NR(model_btrees); i++)
 		model_take(&h, i);
 	for (unsigned i = 0; i < txn_nr; i++) {
@@ -328,6 +340,7 @@ static void shrink_seed(uint64_t seed)
 	memset(&h, 0, sizeof(h));
 	rng_init(&h.rng, seed);
 	memory_trees_open_at(&h.m, place, SMALL_NODE, 0);
+	cache_some(&h);
 	for (unsigned round = 0; round < (KILN_TSAN ? 1 : 3); round++) {
 		for (uint64_t i = 0; i < MANY; i++)
 			one_run(&h, i, false);
@@ -518,6 +531,8 @@ static void bank_run(void *arg)
 	bool has_plenty = bank_seed % 2 || place == TREES_ON_DISK;
 
 	memory_trees_open_at(&bank, place, SMALL_NODE, has_plenty ? 0 : BTREE_CACHE_BYTES_MIN(SMALL_NODE) + (64 << 10));
+	if (bank_seed / 2 % 2)
+		memory_trees_cache(&bank, 1u << BTREE_STRIPES);
 	for (uint64_t i = 0; i < COUNTERS; i++)
 		CHECK(!btree_txn_run(bank.trees, &(struct btree_commit_opts){ .name = "start" }, bank_fill_fn, &i));
 	for (unsigned i = 0; i < MOVERS; i++)
