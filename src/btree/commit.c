@@ -244,6 +244,7 @@ static int commit_find(struct btree_txn *txn)
 {
 	int err = 0;
 
+	txn->has_cache = key_cache_is_on(txn->trees);
 	for (size_t i = 0; !err && i < txn->read_nr; i++) {
 		struct txn_read *r = &txn->reads[i];
 
@@ -600,6 +601,9 @@ static int commit_write(struct btree_txn *txn)
 	struct journal_res res;
 
 	commit_lock_write(txn);
+	/* Keys are cached from now on, after replay: readers may have made entries of what is going to change. */
+	if (txn->has_cache != key_cache_is_on(txn->trees))
+		return -KILN_E_RESTART;
 	if (!commit_is_journalled(txn)) {
 		commit_apply(txn, NULL);
 		return 0;

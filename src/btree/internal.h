@@ -340,6 +340,7 @@ int key_cache_open(struct btrees *trees, uint32_t btrees);
 int key_cache_start(struct btrees *trees);
 /* From here on: no journal key lies over a leaf any more. */
 void key_cache_begin(struct btrees *trees);
+bool key_cache_is_on(const struct btrees *trees);
 /* Stop the task. What is dirty stays, and what is changed after that; in the end it isn't to pin the journal. */
 void key_cache_stop(struct btrees *trees);
 void key_cache_unpin(struct btrees *trees);
@@ -493,6 +494,7 @@ struct btree_txn {
 	unsigned batch_shift; /* see btree_txn_batch() */
 	bool has_batch, is_too_big;
 	bool is_exclusive; /* runs alone */
+	bool has_cache;	   /* keys were cached when its commit looked for them */
 	struct txn_need need;
 	/* Called when it is committed, reservation and locks held: btree_txn_at_commit(). */
 	void (*committed)(void *ctx, uint64_t seq);

@@ -48,12 +48,14 @@ enum {
 
 /* --- the table --- */
 
+bool key_cache_is_on(const struct btrees *trees)
+{
+	return trees->key_cache && atomic_load_explicit(&trees->key_cache->is_on, memory_order_acquire);
+}
+
 bool key_cache_has(const struct btrees *trees, unsigned btree_id, unsigned level)
 {
-	const struct key_cache *kc = trees->key_cache;
-
-	return kc && !level && btree_id < 32 && (kc->btrees & 1u << btree_id) &&
-	       atomic_load_explicit(&kc->is_on, memory_order_acquire);
+	return !level && btree_id < 32 && key_cache_is_on(trees) && (trees->key_cache->btrees & 1u << btree_id);
 }
 
 static uint64_t id_hash(struct cached_id id)

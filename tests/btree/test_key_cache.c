@@ -13,6 +13,7 @@
 
 #include <cmocka.h>
 
+#include "base/clock.h"
 #include "base/sync.h"
 #include "base/util.h"
 #include "btree/internal.h"
@@ -273,6 +274,40 @@ static void after_an_error_the_newest_is_read(void **state)
 	btree_memory_close(m.memory);
 }
 
+static void set_run(void *arg) { set(11, *(uint64_t *)arg); }
+
+/* Somebody read the key, and it came into the cache by that, between a commit's look at the cache and its write. */
+static void it_begins_amid_a_commit(void **state)
+{
+	uint64_t value[BKEY_VALUE_U64S_MAX], new_value = 2;
+	struct cached_read read;
+	struct tree_place place;
+	struct task *writer;
+
+	memory_trees_open_at(&m, trees_place_of(state), NODE_BYTES, 0);
+	m.snapshots = (struct btree_snapshots){ .is_ancestor = is_ancestor };
+	btrees_set_snapshots(m.trees, m.snapshots);
+	assert_int_equal(key_cache_open(m.trees, 1u << ID), 0);
+	assert_int_equal(key_cache_start(m.trees), 0);
+	set(11, 1);
+	assert_int_equal(tree_descend(m.trees, ID, 0, pos_of(11, SNAPSHOT), &place), 1);
+	assert_int_equal(task_start(&writer, "writer", set_run, &new_value), 0);
+	/* No reader gets in any more when it waits for write. */
+	while (six_trylock_read(&place.node->lock)) {
+		six_unlock_read(&place.node->lock);
+		sleep_ns(100000);
+	}
+	key_cache_begin(m.trees);
+	struct bkey_ref k = node_keys_get(&place.node->keys, 0);
+	assert_int_equal(key_cache_enter(m.trees, ID, &k, value, &read), 0);
+	cached_key_put(read.key);
+	six_unlock_read(&place.node->lock);
+	node_put(place.node);
+	task_join(writer);
+	assert_int_equal(look(11, SNAPSHOT), 2);
+	memory_trees_close(&m);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -283,6 +318,7 @@ int main(void)
 		TREES_TEST_IN_MEMORY(it_is_bounded, NULL),
 		TREES_TEST_ON_DISK(its_pins_go_when_the_journal_wants_it, NULL),
 		TREES_TEST_IN_MEMORY(after_an_error_the_newest_is_read, NULL),
+		TREES_TEST_IN_MEMORY(it_begins_amid_a_commit, NULL),
 	};
 
 	return cmocka_run_group_tests_name("key cache", tests, NULL, NULL);
