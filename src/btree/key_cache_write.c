@@ -7,8 +7,8 @@
  * locks. From there on the leaf pins the journal, by the newest change: older ones of the same key are as good as that.
  *
  * Nothing is journalled by that: what comes into the leaf has been. Leaves that have no room are split. Where there is
- * no space for that, or a leaf can't be read, it is tried again like the writing of nodes (node_write.c), and when that
- * doesn't help, nothing may be written any more.
+ * no space for that others are written meanwhile; it is tried again, and so it is when a leaf can't be read, like the
+ * writing of nodes (node_write.c), and when that doesn't help, nothing may be written any more.
  */
 #include <assert.h>
 #include <errno.h>
@@ -23,6 +23,7 @@ enum {
 	BATCH_MAX = 128, /* entries put into leaves at a time */
 	LEAF_MAX = 32,	 /* and locked at a time */
 	RETRY_NS = 100 * 1000 * 1000,
+	RETRY_SOON_NS = 1000 * 1000,
 };
 
 /* --- changing; the entry is locked for intent --- */
@@ -145,6 +146,16 @@ static int entry_cmp(const void *a, const void *b)
 	return bpos_cmp(x->id.pos, y->id.pos);
 }
 
+/* How many of the entries, in order, lie in @leaf or before its end. */
+static size_t leaf_entries(const struct btree_node *leaf, struct cached_key *const *entries, size_t nr)
+{
+	size_t n = 0;
+
+	while (n < nr && entries[n]->id.btree_id == leaf->id.btree_id && bpos_le(entries[n]->id.pos, leaf->id.max_key))
+		n++;
+	return n;
+}
+
 /* How many of the entries, which are locked for intent, fit into @leaf, as they are, from the first on. */
 static size_t leaf_room(const struct btrees *trees, const struct btree_node *leaf, struct cached_key *const *entries,
 			size_t nr, uint32_t *u64s)
@@ -189,13 +200,11 @@ static int leaf_put(struct btrees *trees, struct btree_node *leaf, struct cached
 static int leaf_write(struct btrees *trees, struct btree_node *leaf, struct cached_key *const *entries, size_t nr,
 		      bool may_exceed, size_t *done)
 {
-	size_t n = 0;
+	size_t n = leaf_entries(leaf, entries, min(nr, (size_t)LEAF_MAX));
 	uint32_t u64s;
 
-	for (; n < nr && n < LEAF_MAX && entries[n]->id.btree_id == leaf->id.btree_id &&
-	       bpos_le(entries[n]->id.pos, leaf->id.max_key);
-	     n++)
-		six_lock_intent(&entries[n]->lock);
+	for (size_t i = 0; i < n; i++)
+		six_lock_intent(&entries[i]->lock);
 	size_t fits = leaf_room(trees, leaf, entries, n, &u64s);
 	if (!fits && (may_exceed || leaf->keys.key_nr <= 1)) {
 		fits = 1;
@@ -211,11 +220,15 @@ static int leaf_write(struct btrees *trees, struct btree_node *leaf, struct cach
 	return err;
 }
 
-/* Put dirty entries, in order, into their leaves. Splits leaves. 0 or an error, after which some may still be dirty. */
+/*
+ * Put dirty entries, in order, into their leaves. Splits leaves; those for which there is no room (-ENOSPC), or that
+ * can't be replaced just now (-EAGAIN), are passed over. 0 or an error, after which some may still be dirty.
+ */
 static int entries_write(struct btrees *trees, struct cached_key *const *entries, size_t nr)
 {
 	enum { SPLITS_MAX = 4 };
 	unsigned splits = 0;
+	int passed_over = 0;
 
 	while (nr) {
 		struct tree_place place;
@@ -234,17 +247,22 @@ static int entries_write(struct btrees *trees, struct cached_key *const *entries
 		six_unlock_intent(&leaf->lock);
 		if (ret == -ENOBUFS) {
 			splits++;
-			ret = interior_replace(trees, leaf, INTERIOR_SPLIT, WATERMARK_RECLAIM, true);
-		} else if (done) {
-			splits = 0;
+			ret = interior_replace(trees, leaf, INTERIOR_SPLIT, WATERMARK_RECLAIM, false);
 		}
+		if (ret == -ENOSPC || ret == -EAGAIN) {
+			passed_over = passed_over == -ENOSPC ? passed_over : ret;
+			ret = 0;
+			done = leaf_entries(leaf, entries, nr);
+		}
+		if (done)
+			splits = 0;
 		node_put(leaf);
 		if (ret)
 			return ret;
 		entries += done;
 		nr -= done;
 	}
-	return 0;
+	return passed_over;
 }
 
 /* --- the task --- */
@@ -267,8 +285,18 @@ static size_t batch_pick(struct key_cache *kc, struct cached_key **entries)
 	return nr;
 }
 
-/* False: there was no room, or no memory, for all of it; again in a moment. */
-static bool batch_write(struct key_cache *kc, struct cached_key **entries, size_t nr)
+/* What couldn't be written lets others go first. */
+static void batch_defer(struct key_cache *kc, struct cached_key **entries, size_t nr)
+{
+	mutex_lock(&kc->lock);
+	for (size_t i = 0; i < nr; i++)
+		if (entries[i]->list != LIST_NONE)
+			list_move(kc, entries[i], entries[i]->list);
+	mutex_unlock(&kc->lock);
+}
+
+/* 0, or how long to wait: there was no room, or no memory, for all of it, or leaves were being replaced. */
+static uint64_t batch_write(struct key_cache *kc, struct cached_key **entries, size_t nr)
 {
 	struct btrees *trees = kc->trees;
 	unsigned tries = 0;
@@ -278,15 +306,19 @@ static bool batch_write(struct key_cache *kc, struct cached_key **entries, size_
 	do {
 		err = entries_write(trees, entries, nr);
 	} while (write_may_retry(trees, err, &tries));
+	if (err)
+		batch_defer(kc, entries, nr);
 	for (size_t i = 0; i < nr; i++)
 		cached_key_put(entries[i]);
 	if (!err)
 		kc->hope = (struct room_hope){ 0 };
+	else if (err == -EAGAIN)
+		return RETRY_SOON_NS;
 	else if (err == -ENOMEM || (err == -ENOSPC && room_may_come(trees, &kc->hope)))
-		return false;
+		return RETRY_NS;
 	else
 		write_failed(trees, err);
-	return true;
+	return 0;
 }
 
 static void write_task(void *arg)
@@ -307,8 +339,7 @@ static void write_task(void *arg)
 		kc->is_busy = true;
 		job_works(&kc->job, "many keys have changed, or the journal wants it");
 		mutex_unlock(&kc->lock);
-		if (!batch_write(kc, entries, nr))
-			sleep_ns(RETRY_NS);
+		sleep_ns(batch_write(kc, entries, nr));
 		mutex_lock(&kc->lock);
 		kc->is_busy = false;
 		waitq_wake_all(&kc->done);

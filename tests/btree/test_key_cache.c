@@ -274,6 +274,58 @@ static void after_an_error_the_newest_is_read(void **state)
 	btree_memory_close(m.memory);
 }
 
+static atomic_bool is_full;
+static int (*reserve)(void *ctx, unsigned nr, enum watermark watermark, struct btree_node_reserve **r);
+
+static int reserve_or_not(void *ctx, unsigned nr, enum watermark watermark, struct btree_node_reserve **r)
+{
+	*r = NULL;
+	return atomic_load(&is_full) ? -ENOSPC : reserve(ctx, nr, watermark, r);
+}
+
+static void flush_run(void *arg) { key_cache_flush(arg); }
+
+/* More keys than are written at a time have no room for a while. */
+static void others_are_written_where_there_is_no_room(void **state)
+{
+	enum { GROWN = 400, BETWEEN = 300, OTHERS = 10, ALL = GROWN + BETWEEN + OTHERS };
+	struct task *flusher;
+
+	trees_begin(state);
+	reserve = m.trees->opts.backend.reserve;
+	m.trees->opts.backend.reserve = reserve_or_not;
+	for (uint64_t i = 0; i < ALL; i++)
+		set(i, i);
+	for (uint64_t i = 0; i < GROWN; i++)
+		change(pos_of(i, SNAPSHOT), KEY_COOKIE, VALUE_U64S_MAX, i + ALL);
+	for (uint64_t i = ALL - OTHERS; i < ALL; i++)
+		set(i, i + ALL);
+	assert_int_equal(dirty_nr(), GROWN + OTHERS);
+	atomic_store(&is_full, true);
+	assert_int_equal(task_start(&flusher, "flusher", flush_run, m.trees), 0);
+	uint64_t begin_ns = clock_monotonic_ns();
+	for (uint64_t others = OTHERS; others;) {
+		others = 0;
+		assert_true(clock_monotonic_ns() - begin_ns < 5000000000);
+		mutex_lock(&m.trees->key_cache->lock);
+		struct cached_key *e;
+		TAILQ_FOREACH (e, &m.trees->key_cache->lists[LIST_WANTED], dirty)
+			others += e->id.pos.offset >= GROWN;
+		others += !TAILQ_EMPTY(&m.trees->key_cache->lists[LIST_DIRTY]);
+		mutex_unlock(&m.trees->key_cache->lock);
+		sleep_ns(1000000);
+	}
+	assert_true(dirty_nr() > 0);
+	atomic_store(&is_full, false);
+	task_join(flusher);
+	assert_int_equal(dirty_nr(), 0);
+	m.trees->opts.backend.reserve = reserve;
+	trees_reopen();
+	for (uint64_t i = 0; i < ALL; i++)
+		assert_int_equal(look(i, SNAPSHOT), i < GROWN || i >= ALL - OTHERS ? i + ALL : i);
+	memory_trees_close(&m);
+}
+
 static void set_run(void *arg) { set(11, *(uint64_t *)arg); }
 
 /* Somebody read the key, and it came into the cache by that, between a commit's look at the cache and its write. */
@@ -318,6 +370,7 @@ int main(void)
 		TREES_TEST_IN_MEMORY(it_is_bounded, NULL),
 		TREES_TEST_ON_DISK(its_pins_go_when_the_journal_wants_it, NULL),
 		TREES_TEST_IN_MEMORY(after_an_error_the_newest_is_read, NULL),
+		TREES_TEST_IN_MEMORY(others_are_written_where_there_is_no_room, NULL),
 		TREES_TEST_IN_MEMORY(it_begins_amid_a_commit, NULL),
 	};
 
