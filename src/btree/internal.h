@@ -155,6 +155,8 @@ static inline bool node_keys_has_room(const struct node_keys *keys, uint32_t key
 	return keys->key_nr + key_nr <= keys->key_max && keys->dirty_nr + key_nr <= keys->dirty_max &&
 	       keys->word_nr + u64s <= keys->word_max;
 }
+/* Words that @k, put in place of what is there, makes all keys longer. */
+uint32_t node_keys_growth(const struct node_keys *keys, const struct bkey *k);
 /* Put a key at its position; KEY_DELETED deletes. There is room. */
 void node_keys_set(struct node_keys *keys, const struct bkey *k, const void *value);
 /* A key for a node that is being built, behind all others, and taken for written. There is room. */

@@ -156,20 +156,25 @@ static size_t leaf_entries(const struct btree_node *leaf, struct cached_key *con
 	return n;
 }
 
-/* How many of the entries, which are locked for intent, fit into @leaf, as they are, from the first on. */
+/*
+ * How many of the entries, which are locked for intent, fit into @leaf from the first on. What isn't longer than what
+ * the leaf has always does. *@u64s: words of memory for them.
+ */
 static size_t leaf_room(const struct btrees *trees, const struct btree_node *leaf, struct cached_key *const *entries,
 			size_t nr, uint32_t *u64s)
 {
-	uint32_t u64s_max = node_u64s_max(trees);
+	uint32_t live_u64s = leaf->keys.live_u64s;
 	size_t n = 0;
 
 	*u64s = 0;
 	for (; n < nr; n++) {
-		uint32_t key_u64s = (uint32_t)BKEY_U64S + entries[n]->k.value_u64s;
+		const struct bkey *k = &entries[n]->k;
+		uint32_t growth = entries[n]->is_dirty ? node_keys_growth(&leaf->keys, k) : 0;
 
-		if (leaf->keys.live_u64s + *u64s + key_u64s > u64s_max)
+		if (growth && live_u64s + growth > node_u64s_max(trees))
 			break;
-		*u64s += key_u64s;
+		live_u64s += growth;
+		*u64s += (uint32_t)BKEY_U64S + k->value_u64s;
 	}
 	return n;
 }

@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "btree/internal.h"
+#include "format/btree_node_write.h"
 
 enum { KEY_U64S_BYTE, KEY_FORMAT_BYTE, KEY_TYPE_BYTE };
 
@@ -185,6 +186,15 @@ static void index_remove(uint32_t *index, uint32_t *nr, uint32_t i)
 static bool index_has(const struct node_keys *keys, const uint32_t *index, uint32_t nr, uint32_t i, struct bpos pos)
 {
 	return i < nr && bpos_eq(bkey_unpack_pos(&keys->format, key_at(keys, index[i])), pos);
+}
+
+uint32_t node_keys_growth(const struct node_keys *keys, const struct bkey *k)
+{
+	uint32_t i = node_keys_lower_bound(keys, k->p);
+	bool is_live = index_has(keys, keys->offset, keys->key_nr, i, k->p);
+	unsigned old_u64s = is_live ? key_u64s_at(keys, keys->offset[i]) : 0;
+
+	return max(bkey_packed_u64s(&keys->format, k), old_u64s) - old_u64s;
 }
 
 /* @offset: the key's new version, deleted or not, with its flags. */

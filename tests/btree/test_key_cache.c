@@ -326,6 +326,42 @@ static void others_are_written_where_there_is_no_room(void **state)
 	memory_trees_close(&m);
 }
 
+static uint32_t first_leaf_u64s(void)
+{
+	struct tree_place place;
+
+	assert_int_equal(tree_descend(m.trees, ID, 0, pos_of(0, SNAPSHOT), &place), 1);
+	uint32_t u64s = place.node->keys.live_u64s;
+	six_unlock_read(&place.node->lock);
+	node_put(place.node);
+	return u64s;
+}
+
+/* There is none for another key. */
+static void what_does_not_grow_needs_no_room(void **state)
+{
+	uint64_t nr = 0;
+
+	trees_begin(state);
+	do
+		set(nr++, 1);
+	while (first_leaf_u64s() + BKEY_U64S + 1 <= node_u64s_max(m.trees));
+	for (uint64_t i = 0; i < nr; i++)
+		set(i, 2);
+	assert_int_equal(dirty_nr(), nr);
+	reserve = m.trees->opts.backend.reserve;
+	m.trees->opts.backend.reserve = reserve_or_not;
+	atomic_store(&is_full, true);
+	key_cache_flush(m.trees);
+	atomic_store(&is_full, false);
+	m.trees->opts.backend.reserve = reserve;
+	assert_int_equal(dirty_nr(), 0);
+	trees_reopen();
+	for (uint64_t i = 0; i < nr; i++)
+		assert_int_equal(look(i, SNAPSHOT), 2);
+	memory_trees_close(&m);
+}
+
 static void set_run(void *arg) { set(11, *(uint64_t *)arg); }
 
 /* Somebody read the key, and it came into the cache by that, between a commit's look at the cache and its write. */
@@ -371,6 +407,7 @@ int main(void)
 		TREES_TEST_ON_DISK(its_pins_go_when_the_journal_wants_it, NULL),
 		TREES_TEST_IN_MEMORY(after_an_error_the_newest_is_read, NULL),
 		TREES_TEST_IN_MEMORY(others_are_written_where_there_is_no_room, NULL),
+		TREES_TEST_IN_MEMORY(what_does_not_grow_needs_no_room, NULL),
 		TREES_TEST_IN_MEMORY(it_begins_amid_a_commit, NULL),
 	};
 
