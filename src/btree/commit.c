@@ -204,27 +204,14 @@ static struct txn_leaf *update_cached(const struct btree_txn *txn, const struct 
 }
 
 /*
- * The cached key that @u changes, if there is one; and does it go there alone (u->is_cached)? What it replaces was
- * read, so if that is what is there by now, the key cache has it.
+ * Does @u go to a cached key alone? What it replaces was read, so if it is in the key cache when the commit is valid,
+ * it is among what was read there, and locked.
  */
-static int update_find_cached(struct btree_txn *txn, struct txn_update *u)
+static bool update_is_cached(const struct btree_txn *txn, const struct txn_update *u)
 {
-	struct txn_leaf *l = update_cached(txn, u);
+	const struct txn_leaf *l = update_cached(txn, u);
 
-	u->is_cached = false;
-	if (!key_cache_has(txn->trees, u->u.btree_id, u->u.level))
-		return 0;
-	if (!l) {
-		struct cached_key *e = key_cache_find(txn->trees, u->u.btree_id, u->u.new.k.p);
-		int err = e ? leaf_add_cached(txn, e) : 0;
-
-		cached_key_put(e);
-		if (err)
-			return err;
-		l = update_cached(txn, u);
-	}
-	u->is_cached = l && u->u.old.k.type == u->u.new.k.type &&cached_key_may_be_dirty(l->cached);
-	return 0;
+	return l && cached_key_may_be_dirty(l->cached) && u->u.old.k.type == u->u.new.k.type;
 }
 
 static int update_find(struct btree_txn *txn, struct txn_update *u)
@@ -233,9 +220,9 @@ static int update_find(struct btree_txn *txn, struct txn_update *u)
 
 	if (b->is_root)
 		return leaf_add(txn, b->btree_id, NULL);
-	int err = update_find_cached(txn, u);
-	if (err || u->is_cached || leaf_find_or_empty(txn, b->btree_id, b->level, b->new.k.p))
-		return err;
+	u->is_cached = update_is_cached(txn, u);
+	if (u->is_cached || leaf_find_or_empty(txn, b->btree_id, b->level, b->new.k.p))
+		return 0;
 	return leaves_find(txn, b->btree_id, b->level, b->new.k.p, b->new.k.p);
 }
 

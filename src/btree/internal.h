@@ -361,8 +361,6 @@ bool key_cache_read(struct btrees *trees, unsigned btree_id, struct bpos pos, st
  */
 int key_cache_enter(struct btrees *trees, unsigned btree_id, struct bkey_ref *k, uint64_t *value,
 		    struct cached_read *read);
-/* An entry with a reference, or NULL. */
-struct cached_key *key_cache_find(struct btrees *trees, unsigned btree_id, struct bpos pos);
 void cached_key_put(struct cached_key *e); /* NULL is allowed */
 void cached_key_get_again(struct cached_key *e);
 struct six_lock *cached_key_lock(struct cached_key *e);

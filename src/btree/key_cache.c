@@ -174,19 +174,6 @@ bool key_cache_read(struct btrees *trees, unsigned btree_id, struct bpos pos, st
 	return e;
 }
 
-struct cached_key *key_cache_find(struct btrees *trees, unsigned btree_id, struct bpos pos)
-{
-	struct key_cache *kc = trees->key_cache;
-	struct cached_id id = { pos, btree_id };
-	uint64_t hash = id_hash(id);
-	struct key_shard *shard = shard_of(kc, hash);
-
-	mutex_lock(&shard->lock);
-	struct cached_key *e = shard_find(kc, shard, hash, id);
-	mutex_unlock(&shard->lock);
-	return e;
-}
-
 static struct cached_key *entry_new(struct key_cache *kc, struct cached_id id, const struct bkey_ref *k)
 {
 	unsigned value_max = k->k.value_u64s + (unsigned)VALUE_U64S_SPARE;
