@@ -23,14 +23,12 @@
 enum {
 	SCAN_BUCKETS = 16, /* looked at together */
 	CHOICES_NR = 8,
-	NODE_BLOCKS_FEW = 16, /* nodes of more are seldom replaced */
 };
 
 bool node_holes_are_kept(const struct allocator *a, unsigned dev)
 {
-	uint32_t node = a->super->kctx.node_sectors, block = a->super->kctx.block_sectors;
-
-	return node / block < NODE_BLOCKS_FEW && a->devs[dev].bucket_sectors >= 2 * node;
+	return super_node_blocks(a->super) < NODE_BLOCKS_FEW &&
+	       a->devs[dev].bucket_sectors >= 2 * a->super->kctx.node_sectors;
 }
 
 static uint64_t bucket_of_hole(const struct allocator *a, const struct node_hole *h)

@@ -284,10 +284,14 @@ static bool is_passed_over(const struct pass *p, const struct allocator_fragment
 
 /*
  * A node that is moved changes what describes its buckets, in nodes that may have to be replaced for that. Where nodes
- * have few blocks this can go on and on: it is looked at now and then whether it gains anything.
+ * have few blocks this can go on and on: it is looked at now and then whether it gains anything. Not where they have
+ * more: with two copies, say, a bucket's worth of other places is needed to empty one that is half full, and what is
+ * gained is seen when the second copies, too, have been moved together.
  */
 static void nodes_judge(struct pass *p, const struct allocator_fragment *f)
 {
+	if (super_node_blocks(p->c->data->super) >= NODE_BLOCKS_FEW)
+		return;
 	if (f->data_type != DATA_BTREE || ++p->node_buckets % NODE_BUCKETS_JUDGED)
 		return;
 	btree_rewrites_settle(p->c->data->trees);

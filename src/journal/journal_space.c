@@ -32,7 +32,6 @@ enum {
 	RING_BUCKETS_MIN = 4,
 	RECLAIM_SECTORS = 512, /* left to reclaim, */
 	RECLAIM_EIGHTHS = 5,   /* but of no more than so much of the ring, or others would never get in */
-	NODE_BLOCKS_MANY = 32, /* with fewer, so much in any case */
 	LOW_BUCKETS_MIN = 2,   /* of an entry opened above that, one in hand and one for reclaim are left */
 };
 
@@ -95,7 +94,7 @@ static int ring_init(struct journal *j, struct journal_ring *r, unsigned dev)
 	r->bucket_sectors = m->m.bucket_sectors;
 	r->durability = m->m.durability;
 	r->has_discard = m->m.has_discard;
-	if (s->kctx.node_sectors / s->kctx.block_sectors < NODE_BLOCKS_MANY)
+	if (super_node_blocks(s) < NODE_BLOCKS_MANY)
 		r->nodes_sectors = nr * r->bucket_sectors;
 	ring_groups_read(r, s);
 	r->is_usable = ring_is_usable(m);

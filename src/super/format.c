@@ -41,8 +41,6 @@ enum {
 	JOURNAL_SECTORS_OF_BUCKET = 4, /* what replacing a node takes, some 1.7 KiB */
 	JOURNAL_NODES = 8,	       /* or replacing so many, whose backpointers are in one */
 	JOURNAL_NODES_SECTORS_MAX = 1 << 16,
-	NODE_BLOCKS_MANY = 32,
-	NODE_BLOCKS_FEW = 16, /* journals that others made for nodes of fewer are made larger */
 	JOURNAL_SECTORS_MAX = 1 << 24,
 	/* Words of an entry of the journal (03 §5.1) besides those for each device, */
 	ENTRY_FIXED_U64S = JSET_HEADER_U64S + BTREE_NR_1_4 * JSET_ROOT_U64S_MAX + JSET_USAGE_U64S,
@@ -654,7 +652,8 @@ uint64_t super_journal_bucket_min(const struct super *s, unsigned dev)
 	const struct member *m = &s->members[dev].m;
 	const struct key_context *k = &s->kctx;
 
-	if (k->node_sectors / k->block_sectors >= NODE_BLOCKS_FEW)
+	/* Journals that others made for nodes of few blocks are made larger. */
+	if (super_node_blocks(s) >= NODE_BLOCKS_FEW)
 		return 0;
 	return super_journal_bucket_nr(m->nbuckets, m->bucket_sectors, k->node_sectors, k->block_sectors,
 				       (unsigned)s->options[OPT_METADATA_REPLICAS]);

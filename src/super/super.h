@@ -191,6 +191,14 @@ void super_error_note(struct super *s, bool is_topology);
 
 /* What its device must hold at least: one that is smaller was cut off. */
 uint64_t super_member_bytes(const struct super_member *m);
+
+/*
+ * How many blocks a btree node has. Those of few are full again after some two writes, and what replacing one changes
+ * is in such nodes, too; many are enough that this comes to an end by itself.
+ */
+enum { NODE_BLOCKS_FEW = 16, NODE_BLOCKS_MANY = 32 };
+static inline unsigned super_node_blocks(const struct super *s) { return s->kctx.node_sectors / s->kctx.block_sectors; }
+
 static inline bool super_member_online(const struct super *s, unsigned dev)
 {
 	return dev < s->member_nr && s->members[dev].dev;
