@@ -788,8 +788,12 @@ int interior_journal_wait(struct btrees *trees, enum watermark watermark)
 	return j ? journal_res_wait(j, UPDATE_U64S, watermark) : 0;
 }
 
-/* Nodes that replacing @node can take at most, if its parents are as they seem. */
-static unsigned nodes_needed(struct btrees *trees, struct btree_node *node)
+/*
+ * Nodes that replacing @node takes, if its parent has room for the pointers; or, @with_parents, that it can take at
+ * most, if they are as they seem. It nearly always has: the last places are for as many updates as there are, not for
+ * one.
+ */
+static unsigned nodes_needed(struct btrees *trees, struct btree_node *node, enum interior_kind kind, bool with_parents)
 {
 	six_lock_read(&node->lock);
 	struct overlay_range range = overlay_range_get(&trees->overlay, node->id.btree_id, node->id.level,
@@ -798,6 +802,8 @@ static unsigned nodes_needed(struct btrees *trees, struct btree_node *node)
 	for (; range.begin < range.end; range.begin++)
 		u64s += range.begin->key->u64s;
 	six_unlock_read(&node->lock);
+	if (!with_parents)
+		return pieces_nr(trees, u64s, kind == INTERIOR_SPLIT ? 2 : 1);
 
 	int root_level = btree_root_level(trees, node->id.btree_id);
 	unsigned levels_above = root_level > (int)node->id.level ? (unsigned)root_level - node->id.level : 0;
@@ -922,14 +928,15 @@ int interior_replace(struct btrees *trees, struct btree_node *node, enum interio
 		     bool can_wait)
 {
 	struct write_stats *stats = &trees->write->stats;
+	bool with_parents = false;
 	unsigned extra = 0;
 
 	for (;;) {
 		struct btree_node *writing = NULL;
 		bool is_switched = false;
 		int err;
-		struct interior_update *u = update_begin(trees, node->id.btree_id, nodes_needed(trees, node) + extra,
-							 watermark, can_wait, &err);
+		unsigned nr = nodes_needed(trees, node, kind, with_parents) + extra;
+		struct interior_update *u = update_begin(trees, node->id.btree_id, nr, watermark, can_wait, &err);
 
 		if (!u)
 			return err;
@@ -952,7 +959,8 @@ int interior_replace(struct btrees *trees, struct btree_node *node, enum interio
 			return kind == INTERIOR_MERGE ? 0 : -ENOSPC;
 		if (err != -ENOSPC && (err != -EAGAIN || !can_wait))
 			return err;
-		extra += err == -ENOSPC ? 4 : 0;
+		extra += err == -ENOSPC && with_parents ? 4 : 0;
+		with_parents |= err == -ENOSPC;
 	}
 }
 
