@@ -228,7 +228,7 @@ int node_holes_slot(struct allocator *a, uint64_t all, enum watermark watermark,
 /* The slot isn't used: what was allocated for it are holes. */
 void node_slot_drop(struct allocator *a, struct alloc_extent *slot);
 uint64_t node_holes_nr(struct allocator *a, unsigned dev);
-/* Have nodes so few blocks that it matters, and do the device's buckets hold several? */
+/* Do the device's buckets hold several nodes? */
 bool node_holes_are_kept(const struct allocator *a, unsigned dev);
 /* Look for holes that aren't known. No locks held; waits as a flush of the write buffer does. 0 or an error. */
 int node_holes_scan(struct allocator *a);

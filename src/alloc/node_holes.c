@@ -7,6 +7,11 @@
  * that takes nodes, too. So who has to have a place, and finds no free bucket, takes holes: write-back, and copygc for
  * the keys that it changes. With them, nodes need no more space than they have keys for, and what is under way.
  *
+ * Nodes of many blocks are replaced less often, and buckets kept for write-back nearly always suffice. But copygc moves
+ * data, too: a pass of it may change so many keys that writing them back takes more nodes than there are buckets for,
+ * each of which leaves holes. So there, too, holes are what write-back goes on with; but only then, as each that is at
+ * hand keeps copygc from a bucket.
+ *
  * A hole may be written to when the commit that took the pointer away is durable (02 §12.2). It belongs to one life of
  * its bucket: when the bucket is opened for another, its holes are forgotten. Who takes one opens the bucket, so that
  * nobody empties, frees or moves it until a key points there.
@@ -27,8 +32,7 @@ enum {
 
 bool node_holes_are_kept(const struct allocator *a, unsigned dev)
 {
-	return super_node_blocks(a->super) < NODE_BLOCKS_FEW &&
-	       a->devs[dev].bucket_sectors >= 2 * a->super->kctx.node_sectors;
+	return a->devs[dev].bucket_sectors >= 2 * a->super->kctx.node_sectors;
 }
 
 static uint64_t bucket_of_hole(const struct allocator *a, const struct node_hole *h)

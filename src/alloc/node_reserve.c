@@ -79,6 +79,12 @@ static bool holes_are_kept(const struct allocator *a)
 	return are_kept;
 }
 
+/* Are nodes replaced so often that these places count as room, like buckets, and not only as the last resort? */
+static bool holes_are_room(const struct allocator *a)
+{
+	return super_node_blocks(a->super) < NODE_BLOCKS_FEW && holes_are_kept(a);
+}
+
 /* Devices that nodes go to: those of the target, if they are enough. */
 static uint64_t node_devs(const struct allocator *a)
 {
@@ -109,15 +115,15 @@ static bool may_take_holes(struct allocator *a, uint64_t devs, enum watermark wa
 }
 
 /*
- * Holes come first where buckets are low, so that nodes don't take more of them than they need; and where there is
- * none. What waits for the journal is had then as well.
+ * Holes come where there is no bucket; where nodes are replaced often also first when buckets are low, so that nodes
+ * don't take more of them than they need. What waits for the journal is had then as well.
  */
 static int slot_find(struct allocator *a, enum watermark watermark, struct alloc_extent *slot)
 {
 	uint64_t devs = node_devs(a), all = write_point_devs(a, DATA_BTREE), waiting_seq = 0;
 	bool may_take = may_take_holes(a, devs, watermark);
-	int err = may_take && buckets_are_low(a, devs) ? node_holes_slot(a, devs, watermark, slot, &waiting_seq)
-						       : -EAGAIN;
+	bool come_first = may_take && holes_are_room(a) && buckets_are_low(a, devs);
+	int err = come_first ? node_holes_slot(a, devs, watermark, slot, &waiting_seq) : -EAGAIN;
 
 	if (err)
 		err = slot_get(a, watermark, slot);
@@ -232,7 +238,8 @@ static void pool_refill(void *arg)
 		} else {
 			retry_ns = clock_monotonic_ns() + RETRY_NS;
 			/* Not all that are made are remembered. */
-			if (retry_ns >= scan_ns && !node_holes_scan(a))
+			bool is_scan_due = retry_ns >= scan_ns && (watermark == WATERMARK_RECLAIM || holes_are_room(a));
+			if (is_scan_due && !node_holes_scan(a))
 				scan_ns = clock_monotonic_ns() + SCAN_NS;
 		}
 		mutex_lock(&p->lock);
@@ -432,11 +439,13 @@ void allocator_node_reserve_put(struct allocator *a, struct btree_node_reserve *
 
 static uint64_t slots_free(struct allocator *a, unsigned dev)
 {
-	return node_holes_nr(a, dev) + open_buckets_available(a, dev, WATERMARK_RECLAIM) *
-					       (a->devs[dev].bucket_sectors / a->super->kctx.node_sectors);
+	uint64_t per_bucket = a->devs[dev].bucket_sectors / a->super->kctx.node_sectors;
+	uint64_t holes = holes_are_room(a) ? node_holes_nr(a, dev) : 0;
+
+	return holes + open_buckets_available(a, dev, WATERMARK_RECLAIM) * per_bucket;
 }
 
-/* How many nodes fit into free buckets and holes of @devs, each on as many as it takes. */
+/* How many nodes fit into free buckets of @devs, and holes that count, each on as many as it takes. */
 static uint64_t room_of(struct allocator *a, uint64_t devs)
 {
 	uint64_t slots[ALLOC_DEVS_MAX] = { 0 }, low = 0, high = 0, durability = 0;
@@ -486,12 +495,13 @@ static uint64_t room_count(struct allocator *a, uint64_t devs)
  * write-back itself can wait for nobody, as it is what copygc needs.
  *
  * How much is that? Where a node has a bucket of its own, each that is replaced, and what that changes in its turn,
- * takes a new bucket before the old one can be had. In buckets of several nodes their old places can be had at once
+ * takes a new bucket before the old one can be had. Where nodes have few blocks their old places can be had at once
  * (node_holes.c), so room is needed for what is under way, and for as many more nodes as there may be when those that
- * have become full are replaced by two.
+ * have become full are replaced by two. Elsewhere holes are what copygc and write-back go on with if that wasn't
+ * enough: moving changes keys, too, and more nodes may be written back for it than have become free.
  *
- * There moving can go on without gaining anything: nodes that are moved are replaced, too. So he waits only as long as
- * there is more room each time.
+ * With few blocks moving can go on without gaining anything: nodes that are moved are replaced, too. So he waits only
+ * as long as there is more room each time.
  */
 void allocator_node_room_wait(struct allocator *a, uint64_t nodes)
 {
@@ -500,11 +510,11 @@ void allocator_node_room_wait(struct allocator *a, uint64_t nodes)
 	uint64_t most = 0;
 	bool has_hope = true;
 
-	nodes = NODE_ROOM_MIN + (holes_are_kept(a) ? nodes / 2 : nodes + nodes / 2);
+	nodes = NODE_ROOM_MIN + (holes_are_room(a) ? nodes / 2 : nodes + nodes / 2);
 	if (!atomic_load_explicit(&p->is_room_old, memory_order_relaxed) &&
 	    atomic_load_explicit(&p->room, memory_order_relaxed) >= nodes)
 		return;
-	if (holes_are_kept(a) && clock_monotonic_ns() < atomic_load(&p->room_retry_ns))
+	if (holes_are_room(a) && clock_monotonic_ns() < atomic_load(&p->room_retry_ns))
 		return;
 	uint64_t devs = write_point_devs(a, DATA_BTREE);
 	for (unsigned gainless = 0; has_hope && room_count(a, devs) < nodes;) {
@@ -519,7 +529,7 @@ void allocator_node_room_wait(struct allocator *a, uint64_t nodes)
 			return;
 		gainless = room > most ? 0 : gainless + 1;
 		most = max(most, room);
-		has_hope = has_hope && (gainless < GAINLESS_MAX || !holes_are_kept(a)) &&
+		has_hope = has_hope && (gainless < GAINLESS_MAX || !holes_are_room(a)) &&
 			   discards_wait(a, seen, devs_with_less(a, devs, nodes), true);
 		atomic_store(&p->is_room_old, true);
 	}
@@ -535,7 +545,7 @@ int allocator_key_room(struct allocator *a)
 {
 	if (!counters_sectors_available(a))
 		return -ENOSPC;
-	if (!holes_are_kept(a) || clock_monotonic_ns() >= atomic_load(&a->nodes.room_retry_ns))
+	if (!holes_are_room(a) || clock_monotonic_ns() >= atomic_load(&a->nodes.room_retry_ns))
 		return 0;
 	/* Moving gains no places for nodes, and only what is kept for who makes room is left. */
 	return room_of(a, write_point_devs(a, DATA_BTREE)) < NODE_ROOM_MIN / 2 ? -ENOSPC : 0;
