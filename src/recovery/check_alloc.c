@@ -600,7 +600,7 @@ static void compare_counters(struct allocations *a)
 	if (!check_is_whole(c, UINT64_MAX) || (c->t->is_writable && !c->t->usage))
 		return;
 	if (!u->is_known) {
-		check_report(c, ERROR_fs_usage_nr_inodes_wrong, NULL, "counters", NULL, "to be there", "none");
+		check_report(c, ERROR_fs_usage_nr_inodes_wrong, NULL, "counter", "all", "to be there", "none");
 		return;
 	}
 	if (u->inodes != a->inode_nr)

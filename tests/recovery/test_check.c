@@ -348,6 +348,19 @@ static void backpointer_of_node_missing(struct filesystem *f)
 {
 	delete (f, BTREE_BACKPOINTERS, find(BTREE_BACKPOINTERS, NULL).k.k.p);
 }
+/* What follows it in the list of those that must be there is nothing. */
+static void backpointer_last_missing(struct filesystem *f)
+{
+	struct btree_iter it;
+	struct bpos last = POS_MIN;
+	struct bkey_ref k;
+
+	btree_iter_open(&it, good.trees, BTREE_BACKPOINTERS, POS_MIN, 0, 0);
+	for (; btree_iter_peek(&it, &k) == 1; btree_iter_advance(&it))
+		last = k.k.p;
+	btree_iter_close(&it);
+	delete (f, BTREE_BACKPOINTERS, last);
+}
 static void backpointer_length(struct filesystem *f)
 {
 	struct bkey_copy k = find(BTREE_BACKPOINTERS, is_extent_backpointer);
@@ -371,6 +384,11 @@ static void usage_change(struct filesystem *f)
 	f->has_usage = true;
 }
 static void count_inodes(struct filesystem *f) { f->journal->nr_inodes++; }
+static void count_nothing(struct filesystem *f)
+{
+	usage_change(f);
+	f->usage.is_known = false;
+}
 static void count_reserved(struct filesystem *f) { f->journal->reserved[0] += 8; }
 static void count_dev_buckets(struct filesystem *f)
 {
@@ -845,6 +863,11 @@ static void sb_feature(struct filesystem *f)
 	f->super->sb->features[0] =
 		le64_of(le64_get(f->super->sb->features[0]) & ~(1ull << SB_FEATURE_REFLINK | 1ull << SB_FEATURE_ZSTD));
 }
+/* Of those that every filesystem of 1.4 has. */
+static void sb_feature_of_all(struct filesystem *f)
+{
+	f->super->sb->features[0] = le64_of(le64_get(f->super->sb->features[0]) & ~(1ull << SB_FEATURE_NEW_SIPHASH));
+}
 static void clean_seq(struct filesystem *f)
 {
 	struct sb_clean_disk *clean = (void *)sb_section(f->super->sb, SB_CLEAN);
@@ -937,6 +960,21 @@ static void sb_copy_of_another(struct filesystem *f)
 
 	assert_int_equal(device_read(f->super->members[0].dev, le64_get(sb->layout.sb_offset[0]) << 9, copy, bytes), 0);
 	patch(f, le64_get(sb->layout.sb_offset[1]) << 9, copy, bytes);
+	io_buffer_free(copy);
+}
+
+/* A good second copy, from before the last change. */
+static void sb_copy_older(struct filesystem *f)
+{
+	const struct sb_disk *sb = f->super->members[0].sb;
+	size_t bytes = round_up_u64(sb_bytes(sb), 512);
+	uint64_t offset = le64_get(sb->layout.sb_offset[1]) << 9;
+	struct sb_disk *copy = io_buffer_alloc(bytes);
+
+	assert_int_equal(device_read(f->super->members[0].dev, offset, copy, bytes), 0);
+	copy->seq = le64_of(le64_get(copy->seq) - 1);
+	sb_seal(copy, CHECKSUM_CRC32C_NONZERO);
+	patch(f, offset, copy, bytes);
 	io_buffer_free(copy);
 }
 
@@ -1116,6 +1154,7 @@ INODE_ROW(inode_full_dir_unlinked, is_full_dir, i.flags |= INODE_UNLINKED)
 	}
 ROOT_ROW(root_without_subvol, i.subvol = 0)
 ROOT_ROW(root_is_file, i.mode = S_IFREG | 0755)
+ROOT_ROW(root_backpointer, i.dir = i.inum; i.dir_offset = 5)
 static void root_missing(struct filesystem *f)
 {
 	struct inode i = root_inode();
@@ -1230,6 +1269,11 @@ static void tree_dead(struct filesystem *f)
 	delete (f, BTREE_SUBVOLUMES, BPOS(0, root.subvol, 0));
 	delete (f, BTREE_DIRENTS, find_from(BTREE_DIRENTS, BPOS(root.dir, root.dir_offset, 0), NULL).k.k.p);
 }
+/* What a name leads to is in a tree of snapshots that those who see the name aren't in. */
+static void dirent_to_other_tree(struct filesystem *f)
+{
+	put_name(f, "kiln-test", DIRENT_TYPE_REG, find(BTREE_INODES, is_sole_subvol_root).k.k.p.offset);
+}
 /* A directory that says it is the root of a subvolume, which has one. */
 static void subvol_root_twice(struct filesystem *f)
 {
@@ -1338,12 +1382,17 @@ static void node_seq_in_future(struct filesystem *f) { patch_node(f, BTREE_XATTR
 
 /* --- stripes: put into an image that has none --- */
 
-/* Of two blocks: one where @data is, and its parity in a free bucket. The checksums are of nothing. */
-static void put_stripe_nr(struct filesystem *f, unsigned nr, const struct extent_ptr *data, unsigned sectors,
-			  unsigned csum_type, unsigned live)
+static struct extent_ptr free_bucket(unsigned sector)
 {
 	uint64_t size = good.super->members[0].m.bucket_sectors;
-	struct extent_ptr parity = { .sector = (find(BTREE_FREESPACE, NULL).k.k.p.offset - 1) * size };
+
+	return (struct extent_ptr){ .sector = (find(BTREE_FREESPACE, NULL).k.k.p.offset - 1) * size + sector };
+}
+/* Of two blocks: one where @data is, and its @parity. The checksums are of nothing. */
+static void put_stripe_with(struct filesystem *f, unsigned nr, const struct extent_ptr *data, struct extent_ptr parity,
+			    unsigned sectors, unsigned csum_type, unsigned live)
+{
+	uint64_t size = good.super->members[0].m.bucket_sectors;
 	size_t at = 24 + 2 * checksum_bytes(csum_type);
 	struct extent_ptr block = *data;
 	uint8_t value[64] = { 0 };
@@ -1359,6 +1408,11 @@ static void put_stripe_nr(struct filesystem *f, unsigned nr, const struct extent
 	le16_store(value + at, (uint16_t)live);
 	put(f, BTREE_STRIPES, BPOS(0, nr, 0), 0, KEY_STRIPE, value, at + 4);
 	f->is_data = true;
+}
+static void put_stripe_nr(struct filesystem *f, unsigned nr, const struct extent_ptr *data, unsigned sectors,
+			  unsigned csum_type, unsigned live)
+{
+	put_stripe_with(f, nr, data, free_bucket(0), sectors, csum_type, live);
 }
 static void put_stripe(struct filesystem *f, const struct extent_ptr *data, unsigned sectors, unsigned csum_type,
 		       unsigned live)
@@ -1406,6 +1460,34 @@ static void stripe_of_another(struct filesystem *f)
 
 	put_stripe(f, &p, good.super->members[0].m.bucket_sectors, 0, live);
 	put_stripe_nr(f, 4, &p, good.super->members[0].m.bucket_sectors, 0, 0);
+}
+/* Its parity begins in the midst of a bucket. */
+static void stripe_unaligned(struct filesystem *f)
+{
+	unsigned live;
+	struct extent_ptr p = put_stripe_ptr(f, 1, &live);
+
+	put_stripe_with(f, 5, &p, free_bucket(8), good.super->members[0].m.bucket_sectors - 8, 0, live);
+}
+/* Both parities of a single block are that block: the first is where the block itself is, the second isn't one. */
+static void stripe_second_parity(struct filesystem *f)
+{
+	unsigned live;
+	uint64_t size = good.super->members[0].m.bucket_sectors;
+	struct extent_ptr block = put_stripe_ptr(f, 2, &live), other = free_bucket(0);
+	uint8_t value[40] = { 0 };
+
+	block.sector -= block.sector % size;
+	le16_store(value, (uint16_t)size);
+	value[3] = 3;
+	value[4] = 2;
+	value[5] = 15;
+	extent_ptr_store(value + 8, &block);
+	extent_ptr_store(value + 16, &block);
+	extent_ptr_store(value + 24, &other);
+	le16_store(value + 32, (uint16_t)live);
+	put(f, BTREE_STRIPES, BPOS(0, 5, 0), 0, KEY_STRIPE, value, sizeof(value));
+	f->is_data = true;
 }
 static void stripe_stale(struct filesystem *f)
 {
@@ -1502,6 +1584,40 @@ static void node_unreadable(struct filesystem *f)
 	unsigned written;
 
 	make_unreadable(f, 0, root_sector(BTREE_XATTRS, &written) << SECTOR_SHIFT, SECTOR_BYTES);
+}
+
+static void sb_copy_unreadable(struct filesystem *f)
+{
+	make_unreadable(f, 0, le64_get(f->super->members[0].sb->layout.sb_offset[1]) << SECTOR_SHIFT, SECTOR_BYTES);
+}
+static void data_unreadable(struct filesystem *f)
+{
+	struct bkey_copy k = find(BTREE_EXTENTS, is_plain_extent);
+	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
+
+	assert_int_equal(extent_decode(ref(&k), &good.super->kctx, ptrs, NULL, NULL), 1);
+	make_unreadable(f, 0, ptrs[0].ptr.sector << SECTOR_SHIFT, SECTOR_BYTES);
+	f->is_data = true;
+}
+static bool is_stored_as_it_is(struct bkey_ref k)
+{
+	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
+
+	return is_plain_extent(k) && extent_decode(k, &good.super->kctx, ptrs, NULL, NULL) == 1 &&
+	       !compression_is_compressed(ptrs[0].crc.compression) && ptrs[0].crc.compressed_sectors == k.k.size;
+}
+/* Without its checksum: what the device says is all that is known of it. */
+static void data_without_checksum_unreadable(struct filesystem *f)
+{
+	struct bkey_copy k = find(BTREE_EXTENTS, is_stored_as_it_is);
+	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
+
+	assert_int_equal(extent_decode(ref(&k), &good.super->kctx, ptrs, NULL, NULL), 1);
+	k.k.k.value_u64s = 1;
+	extent_ptr_store(k.value, &ptrs[0].ptr);
+	put_key(f, BTREE_EXTENTS, &k);
+	make_unreadable(f, 0, ptrs[0].ptr.sector << SECTOR_SHIFT, SECTOR_BYTES);
+	f->is_data = true;
 }
 
 /* A root that is one in every way, but doesn't begin or end where btrees do. */
