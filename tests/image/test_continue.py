@@ -29,12 +29,9 @@ OPERATIONS = 150
 def reason_to_refuse(name, head):
     """A part of the message with which it opens read-only; None: it must open for writing."""
     options = head.get("format_options") or ""
-    if not str(head["format_version"]).startswith("1.4") or str(head["format_version"]) != "1.4":
+    if str(head["format_version"]) != "1.4":
         return "newer than 1.4"
-    for option, says in (("--erasure_code", "erasure cod"),):
-        if option in options:
-            return says
-    return None
+    return "erasure cod" if "--erasure_code" in options else None
 
 
 def files_to_change(seed, model, devices):
