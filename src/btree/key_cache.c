@@ -55,7 +55,8 @@ bool key_cache_is_on(const struct btrees *trees)
 
 bool key_cache_has(const struct btrees *trees, unsigned btree_id, unsigned level)
 {
-	return !level && btree_id < 32 && key_cache_is_on(trees) && (trees->key_cache->btrees & 1u << btree_id);
+	return !level && btree_id < 32 && key_cache_is_on(trees) &&
+	       (atomic_load_explicit(&trees->key_cache->btrees, memory_order_relaxed) & 1u << btree_id);
 }
 
 static uint64_t id_hash(struct cached_id id)
@@ -280,7 +281,7 @@ int key_cache_open(struct btrees *trees, uint32_t btrees)
 		return -ENOMEM;
 	keys_max = min(max(keys_max, (uint64_t)KEYS_MAX_MIN), (uint64_t)KEYS_MAX_MAX);
 	kc->trees = trees;
-	kc->btrees = btrees;
+	atomic_init(&kc->btrees, btrees);
 	kc->keys_max = (size_t)keys_max / KEY_SHARD_NR;
 	kc->dirty_max = (size_t)keys_max / 2;
 	for (kc->bucket_nr = 1; kc->bucket_nr < kc->keys_max; kc->bucket_nr *= 2)

@@ -46,7 +46,7 @@ struct key_shard {
 
 struct key_cache {
 	struct btrees *trees;
-	uint32_t btrees; /* mask */
+	atomic_uint btrees; /* mask; tests add to it */
 	atomic_bool is_on;
 	struct key_shard *shards;
 	size_t bucket_nr, keys_max, dirty_max; /* buckets and keys per shard */
