@@ -79,6 +79,26 @@ def upgraded(seed, folder, name, wanted):
         judges_are_silent(devices, complaints, "changed")
 
 
+def stays_as_it_is(seed, folder, name):
+    """With version_upgrade=none, of the versions that need no pass: 1.3. It is changed all the same."""
+    with images.temporary() as work:
+        devices = images.unpack(folder, name, work)
+        complaints = changes.upstream_fsck(devices) if changes.has_upstream() else []
+        make_old("1.3", devices, True)
+        status, _, err = doors.run([KILN, "set-option", ":".join(devices), "version_upgrade=none"])
+        assert status == 0 and not err, err
+        model = changes.Model(changes.own_tree(READ_TREE, devices)["entries"])
+        for half in range(2):
+            with changes.Filesystem(CHANGE_FS, devices) as fs:
+                changer = changes.Changer(fs, model, "kiln-%d" % half, seed * 2 + half)
+                changer.start()
+                changer.run(100)
+            for device in devices:
+                assert version(device).startswith("1.3"), version(device)
+        tap.same("changed", changes.differences(model, changes.own_tree(READ_TREE, devices)["entries"]))
+        judges_are_silent(devices, complaints, "changed")
+
+
 def judges_are_silent(devices, complaints, what):
     found = changes.kiln_check(KILN, devices)
     assert not found, "%s: kiln check: %s" % (what, found)
@@ -106,6 +126,8 @@ def main():
     seeds = tap.seeds()
     runs = [("%s as %s" % key, functools.partial(upgraded, seeds[i % len(seeds)], folder, *key))
             for i, (key, folder) in enumerate(cases.items())]
+    if (SAMPLE[0], "1.3") in cases:
+        runs.append(("%s stays 1.3" % SAMPLE[0], functools.partial(stays_as_it_is, seeds[0], cases[SAMPLE[0], "1.3"], SAMPLE[0])))
     return tap.run(runs)
 
 
