@@ -3,7 +3,7 @@
  *
  * The writer's tasks and the history of what they did are workload.h's; the history lies in memory that outlives the
  * writer. After SIGKILL the filesystem is opened again, every object must be in a state that is allowed, and the
- *checker finds nothing.
+ * checker finds nothing. After some kills another filesystem is made, with other options.
  *
  *	kill [--kills N] [--seed N] [--image FILE]
  */
@@ -19,13 +19,21 @@
 #include "base/clock.h"
 #include "workload.h"
 
-enum { TASKS = 3, IMAGE_BYTES = 192 << 20, KILLS_DEFAULT = 20, LIFE_US_MAX = 400000, OPEN_TRIES_MAX = 500 };
+enum {
+	TASKS = 3,
+	IMAGE_BYTES = 192 << 20,
+	KILLS_DEFAULT = 20,
+	KILLS_OF_IMAGE = 10,
+	LIFE_US_MAX = 400000,
+	OPEN_TRIES_MAX = 500,
+};
 
 struct state {
 	const char *image;
 	struct rng rng;
 	struct workload *work;
 	uint64_t changes, promises;
+	char options[256];
 };
 
 static int failed(const char *what, const char *detail)
@@ -134,17 +142,36 @@ static int round_run(struct state *s)
 	return verify(s);
 }
 
+static const char *pick(struct rng *rng, const char *const *from, unsigned nr) { return from[rng_below(rng, nr)]; }
+
+static void draw_options(struct state *s, struct kiln_format_device *device)
+{
+	static const char *const checksums[] = { "none", "crc32c", "crc64", "xxhash" };
+	static const char *const compressions[] = { "none", "lz4", "gzip", "zstd" };
+	static const char *const nodes[] = { "32k", "64k", "128k", "256k" };
+	static const uint64_t bucket_kib[] = { 256, 512, 1024 };
+
+	device->bucket_bytes = bucket_kib[rng_below(&s->rng, ARRAY_NR(bucket_kib))] << 10;
+	snprintf(s->options, sizeof(s->options),
+		 "block_size=%s,btree_node_size=%s,metadata_checksum=%s,data_checksum=%s,compression=%s",
+		 rng_below(&s->rng, 2) ? "512" : "4k", pick(&s->rng, nodes, ARRAY_NR(nodes)),
+		 pick(&s->rng, checksums, ARRAY_NR(checksums)), pick(&s->rng, checksums, ARRAY_NR(checksums)),
+		 pick(&s->rng, compressions, ARRAY_NR(compressions)));
+}
+
 static int make(struct state *s)
 {
 	struct kiln_format_device device = { .path = s->image, .file_bytes = IMAGE_BYTES };
 	struct kiln_format_options format = { .struct_bytes = sizeof(format),
 					      .device_struct_bytes = sizeof(device),
 					      .flags = KILN_FORMAT_FORCE,
+					      .options = s->options,
 					      .memory_bytes = 64 << 20 };
 	struct strbuf text = strbuf_growing();
 	char why[KILN_ERROR_BYTES];
 	kiln_fs *fs;
 
+	draw_options(s, &device);
 	s->work = workload_new(TASKS);
 	if (kiln_format(&device, 1, &format, &fs, why))
 		return failed("format", why);
@@ -161,14 +188,29 @@ static int make(struct state *s)
 static int upstream_judge(const char *image)
 {
 	const char *upstream = getenv("KILN_UPSTREAM");
-	char command[4096];
+	char log[4096 + 8], command[3 * 4096];
 
-	if (!upstream) {
-		printf("skipped: upstream's fsck (KILN_UPSTREAM isn't set)\n");
+	if (!upstream)
 		return 0;
-	}
-	snprintf(command, sizeof(command), "'%s' fsck -n '%s' >'%s.log' 2>&1", upstream, image, image);
-	return system(command) ? failed("upstream's fsck", command) : 0;
+	snprintf(log, sizeof(log), "%s.log", image);
+	snprintf(command, sizeof(command), "timeout 300 '%s' fsck -n '%s' >'%s' 2>&1", upstream, image, log);
+	if (system(command))
+		return failed("upstream's fsck", command);
+	unlink(log);
+	return 0;
+}
+
+/* As many kills of a filesystem that is made for them. */
+static int image_run(struct state *s, unsigned kills)
+{
+	int err = make(s);
+
+	for (unsigned i = 0; !err && i < kills; i++)
+		err = round_run(s);
+	if (!err)
+		err = upstream_judge(s->image);
+	workload_free(s->work);
+	return err;
 }
 
 int main(int argc, char **argv)
@@ -197,19 +239,18 @@ int main(int argc, char **argv)
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	printf("seed %llu\n", (unsigned long long)seed);
 	rng_init(&s.rng, seed);
-	int err = make(&s);
-	for (unsigned i = 0; !err && i < kills; i++) {
-		err = round_run(&s);
+	int err = 0;
+	for (unsigned i = 0; !err && i < kills; i += KILLS_OF_IMAGE) {
+		err = image_run(&s, min(kills - i, (unsigned)KILLS_OF_IMAGE));
 		if (err)
-			printf("at kill %u, of %s; repeat: %s --kills %u --seed %llu\n", i + 1, image, argv[0], kills,
-			       (unsigned long long)seed);
+			printf("after kill %u, of %s, made with %s; repeat: %s --kills %u --seed %llu\n", i, image,
+			       s.options, argv[0], kills, (unsigned long long)seed);
 	}
-	if (!err)
-		err = upstream_judge(image);
+	if (!getenv("KILN_UPSTREAM"))
+		printf("skipped: upstream's fsck (KILN_UPSTREAM isn't set)\n");
 	printf("%u kills, %llu changes, %llu promises\n", kills, (unsigned long long)s.changes,
 	       (unsigned long long)s.promises);
 	if (!is_kept && !err)
 		unlink(image);
-	workload_free(s.work);
 	return err;
 }
