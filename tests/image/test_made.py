@@ -178,7 +178,7 @@ def main():
     cases = [("a_cache %s" % " ".join(options), functools.partial(with_a_cache, SEEDS[0], options))
              for options in ([], ["--foreground-target=fast.c"], ["--foreground-target=fast", "--nocow"])]
     cases += [("the_smallest_buckets_do %d" % count, functools.partial(the_smallest_buckets_do, count, replicas, smallest))
-              for count, replicas, smallest in ((1, 1, 16), (4, 3, 32))]
+              for count, replicas, smallest in ((1, 1, 16), (4, 3, 32), (40, 3, 64))]
     for count, options in layouts():
         name = "%d devices %s" % (count, " ".join(o.lstrip("-") for o in options if "metadata" not in o))
         cases.append((name, functools.partial(changed_at_random, SEEDS[len(cases) % len(SEEDS)], count, options)))
