@@ -141,6 +141,7 @@ static void draw_options(struct cuts *c, struct kiln_format_device devices[DISKS
 {
 	/* Without checksums a torn write of metadata can't be told from a whole one. */
 	static const char *const checksums[] = { "crc32c", "crc64", "xxhash", "none" };
+	static const char *const compressions[] = { "none", "none", "lz4", "zstd" };
 	static const unsigned node_kib[] = { 8, 16, 32, 64, 128, 256 };
 	static const uint64_t bucket_kib[] = { 128, 256, 512 };
 	struct rng *rng = &c->rng;
@@ -158,9 +159,10 @@ static void draw_options(struct cuts *c, struct kiln_format_device devices[DISKS
 	unsigned replicas_max = min(c->disks_nr, 2u);
 	snprintf(c->options, sizeof(c->options),
 		 "block_size=%u,btree_node_size=%uk,metadata_checksum=%s,data_checksum=%s,metadata_replicas=%u,"
-		 "data_replicas=%u",
+		 "data_replicas=%u,compression=%s",
 		 c->block_bytes, node, pick(rng, checksums, 3), pick(rng, checksums, 4),
-		 1 + (unsigned)rng_below(rng, replicas_max), 1 + (unsigned)rng_below(rng, replicas_max));
+		 1 + (unsigned)rng_below(rng, replicas_max), 1 + (unsigned)rng_below(rng, replicas_max),
+		 pick(rng, compressions, ARRAY_NR(compressions)));
 	for (unsigned i = 0; i < c->disks_nr; i++)
 		devices[i] = (struct kiln_format_device){ .bucket_bytes = bucket << 10,
 							  .file_bytes = (64 + rng_below(rng, 80)) << 20,
