@@ -344,7 +344,10 @@ static void write_task(void *arg)
 		kc->is_busy = true;
 		job_works(&kc->job, "many keys have changed, or the journal wants it");
 		mutex_unlock(&kc->lock);
-		sleep_ns(batch_write(kc, entries, nr));
+		uint64_t wait_ns = batch_write(kc, entries, nr);
+		if (wait_ns)
+			sleep_ns(wait_ns);
+		node_write_throttle(kc->trees, false);
 		mutex_lock(&kc->lock);
 		kc->is_busy = false;
 		waitq_wake_all(&kc->done);

@@ -178,6 +178,19 @@ static uint64_t replaced_estimate(const struct btrees *trees, uint64_t dirty_nr)
 }
 
 /*
+ * How many nodes are dirty, or about to be: what is dirty in the key cache makes leaves dirty when it comes into them.
+ * Mostly these are neighbours, of which a leaf has many; a quarter of what it could hold is reckoned with. The lock is
+ * held.
+ */
+static uint64_t dirty_estimate(const struct btrees *trees)
+{
+	enum { CACHED_KEY_BYTES = 128 };
+	uint64_t keys = trees->key_cache ? key_cache_dirty_nr(trees->key_cache) : 0;
+
+	return trees->write->dirty_nr + div_round_up_u64(keys * CACHED_KEY_BYTES * 4, trees->node_bytes);
+}
+
+/*
  * For a while only: the writer may wait for space, and that for the caller. So this slows down who makes nodes dirty
  * faster than they can be written, and can't stop anybody for good.
  */
@@ -194,7 +207,7 @@ void node_write_throttle(struct btrees *trees, bool may_wait_for_space)
 		if (!waitq_wait_until(&w->done, &w->lock, deadline))
 			break;
 	}
-	uint64_t nodes = replaced_estimate(trees, w->dirty_nr);
+	uint64_t nodes = replaced_estimate(trees, dirty_estimate(trees));
 	mutex_unlock(&w->lock);
 	cache_shrink(trees);
 	if (may_wait_for_space && backend->room_wait)
@@ -878,7 +891,7 @@ static int room_make(struct btrees *trees, bool *any)
 	do {
 		replaced_nr = nodes_replaced_nr(trees);
 		mutex_lock(&w->lock);
-		uint64_t nodes = w->dirty_nr;
+		uint64_t nodes = dirty_estimate(trees);
 		mutex_unlock(&w->lock);
 		if (backend->room_wait)
 			backend->room_wait(backend->ctx, nodes);
