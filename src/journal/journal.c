@@ -284,6 +284,7 @@ void journal_usage(struct journal *j, struct journal_usage *usage)
 		if (r->is_usable && free_nr < usage->buckets_free) {
 			usage->buckets_free = free_nr;
 			usage->buckets_total = r->nr;
+			usage->buckets_for_reclaim = journal_ring_low_nr(j, r);
 		}
 	}
 	mutex_unlock(&j->lock);

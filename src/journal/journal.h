@@ -200,7 +200,7 @@ int journal_flush_pins(struct journal *j, uint64_t seq, uint64_t *flushed);
 struct journal_usage {
 	uint64_t seq, seq_flushed, last_seq, last_seq_ondisk;
 	uint64_t entries_written, flushes, bytes_written, reservations_waited;
-	uint64_t buckets_free, buckets_total; /* of the fullest device */
+	uint64_t buckets_free, buckets_total, buckets_for_reclaim; /* of the fullest device */
 	bool is_space_low;
 };
 void journal_usage(struct journal *j, struct journal_usage *usage);

@@ -74,7 +74,6 @@ struct journal_buf {
 struct journal_ring {
 	unsigned dev, nr; /* nr 0: no journal here */
 	uint32_t bucket_sectors;
-	unsigned nodes_sectors; /* all of it where nodes have few blocks; else 0 */
 	unsigned durability;
 	bool is_usable; /* may get new entries */
 	bool is_left;	/* the device's cache couldn't be flushed: it isn't used for anything any more */
@@ -187,6 +186,8 @@ int journal_rings_init(struct journal *j, const struct journal_state *state);
 void journal_rings_free(struct journal *j);
 /* Free what entries below last_seq_ondisk took; watermark and is_space_low follow. Lock held. */
 void journal_space_update(struct journal *j);
+/* Buckets of a ring that are left to reclaim: space is low when no more are free. */
+unsigned journal_ring_low_nr(const struct journal *j, const struct journal_ring *r);
 /* Would an entry with a new last_seq make a bucket free? Lock held. */
 bool journal_space_would_free(struct journal *j);
 /*

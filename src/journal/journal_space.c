@@ -94,8 +94,6 @@ static int ring_init(struct journal *j, struct journal_ring *r, unsigned dev)
 	r->bucket_sectors = m->m.bucket_sectors;
 	r->durability = m->m.durability;
 	r->has_discard = m->m.has_discard;
-	if (super_node_blocks(s) < NODE_BLOCKS_MANY)
-		r->nodes_sectors = nr * r->bucket_sectors;
 	ring_groups_read(r, s);
 	r->is_usable = ring_is_usable(m);
 	r->bucket = calloc(nr, sizeof(*r->bucket));
@@ -329,12 +327,14 @@ bool journal_space_would_free(struct journal *j)
 /*
  * Free buckets that are left to reclaim. What it takes to let a bucket's pins go depends on how many nodes they are in,
  * not on the size of buckets: a key of 50 bytes may have a node of its own to be written, for which the journal gets
- * several hundred bytes, and where nodes have few blocks every third time a new one, for a few KiB.
+ * several hundred bytes, and where nodes have few blocks every third time a new one, for a few KiB: there it is as much
+ * as others can do without.
  */
-static unsigned ring_low_nr(const struct journal_ring *r)
+unsigned journal_ring_low_nr(const struct journal *j, const struct journal_ring *r)
 {
-	unsigned sectors = max((unsigned)RECLAIM_SECTORS, r->nodes_sectors);
-	unsigned small = min(sectors / r->bucket_sectors, r->nr * RECLAIM_EIGHTHS / 8);
+	bool has_small_nodes = super_node_blocks(j->super) < NODE_BLOCKS_MANY;
+	unsigned most = r->nr * RECLAIM_EIGHTHS / 8;
+	unsigned small = has_small_nodes ? most : min(RECLAIM_SECTORS / r->bucket_sectors, most);
 
 	return max(max(r->nr / 4, (unsigned)LOW_BUCKETS_MIN), small);
 }
@@ -355,7 +355,7 @@ void journal_space_update(struct journal *j)
 		if (!r->is_usable)
 			continue;
 		usable += r->durability;
-		if (ring_behind_waiting(j, r, &rest) > (int)ring_low_nr(r))
+		if (ring_behind_waiting(j, r, &rest) > (int)journal_ring_low_nr(j, r))
 			ample += r->durability;
 	}
 	j->is_space_low = ample < min(replicas_wanted(j), usable);
@@ -510,7 +510,7 @@ uint64_t journal_space_reclaim_seq(struct journal *j)
 		if (!r->is_usable)
 			continue;
 		/* Half of it; but more must be free than is left to reclaim. */
-		unsigned keep = min(r->nr / 2, r->nr - min(ring_low_nr(r) + 2, r->nr));
+		unsigned keep = min(r->nr / 2, r->nr - min(journal_ring_low_nr(j, r) + 2, r->nr));
 		if (ring_free_nr(r) >= r->nr - keep)
 			continue;
 		/* The newest bucket that is not to be kept. */

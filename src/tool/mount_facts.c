@@ -73,12 +73,12 @@ static json_t *journal_json(kiln_fs *fs)
 	if (!fs->is_writable)
 		return json_null();
 	journal_usage(fs->journal_writer, &u);
-	return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:b}", "seq", u64_json(u.seq), "seq_flushed",
-			 u64_json(u.seq_flushed), "last_seq", u64_json(u.last_seq), "entries_written",
+	return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:b}", "seq", u64_json(u.seq),
+			 "seq_flushed", u64_json(u.seq_flushed), "last_seq", u64_json(u.last_seq), "entries_written",
 			 u64_json(u.entries_written), "flushes", u64_json(u.flushes), "bytes_written",
 			 u64_json(u.bytes_written), "reservations_waited", u64_json(u.reservations_waited),
-			 "buckets_free", u64_json(u.buckets_free), "buckets", u64_json(u.buckets_total), "is_space_low",
-			 (int)u.is_space_low);
+			 "buckets_free", u64_json(u.buckets_free), "buckets", u64_json(u.buckets_total),
+			 "buckets_for_reclaim", u64_json(u.buckets_for_reclaim), "is_space_low", (int)u.is_space_low);
 }
 
 static json_t *btrees_json(kiln_fs *fs)

@@ -271,6 +271,24 @@ static void growing_is_cut_after_a_crash(void **state)
 	growing_is_cut(false);
 }
 
+static void of_a_ring_that_has_grown_as_much_is_left_to_reclaim_as_of_others(void **state)
+{
+	struct journal_usage journal;
+
+	(void)state;
+	power = power_new(1);
+	shut(make("block_size=512,btree_node_size=4k,metadata_replicas=2"));
+	for (unsigned i = 0; i < 2; i++) {
+		struct kiln_fs *fs = open_for(KILN_OPEN_WRITE);
+
+		journal_usage(fs->journal_writer, &journal);
+		assert_int_equal(journal.buckets_total, GROWN);
+		assert_int_equal(journal.buckets_for_reclaim, GROWN * 5 / 8);
+		shut(fs);
+	}
+	power_free(power);
+}
+
 /* --- what doesn't grow --- */
 
 static void what_is_only_read_or_has_larger_nodes_is_left_alone(void **state)
@@ -335,6 +353,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(growing_is_cut_after_a_clean_shutdown),
 		cmocka_unit_test(growing_is_cut_after_a_crash),
+		cmocka_unit_test(of_a_ring_that_has_grown_as_much_is_left_to_reclaim_as_of_others),
 		cmocka_unit_test(what_is_only_read_or_has_larger_nodes_is_left_alone),
 		cmocka_unit_test(without_space_it_goes_on_as_it_is),
 	};
