@@ -137,7 +137,7 @@ struct open_bucket {
 	uint8_t dev, gen, data_type;
 	bool is_partial;      /* on the partial list */
 	bool is_free_on_disk; /* nothing committed refers to it: it is counted as free still */
-	bool was_emptied;     /* all that was in it has gone while it was open: it waits for being discarded */
+	bool was_emptied;     /* all that was in it has gone while it was open: it waits for being discarded, or used */
 	bool is_reopened;     /* it was in use: closing it gives nobody anything, unless it was emptied */
 	bool is_scanned;      /* its holes are being looked for */
 	uint32_t refs;
@@ -174,8 +174,11 @@ void open_bucket_set_used(struct allocator *a, unsigned dev, uint64_t bucket, bo
 bool open_bucket_is_reopened(struct allocator *a, uint16_t idx);
 /* Has all that was in an open bucket gone? */
 bool open_bucket_was_emptied(struct allocator *a, uint16_t idx);
-/* A commit makes a bucket wait for being discarded. If it is open, that is looked at again when it is closed. */
-void open_bucket_set_emptied(struct allocator *a, unsigned dev, uint64_t bucket);
+/*
+ * A commit makes a bucket wait for being discarded, or no longer. If it is open, that is looked at again when it is
+ * closed.
+ */
+void open_bucket_set_emptied(struct allocator *a, unsigned dev, uint64_t bucket, bool is_empty);
 void open_bucket_get(struct allocator *a, uint16_t idx);
 /* The last reference closes it. */
 void open_bucket_put(struct allocator *a, uint16_t idx);

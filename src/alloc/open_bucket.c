@@ -57,15 +57,16 @@ void open_bucket_set_used(struct allocator *a, unsigned dev, uint64_t bucket, bo
 	mutex_unlock(&a->open.lock);
 }
 
-void open_bucket_set_emptied(struct allocator *a, unsigned dev, uint64_t bucket)
+void open_bucket_set_emptied(struct allocator *a, unsigned dev, uint64_t bucket, bool is_empty)
 {
 	mutex_lock(&a->open.lock);
 	struct open_bucket *b = bucket_find(&a->open, dev, bucket);
-	if (b && !b->was_emptied) {
-		b->was_emptied = true;
-		a->open.emptied_nr[dev]++;
+	if (b && b->was_emptied != is_empty) {
+		b->was_emptied = is_empty;
+		a->open.emptied_nr[dev] += is_empty ? 1u : -1u;
 	}
-	node_holes_forget(a, dev, bucket);
+	if (is_empty)
+		node_holes_forget(a, dev, bucket);
 	mutex_unlock(&a->open.lock);
 }
 

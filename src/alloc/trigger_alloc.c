@@ -218,8 +218,9 @@ void commit_alloc(struct allocator *a, struct btree_txn *txn, const struct btree
 	bool was_free = old.data_type == DATA_FREE, is_free = new.data_type == DATA_FREE;
 	if (was_free != is_free)
 		open_bucket_set_used(a, (unsigned)u->new.k.p.inode, u->new.k.p.offset, is_free);
-	if (new.data_type == DATA_NEED_DISCARD && old.data_type != DATA_NEED_DISCARD)
-		open_bucket_set_emptied(a, (unsigned)u->new.k.p.inode, u->new.k.p.offset);
+	bool has_waited = old.data_type == DATA_NEED_DISCARD, waits = new.data_type == DATA_NEED_DISCARD;
+	if (has_waited != waits)
+		open_bucket_set_emptied(a, (unsigned)u->new.k.p.inode, u->new.k.p.offset, waits);
 	t->has_need_discard |= new.data_type == DATA_NEED_DISCARD;
 	t->has_need_gc_gens |= new.data_type == DATA_NEED_GC_GENS;
 	t->has_freed |= is_free && !was_free;

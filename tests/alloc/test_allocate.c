@@ -514,6 +514,35 @@ static void many_empty_buckets_become_free_in_few_transactions(void **state)
 }
 
 /* It is on his behalf then. */
+/* Somebody goes on with what is left of it: nothing is going to make it free. */
+static void an_empty_bucket_that_is_open_may_be_used_again(void **state)
+{
+	struct alloc_request req = request(1);
+	struct alloc_extent e[2];
+	struct space s;
+
+	(void)state;
+	space_open(&s, &(struct space_opts){ .dev_nr = 1, .dev_bytes = 24 * MIB });
+	for (unsigned i = 0; i < 2; i++)
+		assert_int_equal(allocator_extent_get(s.allocator, &req, 8, &e[i]), 0);
+	assert_int_equal(e[0].open_bucket[0], e[1].open_bucket[0]);
+	put_at(&s, &e[0], 0);
+	remove_at(&s, 0, 8);
+	assert_true(open_bucket_was_emptied(s.allocator, e[0].open_bucket[0]));
+	assert_int_equal(s.allocator->open.emptied_nr[0], 1);
+	put_at(&s, &e[1], 8);
+	assert_false(open_bucket_was_emptied(s.allocator, e[0].open_bucket[0]));
+	assert_int_equal(s.allocator->open.emptied_nr[0], 0);
+	remove_at(&s, 8, 8);
+	assert_int_equal(s.allocator->open.emptied_nr[0], 1);
+	for (unsigned i = 0; i < 2; i++)
+		allocator_extent_put(s.allocator, &e[i]);
+	write_points_drop(s.allocator, false);
+	assert_int_equal(s.allocator->open.emptied_nr[0], 0);
+	space_check(&s);
+	space_close(&s);
+}
+
 static void partial_buckets_with_too_little_left_are_closed(void **state)
 {
 	struct space s;
@@ -964,6 +993,7 @@ int main(void)
 		cmocka_unit_test(places_for_nodes_are_given_up_for_data),
 		cmocka_unit_test(reservations_bound_what_is_promised),
 		cmocka_unit_test(many_empty_buckets_become_free_in_few_transactions),
+		cmocka_unit_test(an_empty_bucket_that_is_open_may_be_used_again),
 		cmocka_unit_test(partial_buckets_with_too_little_left_are_closed),
 		cmocka_unit_test(partial_buckets_of_nodes_stay),
 		cmocka_unit_test(a_bad_bucket_keeps_no_other_from_becoming_free),
