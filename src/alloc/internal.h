@@ -275,6 +275,9 @@ unsigned devs_durability(const struct allocator *a, uint64_t devs);
 
 /* --- node_reserve.c --- */
 
+/* Copies of each node that are wanted. */
+unsigned node_replicas(const struct allocator *a);
+
 enum { NODE_POOL_TARGET = 12, NODE_POOL_RECLAIM = 8, NODE_POOL_MIN = 16, NODE_POOL_BUCKETS = 8, NODE_POOL_MAX = 64 };
 enum { NODE_ROOM_MIN = 56 }; /* nodes: twice what those for ordinary updates leave alone (07 §13) */
 

@@ -280,7 +280,7 @@ int node_holes_slot(struct allocator *a, uint64_t all, enum watermark watermark,
 {
 	const uint64_t *options = a->super->options;
 	uint64_t devs = devs_with_places(a, all, watermark);
-	unsigned replicas = (unsigned)max(options[OPT_METADATA_REPLICAS], (uint64_t)1), durability = 0;
+	unsigned replicas = node_replicas(a), durability = 0;
 	unsigned required = (unsigned)max(options[OPT_METADATA_REPLICAS_REQUIRED], (uint64_t)1);
 	bool is_short = devs != all;
 

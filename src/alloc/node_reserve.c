@@ -50,6 +50,11 @@ static uint16_t node_target(const struct allocator *a)
 	return (uint16_t)(options[OPT_METADATA_TARGET] ? options[OPT_METADATA_TARGET] : options[OPT_FOREGROUND_TARGET]);
 }
 
+unsigned node_replicas(const struct allocator *a)
+{
+	return (unsigned)max(a->super->options[OPT_METADATA_REPLICAS], (uint64_t)1);
+}
+
 static int slot_get(struct allocator *a, enum watermark watermark, struct alloc_extent *slot)
 {
 	const uint64_t *options = a->super->options;
@@ -57,7 +62,7 @@ static int slot_get(struct allocator *a, enum watermark watermark, struct alloc_
 		.data_type = DATA_BTREE,
 		.watermark = watermark,
 		.target = node_target(a),
-		.replicas = (unsigned)max(options[OPT_METADATA_REPLICAS], (uint64_t)1),
+		.replicas = node_replicas(a),
 		.replicas_required = (unsigned)max(options[OPT_METADATA_REPLICAS_REQUIRED], (uint64_t)1),
 	};
 	int err = allocator_extent_get(a, &req, a->super->kctx.node_sectors, slot);
@@ -89,9 +94,8 @@ static bool holes_are_room(const struct allocator *a)
 static uint64_t node_devs(const struct allocator *a)
 {
 	uint64_t all = write_point_devs(a, DATA_BTREE), wanted = all & target_devs(a, node_target(a));
-	uint64_t replicas = max(a->super->options[OPT_METADATA_REPLICAS], (uint64_t)1);
 
-	return devs_durability(a, wanted) >= replicas ? wanted : all;
+	return devs_durability(a, wanted) >= node_replicas(a) ? wanted : all;
 }
 
 /* Are there so few buckets that users get hardly any? */
@@ -457,7 +461,7 @@ static uint64_t room_of(struct allocator *a, uint64_t devs)
 		high += slots[dev] * a->devs[dev].durability;
 		durability += a->devs[dev].durability;
 	}
-	uint64_t replicas = min(max(a->super->options[OPT_METADATA_REPLICAS], (uint64_t)1), durability);
+	uint64_t replicas = min((uint64_t)node_replicas(a), durability);
 	while (replicas && low < high) {
 		uint64_t nr = low + (high - low + 1) / 2, copies = 0;
 
