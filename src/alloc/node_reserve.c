@@ -155,14 +155,15 @@ static unsigned pool_max(const struct allocator *a)
 			     (uint64_t)NODE_POOL_MAX);
 }
 
-static bool pool_take(struct node_pool *p, enum watermark watermark, struct alloc_extent *slot)
+/* All @nr or none. */
+static bool pool_take(struct node_pool *p, enum watermark watermark, struct alloc_extent *slots, unsigned nr)
 {
 	unsigned keep = watermark >= WATERMARK_RECLAIM ? 0 : NODE_POOL_RECLAIM;
 
 	mutex_lock(&p->lock);
-	bool has = p->nr > keep;
-	if (has)
-		*slot = p->slots[--p->nr];
+	bool has = p->nr >= keep + nr;
+	for (unsigned i = 0; has && i < nr; i++)
+		slots[i] = p->slots[--p->nr];
 	if (p->nr < NODE_POOL_TARGET)
 		waitq_wake_one(&p->low);
 	mutex_unlock(&p->lock);
@@ -306,7 +307,7 @@ void node_pool_stop(struct allocator *a)
 	mutex_unlock(&p->lock);
 	if (task)
 		task_join(task);
-	while (pool_take(p, WATERMARK_RECLAIM, &slot))
+	while (pool_take(p, WATERMARK_RECLAIM, &slot, 1))
 		node_slot_drop(a, &slot);
 }
 
@@ -331,13 +332,18 @@ static int slots_take(struct allocator *a, struct btree_node_reserve *r, unsigne
 	while (!err && r->nr < nr) {
 		struct alloc_extent *slot = &r->slots[r->nr];
 
-		if (!pool_take(&a->nodes, r->watermark, slot))
+		if (!pool_take(&a->nodes, r->watermark, slot, 1))
 			err = slot_find(a, r->watermark, slot);
 		if (!err)
 			r->nr++;
 	}
 	while (err && r->nr)
 		pool_put(a, &r->slots[--r->nr], NODE_POOL_MAX);
+	/* Two who had half each have both given theirs back: neither would be told, and it is enough for one. */
+	if (err == -EAGAIN && pool_take(&a->nodes, r->watermark, r->slots, nr)) {
+		r->nr = nr;
+		err = 0;
+	}
 	return err;
 }
 

@@ -311,6 +311,22 @@ static unsigned places_at_hand(struct space *s)
 	return nr;
 }
 
+enum { PLACES_BACK = NODE_POOL_TARGET - NODE_POOL_RECLAIM };
+
+/* Take all there are on a device that is as small as it may be, and give so many back. How many are taken. */
+static unsigned few_places_leave(struct space *s, struct btree_node_reserve *reserves[], unsigned max)
+{
+	unsigned nr = 0;
+
+	space_open(s, &(struct space_opts){ .dev_nr = 1, .dev_bytes = 8 * MIB });
+	while (nr < max && !allocator_node_reserve(s->allocator, 1, WATERMARK_NORMAL, &reserves[nr]))
+		nr++;
+	assert_true(nr > PLACES_BACK && nr < max);
+	for (unsigned i = 0; i < PLACES_BACK; i++)
+		allocator_node_reserve_put(s->allocator, reserves[--nr]);
+	return nr;
+}
+
 static void sift_task(void *arg)
 {
 	struct space *s = arg;
@@ -321,19 +337,12 @@ static void sift_task(void *arg)
 
 static void take_places_while_they_are_sifted(void *arg)
 {
-	enum { BACK = NODE_POOL_TARGET - NODE_POOL_RECLAIM };
 	struct btree_node_reserve *reserves[128], *reserve;
 	int *err = arg;
 	struct task *task;
 	struct space s;
-	unsigned nr = 0;
 
-	space_open(&s, &(struct space_opts){ .dev_nr = 1, .dev_bytes = 8 * MIB });
-	while (nr < ARRAY_NR(reserves) && !allocator_node_reserve(s.allocator, 1, WATERMARK_NORMAL, &reserves[nr]))
-		nr++;
-	assert_true(nr > BACK && nr < ARRAY_NR(reserves));
-	for (unsigned i = 0; i < BACK; i++)
-		allocator_node_reserve_put(s.allocator, reserves[--nr]);
+	unsigned nr = few_places_leave(&s, reserves, ARRAY_NR(reserves));
 	assert_int_equal(task_start(&task, "sift", sift_task, &s), 0);
 	*err = 0;
 	for (unsigned i = 0; i < 10 && !*err; i++) {
@@ -358,6 +367,54 @@ static void places_at_hand_are_there_while_they_are_sifted(void **state)
 					       take_places_while_they_are_sifted, &err, NULL),
 				 0);
 		assert_int_equal(err, 0);
+	}
+}
+
+struct all_places {
+	struct space *s;
+	struct btree_node_reserve *reserve;
+	int err;
+};
+
+static void all_places_task(void *arg)
+{
+	struct all_places *p = arg;
+
+	p->err = allocator_node_reserve(p->s->allocator, PLACES_BACK, WATERMARK_NORMAL, &p->reserve);
+}
+
+static void two_take_all_places(void *arg)
+{
+	struct btree_node_reserve *reserves[128];
+	struct space s;
+	struct all_places one = { .s = &s }, other = { .s = &s };
+	bool *has_any = arg;
+	struct task *task;
+
+	unsigned nr = few_places_leave(&s, reserves, ARRAY_NR(reserves));
+	assert_int_equal(task_start(&task, "other", all_places_task, &other), 0);
+	all_places_task(&one);
+	task_join(task);
+	*has_any = !one.err || !other.err;
+	if (!one.err)
+		allocator_node_reserve_put(s.allocator, one.reserve);
+	if (!other.err)
+		allocator_node_reserve_put(s.allocator, other.reserve);
+	while (nr)
+		allocator_node_reserve_put(s.allocator, reserves[--nr]);
+	space_close(&s);
+}
+
+static void of_two_who_take_all_places_one_gets_them(void **state)
+{
+	(void)state;
+	for (uint64_t seed = 1; seed <= 20; seed++) {
+		bool has_any = false;
+
+		assert_int_equal(
+			fiber_sim_run(&(struct fiber_sim_opts){ .seed = seed }, two_take_all_places, &has_any, NULL),
+			0);
+		assert_true(has_any);
 	}
 }
 
@@ -990,6 +1047,7 @@ int main(void)
 		cmocka_unit_test(nobody_waits_for_space_once_nothing_is_written),
 		cmocka_unit_test(nodes_find_room_when_data_doesnt),
 		cmocka_unit_test(places_at_hand_are_there_while_they_are_sifted),
+		cmocka_unit_test(of_two_who_take_all_places_one_gets_them),
 		cmocka_unit_test(places_for_nodes_are_given_up_for_data),
 		cmocka_unit_test(reservations_bound_what_is_promised),
 		cmocka_unit_test(many_empty_buckets_become_free_in_few_transactions),
