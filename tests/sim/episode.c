@@ -77,6 +77,8 @@ static void count_cut(struct sim *s, bool is_of_recovery)
 	} else {
 		COUNT(s, cuts, 1);
 		COUNT(s, cuts_at_risk, stats.at_risk_writes != 0);
+		if (s->kind == EPISODE_CUT)
+			COUNT(s, faults[s->kind], stats.at_risk_writes != 0);
 	}
 	COUNT(s, torn_writes, stats.torn_writes);
 	COUNT(s, lost_writes, stats.lost_writes);
