@@ -9,7 +9,7 @@
 #                   replicas; 10,000 places that rot; a filesystem filled and emptied 100 times, one where a tree is made and
 #                   deleted 1,000 times, one overwritten
 #                   100 times at 90%, the analyzer without the bound that `make check` sets
-#   make sim        whole filesystems on simulated disks that lose power, fail and rot (SEEDS, default 1-100)
+#   make sim        whole filesystems on simulated disks that lose power, fail and rot (SEEDS, default 1-100, and what once failed)
 #   make sim-soak   the same for HOURS (default 1), from seed SEED on (default: the time)
 #   make coverage   which lines of the library unit tests and the simulator run (SEEDS, default 1-100)
 #   make demo       shows the main job on real input
@@ -43,6 +43,7 @@ test: all
 sim: all
 	build/tests/sim/sim --seeds $(SEEDS) -v > build/sim.log || { grep -A3 FAILED build/sim.log; false; }
 	grep -E '^(seeds|power|episodes|never|went|options)' build/sim.log
+	tests/sim/past.py build/tests/sim/sim
 	build/tests/sim/sim --seeds 1-8 --every --ops 10
 	tests/sim/upstream.py build/tests/sim/sim 1-20 || [ $$? = 77 ]
 
