@@ -30,7 +30,7 @@ enum {
 	NAME_BYTES = 180, /* so that many nodes are needed */
 	FULL_TIMES = 40,
 	CHANGES = 600,
-	ROUNDS = 4,
+	ROUNDS = 3,
 	CUTS = 6,
 	CUT_IOS_MAX = 2000,
 	STANDSTILL_SECONDS = 300, /* much more than it takes */
