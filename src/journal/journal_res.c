@@ -12,6 +12,9 @@ enum {
 	WORTHWHILE_U64S = 4096, /* content; for less the rest of a bucket isn't worth an entry */
 };
 
+/* So long who makes room for others waits for some while nothing goes on. */
+static const uint64_t standstill_ns = 120000000000;
+
 unsigned journal_reserved_u64s(struct journal *j)
 {
 	/* A btree that has no root yet may get one in this entry, but then it's a reservation that brings it. */
@@ -171,9 +174,55 @@ static bool is_too_big(struct journal *j, unsigned u64s)
 	return ((uint64_t)u64s + journal_reserved_u64s(j)) * 8 > j->entry_bytes_max;
 }
 
+/* What goes on while a ring that is full is about to get room. */
+struct standstill {
+	uint64_t since_ns; /* 0: it doesn't stand still, as far as is known */
+	uint64_t pin_front, seq_unwritten;
+};
+
+/*
+ * Wait for a change. Who makes room for everybody else mustn't wait for ever: when all of a ring is pinned by what
+ * can't be written back without a place in it, nobody will make any. How large a ring must be for that never to happen
+ * is known for filesystems that Kiln makes; of others it isn't. So if neither a pin goes nor an entry is written for
+ * long enough, that is the end of writing, and said so. Lock held on entry and return.
+ */
+static void wait_for_space(struct journal *j, enum watermark watermark, struct standstill *s)
+{
+	uint64_t now = clock_monotonic_ns();
+
+	if (watermark < WATERMARK_RECLAIM) {
+		waitq_wait(&j->changed, &j->lock);
+		return;
+	}
+	if (!s->since_ns || s->pin_front != j->pin_front || s->seq_unwritten != j->seq_unwritten ||
+	    j->seq_unwritten < j->seq_next)
+		*s = (struct standstill){ now, j->pin_front, j->seq_unwritten };
+	if (now - s->since_ns < standstill_ns) {
+		waitq_wait_until(&j->changed, &j->lock, s->since_ns + standstill_ns);
+		return;
+	}
+	bool is_first = !journal_error(j);
+	journal_fail(j, -ENOSPC);
+	mutex_unlock(&j->lock);
+	if (is_first)
+		report_emit(j->reports, &(struct report){
+						.level = REPORT_FATAL,
+						.err = -ENOSPC,
+						.structure = "journal",
+						.expected = "room for what writes btree nodes back",
+						.found = "none, and nothing that makes any, for two minutes",
+						.advice = "It is too small for this filesystem's nodes. The next mount "
+							  "makes it larger, if there is space, and goes on.",
+					});
+	if (is_first && j->ops.failed)
+		j->ops.failed(j->ops.ctx, -ENOSPC);
+	mutex_lock(&j->lock);
+}
+
 int journal_res_get(struct journal *j, struct journal_res *res, unsigned u64s, enum watermark watermark, unsigned flags)
 {
 	int err = res_try(j, res, u64s, watermark);
+	struct standstill standstill = { 0 };
 
 	if (err != -EAGAIN)
 		return err;
@@ -184,7 +233,7 @@ int journal_res_get(struct journal *j, struct journal_res *res, unsigned u64s, e
 			break;
 		task_may_wait_for(watermark == WATERMARK_RECLAIM ? TASK_JOURNAL_WRITER : TASK_RECLAIM);
 		j->stats.reservations_waited++;
-		waitq_wait(&j->changed, &j->lock);
+		wait_for_space(j, watermark, &standstill);
 	}
 	mutex_unlock(&j->lock);
 	return err;

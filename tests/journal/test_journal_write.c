@@ -56,6 +56,8 @@ static int mark(void *ctx, const uint8_t *devs, unsigned nr)
 static void flushed(void *ctx, uint64_t seq) { ((struct world *)ctx)->flushed_calls++; }
 static void failed(void *ctx, int err) { ((struct world *)ctx)->failed = err; }
 
+static void nothing_flushed(struct journal *j, struct journal_pin *pin, uint64_t seq) {}
+
 static void journal_open(struct world *w)
 {
 	struct journal_opts opts = {
@@ -380,6 +382,39 @@ static void crowd_main(void *arg)
 	free(w);
 }
 
+/* What is pinned can't be written back: who would make room is told, instead of waiting for ever. */
+static void standstill_main(void *arg)
+{
+	struct journal_pin pin = { 0 };
+	struct device *devs[DEVS_MAX];
+	struct world *w = arg;
+	int err = 0;
+
+	world_make(w, devs, 1, 1, 128);
+	assert_int_equal(commit(w, 1, WATERMARK_RECLAIM, 0), 0);
+	journal_pin_add(w->j, &pin, w->seq_of[0], nothing_flushed);
+	uint64_t begin = clock_monotonic_ns();
+	while (!err)
+		err = commit(w, 60, WATERMARK_RECLAIM, 0);
+	uint64_t took_ns = clock_monotonic_ns() - begin;
+	if (err != -EROFS || w->failed != -ENOSPC || took_ns < 120000000000 || took_ns > 240000000000)
+		abort();
+	journal_pin_drop(w->j, &pin);
+	journal_abort(w->j);
+	journal_free(w->j);
+	world_close(w);
+}
+
+static void a_ring_that_stands_still_is_given_up(void **unused)
+{
+	struct world *w = malloc(sizeof(*w));
+
+	(void)unused;
+	assert_non_null(w);
+	assert_int_equal(fiber_sim_run(&(struct fiber_sim_opts){ .seed = 1 }, standstill_main, w, NULL), 0);
+	free(w);
+}
+
 /* In bounded memory: those that are far back are pinned as long as one of them is. */
 static void any_number_of_entries_can_be_replayed(void **unused)
 {
@@ -437,6 +472,7 @@ int main(void)
 		cmocka_unit_test(what_was_flushed_is_read_back),
 		cmocka_unit_test(a_clean_shutdown_leaves_an_empty_entry),
 		cmocka_unit_test(rings_go_round_with_pins_in_a_simulation),
+		cmocka_unit_test(a_ring_that_stands_still_is_given_up),
 		cmocka_unit_test(any_number_of_entries_can_be_replayed),
 		cmocka_unit_test(who_cannot_be_counted_goes_on_when_one_is_gone),
 		cmocka_unit_test(threads_share_the_open_entry),
