@@ -482,7 +482,9 @@ const char *super_option_idle(enum option_id id, uint64_t value)
 		return value ? "is kept, but in this version only what is moved to make room is compressed later"
 			     : NULL;
 	case OPT_ERRORS:
-		return value == OPTION_ERRORS_PANIC ? "panic is kept, but the filesystem goes read-only instead" : NULL;
+		return value != OPTION_ERRORS_RO ? "is kept, but the filesystem goes read-only instead" : NULL;
+	case OPT_ROOT_RESERVE_PERCENT:
+		return value ? "is kept, but in this version all space is everybody's" : NULL;
 	case OPT_JOURNAL_FLUSH_DISABLED:
 		return value ? "is kept, but fsync and sync flush the journal all the same" : NULL;
 	default: return NULL;

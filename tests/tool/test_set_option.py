@@ -111,16 +111,17 @@ def copies_that_can_not_be_made_are_warned_of(work):
 
 def options_that_nothing_acts_on_are_kept_and_warned_of(work):
     image = os.path.join(work, "a.img")
-    for command in (["format", "-q", "--size", "32M", "--label=ssd", "--promote-target=ssd", "--errors=panic", image],
-                    ["set-option", image, "promote_target=ssd", "errors=panic"]):
+    for command in (["format", "-q", "--size", "32M", "--label=ssd", "--promote-target=ssd", "--errors=panic", "--root-reserve-percent=5", image],
+                    ["set-option", image, "promote_target=ssd", "errors=panic", "root_reserve_percent=6"]):
         message = kiln(*command).stderr
-        for name in ("promote_target", "errors"):
+        for name in ("promote_target", "errors", "root_reserve_percent"):
             assert "warning: %s" % name in message, (command, message)
         assert options(image)["promote_target"] == "ssd" and options(image)["errors"] == "continue ro [panic]"
     kiln("touch", image, "f")
     for name, value in (("promote_target", "dev 0"), ("background_compression", "lz4")):
         assert "warning: " + name in kiln("setfattr", "-n", "bcachefs." + name, "-v", value, image, "f").stderr
-    assert not kiln("set-option", image, "promote_target=none", "errors=ro", "background_compression=none").stderr
+    assert "warning: errors" in kiln("set-option", image, "errors=continue").stderr
+    assert not kiln("set-option", image, "promote_target=none", "errors=ro", "background_compression=none", "root_reserve_percent=0").stderr
 
 
 def in_directory(test):
