@@ -1,6 +1,6 @@
 /*
- * A process that dies in the midst of inserting a range, or taking one out: whoever opens the filesystem for writing
- * next finishes it.
+ * A process that dies in the midst of inserting a range, of taking one out, or of cutting a file of many extents:
+ * whoever opens the filesystem for writing next finishes it.
  *
  * The victim has another task sync all the time, and doesn't die before a sync that began after the first step has
  * ended: then the operation's beginning is durable, and it has to be finished, not undone.
@@ -27,6 +27,8 @@ enum {
 	SHIFT_BLOCKS = 3,
 	AT_BLOCK = 7,
 	STEPS_BEFORE_DEATH = 300,
+	CUT = 1u << 30, /* instead of a mode of fallocate */
+	CUT_BYTES = AT_BLOCK * BLOCK + 1,
 	PAUSE_US = 20000,
 	DEATH_STATUS = 7,
 	VICTIMS_MAX = 20
@@ -78,16 +80,26 @@ static void make(const char *path)
 struct victim {
 	kiln_fs *fs;
 	unsigned steps;
+	bool is_cut;
 	_Atomic unsigned syncs; /* That have ended. */
 	unsigned syncs_at_first_step;
 };
+
+/* A cut is told of once, when it begins; then extents go. */
+static bool is_step(const struct victim *v, const struct btree_update *u)
+{
+	if (v->is_cut && v->steps)
+		return u->btree_id == BTREE_EXTENTS;
+	return u->btree_id == BTREE_LOGGED_OPS &&
+	       u->new.k.type == (v->is_cut ? KEY_LOGGED_OP_TRUNCATE : KEY_LOGGED_OP_FINSERT);
+}
 
 static void die_at_step(void *ctx, uint64_t seq, const struct btree_update *u)
 {
 	struct victim *v = ctx;
 
 	(void)seq;
-	if (u->btree_id != BTREE_LOGGED_OPS || u->new.k.type != KEY_LOGGED_OP_FINSERT)
+	if (!is_step(v, u))
 		return;
 	if (++v->steps == 1)
 		v->syncs_at_first_step = v->syncs;
@@ -109,7 +121,7 @@ static void sync_task(void *arg)
 
 static void victim(const char *path, unsigned mode)
 {
-	struct victim v = { .fs = must_open(path, KILN_OPEN_WRITE) };
+	struct victim v = { .fs = must_open(path, KILN_OPEN_WRITE), .is_cut = mode == CUT };
 	struct btree_watch watch = { die_at_step, &v };
 	struct task *task;
 	struct kiln_stat st;
@@ -117,7 +129,10 @@ static void victim(const char *path, unsigned mode)
 	btrees_set_watch(v.fs->trees, &watch);
 	assert_int_equal(kiln_lookup_path(v.fs, "/file", 0, &st), 0);
 	assert_int_equal(task_start(&task, "sync", sync_task, &v), 0);
-	kiln_fallocate(v.fs, st.node, mode, AT_BLOCK * BLOCK, SHIFT_BLOCKS * BLOCK);
+	if (v.is_cut)
+		kiln_setattr(v.fs, st.node, &(struct kiln_setattr){ .fields = KILN_SET_SIZE, .size = CUT_BYTES }, NULL);
+	else
+		kiln_fallocate(v.fs, st.node, mode, AT_BLOCK * BLOCK, SHIFT_BLOCKS * BLOCK);
 	_exit(0);
 }
 
@@ -145,6 +160,27 @@ static void must_be_shifted(kiln_fs *fs, unsigned mode)
 	}
 }
 
+static void must_be_cut(kiln_fs *fs)
+{
+	char got[CUT_BYTES + 1];
+	struct kiln_stat st;
+
+	assert_int_equal(kiln_lookup_path(fs, "/file", 0, &st), 0);
+	assert_int_equal(st.size, CUT_BYTES);
+	assert_int_equal(kiln_read(fs, st.node, 0, got, sizeof(got)), CUT_BYTES);
+	for (unsigned i = 0; i < CUT_BYTES; i += 512)
+		assert_int_equal((uint8_t)got[i], byte_of(i / BLOCK));
+	assert_int_equal(st.sectors, (AT_BLOCK / 2 + 1) * BLOCK / 512);
+}
+
+static void must_be_whole(kiln_fs *fs, unsigned mode)
+{
+	if (mode == CUT)
+		must_be_cut(fs);
+	else
+		must_be_shifted(fs, mode);
+}
+
 static void is_finished_after(unsigned mode)
 {
 	struct kiln_check_options options = { .struct_bytes = sizeof(options) };
@@ -164,11 +200,11 @@ static void is_finished_after(unsigned mode)
 	}
 	assert_true(WIFEXITED(status) && WEXITSTATUS(status) == DEATH_STATUS);
 	kiln_fs *fs = must_open(path, KILN_OPEN_WRITE);
-	must_be_shifted(fs, mode);
+	must_be_whole(fs, mode);
 	assert_int_equal(kiln_shutdown(fs), 0);
 	kiln_close(fs);
 	fs = must_open(path, 0);
-	must_be_shifted(fs, mode);
+	must_be_whole(fs, mode);
 	assert_int_equal(kiln_check(fs, &options, result), 0);
 	assert_int_equal(result->errors, 0);
 	kiln_close(fs);
@@ -188,11 +224,18 @@ static void a_collapse_is_finished_after_the_process_died(void **state)
 	is_finished_after(KILN_FALLOC_COLLAPSE_RANGE);
 }
 
+static void a_cut_is_finished_after_the_process_died(void **state)
+{
+	(void)state;
+	is_finished_after(CUT);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(an_insertion_is_finished_after_the_process_died),
 		cmocka_unit_test(a_collapse_is_finished_after_the_process_died),
+		cmocka_unit_test(a_cut_is_finished_after_the_process_died),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

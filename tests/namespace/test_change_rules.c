@@ -218,6 +218,10 @@ static void times_change_where_posix_says(void **state)
 	assert_int_equal(namespace_xattr_set(w.ns, file, "user.a", "b", 1, 0, NULL), 0);
 	assert_true(time_is_new(inode_of(file).ctime, start) && inode_of(file).mtime == past + 5);
 	assert_true(time_is_new(inode_of(file).otime, start - 1000000000));
+	old.fields = SETATTR_BTIME;
+	old.btime = old.atime;
+	assert_int_equal(namespace_setattr(w.ns, file, &old, NULL, NULL), 0);
+	assert_true(inode_of(file).otime == past);
 }
 
 static void a_setgid_directory_hands_its_group_down(void **state)
@@ -452,6 +456,8 @@ static void flags_forbid_changes(void **state)
 	assert_int_equal(namespace_setattr(w.ns, file, &set, NULL, NULL), 0);
 	assert_int_equal(drop(dir, "file"), -EPERM);
 	assert_int_equal(move(dir, "file", world_root, "x", 0), -EPERM);
+	make(world_root, "over", S_IFREG);
+	assert_int_equal(move(world_root, "over", dir, "file", 0), -EPERM);
 	assert_int_equal(namespace_link(w.ns, file, dir, "y", 1, NULL), -EPERM);
 	assert_int_equal(namespace_setattr(w.ns, file, &mode, NULL, NULL), -EPERM);
 	assert_int_equal(namespace_xattr_set(w.ns, file, "user.a", "", 0, 0, NULL), -EPERM);
