@@ -11,7 +11,7 @@
 #                   100 times at 90%, the analyzer without the bound that `make check` sets
 #   make sim        whole filesystems on simulated disks that lose power, fail and rot (SEEDS, default 1-100, and what once failed)
 #   make sim-soak   the same for HOURS (default 1), from seed SEED on (default: the time)
-#   make coverage   which lines of the library unit tests and the simulator run (SEEDS, default 1-100)
+#   make coverage   which lines of the library unit tests and the simulator run (SEEDS, default 1-100), and why the others don't
 #   make demo       shows the main job on real input
 #   make bench      benchmarks, as ratios against peers on this machine
 #   make fuzz       fuzzers (FUZZ_SECONDS each, default 600)
