@@ -241,9 +241,23 @@ static void heap_limit(uint64_t memory_bytes)
 #endif
 }
 
-kiln_fs *tool_open_fs(const struct tool_open *open_opts, const char *fs_arg, enum fs_depth depth)
+bool tool_wait_ending(const char *fs_arg, struct tool_ending *e)
 {
 	enum { ENDING_LOOK_NS = 50000000 };
+
+	if (tool_interrupted || e->has_ended)
+		return false;
+	e->has_ended = !mount_control_is_ending(fs_arg);
+	if (!e->has_ended && !e->is_told)
+		tool_error("waiting for the last mount of %s to end", fs_arg);
+	e->is_told |= !e->has_ended;
+	sleep_ns(ENDING_LOOK_NS);
+	return true;
+}
+
+kiln_fs *tool_open_fs(const struct tool_open *open_opts, const char *fs_arg, enum fs_depth depth)
+{
+	struct tool_ending ending = { 0 };
 	char why[KILN_ERROR_BYTES];
 	kiln_fs *fs;
 	struct kiln_open_options options = {
@@ -260,17 +274,10 @@ kiln_fs *tool_open_fs(const struct tool_open *open_opts, const char *fs_arg, enu
 	};
 
 	heap_limit(open_opts->memory_bytes);
-	int err = fs_open(&fs_arg, 1, NULL, 0, &options, depth, &fs, why);
-	/* Umount returns before the server has written everything back. One that doesn't answer may just have ended. */
-	bool has_ended = false, is_told = false;
-	while (err == -EBUSY && !tool_interrupted && !has_ended) {
-		has_ended = !mount_control_is_ending(fs_arg);
-		if (!has_ended && !is_told)
-			tool_error("waiting for the last mount of %s to end", fs_arg);
-		is_told |= !has_ended;
-		sleep_ns(ENDING_LOOK_NS);
+	int err;
+	do {
 		err = fs_open(&fs_arg, 1, NULL, 0, &options, depth, &fs, why);
-	}
+	} while (err == -EBUSY && tool_wait_ending(fs_arg, &ending));
 	if (err) {
 		tell_not_opened(open_opts, fs_arg, err, why);
 		return NULL;

@@ -446,6 +446,22 @@ static int failed(const struct args *a, int err, const char *why)
 	return TOOL_FAILED;
 }
 
+/* As others do, who open it, when its last server is still writing back. */
+static int make(struct args *a, kiln_fs **fs, char why[KILN_ERROR_BYTES])
+{
+	struct strbuf list = strbuf_growing();
+	struct tool_ending ending = { 0 };
+	int err;
+
+	for (size_t i = 0; i < a->nr; i++)
+		strbuf_printf(&list, "%s%s", i ? ":" : "", a->devices[i].path);
+	do {
+		err = kiln_format(a->devices, a->nr, &a->opts, fs, why);
+	} while (err == -EBUSY && tool_wait_ending(strbuf_text(&list), &ending));
+	strbuf_free(&list);
+	return err;
+}
+
 static int run_with(struct args *a)
 {
 	char why[KILN_ERROR_BYTES];
@@ -474,7 +490,7 @@ static int run_with(struct args *a)
 		a->opts.passphrase = passphrase;
 	}
 	if (!err)
-		err = kiln_format(a->devices, a->nr, &a->opts, a->source ? &fs : NULL, why);
+		err = make(a, a->source ? &fs : NULL, why);
 	secret_free(passphrase);
 	if (err)
 		return failed(a, err, why);

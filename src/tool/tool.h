@@ -129,7 +129,15 @@ int tool_open_option(const struct command *self, int c, struct tool_open *open, 
  * in fs->reporter. Prints the reason and returns NULL on failure.
  */
 kiln_fs *tool_open_fs(const struct tool_open *open, const char *fs_arg, enum fs_depth depth);
-/* The callbacks for that, for other calls of the library; @ctx: a struct tool_open. */
+/*
+ * Umount returns before the server has written everything back: should what was -EBUSY be tried again? After a while,
+ * then, and once more when no server answers, as it may just have ended. @fs_arg: DEV[:DEV...] or UUID=...
+ */
+struct tool_ending {
+	bool has_ended, is_told;
+};
+bool tool_wait_ending(const char *fs_arg, struct tool_ending *ending);
+/* The callbacks for opening, for other calls of the library; @ctx: a struct tool_open. */
 void tool_print_report(void *ctx, const struct kiln_report *report);
 void tool_print_log(void *ctx, enum kiln_log_level level, const char *line);
 /* Close; @status, raised to TOOL_DAMAGE when damage was reported and @status is TOOL_OK. */

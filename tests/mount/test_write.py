@@ -1389,6 +1389,14 @@ def opening_waits_for_the_last_server(to):
         status, out, err = doors.run([KILN, "check", fs.image])
         assert status == 0, err
         fs.ended()
+    for command in (["set-option", fs.image, "compression=lz4"], *[["format", "-q", "-f", fs.image]] * 3):
+        fs.mount()
+        for i in range(200):
+            write(fs.path("f%d" % i), b"x" * 10000)
+        subprocess.run(["umount", fs.directory], check=True)
+        status, out, err = doors.run([KILN, *command])
+        assert status == 0, (command, err)
+        fs.ended()
 
 
 def service_managers_are_told(to):
