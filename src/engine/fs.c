@@ -146,6 +146,7 @@ static int open_super(struct kiln_fs *fs, const char *const *args, size_t arg_nr
 		.is_readonly_ok = depth == FS_NAMESPACE,
 		.is_degraded_ok = options->flags & KILN_OPEN_DEGRADED || values[OPT_DEGRADED],
 		.is_very_degraded_ok = options->flags & KILN_OPEN_VERY_DEGRADED || values[OPT_VERY_DEGRADED],
+		.needs_all = depth == FS_ALL_SUPERS,
 		.is_forced = options->flags & KILN_OPEN_FORCE,
 		.is_buffered = options->flags & KILN_OPEN_BUFFERED || (is_set[OPT_DIRECT_IO] && !values[OPT_DIRECT_IO]),
 		.is_without_uring = options->flags & KILN_OPEN_NO_URING,
@@ -475,7 +476,7 @@ int kiln_passphrase_set(const char *const *devices, size_t nr, const struct kiln
 		memcpy(&opts, options, min(options->struct_bytes, sizeof(opts)));
 	opts.struct_bytes = sizeof(opts);
 	opts.flags |= KILN_OPEN_WRITE;
-	int err = fs_open(devices, nr, NULL, 0, &opts, FS_SUPER, &fs, why);
+	int err = fs_open(devices, nr, NULL, 0, &opts, FS_ALL_SUPERS, &fs, why);
 	if (err)
 		return err;
 	err = fs_passphrase_unlock(fs, &opts, why);

@@ -42,10 +42,11 @@ void reporter_last(struct reporter *r, char text[KILN_ERROR_BYTES]);
 
 /* How far to open. */
 enum fs_depth {
-	FS_SUPER,     /* superblocks only; members may be missing, the key may stay locked */
-	FS_JOURNAL,   /* and every journal entry that can be found, the key unlocked */
-	FS_BTREES,    /* and the btrees */
-	FS_NAMESPACE, /* all */
+	FS_ALL_SUPERS, /* as FS_SUPER, for what needs all members */
+	FS_SUPER,      /* superblocks only; members may be missing, the key may stay locked */
+	FS_JOURNAL,    /* and every journal entry that can be found, the key unlocked */
+	FS_BTREES,     /* and the btrees */
+	FS_NAMESPACE,  /* all */
 };
 
 struct kiln_fs {
@@ -85,8 +86,8 @@ int fs_open(const char *const *args, size_t arg_nr, struct device **devices, siz
 int fs_open_namespace(struct kiln_fs *fs, uint64_t memory_bytes);
 
 /*
- * Changing the passphrase of a filesystem that is open for writing to FS_SUPER: the key is unlocked, as opening does it
- * otherwise; then super_passphrase_set(). Negative errno with @why: -EINVAL it isn't encrypted.
+ * Changing the passphrase of a filesystem that is open for writing to FS_ALL_SUPERS: the key is unlocked, as opening
+ * does it otherwise; then super_passphrase_set(). Negative errno with @why: -EINVAL it isn't encrypted.
  */
 int fs_passphrase_unlock(struct kiln_fs *fs, const struct kiln_open_options *options, char why[KILN_ERROR_BYTES]);
 int fs_passphrase_set(struct kiln_fs *fs, const char *passphrase, size_t bytes, char why[KILN_ERROR_BYTES]);

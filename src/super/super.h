@@ -48,6 +48,7 @@ struct super_open_opts {
 	/* What can't be written is opened read-only all the same: super_write_unsupported() says why. */
 	bool is_readonly_ok;
 	bool is_degraded_ok, is_very_degraded_ok;
+	bool needs_all;	  /* what is to be done can't be without a member: degraded is no advice */
 	bool is_forced;	  /* read although a writer has it open */
 	bool is_buffered; /* no O_DIRECT */
 	bool is_without_uring;

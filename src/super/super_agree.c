@@ -281,7 +281,8 @@ static void refuse_missing(const struct super *s, const char *advice)
 	}
 	if (named < away)
 		strbuf_printf(&list, " and %u more", away - named);
-	snprintf(title, sizeof(title), "%u of the filesystem's %u devices weren't given or found", away, exist);
+	snprintf(title, sizeof(title), "%u of the filesystem's %u devices %s given or found", away, exist,
+		 away == 1 ? "wasn't" : "weren't");
 	report_emit(s->reports, &(struct report){ .level = REPORT_FATAL,
 						  .err = -ENODEV,
 						  .structure = title,
@@ -310,7 +311,8 @@ int super_check_enough_devices(struct super *s, const struct super_open_opts *op
 		return 0;
 
 	if (replicas == REPLICAS_LOST ? !super_accepts_very_degraded(opts) : !super_accepts_degraded(opts)) {
-		refuse_missing(s, replicas == REPLICAS_LOST
+		refuse_missing(s, opts->needs_all ? "Name all devices, joined by colons: all of them are changed."
+				  : replicas == REPLICAS_LOST
 					  ? "Name all devices, joined by colons. Without these some data has no copy "
 					    "left: --very-degraded (mount option very_degraded) opens the rest."
 					  : "Name all devices, joined by colons; or use --degraded (mount option "

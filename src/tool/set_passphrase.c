@@ -41,7 +41,7 @@ static kiln_fs *open_unlocked(struct tool_open *open, const char *fs_arg)
 	kiln_fs *fs = NULL;
 
 	if (!mounted_tell(fs_arg))
-		fs = tool_open_fs(open, fs_arg, FS_SUPER);
+		fs = tool_open_fs(open, fs_arg, FS_ALL_SUPERS);
 	int err = fs ? fs_passphrase_unlock(fs, &options, why) : 0;
 	if (err) {
 		if (!passphrase_tell_missing(&open->passphrase, err))

@@ -185,6 +185,10 @@ def mistakes_are_told(work):
     fmt(a, "--replicas=2", b, passphrase=None)
     missing = kiln("set-passphrase", "--degraded", "--new-passphrase-file", "-", a, says=b"new\n", status=FAILED)
     assert b"missing" in missing.stderr, missing.stderr
+    for command in (["set-passphrase", "--new-passphrase-file", "-"], ["remove-passphrase"]):
+        missing = kiln(*command, a, says=b"new\n", status=FAILED).stderr
+        assert b"1 of the filesystem's 2 devices wasn't given or found" in missing and b"Name all devices" in missing, missing
+        assert b"degraded" not in missing, missing
     empty = kiln("set-passphrase", "--new-passphrase-file", "-", a + ":" + b, says=b"\n", status=FAILED)
     assert b"empty" in empty.stderr
     assert kiln("ls", a + ":" + b, "/").stdout
