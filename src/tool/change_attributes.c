@@ -106,7 +106,7 @@ static int chmod_run(const struct command *self, int argc, char **argv)
 	if (!mode || argc - optind < 2)
 		return tool_usage_error(self, "needs a mode, a filesystem and at least one path");
 	if (mode_apply(mode, 0, &unused))
-		return tool_usage_error(self, "'%s' is no mode", mode);
+		return tool_usage_error(self, "'%s' is no mode; the order is MODE FS PATH...", mode);
 	apply.args = mode;
 	return change_each(&change, argv + optind, argc - optind, apply_path, &apply);
 }
@@ -158,7 +158,8 @@ static int chown_run(const struct command *self, int argc, char **argv)
 	if (argc - optind < 3)
 		return tool_usage_error(self, "needs an owner, a filesystem and at least one path");
 	if (owner_parse(argv[optind], &owner))
-		return tool_usage_error(self, "there is no owner '%s' here", argv[optind]);
+		return tool_usage_error(self, "there is no owner '%s' here; the order is USER[:GROUP] FS PATH...",
+					argv[optind]);
 	apply.args = &owner;
 	return change_each(&change, argv + optind + 1, argc - optind - 1, apply_path, &apply);
 }

@@ -53,6 +53,7 @@ def modes_are_octal_and_symbolic(work):
     assert entries(image)["d"]["mode"] == 0o555 and entries(image)["d/f"]["mode"] == 0o444
     for mode in some(("888", "u+y", "z", "u", "77777")):
         kiln("chmod", mode, image, "/g", status=USAGE)
+    assert "the order is MODE FS PATH..." in kiln("chmod", image, "600", "/g", status=USAGE).stderr
     changed.check(image)
 
 
@@ -73,6 +74,7 @@ def owners_are_names_and_numbers(work):
     kiln("chown", "5", image, "/d/f")
     assert entries(image)["d/f"]["mode"] == 0o755
     kiln("chown", "no-such-user", image, "/d", status=USAGE)
+    assert "the order is USER[:GROUP] FS PATH..." in kiln("chown", image, "1", "/d", status=USAGE).stderr
     changed.check(image)
 
 
