@@ -266,8 +266,11 @@ void write_points_destroy(struct allocator *a);
 void write_points_drop(struct allocator *a, bool to_partial);
 /* Devices on which a bucket helps who needs one for this type: one of durability 0 doesn't. */
 uint64_t write_point_devs(const struct allocator *a, unsigned data_type);
-/* A bucket was allocated on @dev, which has @available ones. */
-void write_point_stripe(uint64_t next[ALLOC_DEVS_MAX], unsigned dev, uint64_t available);
+/*
+ * A bucket was allocated on @dev, which has @available ones; @devs: what it was chosen from. What others gave is left
+ * as it is: a target that gives the first copy each time would make those of the other copies look equal.
+ */
+void write_point_stripe(uint64_t next[ALLOC_DEVS_MAX], uint64_t devs, unsigned dev, uint64_t available);
 /* Devices of a target, one bit each; all for 0 and for targets that don't exist. */
 uint64_t target_devs(const struct allocator *a, unsigned target);
 /* Of all @devs together. */

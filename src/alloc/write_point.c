@@ -3,7 +3,8 @@
  *
  * Users' writes are spread over the write points by who writes, so that what one writes lies together. Btree nodes have
  * one of their own, and so have moves. Devices are striped by free space: each write point remembers for each device
- * how much it had from it, in parts of what is free there, and takes the one that gave least.
+ * how much it had from it, in parts of what is free there, and takes the one that gave least. What it remembers fades,
+ * for those that were to choose from: 07 §14.3 has it fade for all.
  */
 #include <errno.h>
 #include <string.h>
@@ -47,14 +48,15 @@ void write_points_drop(struct allocator *a, bool to_partial)
 
 /* --- devices --- */
 
-void write_point_stripe(uint64_t next[ALLOC_DEVS_MAX], unsigned dev, uint64_t available)
+void write_point_stripe(uint64_t next[ALLOC_DEVS_MAX], uint64_t devs, unsigned dev, uint64_t available)
 {
 	uint64_t inc = (1ull << 48) / (available ? available : 1), scale = next[dev] / 4;
 
 	if (__builtin_add_overflow(next[dev], inc, &next[dev]))
 		next[dev] = UINT64_MAX;
 	for (unsigned i = 0; i < ALLOC_DEVS_MAX; i++)
-		next[i] -= min(next[i], scale);
+		if (devs >> i & 1)
+			next[i] -= min(next[i], scale);
 }
 
 uint64_t target_devs(const struct allocator *a, unsigned target)
@@ -184,6 +186,7 @@ static int dev_next(const struct choice *c, uint64_t devs)
 
 static void choose_from_devs(struct choice *c, uint64_t devs)
 {
+	const uint64_t all = devs;
 	int dev;
 
 	while (!choice_is_done(c) && (dev = dev_next(c, devs)) >= 0) {
@@ -194,7 +197,7 @@ static void choose_from_devs(struct choice *c, uint64_t devs)
 
 		if (!err) {
 			choose(c, idx);
-			write_point_stripe(c->w->next, (unsigned)dev,
+			write_point_stripe(c->w->next, all, (unsigned)dev,
 					   alloc_dev_available(c->a, (unsigned)dev, WATERMARK_NORMAL));
 			continue;
 		}

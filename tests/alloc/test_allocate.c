@@ -173,6 +173,31 @@ static void targets_and_durability_decide(void **state)
 	space_close(&s);
 }
 
+static void equal_devices_get_equal_shares_of_further_copies(void **state)
+{
+	struct space s;
+	struct alloc_extent e;
+	struct alloc_request req = request(2);
+	unsigned used[3] = { 0 };
+
+	/* One of them is asked for, and has all first copies. */
+	space_open(&s, &(struct space_opts){ .dev_nr = 3, .dev_bytes = 24 * MIB });
+	req.target = TARGET_DEVICE_FIRST + 0;
+	for (unsigned i = 0; i < 60; i++) {
+		assert_int_equal(allocator_extent_get(s.allocator, &req, 256, &e), 0);
+		assert_int_equal(e.ptr_nr, 2);
+		for (unsigned p = 0; p < e.ptr_nr; p++)
+			used[e.ptrs[p].dev]++;
+		put_at(&s, &e, i * 256);
+		allocator_extent_put(s.allocator, &e);
+	}
+	assert_int_equal(used[0], 60);
+	assert_in_range(used[1], 28, 32);
+	assert_in_range(used[2], 28, 32);
+	space_check(&s);
+	space_close(&s);
+}
+
 /* --- how much --- */
 
 /* Copies on a device of durability 0 can be taken back, but that doesn't help who needs one that counts. */
@@ -1043,6 +1068,7 @@ int main(void)
 		cmocka_unit_test(one_writers_data_lies_together),
 		cmocka_unit_test(copies_are_on_different_devices),
 		cmocka_unit_test(targets_and_durability_decide),
+		cmocka_unit_test(equal_devices_get_equal_shares_of_further_copies),
 		cmocka_unit_test(nobody_waits_for_a_cache),
 		cmocka_unit_test(nobody_waits_for_space_once_nothing_is_written),
 		cmocka_unit_test(nodes_find_room_when_data_doesnt),

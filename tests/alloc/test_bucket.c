@@ -125,12 +125,12 @@ static void devices_are_used_as_they_have_space(void **state)
 			if (next[d] < next[dev])
 				dev = d;
 		used[dev]++;
-		write_point_stripe(next, dev, available[dev]);
+		write_point_stripe(next, UINT64_MAX, dev, available[dev]);
 	}
 	for (unsigned d = 0; d < 3; d++)
 		assert_in_range(used[d], available[d] * 9 / 10, available[d] * 11 / 10);
 	next[0] = UINT64_MAX;
-	write_point_stripe(next, 0, 0);
+	write_point_stripe(next, UINT64_MAX, 0, 0);
 	assert_true(next[0] == UINT64_MAX - UINT64_MAX / 4);
 }
 
