@@ -382,6 +382,7 @@ bool key_cache_flush(struct btrees *trees);
 /* After an error: who waits looks again. */
 void key_cache_kick(struct btrees *trees);
 const struct job *key_cache_job(const struct key_cache *kc);
+uint64_t key_cache_key_nr(struct key_cache *kc);
 uint64_t key_cache_dirty_nr(const struct key_cache *kc);
 
 /* --- the way down --- */

@@ -300,6 +300,18 @@ int key_cache_open(struct btrees *trees, uint32_t btrees)
 	return err;
 }
 
+uint64_t key_cache_key_nr(struct key_cache *kc)
+{
+	uint64_t nr = 0;
+
+	for (unsigned i = 0; i < KEY_SHARD_NR; i++) {
+		mutex_lock(&kc->shards[i].lock);
+		nr += kc->shards[i].key_nr;
+		mutex_unlock(&kc->shards[i].lock);
+	}
+	return nr;
+}
+
 void key_cache_begin(struct btrees *trees)
 {
 	if (trees->key_cache)

@@ -1000,6 +1000,8 @@ void btrees_write_stats(struct btrees *trees, struct btrees_write_stats *stats)
 	mutex_unlock(&w->lock);
 	if (trees->write_buffer)
 		stats->write_buffer_keys = write_buffer_key_nr(trees->write_buffer);
-	if (trees->key_cache)
+	if (trees->key_cache) {
+		stats->cached_keys = key_cache_key_nr(trees->key_cache);
 		stats->cached_keys_dirty = key_cache_dirty_nr(trees->key_cache);
+	}
 }

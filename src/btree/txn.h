@@ -255,7 +255,7 @@ void btree_rewrites_settle(struct btrees *trees);
 struct btrees_write_stats {
 	uint64_t commits, restarts, splits, merges, rewrites, roots_raised;
 	uint64_t nodes_written, sets_appended, bytes_written;
-	uint64_t nodes_dirty, write_buffer_keys, cached_keys_dirty;
+	uint64_t nodes_dirty, write_buffer_keys, cached_keys, cached_keys_dirty;
 };
 void btrees_write_stats(struct btrees *trees, struct btrees_write_stats *stats);
 /* Add what its background does to @list. */

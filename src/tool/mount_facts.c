@@ -88,11 +88,12 @@ static json_t *btrees_json(kiln_fs *fs)
 	if (!fs->is_writable)
 		return json_null();
 	btrees_write_stats(fs->trees, &w);
-	return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "commits", u64_json(w.commits), "restarts",
-			 u64_json(w.restarts), "splits", u64_json(w.splits), "merges", u64_json(w.merges), "rewrites",
-			 u64_json(w.rewrites), "nodes_written", u64_json(w.nodes_written), "sets_appended",
+	return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "commits", u64_json(w.commits),
+			 "restarts", u64_json(w.restarts), "splits", u64_json(w.splits), "merges", u64_json(w.merges),
+			 "rewrites", u64_json(w.rewrites), "nodes_written", u64_json(w.nodes_written), "sets_appended",
 			 u64_json(w.sets_appended), "bytes_written", u64_json(w.bytes_written), "nodes_dirty",
-			 u64_json(w.nodes_dirty));
+			 u64_json(w.nodes_dirty), "cached_keys", u64_json(w.cached_keys), "cached_keys_dirty",
+			 u64_json(w.cached_keys_dirty));
 }
 
 static json_t *allocator_json(kiln_fs *fs)

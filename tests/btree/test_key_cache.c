@@ -52,11 +52,10 @@ static uint64_t dirty_nr(void)
 
 static uint64_t key_nr(void)
 {
-	uint64_t nr = 0;
+	struct btrees_write_stats stats;
 
-	for (unsigned i = 0; i < KEY_SHARD_NR; i++)
-		nr += m.trees->key_cache->shards[i].key_nr;
-	return nr;
+	btrees_write_stats(m.trees, &stats);
+	return stats.cached_keys;
 }
 
 static struct bpos pos_of(uint64_t offset, uint32_t snapshot) { return BPOS(1u << 20, offset, snapshot); }

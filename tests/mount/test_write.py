@@ -1304,13 +1304,15 @@ def servers_say_what_they_do(to):
             assert server["mountpoint"] == os.path.realpath(fs.directory) and server["usage"]["used"] > 100000, server
             assert server["kernel"]["objects"] >= 1, server
             jobs = {job["job"]: job for job in server["jobs"]}
-            assert set(jobs) >= {"journal reclaim", "node write-back", "write buffer", "discards", "generations", "copygc",
+            assert set(jobs) >= {"journal reclaim", "node write-back", "key cache", "write buffer", "discards", "generations", "copygc",
                                  "read repair", "deletions"}, jobs
             assert all(job["state"] in ("waiting", "working") and job["why"] and job["what"] for job in jobs.values()), jobs
         status, out, err = doors.run([KILN, "status", fs.directory])
         assert status == 0 and "  job      deletions: waiting, nothing is to be deleted\n" in out.decode(), out
         status, out, err = doors.run([KILN, "debug", fs.directory])
         assert status == 0 and json.loads(out)[0]["journal"]["seq"] > 0, err
+        btrees = json.loads(out)[0]["btrees"]
+        assert 0 < btrees["cached_keys"] and 0 <= btrees["cached_keys_dirty"] <= btrees["cached_keys"], btrees
         status, out, err = doors.run([KILN, "status", fs.path("f")])
         assert status == 1 and "isn't mounted" in err, err
     status, out, err = doors.run([KILN, "status", fs.directory])
