@@ -141,8 +141,9 @@ static void print_status(const json_t *r)
 	size_t i;
 
 	printf("%s\n", json_string_value(json_object_get(r, "mountpoint")));
-	printf("  state    %s%s, process %d\n", json_string_value(json_object_get(r, "state")),
+	printf("  state    %s%s%s, process %d\n", json_string_value(json_object_get(r, "state")),
 	       json_is_true(json_object_get(r, "is_readonly")) ? ", read-only" : "",
+	       json_is_false(json_object_get(r, "is_mounted")) ? ", no longer mounted here" : "",
 	       (int)json_integer_value(json_object_get(r, "pid")));
 	if (json_object_get(r, "why"))
 		printf("  why      %s\n", json_string_value(json_object_get(r, "why")));
@@ -220,6 +221,26 @@ static int check_replies(const json_t *replies, const char *which)
 	return status;
 }
 
+/*
+ * A lazy unmount takes the mount away while files of it are open, and its server serves them on: tell it from one that
+ * is mounted there since.
+ */
+static void note_mounted(json_t *replies)
+{
+	const char *source, *mount_point;
+	json_t *reply;
+	size_t i;
+
+	json_array_foreach(replies, i, reply)
+	{
+		source = json_string_value(json_object_get(reply, "source"));
+		mount_point = json_string_value(json_object_get(reply, "mountpoint"));
+		/* One with escaped bytes can't be compared. */
+		if (source && mount_point && !strchr(source, '\\') && !strchr(mount_point, '\\'))
+			json_object_set_new(reply, "is_mounted", json_boolean(mounted_is_at(source, mount_point)));
+	}
+}
+
 static int status_run(const struct command *self, int argc, char **argv)
 {
 	bool is_json = false;
@@ -233,6 +254,7 @@ static int status_run(const struct command *self, int argc, char **argv)
 	size_t i;
 
 	status = check_replies(replies, which);
+	note_mounted(replies);
 	if (!is_json) {
 		json_array_foreach(replies, i, reply) print_status(reply);
 		json_decref(replies);

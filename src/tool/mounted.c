@@ -57,7 +57,7 @@ bool mounted_lists_meet(const char *a, const char *b)
 }
 
 struct mount_line {
-	char *mount_point, *source;
+	const char *mount_point, *source;
 };
 
 /* A line of mountinfo, changed by it. False: of another kind of filesystem. */
@@ -83,7 +83,7 @@ static bool line_parse(char *line, struct mount_line *mount)
 }
 
 /* What @fn says of the first mount that it doesn't return NULL for. */
-static char *mount_find(char *(*fn)(const struct mount_line *mount, const char *what), const char *what)
+static char *mount_find(char *(*fn)(const struct mount_line *mount, const void *what), const void *what)
 {
 	FILE *f = fopen("/proc/self/mountinfo", "re");
 	char *line = NULL, *found = NULL;
@@ -100,7 +100,7 @@ static char *mount_find(char *(*fn)(const struct mount_line *mount, const char *
 	return found;
 }
 
-static char *mount_point_of(const struct mount_line *mount, const char *devices)
+static char *mount_point_of(const struct mount_line *mount, const void *devices)
 {
 	return mounted_lists_meet(devices, mount->source) ? strdup(mount->mount_point) : NULL;
 }
@@ -112,7 +112,7 @@ char *mounted_at(const char *fs_arg)
 	return mount_find(mount_point_of, device ? device : fs_arg);
 }
 
-static char *source_of(const struct mount_line *mount, const char *mount_point)
+static char *source_of(const struct mount_line *mount, const void *mount_point)
 {
 	return !strcmp(mount->mount_point, mount_point) ? strdup(mount->source) : NULL;
 }
@@ -122,6 +122,21 @@ char *mounted_source(const char *directory)
 	CLEANUP_FREE char *path = realpath(directory, NULL);
 
 	return mount_find(source_of, path ? path : directory);
+}
+
+static char *itself(const struct mount_line *mount, const void *what)
+{
+	const struct mount_line *m = what;
+	bool is_it = !strcmp(mount->mount_point, m->mount_point) && mounted_lists_meet(mount->source, m->source);
+
+	return is_it ? strdup(mount->mount_point) : NULL;
+}
+
+bool mounted_is_at(const char *devices, const char *directory)
+{
+	CLEANUP_FREE char *found = mount_find(itself, &(struct mount_line){ directory, devices });
+
+	return found;
 }
 
 bool mounted_is_dead(const char *path)

@@ -10,6 +10,8 @@
 char *mounted_at(const char *fs_arg);
 /* The other way: the devices of what is mounted at @directory, to be freed; NULL if nothing of ours is. */
 char *mounted_source(const char *directory);
+/* Are these devices what is mounted at @directory, as the mount table spells it? */
+bool mounted_is_at(const char *devices, const char *directory);
 /* Tell where @fs_arg is mounted, and what to do about it. False, with nothing told, when it isn't. */
 bool mounted_tell(const char *fs_arg);
 /* Is @path what is left of a mount whose server has gone without unmounting? */

@@ -1319,6 +1319,24 @@ def servers_say_what_they_do(to):
     assert status == 1 and "isn't mounted" in err, err
 
 
+def a_server_that_was_lazily_unmounted_is_told_from_the_next(to):
+    fs, new = Filesystem(to).mount(), Filesystem(os.path.join(to, "new"))
+    new.directory = fs.directory
+    write(fs.path("f"), b"x")
+    with open(fs.path("f"), "rb"):
+        subprocess.run(["umount", "-l", fs.directory], check=True)
+        with new:
+            status, out, err = doors.run([KILN, "status", "--json", fs.directory])
+            assert status == 0, err
+            told = {server["pid"]: server["is_mounted"] for server in json.loads(out)}
+            assert told == {fs.server.pid: False, new.server.pid: True}, told
+            _, out, _ = doors.run([KILN, "status", fs.directory])
+            assert "serving, no longer mounted here, process %d\n" % fs.server.pid in out.decode(), out
+            assert "serving, process %d\n" % new.server.pid in out.decode(), out
+    fs.ended()
+    fs.check()
+
+
 def the_kernel_is_made_to_forget(to):
     """It would remember all that was ever looked at, and have the server do so too."""
     if tuple(map(int, os.uname().release.split("-")[0].split(".")[:2])) < (6, 18):
@@ -1507,6 +1525,7 @@ def a_loop_device_is_the_file_behind_it(to):
 
 CASES = [
     servers_say_what_they_do,
+    a_server_that_was_lazily_unmounted_is_told_from_the_next,
     the_kernel_is_made_to_forget,
     sync_makes_all_durable,
     sync_tells_what_had_no_room_and_makes_the_rest_durable,
