@@ -74,6 +74,11 @@ struct super_write {
 	struct sb_disk *saved_copy; /* a member's copy before it, if that is changed too */
 	struct sb_edit *saved_copy_of;
 	int err; /* a failed update is final */
+	/*
+	 * Newest seq of a primary that was torn by a crash: it isn't used again. Else the rest of that update could be
+	 * made whole by the next one, torn in its turn, and pass for an update without the others.
+	 */
+	uint64_t seq_torn;
 	bool is_very_degraded_ok;
 	struct super_write_member *members;
 	struct super_replicas *replicas[SUPER_REPLICAS_HASH]; /* read without lock */

@@ -117,7 +117,7 @@ static int master_prepare(struct super_publish *p)
 	struct super *s = p->s;
 	struct super_write *w = s->write;
 	struct sb_disk *sb = s->sb;
-	uint64_t now = now_seconds(), seq = le64_get(sb->seq) + 1;
+	uint64_t now = now_seconds(), seq = max(le64_get(sb->seq), w->seq_torn) + 1;
 
 	sb->seq = le64_of(seq);
 	sb->write_time = le64_of(now);
@@ -481,10 +481,8 @@ const char *super_option_idle(enum option_id id, uint64_t value)
 	case OPT_BACKGROUND_COMPRESSION:
 		return value ? "is kept, but in this version only what is moved to make room is compressed later"
 			     : NULL;
-	case OPT_ERRORS:
-		return value != OPTION_ERRORS_RO ? "is kept, but the filesystem goes read-only instead" : NULL;
-	case OPT_ROOT_RESERVE_PERCENT:
-		return value ? "is kept, but in this version all space is everybody's" : NULL;
+	case OPT_ERRORS: return value != OPTION_ERRORS_RO ? "is kept, but the filesystem goes read-only instead" : NULL;
+	case OPT_ROOT_RESERVE_PERCENT: return value ? "is kept, but in this version all space is everybody's" : NULL;
 	case OPT_JOURNAL_FLUSH_DISABLED:
 		return value ? "is kept, but fsync and sync flush the journal all the same" : NULL;
 	default: return NULL;
@@ -525,6 +523,21 @@ static int write_refuse(struct super *s, int err, const char *device, const char
 	return err;
 }
 
+/* Note the seq of a primary that is no good, if it can be that of an update of this filesystem which was cut off. */
+static void torn_seq_note(struct super *s, const struct super_member *m)
+{
+	enum { CUT_OFF_MAX = 1024 }; /* one after the other; beyond that it's damage */
+	uint8_t head[4096] __attribute__((aligned(8)));
+	const struct sb_disk *sb = (const struct sb_disk *)head;
+
+	if (device_read(m->dev, le64_get(m->sb->layout.sb_offset[0]) << SECTOR_SHIFT, head, sizeof(head)) ||
+	    memcmp(sb->uuid, s->sb->uuid, sizeof(sb->uuid)))
+		return;
+	uint64_t seq = le64_get(sb->seq);
+	if (seq > le64_get(s->sb->seq) && seq - le64_get(s->sb->seq) <= CUT_OFF_MAX)
+		s->write->seq_torn = max(s->write->seq_torn, seq);
+}
+
 /* What the primary copy says. One that is damaged will be overwritten; one that is whole must be the copy in use. */
 static int primary_read(struct super *s, unsigned i)
 {
@@ -538,6 +551,7 @@ static int primary_read(struct super *s, unsigned i)
 		return err;
 	if (err && !primary) {
 		w->is_primary_unknown = true;
+		torn_seq_note(s, m);
 		return 0;
 	}
 	w->primary_seq = le64_get(primary->seq);

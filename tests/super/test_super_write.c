@@ -761,6 +761,37 @@ static void damaged_primary_is_written_anew_but_a_different_one_is_not(void **st
 	disks_free(&d);
 }
 
+/*
+ * The first sector of an update reached one primary when the power went. Would the next update have the same seq, and
+ * be torn there too, so that just the rest of it is written, both together could be the whole first one, which no other
+ * device has.
+ */
+static void the_seq_of_a_torn_update_is_not_used_again(void **state)
+{
+	static const struct {
+		uint64_t torn, next;
+	} cases[] = { { 8, 9 }, { 10, 11 }, { 7 + 5000, 8 } /* that isn't an update cut off, but damage */ };
+
+	for (unsigned i = 0; i < ARRAY_NR(cases); i++) {
+		struct disks d;
+		struct super *s;
+
+		disks_init(&d, 2);
+		struct sb_disk *sb = copy_read(&d, 1, 0);
+		sb->seq = le64_of(cases[i].torn);
+		assert_int_equal(device_write(d.fs.dev[1], fs_copy_sector(0) * 512, sb, 512), 0);
+		disks_open(&d, &s);
+		assert_int_equal(super_mark_dirty(s), 0);
+		for (unsigned dev = 0; dev < 2; dev++)
+			assert_int_equal(le64_get(copy_read(&d, dev, 0)->seq), cases[i].next);
+		super_close(s);
+		disks_look(&d, &s);
+		assert_false(s->is_degraded);
+		super_close(s);
+		disks_free(&d);
+	}
+}
+
 static void nothing_is_written_before_initialisation(void **state)
 {
 	static const struct sb_journal_range ranges[] = { { 20, 8 } };
@@ -978,6 +1009,7 @@ int main(void)
 		cmocka_unit_test(power_cuts_leave_the_old_or_the_new_passphrase),
 		cmocka_unit_test(foreign_write_stops_everything),
 		cmocka_unit_test(damaged_primary_is_written_anew_but_a_different_one_is_not),
+		cmocka_unit_test(the_seq_of_a_torn_update_is_not_used_again),
 		cmocka_unit_test(nothing_is_written_before_initialisation),
 		cmocka_unit_test(what_cannot_be_written_is_refused_by_name),
 		cmocka_unit_test(buckets_that_are_no_whole_blocks_are_not_written),
