@@ -382,7 +382,7 @@ static void it_begins_amid_a_commit(void **state)
 	/* No reader gets in any more when it waits for write. */
 	while (six_trylock_read(&place.node->lock)) {
 		six_unlock_read(&place.node->lock);
-		sleep_ns(100000);
+		task_yield();
 	}
 	key_cache_begin(m.trees);
 	struct bkey_ref k = node_keys_get(&place.node->keys, 0);
