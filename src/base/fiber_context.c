@@ -19,8 +19,12 @@
 #include <sanitizer/tsan_interface.h>
 #endif
 
-/* Red zones and shadow calls make frames larger. */
+/* Red zones and shadow calls make frames larger, and so does not optimizing. */
+#ifdef __OPTIMIZE__
 enum { STACK_SCALE = KILN_ASAN || KILN_TSAN ? 4 : 1 };
+#else
+enum { STACK_SCALE = 4 };
+#endif
 
 /*
  * ThreadSanitizer keeps a stack of calls for each fiber and pushes and pops at the entry and end of each function. From
