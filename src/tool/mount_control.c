@@ -46,6 +46,7 @@ static json_t *ask_at(const char *path, const char *command)
 	const struct timeval limit = { .tv_sec = strcmp(command, "status") ? 0 : STATUS_SECONDS_MAX };
 	struct sockaddr_un to = { .sun_family = AF_UNIX };
 	json_t *reply = NULL;
+	char request[CONTROL_REQUEST_BYTES_MAX];
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
 	if (fd < 0 || strlen(path) >= sizeof(to.sun_path)) {
@@ -57,14 +58,16 @@ static json_t *ask_at(const char *path, const char *command)
 	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
 	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit)); /* of connecting too */
 	int err = connect(fd, (struct sockaddr *)&to, sizeof(to)) ? errno : 0;
-	FILE *f = err ? NULL : fdopen(fd, "r+");
+	FILE *f = err ? NULL : fdopen(fd, "r");
 	if (err == ECONNREFUSED)
 		left_over_remove(path);
 	if (!f) {
 		close(fd);
 		return NULL;
 	}
-	if (fprintf(f, "{\"command\": \"%s\"}\n", command) > 0 && !fflush(f))
+	/* It may be about to end: no reason to be killed by a signal. */
+	int len = snprintf(request, sizeof(request), "{\"command\": \"%s\"}\n", command);
+	if (send(fd, request, (size_t)len, MSG_NOSIGNAL) == len)
 		reply = json_loadf(f, JSON_DISABLE_EOF_CHECK, NULL);
 	fclose(f);
 	return reply;

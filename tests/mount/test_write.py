@@ -1492,6 +1492,26 @@ def loop_attach(path):
     return p.stdout.strip()
 
 
+def a_server_that_ends_while_it_is_asked_is_passed_over(to):
+    path = "/run/kiln/%d.sock" % os.getpid()
+    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen()
+
+        def hang_up():
+            while True:
+                server.accept()[0].close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        try:
+            for _ in range(50):
+                status, _, err = doors.run([KILN, "status"])
+                assert status == 0, (status, err)
+        finally:
+            os.unlink(path)
+
+
 def a_loop_device_is_the_file_behind_it(to):
     """What is mounted under one name can't be written, nor mounted, under another; nor what the kernel has claimed."""
     fs = Filesystem(to, size="64M")
@@ -1524,6 +1544,7 @@ def a_loop_device_is_the_file_behind_it(to):
 
 
 CASES = [
+    a_server_that_ends_while_it_is_asked_is_passed_over,
     servers_say_what_they_do,
     a_server_that_was_lazily_unmounted_is_told_from_the_next,
     the_kernel_is_made_to_forget,
