@@ -26,6 +26,7 @@
 
 enum { STACK_BYTES_DEFAULT = 256 << 10, CPU_NR_DEFAULT = 4 };
 static const uint64_t start_realtime_ns_default = 946684800ull * 1000000000; /* 2000-01-01 */
+static const uint64_t pause_ns_max = 10000000;
 
 struct fiber_sim {
 	struct fiber_sim_opts opts;
@@ -184,6 +185,12 @@ void fiber_join(struct fiber *fiber)
 
 void fiber_yield(void)
 {
+	uint32_t one_in = sim->opts.pause_one_in;
+
+	if (one_in && !rng_below(&sim->choices, one_in)) {
+		fiber_wait(NULL, FIBER_WAIT_SLEEP, NULL, sim->now_ns + rng_below(&sim->choices, pause_ns_max));
+		return;
+	}
 	fiber_make_runnable(fiber_current_may_wait());
 	schedule_away();
 }

@@ -24,6 +24,8 @@ struct fiber_sim_opts {
 	uint64_t start_realtime_ns; /* what clock_realtime_ns() says at the start; 0: 2000-01-01 */
 	uint32_t stack_bytes;	    /* per fiber; 0: 256 KiB, guard page below; sanitizer builds take more */
 	uint32_t cpu_nr;	    /* what cpu_nr() says; 0: 4 */
+	/* A busy machine: at one in so many switch points a fiber goes on only some ms later. 0: none does. */
+	uint32_t pause_one_in;
 };
 
 struct fiber_sim_result {

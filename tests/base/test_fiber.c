@@ -260,6 +260,29 @@ static void sleeping_moves_time_at_once(void **state)
 	assert_int_equal(simulate(1, sleep_a_year, NULL).simulated_ns, 365 * 86400 * second_ns);
 }
 
+static void lock_often(void *arg)
+{
+	struct mutex lock;
+
+	mutex_init_ranked(&lock, LOCK_UNORDERED);
+	for (unsigned i = 0; i < 1000; i++) {
+		mutex_lock(&lock);
+		mutex_unlock(&lock);
+	}
+	mutex_destroy(&lock);
+}
+
+static void on_a_busy_machine_time_goes_on_between_steps(void **state)
+{
+	const struct fiber_sim_opts opts = { .seed = 1, .pause_one_in = 50 };
+	struct fiber_sim_result result;
+
+	assert_int_equal(simulate(1, lock_often, NULL).simulated_ns, 0);
+	assert_int_equal(fiber_sim_run(&opts, lock_often, NULL, &result), 0);
+	/* About 20 times 5 ms. */
+	assert_in_range(result.simulated_ns, 20000000, 500000000);
+}
+
 struct sleeper {
 	uint64_t for_ns;
 	uint64_t woke_ns;
@@ -636,6 +659,7 @@ int main(void)
 		cmocka_unit_test(some_seeds_lose_an_update_without_a_lock_and_some_do_not),
 		cmocka_unit_test(some_waits_end_without_cause),
 		cmocka_unit_test(sleeping_moves_time_at_once),
+		cmocka_unit_test(on_a_busy_machine_time_goes_on_between_steps),
 		cmocka_unit_test(every_sleeper_wakes),
 		cmocka_unit_test(callbacks_run_in_the_order_of_their_times),
 		cmocka_unit_test(callbacks_at_the_same_time_run_in_any_order),

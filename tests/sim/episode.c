@@ -41,6 +41,40 @@ const char *const episode_names[EPISODE_KIND_NR] = {
 static unsigned below(struct sim *s, unsigned bound) { return (unsigned)rng_below(&s->rng, bound); }
 static bool one_in(struct sim *s, unsigned n) { return !below(s, n); }
 
+/* --- disks --- */
+
+static void faults_clear(struct sim *s)
+{
+	for (unsigned i = 0; i < s->disks_nr; i++)
+		if (s->faulty[i])
+			device_fault_clear(s->faulty[i]);
+}
+
+/*
+ * The disks are slow but where the journal is, or only there: fsync comes back while data and nodes are still being
+ * written, or nodes are while entries aren't.
+ */
+static void make_parts_slow(struct sim *s)
+{
+	struct device_fault rule = { .kind = FAULT_LATENCY, .remaining = UINT64_MAX };
+	bool is_beginning = one_in(s, 3);
+
+	rule.per_million = 1000000;
+	rule.latency_ns = 10000000ull << below(s, 6);
+	for (unsigned i = 0; i < s->disks_nr; i++) {
+		uint64_t bytes = s->faulty[i] ? s->faulty[i]->size_bytes : 0, limit = bytes >> (2 + below(s, 4));
+
+		rule.begin_bytes = is_beginning ? 0 : limit;
+		rule.end_bytes = is_beginning ? limit : bytes;
+		rule.op = DEVICE_WRITE;
+		if (bytes)
+			device_fault_add(s->faulty[i], &rule);
+		rule.op = DEVICE_FLUSH;
+		if (bytes && is_beginning)
+			device_fault_add(s->faulty[i], &rule);
+	}
+}
+
 /* --- the end of an episode --- */
 
 /* Close cleanly, look at it read-only, go on. */
@@ -87,6 +121,89 @@ static void count_cut(struct sim *s, bool is_of_recovery)
 static void watch_cuts(struct sim *s);
 static void watch_end(struct sim *s);
 
+/*
+ * Somebody who syncs again and again, until the power goes right behind that: most likely when the journal has let go
+ * of entries, and what they said must be in the btrees.
+ */
+struct syncer {
+	struct sim *s;
+	struct rng rng;
+	bool is_stopping;
+	struct task *task;
+};
+
+static uint64_t oldest_entry(struct sim *s)
+{
+	struct journal_usage usage;
+
+	journal_usage(s->fs->journal_writer, &usage);
+	return usage.last_seq_ondisk;
+}
+
+/* A task that is about to shift or cut off what a file holds, which takes several transactions: its operation, or 0. */
+static uint64_t operation_in_steps(struct sim *s)
+{
+	for (unsigned i = 0; i < s->tasks_nr && !s->args->is_thread; i++) {
+		const struct workload *w = &s->tasks[i];
+		const struct logged *last = w->log_nr ? &w->log[w->log_nr - 1] : NULL;
+
+		if (last && last->is_in_doubt && (last->op.kind == OP_FALLOCATE || last->op.kind == OP_TRUNCATE))
+			return w->op_nr * TASKS_MAX + i;
+	}
+	return 0;
+}
+
+static void syncer_main(void *arg)
+{
+	struct syncer *y = arg;
+	struct sim *s = y->s;
+	uint64_t oldest = oldest_entry(s);
+
+	while (!__atomic_load_n(&y->is_stopping, __ATOMIC_ACQUIRE) && !power_is_off(s->power)) {
+		sleep_ns(1 + rng_below(&y->rng, 5000000));
+		uint64_t in_steps = operation_in_steps(s), before = oldest;
+		if (kiln_sync(s->fs))
+			continue;
+		oldest = oldest_entry(s);
+		bool is_half_done = in_steps && operation_in_steps(s) == in_steps;
+		if (rng_below(&y->rng, oldest != before || is_half_done ? 3 : 50))
+			continue;
+		s->is_stopping = true;
+		power_cut(s->power);
+	}
+}
+
+static void syncer_start(struct syncer *y, struct sim *s)
+{
+	*y = (struct syncer){ .s = s };
+	rng_init(&y->rng, rng_u64(&s->rng));
+	if (task_start(&y->task, "syncs", syncer_main, y))
+		abort();
+}
+
+static void syncer_stop(struct syncer *y)
+{
+	__atomic_store_n(&y->is_stopping, true, __ATOMIC_RELEASE);
+	task_join(y->task);
+}
+
+/* Before anything has been changed, what is written is what the journal had. */
+static int write_back(struct sim *s)
+{
+	bool is_cut = one_in(s, 2);
+	struct syncer y;
+
+	if (is_cut) {
+		make_parts_slow(s);
+		syncer_start(&y, s);
+	}
+	int err = btrees_flush_all(s->fs->trees);
+	if (is_cut)
+		syncer_stop(&y);
+	faults_clear(s);
+	return err && !power_is_off(s->power) ? failed(s, "nodes can't be written", error_name(err)) : 0;
+}
+
 /* Open it for writing, whatever happens on the way, and compare. */
 static int recover(struct sim *s)
 {
@@ -101,6 +218,8 @@ static int recover(struct sim *s)
 		else if (one_in(s, 3) && !s->args->is_exhaustive)
 			power_cut_after(s->power, 1 + below(s, 60));
 		err = fs_reopen(s, KILN_OPEN_WRITE);
+		if (!err && !s->args->is_exhaustive && one_in(s, 2))
+			err = write_back(s);
 		watch_end(s);
 		if (!err && power_is_off(s->power)) { /* something in the background was cut */
 			fs_kill(s);
@@ -112,9 +231,6 @@ static int recover(struct sim *s)
 	}
 	if (!err)
 		power_cut_after(s->power, 0);
-	/* Before anything has been changed, what is written is what the journal had. */
-	if (!err && !s->args->is_exhaustive && one_in(s, 2))
-		err = btrees_flush_all(s->fs->trees) ? failed(s, "nodes can't be written", "") : 0;
 	return err ? err : s->has_failed ? -EPROTO : compare_after_crash(s);
 }
 
@@ -242,15 +358,31 @@ static int episode_cut(struct sim *s, uint64_t ops)
 	bool is_at_shutdown = s->args->is_exhaustive || one_in(s, 3);
 	int err = 0;
 
-	if (!s->args->is_exhaustive && one_in(s, 2))
+	bool is_partly_slow = !s->args->is_exhaustive && one_in(s, 2);
+	/* It would flush what only fsync has to, of what is overwritten in place. */
+	bool has_syncer = is_partly_slow && !is_at_shutdown && !s->is_nocow && !one_in(s, 3);
+	struct syncer y;
+	if (is_partly_slow)
+		make_parts_slow(s);
+	else if (!s->args->is_exhaustive && one_in(s, 2))
 		make_slow(s, DEVICE_WRITE);
 	/* As soon as fsync has promised something: what goes by the journal gets there anyway, a moment later. */
-	s->cut_after_fsyncs = s->is_nocow && !is_at_shutdown && one_in(s, 2) ? 1 + below(s, 6) : 0;
+	bool is_by_fsyncs = !is_at_shutdown && !has_syncer && (is_partly_slow || (s->is_nocow && one_in(s, 2)));
+	s->cut_after_fsyncs = is_by_fsyncs ? 1 + below(s, 6) : 0;
 	if (s->args->is_exhaustive && s->depth == 0)
 		watch_cuts(s);
 	else if (!s->cut_after_fsyncs && !is_at_shutdown)
 		power_cut_after(s->power, 1 + rng_below(&s->rng, 2 + 3 * ops * s->tasks_nr));
+	struct operation_limits usual = s->limits;
+	if (has_syncer) {
+		s->limits.weights[OP_FALLOCATE] *= 5;
+		s->limits.weights[OP_TRUNCATE] *= 2;
+		syncer_start(&y, s);
+	}
 	workload_run(s, ops);
+	if (has_syncer)
+		syncer_stop(&y);
+	s->limits = usual;
 	if (is_at_shutdown && !power_is_off(s->power) && !s->has_failed)
 		err = shut_down_cut(s);
 	watch_end(s);
@@ -285,13 +417,6 @@ static uint64_t faults_fired(struct sim *s)
 			sum += counts[k];
 	}
 	return sum;
-}
-
-static void faults_clear(struct sim *s)
-{
-	for (unsigned i = 0; i < s->disks_nr; i++)
-		if (s->faulty[i])
-			device_fault_clear(s->faulty[i]);
 }
 
 static int episode_errors(struct sim *s, uint64_t ops, enum device_op op, bool is_lasting)
@@ -401,20 +526,38 @@ static uint64_t disk_bytes(struct sim *s, unsigned nr)
 	return bytes;
 }
 
-/* A block in the first set of some btree node, or one that something is in if no node is found. */
+/* Of the same range of keys, and newer? */
+static bool node_replaces(const struct btree_node_disk *node, const struct btree_node_disk *old)
+{
+	uint64_t flags = le64_get(node->flags), flags_old = le64_get(old->flags);
+
+	return btree_node_id(flags) == btree_node_id(flags_old) &&
+	       btree_node_level(flags) == btree_node_level(flags_old) &&
+	       !memcmp(&node->min_key, &old->min_key, sizeof(node->min_key)) &&
+	       btree_node_generation(flags) > btree_node_generation(flags_old);
+}
+
+/*
+ * A block in the first set of a btree node that most likely is in use, half of the time of those that hold what users
+ * see; or any block if no node is found.
+ */
 static uint64_t block_of_a_node(struct sim *s, const uint8_t *bytes, uint64_t blocks)
 {
 	enum { SET_BLOCKS = 8 };
 	uint64_t first = rng_below(&s->rng, blocks), inside = rng_below(&s->rng, SET_BLOCKS);
+	unsigned wanted = one_in(s, 2) ? below(s, BTREE_XATTRS + 1) : UINT32_MAX;
+	const struct btree_node_disk *found = NULL;
 
 	for (uint64_t i = 0; i + SET_BLOCKS <= blocks; i++) {
-		uint64_t at = (first + i) % (blocks - SET_BLOCKS) * ROT_BYTES;
-		const struct btree_node_disk *node = (const void *)(bytes + at);
+		const struct btree_node_disk *node =
+			(const void *)(bytes + (first + i) % (blocks - SET_BLOCKS) * ROT_BYTES);
 
-		if (le64_get(node->magic) == s->node_magic)
-			return at + inside * ROT_BYTES;
+		if (le64_get(node->magic) == s->node_magic &&
+		    (wanted == UINT32_MAX || btree_node_id(le64_get(node->flags)) == wanted) &&
+		    (!found || node_replaces(node, found)))
+			found = node;
 	}
-	return first * ROT_BYTES;
+	return found ? (uint64_t)((const uint8_t *)found - bytes) + inside * ROT_BYTES : first * ROT_BYTES;
 }
 
 /* Damage a block that something is in. Most of what is on a disk is data or free: half of the time, a node. */
@@ -457,18 +600,21 @@ static void disks_settle(struct sim *s)
 		power_disk_settle(s->power, i);
 }
 
-/* Everything that can be read is right; with copies on other disks, everything can be. */
+/* Everything that can be read is right; with copies on other disks, everything can be; what can't is told of. */
 static int look_at_damage(struct sim *s, bool has_copies)
 {
 	char why[KILN_ERROR_BYTES] = "";
-	int err = fs_try_open(s, 0, why);
 
+	s->has_damage_reports = false;
+	int err = fs_try_open(s, 0, why);
 	if (err)
 		return has_copies ? failed(s, "not opened, although there are copies", why) : 0;
 	if (has_copies)
 		err = compare_exactly(s);
 	else
 		err = s->has_data_checksums ? compare_damaged(s) : 0;
+	if (!err && !has_copies && s->has_data_checksums)
+		err = compare_unless_told(s);
 	fs_end(s);
 	return err;
 }
@@ -485,6 +631,22 @@ static int close_cleanly(struct sim *s)
 	return 0;
 }
 
+/* One at a time: where several are, one of them is told of anyway. */
+static int look_at_single_rots(struct sim *s, unsigned disk)
+{
+	enum { SINGLE_NR = 6 };
+	struct rot rot;
+	int err = 0;
+
+	for (unsigned i = 0; i < SINGLE_NR && !err; i++) {
+		rot_make(s, &rot, disk);
+		COUNT(s, faults[s->kind], 1);
+		err = look_at_damage(s, s->is_redundant);
+		rot_undo(s, &rot);
+	}
+	return err;
+}
+
 static int episode_rot(struct sim *s, uint64_t ops)
 {
 	unsigned nr = 1u << below(s, 6); /* in the order of the declarations */
@@ -495,11 +657,13 @@ static int episode_rot(struct sim *s, uint64_t ops)
 	int err = s->has_failed ? -EPROTO : close_cleanly(s);
 	if (err)
 		return err;
+	s->is_faulty = true;
+	err = look_at_single_rots(s, disk);
 	for (unsigned i = 0; i < nr; i++)
 		rot_make(s, &rots[i], disk);
 	COUNT(s, faults[s->kind], nr);
-	s->is_faulty = true;
-	err = look_at_damage(s, s->is_redundant);
+	if (!err)
+		err = look_at_damage(s, s->is_redundant);
 	char why[KILN_ERROR_BYTES] = "";
 	bool is_open = !err && !fs_try_open(s, KILN_OPEN_WRITE, why);
 	if (is_open && s->fs->is_writable) {

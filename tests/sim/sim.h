@@ -187,6 +187,8 @@ void workload_promise_all(struct sim *s);
 
 /* Is it as the models say? */
 int compare_exactly(struct sim *s);
+/* Either that, or damage is told of. */
+int compare_unless_told(struct sim *s);
 /* Is it one of the states that are allowed, after a crash? The models become that one. */
 int compare_after_crash(struct sim *s);
 /*
