@@ -17,6 +17,7 @@
 
 #include "alloc/internal.h"
 #include "base/array.h"
+#include "base/clock.h"
 #include "base/mutant.h"
 #include "format/jset.h"
 
@@ -501,6 +502,8 @@ unsigned allocator_journal_tail(struct allocator *a, uint64_t seq, void *at, uns
 	struct counters *c = &a->counters;
 	uint8_t *p = at;
 
+	if (is_mutant(MUTANT_COUNTERS))
+		sleep_ns(1000000);
 	mutex_lock(&c->lock);
 	records_fold(c, is_mutant(MUTANT_COUNTERS) ? UINT64_MAX : seq);
 	p = usage_put(p, USAGE_INODES, 0, c->base[COUNTER_INODES]);

@@ -10,6 +10,7 @@
 
 #include "alloc/internal.h"
 #include "base/clock.h"
+#include "base/mutant.h"
 
 enum {
 	BATCH_NR = 64, /* looked at between two waits for readers */
@@ -219,7 +220,8 @@ int discards_run(struct allocator *a, uint64_t *waiting_seq)
 
 	*waiting_seq = 0;
 	while ((nr = batch_read(a, &pos, batch)) > 0) {
-		uint64_t seq_durable = a->journal ? journal_seq_flushed(a->journal) : UINT64_MAX;
+		bool must_wait = a->journal && !is_mutant(MUTANT_BUCKET_REUSE);
+		uint64_t seq_durable = must_wait ? journal_seq_flushed(a->journal) : UINT64_MAX;
 		readers_wait(&a->readers);
 		int ret = batch_free(a, batch, nr, seq_durable, waiting_seq);
 		if (ret < 0)

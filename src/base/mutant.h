@@ -14,6 +14,7 @@
 	X(NODE_BEFORE_POINTER, "pointers are committed before the new nodes are written")     \
 	X(SET_BEFORE_END, "the new end of a node's log is committed before the set there is") \
 	X(REPLICAS_BEFORE_USE, "replicas entries aren't written")                             \
+	X(FEATURE_BEFORE_USE, "features are used before superblocks say so")                  \
 	X(PREFLUSH, "only devices that get the journal entry are flushed before it")          \
 	X(ENTRY_FLUSH, "devices aren't flushed after a flush entry")                          \
 	X(BUCKET_REUSE, "empty buckets are used again before a flush entry says so")          \
@@ -22,15 +23,16 @@
 	X(NODE_NONCES, "encrypted nodes are appended to after a crash")                       \
 	X(SET_PIN, "the pin goes before sectors_written is committed")                        \
 	X(UPDATE_PIN, "the pins of replaced nodes go before the new ones are reachable")      \
-	X(LAST_SEQ_AT_CLOSE, "last_seq is taken when the entry is written")                   \
+	X(LAST_SEQ_AT_CLOSE, "last_seq is taken when the devices have been flushed")          \
 	X(BLACKLIST, "sequence numbers that were lost aren't blacklisted")                    \
 	X(DIRTY_MARK, "a filesystem isn't marked as in use")                                  \
+	X(CLEAN_FLAG, "a filesystem is marked as clean before all is written")                \
 	X(SUPER_BACKUPS, "backups of superblocks are written before the primary is durable")  \
 	X(DATA_CHECKSUM, "checksums of data aren't looked at")                                \
 	X(NODE_CHECKSUM, "checksums of nodes aren't looked at")                               \
 	X(JOURNAL_CHECKSUM, "checksums of journal entries aren't looked at")                  \
 	X(LOGGED_OPS, "what was under way isn't finished")                                    \
-	X(DEAD_INODES, "inodes without names stay after a crash")                             \
+	X(DEAD_INODES, "inodes that were in use without a name are left alone")               \
 	X(WRITE_BEHIND, "the journal goes on in the place of its newest entry")               \
 	X(MOVE_BEFORE_COPY, "moved data is pointed at before it has been written")            \
 	X(NOCOW_FLUSH, "devices aren't flushed after data was overwritten in place")          \

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/mutant.h"
 #include "data/copygc.h"
 #include "data/repair.h"
 #include "format/version.h"
@@ -507,17 +508,22 @@ static int write_back_all(struct kiln_fs *fs)
 	return err ? err : __atomic_load_n(&fs->shut_down, __ATOMIC_ACQUIRE);
 }
 
-static int mark_clean(struct kiln_fs *fs)
+/* @seq: of the journal's last entry. */
+static int clean_section_write(struct kiln_fs *fs, uint64_t seq)
 {
 	unsigned tail_u64s, roots_u64s;
-	uint64_t seq;
-
-	int err = journal_stop_clean(fs->journal_writer, &seq);
-	if (err)
-		return err;
 	const void *tail = journal_last_tail(fs->journal_writer, &tail_u64s);
 	const void *roots = journal_last_roots(fs->journal_writer, &roots_u64s);
+
 	return super_mark_clean(fs->super, seq, tail, tail_u64s, roots, roots_u64s);
+}
+
+static int mark_clean(struct kiln_fs *fs)
+{
+	uint64_t seq;
+	int err = journal_stop_clean(fs->journal_writer, &seq);
+
+	return err ? err : clean_section_write(fs, seq);
 }
 
 static void free_all(struct kiln_fs *fs)
@@ -536,6 +542,9 @@ static void free_all(struct kiln_fs *fs)
 
 int fs_write_stop(struct kiln_fs *fs)
 {
+	if (is_mutant(MUTANT_CLEAN_FLAG) && !journal_flush(fs->journal_writer))
+		clean_section_write(fs, journal_seq_flushed(fs->journal_writer));
+
 	int err = write_back_all(fs);
 
 	stop_step_set(fs, "marking it clean");

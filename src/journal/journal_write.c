@@ -357,9 +357,12 @@ static void entry_take(struct journal *j, struct journal_buf *buf)
 	bool is_flush = entry_is_flush(j, buf);
 	uint32_t sectors = 0;
 
-	if (is_mutant(MUTANT_LAST_SEQ_AT_CLOSE))
-		buf->last_seq = journal_last_seq(j, buf->seq);
 	mutex_unlock(&j->lock);
+	if (is_mutant(MUTANT_LAST_SEQ_AT_CLOSE) && is_flush && !devices_flush(j)) {
+		mutex_lock(&j->lock);
+		buf->last_seq = journal_last_seq(j, buf->seq);
+		mutex_unlock(&j->lock);
+	}
 	int err = entry_write(j, buf, is_flush, &sectors);
 	mutex_lock(&j->lock);
 

@@ -111,7 +111,7 @@ static int resume_logged_ops(struct recovery *r)
 
 static int delete_dead_inodes(struct recovery *r)
 {
-	return is_mutant(MUTANT_DEAD_INODES) ? 0 : namespace_delete_dead_inodes(r->ns);
+	return namespace_delete_dead_inodes(r->ns);
 }
 
 /* --- the table --- */

@@ -257,7 +257,10 @@ int super_feature_set(struct super *s, enum sb_feature feature)
 	/* Who waited for the one that set it finds it set. */
 	if (!super_has_feature(s, feature)) {
 		word_change(&s->sb->features[0], bit, 0);
-		err = super_change_publish(s, 0);
+		if (is_mutant(MUTANT_FEATURE_BEFORE_USE))
+			__atomic_fetch_or(&s->write->features_durable, bit, __ATOMIC_RELEASE);
+		else
+			err = super_change_publish(s, 0);
 	}
 	super_lock_release(s);
 	return err;
