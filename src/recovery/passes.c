@@ -109,10 +109,7 @@ static int resume_logged_ops(struct recovery *r)
 	return err == -ENOENT ? 0 : err;
 }
 
-static int delete_dead_inodes(struct recovery *r)
-{
-	return namespace_delete_dead_inodes(r->ns);
-}
+static int delete_dead_inodes(struct recovery *r) { return namespace_delete_dead_inodes(r->ns); }
 
 /* --- the table --- */
 
