@@ -175,8 +175,13 @@ static inline bool journal_is_open(const struct journal *j)
 /* --- journal_write.c --- */
 
 void journal_writer_task(void *arg);
-/* Set the error; lock held. Tells ops.failed afterwards, without the lock: journal_fail_tell(). */
+/* Set the error; lock held. */
 void journal_fail(struct journal *j, int err);
+/*
+ * The same; and if it is the first, emit @report (NULL: none), and tell ops.failed: both without the lock, which is
+ * held on entry and return.
+ */
+void journal_fail_tell(struct journal *j, int err, const struct report *report);
 
 /* --- journal_space.c --- */
 

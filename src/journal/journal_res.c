@@ -201,22 +201,16 @@ static void wait_for_space(struct journal *j, enum watermark watermark, struct s
 		waitq_wait_until(&j->changed, &j->lock, s->since_ns + standstill_ns);
 		return;
 	}
-	bool is_first = !journal_error(j);
-	journal_fail(j, -ENOSPC);
-	mutex_unlock(&j->lock);
-	if (is_first)
-		report_emit(j->reports, &(struct report){
-						.level = REPORT_FATAL,
-						.err = -ENOSPC,
-						.structure = "journal",
-						.expected = "room for what writes btree nodes back",
-						.found = "none, and nothing that makes any, for two minutes",
-						.advice = "It is too small for this filesystem's nodes. The next mount "
-							  "makes it larger, if there is space, and goes on.",
-					});
-	if (is_first && j->ops.failed)
-		j->ops.failed(j->ops.ctx, -ENOSPC);
-	mutex_lock(&j->lock);
+	journal_fail_tell(j, -ENOSPC,
+			  &(struct report){
+				  .level = REPORT_FATAL,
+				  .err = -ENOSPC,
+				  .structure = "journal",
+				  .expected = "room for what writes btree nodes back",
+				  .found = "none, and nothing that makes any, for two minutes",
+				  .advice = "It is too small for this filesystem's nodes. The next mount makes it "
+					    "larger, if there is space, and goes on.",
+			  });
 }
 
 int journal_res_get(struct journal *j, struct journal_res *res, unsigned u64s, enum watermark watermark, unsigned flags)

@@ -25,6 +25,19 @@ void journal_fail(struct journal *j, int err)
 	waitq_wake_all(&j->reclaim_work);
 }
 
+void journal_fail_tell(struct journal *j, int err, const struct report *report)
+{
+	bool is_first = !journal_error(j);
+
+	journal_fail(j, err);
+	mutex_unlock(&j->lock);
+	if (is_first && report)
+		report_emit(j->reports, report);
+	if (is_first && j->ops.failed)
+		j->ops.failed(j->ops.ctx, err);
+	mutex_lock(&j->lock);
+}
+
 /* --- completing --- */
 
 /* What a reader would refuse must not be written: an error of whoever committed it. */
@@ -367,13 +380,7 @@ static void entry_take(struct journal *j, struct journal_buf *buf)
 	mutex_lock(&j->lock);
 
 	if (err) {
-		bool is_first = !journal_error(j);
-
-		journal_fail(j, err);
-		mutex_unlock(&j->lock);
-		if (is_first && j->ops.failed)
-			j->ops.failed(j->ops.ctx, err);
-		mutex_lock(&j->lock);
+		journal_fail_tell(j, err, NULL);
 		return;
 	}
 	last_roots_keep(j);
