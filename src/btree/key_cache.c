@@ -84,7 +84,7 @@ static struct cached_key *shard_find(const struct key_cache *kc, struct key_shar
 
 	LIST_FOREACH (e, bucket_of(kc, shard, hash), by_hash)
 		if (id_eq(e->id, id)) {
-			atomic_fetch_add_explicit(&e->refs, 1, memory_order_relaxed);
+			cached_key_get_again(e);
 			e->is_used = true;
 			return e;
 		}

@@ -88,7 +88,7 @@ void cached_key_set(struct cached_key *e, const struct bkey *k, const void *valu
 	e->seq = max(e->seq, seq);
 	if (!e->is_dirty) {
 		e->is_dirty = true;
-		atomic_fetch_add_explicit(&e->refs, 1, memory_order_relaxed);
+		cached_key_get_again(e);
 		mutex_lock(&kc->lock);
 		list_move(kc, e, LIST_DIRTY);
 		atomic_fetch_add(&kc->dirty_nr, 1);
@@ -284,7 +284,7 @@ static size_t batch_pick(struct key_cache *kc, struct cached_key **entries)
 	TAILQ_FOREACH (e, &kc->lists[list], dirty) {
 		if (nr == BATCH_MAX)
 			break;
-		atomic_fetch_add_explicit(&e->refs, 1, memory_order_relaxed);
+		cached_key_get_again(e);
 		entries[nr++] = e;
 	}
 	return nr;
