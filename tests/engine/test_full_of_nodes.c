@@ -165,6 +165,17 @@ static uint64_t holes_taken(struct small_fs *s)
 	return stats.holes_taken;
 }
 
+/* It can be opened again, and is in order. */
+static void small_fs_end(struct small_fs *s)
+{
+	assert_int_equal(kiln_shutdown(s->fs), 0);
+	kiln_close(s->fs);
+	small_fs_open(s);
+	must_be_consistent(s->fs);
+	kiln_close(s->fs);
+	small_fs_free(s);
+}
+
 static void filled_and_emptied(unsigned disk_nr, unsigned mib)
 {
 	static struct small_fs s;
@@ -183,12 +194,7 @@ static void filled_and_emptied(unsigned disk_nr, unsigned mib)
 	must_be_consistent(s.fs);
 	assert_int_equal(change(&s, CHANGES), 0);
 	empty(&s, 0);
-	assert_int_equal(kiln_shutdown(s.fs), 0);
-	kiln_close(s.fs);
-	small_fs_open(&s);
-	must_be_consistent(s.fs);
-	kiln_close(s.fs);
-	small_fs_free(&s);
+	small_fs_end(&s);
 }
 
 static void a_filesystem_full_of_small_nodes_goes_on(void **state)
@@ -223,12 +229,7 @@ static void a_filesystem_of_two_copies_goes_on_when_copygc_moves_data(void **sta
 		assert_int_equal(change(&s, CHANGES), 0);
 		empty(&s, 0);
 	}
-	assert_int_equal(kiln_shutdown(s.fs), 0);
-	kiln_close(s.fs);
-	small_fs_open(&s);
-	must_be_consistent(s.fs);
-	kiln_close(s.fs);
-	small_fs_free(&s);
+	small_fs_end(&s);
 }
 
 static void holes_survive_losses_of_power(void **state)
