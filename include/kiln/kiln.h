@@ -693,7 +693,7 @@ KILN_API int kiln_check(kiln_fs *fs, const struct kiln_check_options *options, s
 struct kiln_usage {
 	bool is_known;					   /* false: this image has no counters that can be read */
 	uint64_t capacity, used, cached, reserved, hidden; /* bytes; of the capacity, hidden can't be used */
-	uint64_t available;				   /* bytes that can still be written */
+	uint64_t available;				   /* bytes that can still be written, all copies counted */
 	uint64_t inodes;
 	uint64_t block_bytes;
 	uint8_t uuid[16]; /* the external one */

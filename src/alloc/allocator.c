@@ -28,6 +28,7 @@ static void devs_read(struct allocator *a)
 		d->first_bucket = m->first_bucket;
 		d->bucket_nr = m->nbuckets;
 		d->bucket_sectors = m->bucket_sectors;
+		d->capacity_sectors = usage_member_capacity_sectors(s, dev);
 		atomic_init(&d->is_writable, s->members[dev].dev && m->state == MEMBER_RW);
 		d->has_discard = m->has_discard;
 		d->data_allowed = m->data_allowed;

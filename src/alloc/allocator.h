@@ -115,12 +115,15 @@ int allocator_journal_room(struct allocator *a, unsigned dev, uint64_t max, stru
  * what is left is given back.
  */
 struct disk_reservation {
-	uint64_t sectors; /* counted with replicas */
-	unsigned replicas;
+	uint64_t sectors;		/* all copies counted */
+	unsigned replicas;		/* of what is promised there are so many */
 	struct quota_reservation quota; /* of the owners; allocator_quota_reserve() */
 };
 enum disk_reservation_flags { DISK_RESERVATION_NOFAIL = 1 };
-/* @sectors of data in @replicas copies; @r was zero, but for the quota's part, which stays. 0 or -ENOSPC. */
+/*
+ * @sectors, which are @replicas copies of something, each on another device; @r was zero, but for the quota's part,
+ * which stays. 0 or -ENOSPC.
+ */
 int disk_reservation_get(struct allocator *a, struct disk_reservation *r, uint64_t sectors, unsigned replicas,
 			 unsigned flags);
 void disk_reservation_put(struct allocator *a, struct disk_reservation *r); /* of both parts */

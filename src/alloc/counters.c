@@ -142,14 +142,82 @@ static uint64_t sectors_available_locked(const struct allocator *a)
 	return usage_available_sectors(&u);
 }
 
-/* Promise @sectors more. */
-static int reserve_more(struct allocator *a, uint64_t sectors, bool is_nofail)
+/* What counts for data that is written now: none of a cache, nor of what holds metadata alone, nor where it failed. */
+static unsigned dev_counts(const struct allocator *a, unsigned dev)
+{
+	const struct alloc_dev *d = &a->devs[dev];
+
+	return atomic_load(&d->is_writable) && d->data_allowed >> DATA_USER & 1 ? d->durability : 0u;
+}
+
+/* What may be written on it, promises not counted. */
+static uint64_t dev_room_locked(const struct allocator *a, unsigned dev)
+{
+	static const uint8_t written[] = { DATA_BTREE, DATA_USER, DATA_PARITY, DATA_STRIPE };
+	const struct alloc_dev *d = &a->devs[dev];
+	const int64_t *now = a->counters.now;
+	int64_t taken = (now[counter_dev(dev, DATA_SB, COUNTER_DEV_BUCKETS)] +
+			 now[counter_dev(dev, DATA_JOURNAL, COUNTER_DEV_BUCKETS)]) *
+			d->bucket_sectors;
+
+	for (unsigned i = 0; i < ARRAY_NR(written); i++)
+		taken += now[counter_dev(dev, written[i], COUNTER_DEV_SECTORS)];
+	return d->capacity_sectors - min(not_negative(taken), d->capacity_sectors);
+}
+
+/*
+ * Do the devices have room for all that is promised, and for @sectors more that are @replicas copies of something? No
+ * device takes two copies of the same, so of a large one among small ones only a part can be used. Where there are too
+ * few devices for so many copies, fewer are made.
+ */
+static bool copies_fit_locked(const struct allocator *a, uint64_t sectors, unsigned replicas)
+{
+	const struct counters *c = &a->counters;
+	uint64_t data = (c->online_reserved + sectors) / replicas, found = 0;
+	unsigned durability = 0;
+
+	for (unsigned dev = 0; dev < a->dev_nr; dev++)
+		durability += dev_counts(a, dev);
+	uint64_t wanted = data * min(replicas, durability);
+	for (unsigned i = 0; i < 4; i++) {
+		uint64_t promised = not_negative(c->now[COUNTER_RESERVED + i]) / (i + 1);
+
+		data += promised;
+		wanted += promised * min(i + 1, durability);
+	}
+	data = usage_of_reserved(data);
+	for (unsigned dev = 0; dev < a->dev_nr; dev++) {
+		unsigned counts = dev_counts(a, dev);
+
+		found += counts ? counts * min(data, dev_room_locked(a, dev)) : 0;
+	}
+	return !durability || found >= usage_of_reserved(wanted);
+}
+
+/* Of @sectors_max that the totals leave, what the devices can take. */
+static uint64_t copies_room_locked(const struct allocator *a, uint64_t sectors_max)
+{
+	unsigned replicas = (unsigned)max(a->super->options[OPT_DATA_REPLICAS], (uint64_t)1);
+	uint64_t low = 0, high = sectors_max, middle = high;
+
+	/* It mostly can. */
+	for (; low < high; middle = high - (high - low) / 2)
+		if (copies_fit_locked(a, middle, replicas))
+			low = middle;
+		else
+			high = middle - 1;
+	return low;
+}
+
+/* Promise @sectors more, @replicas copies of something. */
+static int reserve_more(struct allocator *a, uint64_t sectors, unsigned replicas, bool is_nofail)
 {
 	struct counters *c = &a->counters;
 	int err = 0;
 
 	mutex_lock(&c->lock);
-	if (!is_nofail && sectors > sectors_available_locked(a))
+	if (!is_nofail && sectors &&
+	    (sectors > sectors_available_locked(a) || !copies_fit_locked(a, sectors, replicas)))
 		err = -ENOSPC;
 	else
 		c->online_reserved += sectors;
@@ -161,18 +229,18 @@ int disk_reservation_get(struct allocator *a, struct disk_reservation *r, uint64
 			 unsigned flags)
 {
 	r->sectors = 0;
-	r->replicas = replicas;
-	int err = reserve_more(a, sectors * replicas, flags & DISK_RESERVATION_NOFAIL);
+	r->replicas = max(replicas, 1u);
+	int err = reserve_more(a, sectors, r->replicas, flags & DISK_RESERVATION_NOFAIL);
 
 	if (!err)
-		r->sectors = sectors * replicas;
+		r->sectors = sectors;
 	return err;
 }
 
 uint64_t counters_sectors_available(struct allocator *a)
 {
 	mutex_lock(&a->counters.lock);
-	uint64_t sectors = sectors_available_locked(a);
+	uint64_t sectors = copies_room_locked(a, sectors_available_locked(a));
 	mutex_unlock(&a->counters.lock);
 	return sectors;
 }
@@ -273,7 +341,7 @@ static int prepare_space(struct allocator *a, struct btree_txn *txn, struct allo
 	if (!r || t->disk_sectors <= 0 || (uint64_t)t->disk_sectors <= r->sectors)
 		return 0;
 	uint64_t missing = (uint64_t)t->disk_sectors - r->sectors;
-	int err = reserve_more(a, missing, false);
+	int err = reserve_more(a, missing, max(r->replicas, 1u), false);
 	if (!err)
 		r->sectors += missing;
 	return err;
@@ -682,6 +750,9 @@ int allocator_usage(struct allocator *a, struct usage *usage)
 		return -ENOMEM;
 	}
 	usage_totals_compute(a->super, usage);
+	mutex_lock(&c->lock);
+	usage->available_sectors = copies_room_locked(a, usage_available_sectors(usage));
+	mutex_unlock(&c->lock);
 	return 0;
 }
 

@@ -468,6 +468,7 @@ struct alloc_dev {
 	uint8_t group; /* index + 1; 0 none */
 	uint64_t first_bucket, bucket_nr;
 	uint32_t bucket_sectors;
+	uint64_t capacity_sectors;	/* its part of the filesystem's */
 	uint64_t btree_reserve;		/* buckets */
 	atomic_uint_fast64_t read_step; /* read_times.c */
 	atomic_uint_fast64_t cursor;	/* where the next search for a free bucket starts, in freespace */

@@ -49,6 +49,7 @@ int usage_read(const struct super *super, struct journal_state *journal, struct 
 	usage->is_known = usage->is_known && !err;
 	if (usage->is_known)
 		usage_totals_compute(super, usage);
+	usage->available_sectors = usage_available_sectors(usage);
 
 	/* Counters that can't be read are unknown, which is no reason to fail: what is wrong has been reported. */
 	if (err != -ENOMEM)
@@ -98,30 +99,61 @@ uint64_t usage_available_sectors(const struct usage *u)
 	return free_sectors / AVAIL_DEN * AVAIL_NUM + free_sectors % AVAIL_DEN * AVAIL_NUM / AVAIL_DEN;
 }
 
+/* Without what superblocks have taken of it; 0: it doesn't count. */
+static uint64_t member_sectors(const struct super *s, unsigned dev)
+{
+	const struct member *m = &s->members[dev].m;
+	bool is_counted = m->exists && (m->state == MEMBER_RW || m->state == MEMBER_FAILED);
+
+	return is_counted && m->nbuckets >= m->first_bucket ? (m->nbuckets - m->first_bucket) * m->bucket_sectors : 0;
+}
+
+/* What the work on its buckets needs. */
+static uint64_t member_reserve(const struct super *s, unsigned dev)
+{
+	const struct member *m = &s->members[dev].m;
+
+	if (!member_sectors(s, dev))
+		return 0;
+	uint64_t btree_reserve = bucket_btree_reserve(m->bucket_sectors, s->kctx.node_sectors);
+	return 2 * (2 * btree_reserve + (m->nbuckets >> 6) + 3) * m->bucket_sectors;
+}
+
+/* What options keep from users, of so much. */
+static uint64_t gc_reserve(const struct super *s, uint64_t raw)
+{
+	uint64_t percent = s->options[OPT_GC_RESERVE_PERCENT];
+
+	return s->options[OPT_GC_RESERVE_BYTES] ? s->options[OPT_GC_RESERVE_BYTES] / SECTOR_BYTES
+						: raw / 100 * percent + raw % 100 * percent / 100;
+}
+
 /*
  * 07 §13, over all writable members, here or not: the counters are those of all, too. So are failed ones, on which
  * nothing is written any more, until they are taken out.
  */
 uint64_t usage_capacity_sectors(const struct super *s)
 {
-	uint64_t raw = 0, device_reserves = 0, gc_reserve;
+	uint64_t raw = 0, reserves = 0;
+
+	for (unsigned dev = 0; dev < s->member_nr; dev++) {
+		raw += member_sectors(s, dev);
+		reserves += member_reserve(s, dev);
+	}
+	return raw - min(raw, max(gc_reserve(s, raw), reserves));
+}
+
+uint64_t usage_member_capacity_sectors(const struct super *s, unsigned dev)
+{
+	uint64_t own = member_sectors(s, dev), raw = 0, reserves = 0, share = member_reserve(s, dev);
 
 	for (unsigned i = 0; i < s->member_nr; i++) {
-		const struct member *m = &s->members[i].m;
-
-		bool is_counted = m->exists && (m->state == MEMBER_RW || m->state == MEMBER_FAILED);
-
-		if (!is_counted || !m->bucket_sectors || m->nbuckets < m->first_bucket)
-			continue;
-		uint64_t btree_reserve = bucket_btree_reserve(m->bucket_sectors, s->kctx.node_sectors);
-
-		raw += (m->nbuckets - m->first_bucket) * m->bucket_sectors;
-		device_reserves += (2 * btree_reserve + (m->nbuckets >> 6) + 3) * m->bucket_sectors;
+		raw += member_sectors(s, i);
+		reserves += member_reserve(s, i);
 	}
-	gc_reserve = s->options[OPT_GC_RESERVE_BYTES] ? s->options[OPT_GC_RESERVE_BYTES] / SECTOR_BYTES
-						      : raw / 100 * s->options[OPT_GC_RESERVE_PERCENT] +
-								raw % 100 * s->options[OPT_GC_RESERVE_PERCENT] / 100;
-	return raw - min(raw, max(gc_reserve, 2 * device_reserves));
+	if (gc_reserve(s, raw) > reserves)
+		share = (uint64_t)((unsigned __int128)gc_reserve(s, raw) * own / max(raw, (uint64_t)1));
+	return own - min(own, share);
 }
 
 /* Order of rows: type, number of devices, required, devices. */

@@ -35,6 +35,7 @@ struct usage {
 	uint64_t hidden_sectors;   /* superblocks and journal */
 	uint64_t used_sectors;	   /* btree, user, parity, and reserved */
 	uint64_t cached_sectors, reserved_sectors;
+	uint64_t available_sectors; /* what can still be written, all copies counted */
 	uint64_t inodes;
 	unsigned dev_nr;
 	struct usage_dev *devs; /* by slot */
@@ -49,9 +50,10 @@ struct usage {
  */
 int usage_read(const struct super *super, struct journal_state *journal, struct btrees *trees, struct usage *usage);
 void usage_free(struct usage *usage);
-/* What data can fill, as 07 §13 has it. */
+/* What data can fill, as 07 §13 has it; and what of it is a member's. */
 uint64_t usage_capacity_sectors(const struct super *super);
-/* What can still be written, as reservations see it (07 §12.6); the totals are filled in. */
+uint64_t usage_member_capacity_sectors(const struct super *super, unsigned dev);
+/* What can still be written if the devices can take it (07 §12.6); the totals are filled in. */
 uint64_t usage_available_sectors(const struct usage *u);
 /* Fill in hidden, used and cached sectors from the rows and the reserved sectors; the totals are 0. */
 void usage_totals_compute(const struct super *super, struct usage *usage);

@@ -288,7 +288,7 @@ static int range_promise(struct allocate_op *op, uint64_t from, uint64_t to)
 	if (!err)
 		err = range_quota_take(op, from, to);
 	if (!err)
-		err = disk_reservation_get(allocator, &op->reservation, sectors, 1, 0);
+		err = disk_reservation_get(allocator, &op->reservation, sectors, op->replicas, 0);
 	if (!err)
 		err = promises_put(op, from, to);
 	disk_reservation_put(allocator, &op->reservation);

@@ -448,7 +448,7 @@ static int space_reserve(struct write_op *op, uint64_t begin, uint64_t end)
 {
 	struct allocator *allocator = op->data->writer->allocator;
 	uint64_t wanted = (end - begin) * op->replicas, held;
-	int err = disk_reservation_get(allocator, &op->reservation, wanted, 1,
+	int err = disk_reservation_get(allocator, &op->reservation, wanted, op->replicas,
 				       op->makes_room ? DISK_RESERVATION_NOFAIL : 0);
 
 	if (err != -ENOSPC)
@@ -456,7 +456,7 @@ static int space_reserve(struct write_op *op, uint64_t begin, uint64_t end)
 	int held_err = write_space_held(op->data, op->file, begin, end, op->replicas, &held);
 	if (held_err || !held)
 		return held_err ? held_err : err;
-	return disk_reservation_get(allocator, &op->reservation, wanted - min(held, wanted), 1, 0);
+	return disk_reservation_get(allocator, &op->reservation, wanted - min(held, wanted), op->replicas, 0);
 }
 
 /* For as much of [begin, *@end) as there is room for, whole blocks; less is found by halving. */

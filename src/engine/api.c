@@ -380,7 +380,7 @@ static int usage_count(struct kiln_fs *fs, struct kiln_usage *out)
 		.cached = u.cached_sectors << SECTOR_SHIFT,
 		.reserved = u.reserved_sectors << SECTOR_SHIFT,
 		.hidden = u.hidden_sectors << SECTOR_SHIFT,
-		.available = usage_available_sectors(&u) << SECTOR_SHIFT,
+		.available = u.available_sectors << SECTOR_SHIFT,
 		.inodes = u.inodes,
 		.block_bytes = (uint64_t)s->kctx.block_sectors << SECTOR_SHIFT,
 		.is_clean = SB_CLEAN_FLAG(s->sb),

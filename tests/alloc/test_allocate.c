@@ -477,13 +477,54 @@ static void reservations_bound_what_is_promised(void **state)
 	uint64_t free_sectors = u.capacity_sectors - u.hidden_sectors - u.used_sectors;
 	usage_free(&u);
 	assert_int_equal(disk_reservation_get(s.allocator, &a, free_sectors, 1, 0), -ENOSPC);
-	assert_int_equal(disk_reservation_get(s.allocator, &a, free_sectors / 65 * 64 / 2, 2, 0), 0);
+	assert_int_equal(disk_reservation_get(s.allocator, &a, free_sectors / 65 * 64, 2, 0), 0);
 	assert_int_equal(disk_reservation_get(s.allocator, &b, 1000, 1, 0), -ENOSPC);
 	assert_int_equal(disk_reservation_get(s.allocator, &b, 1000, 1, DISK_RESERVATION_NOFAIL), 0);
 	disk_reservation_put(s.allocator, &b);
 	disk_reservation_put(s.allocator, &a);
 	assert_int_equal(s.allocator->counters.online_reserved, 0);
 	space_close(&s);
+}
+
+/* What can be promised, in so many copies, of a filesystem with these devices. */
+static uint64_t promised(const struct space_opts *opts, unsigned replicas)
+{
+	struct disk_reservation r = { 0 };
+	struct space s;
+
+	space_open(&s, opts);
+	uint64_t low = 0, high = 1 << 30;
+	while (low < high) {
+		uint64_t middle = high - (high - low) / 2;
+		bool fits = !disk_reservation_get(s.allocator, &r, middle * replicas, replicas, 0);
+
+		disk_reservation_put(s.allocator, &r);
+		low = fits ? middle : low;
+		high = fits ? high : middle - 1;
+	}
+	space_close(&s);
+	return low;
+}
+
+static void what_cannot_be_used_is_not_promised(void **state)
+{
+	struct space_opts one = { .dev_nr = 1, .dev_bytes = 24 * MIB };
+	struct space_opts two = { .dev_nr = 2, .dev_bytes = 24 * MIB };
+	struct space_opts cache = {
+		.dev_nr = 2, .dev_bytes = 24 * MIB, .durability = { 1, 0 }, .is_durability_set = true
+	};
+	struct space_opts twice = {
+		.dev_nr = 2, .dev_bytes = 24 * MIB, .durability = { 2, 1 }, .is_durability_set = true
+	};
+	uint64_t of_one = promised(&one, 1), of_two = promised(&two, 1);
+
+	assert_true(of_one > 0);
+	assert_in_range(of_two, 2 * of_one - 8, 2 * of_one + 8);
+	assert_in_range(promised(&two, 2), of_one - 8, of_one + 8);
+	assert_int_equal(promised(&cache, 1), of_one);
+	/* There is one device only for two copies: that is less than is wanted, but possible. */
+	assert_in_range(promised(&cache, 2), of_one - 8, of_one + 8);
+	assert_in_range(promised(&twice, 2), of_one - 8, 2 * of_one + 8);
 }
 
 /* --- what comes back --- */
@@ -1076,6 +1117,7 @@ int main(void)
 		cmocka_unit_test(of_two_who_take_all_places_one_gets_them),
 		cmocka_unit_test(places_for_nodes_are_given_up_for_data),
 		cmocka_unit_test(reservations_bound_what_is_promised),
+		cmocka_unit_test(what_cannot_be_used_is_not_promised),
 		cmocka_unit_test(many_empty_buckets_become_free_in_few_transactions),
 		cmocka_unit_test(an_empty_bucket_that_is_open_may_be_used_again),
 		cmocka_unit_test(partial_buckets_with_too_little_left_are_closed),

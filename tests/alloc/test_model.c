@@ -117,7 +117,7 @@ static void write_some(struct user *u)
 	struct disk_reservation r = { 0 };
 	struct alloc_extent e;
 
-	int err = disk_reservation_get(u->s->allocator, &r, size, req.replicas, 0);
+	int err = disk_reservation_get(u->s->allocator, &r, size * req.replicas, req.replicas, 0);
 	if (err == -ENOSPC)
 		return;
 	assert_int_equal(err, 0);

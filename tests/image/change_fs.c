@@ -32,6 +32,7 @@ struct changer {
 	char *field[FIELDS_MAX];
 	size_t len[FIELDS_MAX];
 	unsigned nr;
+	bool is_degraded_ok;
 	unsigned complaints;
 	const char *passphrase;
 	char *data;
@@ -320,7 +321,8 @@ static void note_report(void *ctx, const struct kiln_report *report)
 {
 	struct changer *c = ctx;
 
-	c->complaints += report->level != KILN_REPORT_INFO;
+	/* Where a device is missing, so are its copies. */
+	c->complaints += report->level > (c->is_degraded_ok ? KILN_REPORT_RECOVERED : KILN_REPORT_INFO);
 	fprintf(stderr, "%s\n", report->text);
 }
 
@@ -357,13 +359,13 @@ static int64_t obey(struct changer *c, char *line)
 int main(int argc, char **argv)
 {
 	static struct changer c;
-	bool is_degraded_ok = argc > 1 && !strcmp(argv[1], "--degraded");
-	argc -= is_degraded_ok;
-	argv += is_degraded_ok;
+	c.is_degraded_ok = argc > 1 && !strcmp(argv[1], "--degraded");
+	argc -= c.is_degraded_ok;
+	argv += c.is_degraded_ok;
 	const char *device = argc > 1 ? argv[1] : NULL;
 	struct kiln_open_options options = {
 		.struct_bytes = sizeof(options),
-		.flags = KILN_OPEN_WRITE | KILN_OPEN_NO_SCAN | (is_degraded_ok ? KILN_OPEN_DEGRADED : 0),
+		.flags = KILN_OPEN_WRITE | KILN_OPEN_NO_SCAN | (c.is_degraded_ok ? KILN_OPEN_DEGRADED : 0),
 		.memory_bytes = 64 << 20,
 		.ctx = &c,
 		.report = note_report,

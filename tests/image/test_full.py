@@ -246,6 +246,44 @@ def the_same_tree_again_and_again(options, size=32):
         assert max(btree.values()) <= early + spare, "btrees grow: %s" % btree
 
 
+def promised_and_written(options, sizes, missing=()):
+    """Promise a file all the space there is, then write it. How many bytes that were, of a filesystem of devices of these sizes (MiB; 0: a cache)."""
+    with images.temporary() as work:
+        given, devices = [], []
+        for i, size in enumerate(sizes):
+            device = os.path.join(work, "dev%d" % i)
+            given += ["--durability=%d" % bool(size), "--size=%dM" % (size or 100), device]
+            devices += [] if i in missing else [device]
+        p = subprocess.run([KILN, "format", *options, *given], capture_output=True, text=True, timeout=120)
+        assert p.returncode == 0, "format: %s" % p.stderr
+        with changes.Filesystem(CHANGE_FS, devices, options=["--degraded"] if missing else []) as fs:
+            fs.must("mknod", "file", changes.S_IFREG | 0o644, 0, 0, 0)
+            at, step = 0, 64 << 20
+            while step >= 4096:
+                got = fs.do("fallocate", "file", 0, at, step)
+                assert got in (0, "ENOSPC"), got
+                at, step = (at + step, step) if got == 0 else (at, step // 2)
+            written = 0
+            while written < at:
+                n = min(1 << 20, at - written)
+                got = fs.do("write", "file", written, n, data=os.urandom(n))
+                assert got == n, "%s, where %d of %d bytes had been written that are promised" % (got, written, at)
+                written += n
+            fs.must("sync")
+        if not missing:
+            judges_are_silent(devices, "full")
+        return at
+
+
+def what_is_promised_can_be_written(options):
+    """Whatever the devices are: a cache, one that is larger than all others have copies for, one that isn't there, offer nothing."""
+    for more, plain, with_more, missing in (([], (40,), (40, 0), ()), (["--replicas=2"], (32, 32), (32, 80, 0), ()),
+                                            (["--replicas=2"], (32, 32), (32, 32, 48), (2,))):
+        usual = promised_and_written([*options, *more], plain)
+        got = promised_and_written([*options, *more], with_more, missing)
+        assert abs(got - usual) < 1 << 20, "devices of %s MiB: %d bytes; %s: %d" % (plain, usual, with_more, got)
+
+
 def nodes_of(devices):
     """How many nodes each btree has."""
     p = subprocess.run([KILN, "list", "--json", "-b", "all", "-m", "nodes", ":".join(devices)], capture_output=True, text=True, timeout=60)
@@ -272,6 +310,8 @@ def main():
         cases.append(("everything_can_be_deleted_when_full", functools.partial(everything_can_be_deleted_when_full, LAYOUTS[0])))
         cases.append(("full_with_small_then_large_files, of inline data", functools.partial(full_with_small_then_large_files, MORE_LAYOUTS[1], size=20)))
         cases.append(("full_where_buckets_hold_many_nodes", functools.partial(full_where_buckets_hold_many_nodes, MORE_LAYOUTS[-1], size=12)))
+        cases += [("what_is_promised_can_be_written %s" % " ".join(options), functools.partial(what_is_promised_can_be_written, options))
+                  for options in (SMALL, [*SMALL, "--nocow"])]
     for options in [*LAYOUTS[1:], *MORE_LAYOUTS] if ALL else []:
         for test, size in (everything_can_be_deleted_when_full, 32), *((t, 20) for t in TESTS):
             cases.append(("%s %s" % (test.__name__, " ".join(options)), functools.partial(test, options, size=size)))
