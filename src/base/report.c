@@ -25,6 +25,7 @@ static const struct private_error {
 	ROW(KILN_E_FOREIGN_MEMBER, "device of another filesystem", EINVAL),
 	ROW(KILN_E_NOT_FOUND_HERE, "not found", EUCLEAN),
 	ROW(KILN_E_RESTART, "transaction restart", EAGAIN),
+	ROW(KILN_E_HOST_FULL, "no space where the image lies", EIO),
 #undef ROW
 };
 _Static_assert(ARRAY_NR(private_errors) == KILN_E_LAST - KILN_E_FIRST, "every private code has a row");

@@ -30,6 +30,7 @@ enum kiln_private_error {
 	KILN_E_FOREIGN_MEMBER, /* device belongs to another filesystem */
 	KILN_E_NOT_FOUND_HERE, /* no such superblock / section / key; distinct from ENOENT of a path */
 	KILN_E_RESTART,	       /* transaction conflict: run it again */
+	KILN_E_HOST_FULL,      /* a write failed with ENOSPC or EDQUOT: of what the image lies on */
 	KILN_E_LAST,
 };
 

@@ -218,7 +218,7 @@ int write_error(struct btrees *trees) { return trees->write ? atomic_load(&trees
 
 bool write_may_retry(struct btrees *trees, int err, unsigned *tries)
 {
-	if (err != -EIO || *tries == RETRIES_MAX || write_error(trees))
+	if ((err != -EIO && err != -KILN_E_HOST_FULL) || *tries == RETRIES_MAX || write_error(trees))
 		return false;
 	sleep_ns((uint64_t)RETRY_NS << (*tries)++);
 	cache_forget_failures(trees);

@@ -140,6 +140,9 @@ void io_done(struct device_io *io, int err)
 		err = flush_check(io->dev);
 	if (!err)
 		io->done_bytes = io->len_bytes;
+	/* An image on a full filesystem is a device that fails, not one whose filesystem is full. */
+	if (err == -ENOSPC || err == -EDQUOT)
+		err = -KILN_E_HOST_FULL;
 	io_account(io, err);
 	if (io->op == DEVICE_FLUSH && !io->complete)
 		__atomic_fetch_and(&io->dev->flushes_open, ~(1ull << io->flush_slot), __ATOMIC_ACQ_REL);

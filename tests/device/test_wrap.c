@@ -226,6 +226,27 @@ static void failed_write_does_not_reach_the_device_below(void **state)
 	io_buffer_free(buf);
 }
 
+static void no_space_below_is_a_device_that_fails(void **state)
+{
+	static const int errors[] = { -ENOSPC, -EDQUOT };
+	struct device *dev = fault_open(1);
+	uint8_t *buf = io_buffer_alloc(UNIT);
+
+	memset(buf, 1, UNIT);
+	for (unsigned i = 0; i < ARRAY_NR(errors); i++) {
+		struct device_fault rule = rule_make(FAULT_ERROR, DEVICE_WRITE);
+
+		rule.err = errors[i];
+		rule.remaining = 1;
+		assert_int_equal(device_fault_add(dev, &rule), 0);
+		int err = device_write(dev, 0, buf, UNIT);
+		assert_int_equal(error_to_errno(err), -EIO);
+		assert_string_equal(error_name(err), "no space where the image lies");
+	}
+	io_buffer_free(buf);
+	device_close(dev);
+}
+
 static void flush_can_fail(void **state)
 {
 	struct device *dev = fault_open(1);
@@ -520,6 +541,7 @@ int main(void)
 		cmocka_unit_test(trace_that_cannot_be_written_is_refused),
 		cmocka_unit_test(error_hits_its_range_and_operation_only),
 		cmocka_unit_test(failed_write_does_not_reach_the_device_below),
+		cmocka_unit_test(no_space_below_is_a_device_that_fails),
 		cmocka_unit_test(flush_can_fail),
 		cmocka_unit_test(a_flush_that_failed_fails_those_it_overlapped),
 		cmocka_unit_test(bit_flip_hits_one_bit_inside_its_range),
