@@ -205,10 +205,15 @@ static bool seed_fails(const struct arguments *args, uint64_t seed, struct total
 	fflush(stdout);
 	pid_t pid = fork();
 	if (!pid) {
+		signal(SIGINT, SIG_IGN); /* from the terminal, all get it */
+		signal(SIGTERM, SIG_DFL);
 		watchdog(SEED_SECONDS_MAX);
 		exit(run_seed(args, seed, totals));
 	}
-	if (pid < 0 || waitpid(pid, &status, 0) < 0)
+	while (pid >= 0 && waitpid(pid, &status, 0) < 0)
+		if (errno != EINTR)
+			abort();
+	if (pid < 0)
 		abort();
 	if (WIFSIGNALED(status))
 		crashed(args, seed, status, totals);
@@ -260,13 +265,26 @@ static void print_totals(const struct totals *t, const struct arguments *args, u
 	printf("\n");
 }
 
+/* What was done until then counts: the seed that runs ends, and the totals are printed. */
+static volatile sig_atomic_t is_told_to_end;
+static void told_to_end(int signal)
+{
+	(void)signal;
+	is_told_to_end = 1;
+}
+
 static int run_seeds(const struct arguments *args, double hours, struct totals *totals)
 {
 	time_t end = time(NULL) + (time_t)(hours * 3600);
+	struct sigaction action = { .sa_handler = told_to_end };
 	uint64_t seed = args->seed;
 	int failed_nr = 0;
 
-	for (; (hours ? time(NULL) < end : seed <= args->seed_last) && !(failed_nr && args->stops_at_failure); seed++)
+	sigaction(SIGTERM, &action, NULL);
+	sigaction(SIGINT, &action, NULL);
+	for (; (hours ? time(NULL) < end : seed <= args->seed_last) && !is_told_to_end &&
+	       !(failed_nr && args->stops_at_failure);
+	     seed++)
 		failed_nr += seed_fails(args, seed, totals);
 	print_totals(totals, args, args->seed, seed - 1, failed_nr);
 	return failed_nr != 0;
