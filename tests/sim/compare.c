@@ -158,6 +158,27 @@ static bool partial_versions_fit(const struct model_versions *versions, const st
 	return versions && got->size >= least && got->size <= most && model_versions_allow(versions, op->id, got);
 }
 
+/* Some of a batch's objects are there, each whole. With @adopt, @before becomes that. */
+static bool batch_part_fits(const struct model *got, struct model *before, const struct logged *l, bool adopt)
+{
+	struct operation op = l->op;
+	struct model after;
+	bool fits = false;
+
+	for (unsigned nr = 0; !fits && operation_batch_part(&l->op, before, nr, &op.result); nr = (unsigned)op.result) {
+		model_copy(&after, before);
+		operation_apply(&op, &after, 0);
+		fits = model_equal(got, &after, UINT32_MAX, NULL, NULL, NULL);
+		if (fits && adopt) {
+			model_free(before);
+			*before = after;
+		} else {
+			model_free(&after);
+		}
+	}
+	return fits;
+}
+
 /* Is @got what it is with a part of @l done to @before? With @adopt, @before becomes that. */
 static bool partial_fits(const struct sim *s, const struct model *got, struct model *before, const struct logged *l,
 			 const struct model_versions *versions, bool adopt)
@@ -165,6 +186,8 @@ static bool partial_fits(const struct sim *s, const struct model *got, struct mo
 	unsigned got_id = UINT32_MAX;
 	struct model after;
 
+	if (l->op.kind == OP_BATCH)
+		return batch_part_fits(got, before, l, adopt);
 	if (!is_in_parts(&l->op) || !before->objects[l->op.id].exists ||
 	    !model_equal(got, before, l->op.id, &got_id, versions, NULL) || got_id == UINT32_MAX)
 		return false;

@@ -51,15 +51,18 @@ static unsigned below(struct sim *s, unsigned bound) { return (unsigned)rng_belo
 static bool one_in(struct sim *s, unsigned n) { return !below(s, n); }
 static const char *pick(struct sim *s, const char *const *from, unsigned nr) { return from[below(s, nr)]; }
 
+static const char *const checksums[] = { "none", "crc32c", "crc64", "xxhash" };
+static const char *const hashes[] = { "crc32c", "crc64", "siphash" };
+static const char *const compressions[] = { "lz4", "lz4:9", "gzip", "gzip:1", "zstd", "zstd:6" };
+
+/* Each that is given, with its value. */
+static void count_options(struct sim *s, const char *options);
 static void draw_format_options(struct sim *s, uint64_t bucket_kib)
 {
-	static const char *const checksums[] = { "none", "crc32c", "crc64", "xxhash" };
-	static const char *const hashes[] = { "crc32c", "crc64", "siphash" };
 	static const char *const errors[] = { "continue", "ro" };
-	static const char *const compressions[] = { "lz4", "lz4:9", "gzip", "gzip:1", "zstd", "zstd:6" };
 	static const unsigned node_kib[] = { 4, 8, 16, 32, 64, 128, 256 };
 	struct strbuf text = strbuf_fixed(s->options, sizeof(s->options));
-	unsigned node, extent_kib = 4u << below(s, 7);
+	unsigned node, extent_kib = 4u << below(s, 9);
 	/* Without checksums a torn write of metadata can't be told from a whole one. */
 	const char *metadata =
 		s->args->kinds == 1u << EPISODE_CLEAN ? pick(s, checksums, 4) : pick(s, checksums + 1, 3);
@@ -71,6 +74,8 @@ static void draw_format_options(struct sim *s, uint64_t bucket_kib)
 	do
 		node = node_kib[below(s, ARRAY_NR(node_kib))];
 	while (node > bucket_kib || node * 1024 < s->block_bytes * 8);
+	s->node_bytes = node << 10;
+	s->extent_bytes_max = max(extent_kib << 10, s->block_bytes);
 	unsigned replicas_max = min(s->disks_nr, 3u);
 	s->metadata_replicas = 1 + below(s, replicas_max);
 	s->data_replicas = 1 + below(s, replicas_max);
@@ -95,9 +100,20 @@ static void draw_format_options(struct sim *s, uint64_t bucket_kib)
 		strbuf_printf(&text, ",gc_reserve_percent=%u", 5 + below(s, 16));
 		strbuf_printf(&text, ",root_reserve_percent=%u", below(s, 5));
 	}
+	if (one_in(s, 8))
+		strbuf_printf(&text, ",gc_reserve_bytes=%uM", 2 + below(s, 4));
+	if (one_in(s, 4))
+		strbuf_add(&text, ",inodes_use_key_cache=0");
+	s->has_acls = !one_in(s, 8);
+	if (!s->has_acls)
+		strbuf_add(&text, ",acl=0");
 	if (s->disks_nr > 1 && one_in(s, 4)) {
 		strbuf_printf(&text, ",metadata_target=%s", one_in(s, 2) ? "fast" : "slow");
 		strbuf_printf(&text, ",foreground_target=%s", one_in(s, 2) ? "fast" : "slow");
+	}
+	if (s->disks_nr > 1 && one_in(s, 6)) {
+		strbuf_printf(&text, ",background_target=%s", one_in(s, 2) ? "fast" : "slow");
+		strbuf_printf(&text, ",promote_target=%s", one_in(s, 2) ? "fast" : "slow");
 	}
 	if (one_in(s, 2))
 		strbuf_add(&text, ",usrquota,grpquota,prjquota");
@@ -112,7 +128,13 @@ static void draw_format_options(struct sim *s, uint64_t bucket_kib)
 	s->is_nocow = s->seed % 4 == 1;
 	if (s->is_nocow) {
 		s->data_replicas = 1;
-		strbuf_add(&text, ",nocow=1,data_replicas=1,data_replicas_required=1");
+		char *replicas = strstr(s->options, ",data_replicas=");
+
+		replicas[strlen(",data_replicas=")] = '1';
+		replicas = strstr(s->options, ",data_replicas_required=");
+		if (replicas)
+			replicas[strlen(",data_replicas_required=")] = '1';
+		strbuf_add(&text, ",nocow=1");
 	}
 	s->is_encrypted = s->seed % 3 == 2;
 	s->has_checksums |= s->is_encrypted;
@@ -120,6 +142,39 @@ static void draw_format_options(struct sim *s, uint64_t bucket_kib)
 	s->has_data_checksums &= !s->is_nocow;
 	if (s->is_encrypted)
 		strbuf_printf(&text, ",wide_macs=%u", (unsigned)(s->seed / 3 % 2));
+}
+
+/* Instead of what it was formatted with, for one mount; nothing that would make it worth less. */
+static void draw_other_options(struct sim *s, struct strbuf *text)
+{
+	unsigned replicas_max = s->disks_nr > 1 && !s->is_restricted ? min(s->disks_nr, 3u) : 0;
+
+	if (one_in(s, 4))
+		strbuf_printf(text, ",compression=%s", pick(s, compressions, ARRAY_NR(compressions)));
+	if (one_in(s, 4))
+		strbuf_printf(text, ",background_compression=%s", pick(s, compressions, ARRAY_NR(compressions)));
+	if (one_in(s, 4))
+		strbuf_printf(text, ",metadata_checksum=%s", pick(s, checksums + 1, 3));
+	if (one_in(s, 4))
+		strbuf_printf(text, ",data_checksum=%s", pick(s, checksums + 1, 3));
+	if (one_in(s, 4))
+		strbuf_printf(text, ",str_hash=%s", pick(s, hashes, ARRAY_NR(hashes)));
+	if (one_in(s, 8))
+		strbuf_printf(text, ",inodes_32bit=%u", below(s, 2));
+	if (one_in(s, 8))
+		strbuf_printf(text, ",gc_reserve_percent=%u", 5 + below(s, 16));
+	if (one_in(s, 8))
+		strbuf_add(text, ",journal_flush_disabled");
+	if (one_in(s, 8))
+		strbuf_add(text, ",nodiscard");
+	if (s->disks_nr > 1 && one_in(s, 8))
+		strbuf_printf(text, ",foreground_target=%s", one_in(s, 2) ? "fast" : "slow");
+	if (s->disks_nr > 1 && one_in(s, 8))
+		strbuf_printf(text, ",metadata_target=%s", one_in(s, 2) ? "fast" : "slow");
+	if (replicas_max > s->metadata_replicas && one_in(s, 4))
+		strbuf_printf(text, ",metadata_replicas=%u", replicas_max);
+	if (replicas_max > s->data_replicas && !s->is_nocow && one_in(s, 4))
+		strbuf_printf(text, ",data_replicas=%u", replicas_max);
 }
 
 static void draw_mount_options(struct sim *s)
@@ -130,6 +185,9 @@ static void draw_mount_options(struct sim *s)
 	strbuf_printf(&text, ",journal_reclaim_delay=%u", one_in(s, 2) ? 100 : below(s, 1000));
 	strbuf_printf(&text, ",inline_data=%u", !one_in(s, 4));
 	strbuf_printf(&text, ",journal_transaction_names=%u", below(s, 2));
+	if (one_in(s, 3))
+		draw_other_options(s, &text);
+	count_options(s, s->mount_options);
 }
 
 static void draw_device(struct sim *s, unsigned nr, uint64_t bucket_bytes, struct kiln_format_device *device)
@@ -141,9 +199,30 @@ static void draw_device(struct sim *s, unsigned nr, uint64_t bucket_bytes, struc
 	s->is_redundant &= device->durability < 2;
 	if (nr && s->metadata_replicas == 1 && s->data_replicas == 1 && one_in(s, 6))
 		device->data_allowed = one_in(s, 2) ? 1 << 2 | 1 << 3 : 1 << 4;
+	s->is_restricted |= device->data_allowed != 0;
 }
 
 /* --- making --- */
+
+void option_count(struct sim *s, const char *option)
+{
+	/* Of these there are thousands. */
+	bool is_delay = !strncmp(option, "journal_flush_delay", 19) || !strncmp(option, "journal_reclaim_delay", 21);
+	size_t len = is_delay ? strcspn(option, "=") : strlen(option);
+
+	for (unsigned i = 0; len && i < OPTIONS_MAX; i++) {
+		char *text = s->totals->options[i].text;
+
+		if (!s->totals->options[i].nr)
+			snprintf(text, sizeof(s->totals->options[i].text), "%.*s", (int)len, option);
+		if (strlen(text) != len || memcmp(text, option, len))
+			continue;
+		COUNT(s, options[i].nr, 1);
+		return;
+	}
+	if (len)
+		abort(); /* the report would lack it */
+}
 
 static void count_options(struct sim *s, const char *options)
 {
@@ -151,14 +230,17 @@ static void count_options(struct sim *s, const char *options)
 
 	snprintf(text, sizeof(text), "%s", options);
 	for (char *one; (one = strsep(&rest, ",")) != NULL;)
-		for (unsigned i = 0; one[0] && i < OPTIONS_MAX; i++) {
-			if (!s->totals->options[i].nr)
-				snprintf(s->totals->options[i].text, sizeof(s->totals->options[i].text), "%s", one);
-			if (strncmp(s->totals->options[i].text, one, sizeof(s->totals->options[i].text) - 1))
-				continue;
-			COUNT(s, options[i].nr, 1);
-			break;
-		}
+		option_count(s, one);
+}
+
+static void count_disks(struct sim *s, uint64_t bucket_kib)
+{
+	char text[96];
+
+	snprintf(text, sizeof(text), "disks=%u,bucket=%lluk%s%s", s->disks_nr, (unsigned long long)bucket_kib,
+		 s->is_encrypted ? ",encrypted" : "", s->is_restricted ? ",data_allowed" : "");
+	count_options(s, text);
+	count_options(s, s->options);
 }
 
 static int open_disks(struct sim *s, struct device *open[DISKS_MAX], unsigned *nr)
@@ -190,9 +272,54 @@ static void copygc_make_eager(struct sim *s)
 		copygc_set_eager(s->fs->data);
 }
 
+/*
+ * The disks are full of what another filesystem left: one that was made in the same way, so that what is old lies where
+ * new nodes, entries and superblocks will.
+ */
+static int others_leave_traces(struct sim *s, const struct kiln_format_device *devices)
+{
+	enum { FILES = 12, FILE_BYTES = 300 << 10 };
+	struct kiln_format_options format = { .struct_bytes = sizeof(format), .options = s->options };
+	struct kiln_open_options options = open_options(s, KILN_OPEN_WRITE);
+	struct kiln_create attr = { .mode = 0644 };
+	struct device *open[DISKS_MAX];
+	char why[KILN_ERROR_BYTES] = "", name[16];
+	unsigned nr;
+	CLEANUP_FREE uint8_t *bytes = malloc(FILE_BYTES);
+	int err = bytes ? open_disks(s, open, &nr) : -ENOMEM;
+
+	if (!err)
+		err = fs_format_devices(open, devices, s->disks_nr, &format, why);
+	if (!err)
+		err = fs_initialize(open, s->disks_nr, &options, &s->fs, why);
+	for (unsigned i = 0; i < FILES && !err; i++) {
+		struct kiln_stat st;
+
+		snprintf(name, sizeof(name), "old%u", i);
+		for (size_t k = 0; k < FILE_BYTES; k++)
+			bytes[k] = (uint8_t)(k / 512 + i);
+		err = kiln_create(s->fs, kiln_root(s->fs), name, strlen(name), &attr, &st);
+		if (!err && kiln_write(s->fs, st.node, 0, bytes, FILE_BYTES) != FILE_BYTES)
+			err = -EIO;
+		/* In more than one set of the nodes, and in many entries. */
+		if (!err)
+			err = i % 4 ? kiln_fsync(s->fs, st.node) : btrees_flush_all(s->fs->trees);
+	}
+	if (err)
+		return failed(s, "another filesystem", why[0] ? why : error_name(err));
+	if (one_in(s, 2))
+		fs_end(s);
+	else
+		fs_kill(s);
+	for (unsigned i = 0; i < s->disks_nr; i++)
+		power_disk_settle(s->power, i);
+	count_options(s, "traces of another filesystem");
+	return 0;
+}
+
 int config_make(struct sim *s)
 {
-	static const uint64_t bucket_kib[] = { 128, 256, 512 };
+	static const uint64_t bucket_kib[] = { 128, 256, 512, 128, 256, 512, 64 };
 	struct kiln_format_device devices[DISKS_MAX];
 	struct kiln_format_options format = { .struct_bytes = sizeof(format), .options = s->options };
 	struct device *open[DISKS_MAX];
@@ -203,7 +330,6 @@ int config_make(struct sim *s)
 
 	s->disks_nr = 1 + (one_in(s, 2) ? below(s, DISKS_MAX) : 0);
 	draw_format_options(s, bucket);
-	draw_mount_options(s);
 	s->is_redundant = s->metadata_replicas > 1 && s->data_replicas > 1;
 	s->power = power_new(rng_u64(&s->rng));
 	for (unsigned i = 0; i < s->disks_nr; i++) {
@@ -215,8 +341,11 @@ int config_make(struct sim *s)
 	}
 	/* The key stands in the superblock: to make it of a passphrase takes longer than the whole run. */
 	format.flags = s->is_encrypted ? KILN_FORMAT_ENCRYPTED : 0;
+	draw_mount_options(s);
+	int err = one_in(s, 4) ? others_leave_traces(s, devices) : 0;
 	nonces_begin(s);
-	int err = open_disks(s, open, &nr);
+	if (!err)
+		err = open_disks(s, open, &nr);
 	if (!err)
 		err = fs_format_devices(open, devices, s->disks_nr, &format, why);
 	struct kiln_open_options options = open_options(s, KILN_OPEN_WRITE);
@@ -226,9 +355,7 @@ int config_make(struct sim *s)
 		s->node_magic = btree_node_magic(s->fs->super->sb->uuid);
 		copygc_make_eager(s);
 	}
-	count_options(s, s->options);
-	count_options(s, s->is_encrypted ? "encrypted" : "");
-	count_options(s, s->mount_options);
+	count_disks(s, bucket);
 	return err ? failed(s, "format", why) : 0;
 }
 
@@ -236,6 +363,8 @@ int config_make(struct sim *s)
 
 int fs_try_open(struct sim *s, unsigned flags, char why[KILN_ERROR_BYTES])
 {
+	if (flags & KILN_OPEN_WRITE && one_in(s, 2))
+		draw_mount_options(s);
 	struct kiln_open_options options = open_options(s, flags);
 	struct device *open[DISKS_MAX];
 	unsigned nr;

@@ -36,6 +36,7 @@ const char *const episode_names[EPISODE_KIND_NR] = {
 	[EPISODE_MISDIRECTED_WRITES] = "misdirected-writes",
 	[EPISODE_VANISH] = "vanish",
 	[EPISODE_FOREIGN] = "foreign",
+	[EPISODE_ROLLED_BACK] = "rolled-back",
 };
 
 static unsigned below(struct sim *s, unsigned bound) { return (unsigned)rng_below(&s->rng, bound); }
@@ -423,6 +424,11 @@ static int episode_errors(struct sim *s, uint64_t ops, enum device_op op, bool i
 {
 	struct device_fault rule = { .kind = FAULT_ERROR, .op = op, .err = -EIO };
 
+	/* The host of an image is full, say: no more than an error for who lives in it. */
+	if (op == DEVICE_WRITE && one_in(s, 2))
+		rule.err = -ENOSPC;
+	else if (op == DEVICE_READ && one_in(s, 3))
+		rule.kind = FAULT_SHORT_READ;
 	rule.per_million = is_lasting ? 1000000 : 1000 << below(s, 9);
 	rule.remaining = is_lasting ? UINT64_MAX : 1 + below(s, 6);
 	workload_run(s, below(s, (unsigned)ops));
@@ -829,6 +835,69 @@ out:
 	return err;
 }
 
+/*
+ * A disk as it was a while ago. Where there are checksums what it holds isn't taken for new, and copies on others
+ * serve. With copies of everything it can be gone on with, too, after a crash as well; but not if it is encrypted:
+ * whoever rolls back and writes then uses nonces again.
+ */
+static int episode_rolled_back(struct sim *s, uint64_t ops)
+{
+	unsigned disk = below(s, s->disks_nr);
+	bool is_crashed = s->is_redundant && one_in(s, 2);
+	uint64_t size = disk_bytes(s, disk);
+	uint8_t *before = malloc(size), *after = malloc(size);
+	uint8_t *bytes = power_disk_bytes(s->power, disk);
+
+	if (!before || !after)
+		abort();
+	workload_run(s, 1 + below(s, (unsigned)ops));
+	int err = s->has_failed ? -EPROTO : close_cleanly(s);
+	memcpy(before, bytes, size);
+	if (!err)
+		err = fs_reopen(s, KILN_OPEN_WRITE);
+	if (!err)
+		workload_run(s, ops);
+	if (!err && is_crashed)
+		fs_kill(s);
+	else if (!err)
+		err = s->has_failed ? -EPROTO : close_cleanly(s);
+	if (err)
+		goto out;
+	disks_settle(s);
+	memcpy(after, bytes, size);
+	memcpy(bytes, before, size);
+	COUNT(s, faults[s->kind], 1);
+	s->is_faulty = true;
+	if (!is_crashed)
+		err = look_at_damage(s, s->is_redundant);
+	if (!err && s->is_redundant && !s->is_encrypted) {
+		err = fs_reopen(s, KILN_OPEN_WRITE);
+		if (!err)
+			err = compare_after_crash(s);
+		if (!err)
+			workload_run(s, ops);
+		if (!err)
+			err = s->has_failed ? -EPROTO : close_cleanly(s);
+		if (!err)
+			err = look_at_damage(s, true);
+		/* What nobody read is old still. */
+		s->is_over = true;
+	} else if (!err) {
+		memcpy(bytes, after, size);
+		s->is_faulty = false;
+		err = fs_reopen(s, KILN_OPEN_WRITE);
+		if (!err)
+			err = compare_after_crash(s);
+		if (!err)
+			err = reopen(s);
+	}
+	s->is_faulty = false;
+out:
+	free(before);
+	free(after);
+	return err;
+}
+
 /* --- the run --- */
 
 static int episode_run(struct sim *s, uint64_t ops)
@@ -850,6 +919,7 @@ static int episode_run(struct sim *s, uint64_t ops)
 	case EPISODE_MISDIRECTED_WRITES: return episode_bad_writes(s, ops, FAULT_MISDIRECTED_WRITE);
 	case EPISODE_VANISH: return episode_vanish(s, ops);
 	case EPISODE_FOREIGN: return episode_foreign(s, ops);
+	case EPISODE_ROLLED_BACK: return episode_rolled_back(s, ops);
 	default: abort();
 	}
 }
@@ -857,8 +927,19 @@ static int episode_run(struct sim *s, uint64_t ops)
 /* Wrong bytes of data that has no checksum can't be told from right ones. */
 static bool is_undetectable(const struct sim *s, unsigned kind)
 {
-	return !s->has_data_checksums &&
-	       (kind == EPISODE_ROT || kind == EPISODE_LOST_WRITES || kind == EPISODE_MISDIRECTED_WRITES);
+	return (!s->has_data_checksums && (kind == EPISODE_ROT || kind == EPISODE_LOST_WRITES ||
+					   kind == EPISODE_MISDIRECTED_WRITES || kind == EPISODE_ROLLED_BACK)) ||
+	       (kind == EPISODE_ROLLED_BACK && s->disks_nr == 1);
+}
+
+/* About how much fits. */
+static uint64_t room_bytes(struct sim *s)
+{
+	uint64_t bytes = 0;
+
+	for (unsigned i = 0; i < s->disks_nr; i++)
+		bytes += disk_bytes(s, i);
+	return bytes / s->data_replicas;
 }
 
 static enum episode_kind kind_draw(struct sim *s)
@@ -871,8 +952,26 @@ static enum episode_kind kind_draw(struct sim *s)
 	do
 		kind = below(s, EPISODE_KIND_NR);
 	while (!(s->args->kinds >> kind & 1));
-	bool is_too_large = kind == EPISODE_FULL && (s->disks_nr > 1 || disk_bytes(s, 0) > 64 << 20);
+	bool is_too_large = kind == EPISODE_FULL && room_bytes(s) > 64 << 20;
 	return is_undetectable(s, kind) || is_too_large ? EPISODE_CLEAN : kind;
+}
+
+static void limits_make(struct sim *s)
+{
+	struct operation_limits *l = &s->limits;
+
+	*l = operation_limits_default;
+	l->is_nocow = s->is_nocow;
+	l->has_data_checksums = s->has_data_checksums;
+	l->has_targets = s->disks_nr > 1;
+	l->data_replicas_min = s->data_replicas;
+	l->data_replicas_max = s->is_nocow || s->is_restricted ? s->data_replicas : min(s->disks_nr, 3u);
+	l->batch_bytes_max = s->node_bytes < 16 << 10 ? 0 : min(s->extent_bytes_max, 64u << 10);
+	if (!s->has_acls)
+		l->weights[OP_SETACL] = 0;
+	/* What a file held that is made with its contents is nothing that could be in place. */
+	if (s->is_nocow)
+		l->weights[OP_BATCH] = 0;
 }
 
 int episodes_run(struct sim *s)
@@ -880,14 +979,16 @@ int episodes_run(struct sim *s)
 	int err = config_make(s);
 
 	s->tasks_nr = 1 + below(s, s->args->tasks_max);
-	s->limits = operation_limits_default;
-	s->limits.is_nocow = s->is_nocow;
+	limits_make(s);
 	if (s->is_nocow) {
 		/* Few other reasons to flush, and much that has to be. */
 		s->tasks_nr = s->seed / 4 % 4 ? 1 : s->tasks_nr;
 		s->limits.weights[OP_FSYNC] *= 6;
 		s->limits.weights[OP_WRITE] *= 3;
 	}
+	char tasks[16];
+	snprintf(tasks, sizeof(tasks), "tasks=%u", s->tasks_nr);
+	option_count(s, tasks);
 	s->limits.total_bytes_max /= s->tasks_nr;
 	s->limits.files_max /= s->tasks_nr;
 	if (!err)

@@ -82,8 +82,19 @@ unsigned model_object_new(struct model *m, uint32_t mode)
 
 void model_xattr_name(unsigned xattr, char name[MODEL_XATTR_NAME_BYTES])
 {
+	static const char *const options[] = { "data_checksum",
+					       "compression",
+					       "background_compression",
+					       "data_replicas",
+					       "foreground_target",
+					       "background_target",
+					       "project",
+					       "nocow" };
+
 	if (xattr < MODEL_XATTRS_USER)
 		snprintf(name, MODEL_XATTR_NAME_BYTES, "user.attribute%u", xattr);
+	else if (xattr >= MODEL_XATTR_OPTIONS)
+		snprintf(name, MODEL_XATTR_NAME_BYTES, "bcachefs.%s", options[xattr - MODEL_XATTR_OPTIONS]);
 	else
 		snprintf(name, MODEL_XATTR_NAME_BYTES, "system.posix_acl_%s",
 			 xattr == MODEL_XATTR_ACL_ACCESS ? "access" : "default");
@@ -187,30 +198,41 @@ static int read_contents(struct reading *r, struct model_object *o)
 					: 0;
 }
 
+static int read_xattr(struct reading *r, struct model_object *o, const char *name, struct model_xattr *x)
+{
+	ssize_t size = kiln_getxattr(r->fs, o->node, name, NULL, 0);
+
+	if (size < 0)
+		return failed(r, (int)size, "size of an attribute", o->node);
+	memcpy(x->name, name, strlen(name) + 1);
+	x->size = (size_t)size;
+	x->value = must(malloc(x->size + 1));
+	size = kiln_getxattr(r->fs, o->node, name, x->value, x->size);
+	return size != (ssize_t)x->size && x->size ? failed(r, size < 0 ? (int)size : -EIO, "an attribute", o->node)
+						   : 0;
+}
+
+/* Options of files, which no list has, and then all others: in any slots of what is read. */
 static int read_xattrs(struct reading *r, struct model_object *o)
 {
-	char list[512];
+	char list[512], option[MODEL_XATTR_NAME_BYTES];
 	ssize_t n = kiln_listxattr(r->fs, o->node, list, sizeof(list));
 	unsigned nr = 0;
+	int err = 0;
 
 	if (n < 0)
 		return failed(r, (int)n, "list of attributes", o->node);
-	for (char *name = list; name < list + n; name += strlen(name) + 1) {
+	for (unsigned i = MODEL_XATTR_OPTIONS; i < MODEL_XATTRS_MAX && S_ISREG(o->mode) && !err; i++) {
+		model_xattr_name(i, option);
+		if (kiln_getxattr(r->fs, o->node, option, NULL, 0) != -ENODATA)
+			err = read_xattr(r, o, option, &o->xattrs[nr++]);
+	}
+	for (char *name = list; name < list + n && !err; name += strlen(name) + 1) {
 		if (nr == MODEL_XATTRS_MAX || strlen(name) >= sizeof(o->xattrs[0].name))
 			return failed(r, -EOVERFLOW, "unknown attribute", o->node);
-		struct model_xattr *x = &o->xattrs[nr++];
-		ssize_t size = kiln_getxattr(r->fs, o->node, name, NULL, 0);
-
-		if (size < 0)
-			return failed(r, (int)size, "size of an attribute", o->node);
-		memcpy(x->name, name, strlen(name) + 1);
-		x->size = (size_t)size;
-		x->value = must(malloc(x->size + 1));
-		size = kiln_getxattr(r->fs, o->node, name, x->value, x->size);
-		if (size != (ssize_t)x->size && x->size)
-			return failed(r, size < 0 ? (int)size : -EIO, "an attribute", o->node);
+		err = read_xattr(r, o, name, &o->xattrs[nr++]);
 	}
-	return 0;
+	return err;
 }
 
 static unsigned find_node(struct model *m, struct kiln_node node)
@@ -237,8 +259,11 @@ static int read_object(struct reading *r, struct kiln_node node, unsigned *id)
 	o->nlink = st.nlink;
 	o->rdev_major = st.rdev_major;
 	o->rdev_minor = st.rdev_minor;
-	o->has_mtime = true;
+	o->flags = st.flags;
+	o->has_mtime = o->has_atime = o->has_btime = true;
 	o->mtime = st.mtime;
+	o->atime = st.atime;
+	o->btime = st.btime;
 	if (S_ISREG(o->mode) || S_ISLNK(o->mode)) {
 		o->size = st.size;
 		err = read_contents(r, o);
@@ -358,7 +383,8 @@ int model_share(struct model *to, const struct model *read, char first_letter, u
 		return 0;
 	/* The directory itself is the first one's. */
 	root->mode = S_IFDIR;
-	root->uid = root->gid = 0;
+	root->uid = root->gid = root->flags = 0;
+	root->has_atime = root->has_btime = false;
 	for (unsigned i = 0; i < MODEL_XATTRS_MAX; i++) {
 		free(root->xattrs[i].value);
 		root->xattrs[i] = (struct model_xattr){ 0 };
@@ -477,6 +503,8 @@ static bool xattrs_equal(struct comparing *c, const char *path, const struct mod
 	return true;
 }
 
+static bool times_equal(struct kiln_timespec a, struct kiln_timespec b) { return a.sec == b.sec && a.nsec == b.nsec; }
+
 static bool attributes_equal(struct comparing *c, const char *path, const struct model_object *got,
 			     const struct model_object *want, bool is_partial)
 {
@@ -488,9 +516,14 @@ static bool attributes_equal(struct comparing *c, const char *path, const struct
 		return differ(c, path, "nlink", got->nlink, want->nlink);
 	if (got->rdev_major != want->rdev_major || got->rdev_minor != want->rdev_minor)
 		return differ(c, path, "device number", got->rdev_minor, want->rdev_minor);
-	if (!is_partial && want->has_mtime &&
-	    (got->mtime.sec != want->mtime.sec || got->mtime.nsec != want->mtime.nsec))
+	if (got->flags != want->flags)
+		return differ(c, path, "flags", got->flags, want->flags);
+	if (!is_partial && want->has_mtime && !times_equal(got->mtime, want->mtime))
 		return differ(c, path, "mtime", (uint64_t)got->mtime.sec, (uint64_t)want->mtime.sec);
+	if (want->has_atime && !times_equal(got->atime, want->atime))
+		return differ(c, path, "atime", (uint64_t)got->atime.sec, (uint64_t)want->atime.sec);
+	if (want->has_btime && !times_equal(got->btime, want->btime))
+		return differ(c, path, "btime", (uint64_t)got->btime.sec, (uint64_t)want->btime.sec);
 	if (!is_partial && got->data != want->data && !contents_equal(c, path, got, want))
 		return false;
 	return xattrs_equal(c, path, got, want) && xattrs_equal(c, path, want, got);

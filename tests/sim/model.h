@@ -11,8 +11,22 @@
 #include "kiln/kiln.h"
 
 enum { MODEL_ROOT = 0 };
-/* Attributes of the user's, and then the ACLs, as the system calls have them. */
-enum { MODEL_XATTRS_USER = 6, MODEL_XATTR_ACL_ACCESS = MODEL_XATTRS_USER, MODEL_XATTR_ACL_DEFAULT, MODEL_XATTRS_MAX };
+/* Attributes of the user's, the ACLs, as the system calls have them, and options of files. */
+enum {
+	MODEL_XATTRS_USER = 6,
+	MODEL_XATTR_ACL_ACCESS = MODEL_XATTRS_USER,
+	MODEL_XATTR_ACL_DEFAULT,
+	MODEL_XATTR_DATA_CHECKSUM,
+	MODEL_XATTR_COMPRESSION,
+	MODEL_XATTR_BACKGROUND_COMPRESSION,
+	MODEL_XATTR_DATA_REPLICAS,
+	MODEL_XATTR_FOREGROUND_TARGET,
+	MODEL_XATTR_BACKGROUND_TARGET,
+	MODEL_XATTR_PROJECT,
+	MODEL_XATTR_NOCOW,
+	MODEL_XATTRS_MAX,
+	MODEL_XATTR_OPTIONS = MODEL_XATTR_DATA_CHECKSUM /* the first of them */
+};
 enum { MODEL_XATTR_NAME_BYTES = 32 };
 void model_xattr_name(unsigned xattr, char name[MODEL_XATTR_NAME_BYTES]);
 
@@ -34,8 +48,9 @@ struct model_object {
 	uint64_t size;
 	uint8_t *data; /* regular files: contents; symlinks: target */
 	size_t data_capacity;
-	bool has_mtime; /* it was set and nothing has changed it since */
-	struct kiln_timespec mtime;
+	uint32_t flags;			      /* as in kiln_stat */
+	bool has_mtime, has_atime, has_btime; /* it was set and nothing has changed it since */
+	struct kiln_timespec mtime, atime, btime;
 	unsigned parent; /* directories */
 	struct model_entry *entries;
 	size_t entries_nr, entries_capacity;

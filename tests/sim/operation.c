@@ -2,6 +2,7 @@
 #include "operation.h"
 
 #include <errno.h>
+#include <linux/fs.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,7 +21,8 @@ static const char *const kind_names[OP_KIND_NR] = {
 	[OP_SETATTR] = "setattr",   [OP_SETXATTR] = "setxattr",	  [OP_REMOVEXATTR] = "removexattr",
 	[OP_SETACL] = "setacl",	    [OP_HOLD] = "hold",		  [OP_RELEASE] = "release",
 	[OP_FSYNC] = "fsync",	    [OP_SYNC] = "sync",		  [OP_READ] = "read",
-	[OP_LIST] = "list",
+	[OP_LIST] = "list",	    [OP_BATCH] = "batch",	  [OP_SETOPTION] = "setoption",
+	[OP_WAIT] = "wait",
 };
 
 const struct operation_limits operation_limits_default = {
@@ -32,7 +34,8 @@ const struct operation_limits operation_limits_default = {
 		[OP_RMDIR] = 3,	  [OP_RENAME] = 9,  [OP_WRITE] = 30,	[OP_PUNCH] = 5,	   [OP_TRUNCATE] = 7,
 		[OP_SETATTR] = 5, [OP_SETXATTR] = 5, [OP_REMOVEXATTR] = 2, [OP_HOLD] = 1,  [OP_RELEASE] = 2,
 		[OP_FSYNC] = 4,	  [OP_SYNC] = 2,    [OP_READ] = 8,	[OP_LIST] = 2,
-		[OP_FALLOCATE] = 12, [OP_COPY] = 8, [OP_SETACL] = 4,
+		[OP_FALLOCATE] = 12, [OP_COPY] = 8, [OP_SETACL] = 4,	[OP_BATCH] = 5,
+		[OP_SETOPTION] = 3, [OP_WAIT] = 1,
 	},
 };
 
@@ -130,6 +133,10 @@ static uint64_t draw_bytes(struct rng *rng, uint64_t max_bytes)
 	return min(bytes, max_bytes);
 }
 
+/* Setgid directories hand on their group; of files such bits come and go by rules of their own (test_change_rules.c).
+ */
+static uint32_t draw_dir_bits(struct rng *rng) { return rng_below(rng, 4) ? 0 : (uint32_t)rng_below(rng, 4) << 9; }
+
 static void draw_creation(struct operation *op, struct rng *rng, const struct model *m,
 			  const struct operation_limits *limits)
 {
@@ -140,6 +147,8 @@ static void draw_creation(struct operation *op, struct rng *rng, const struct mo
 	draw_name(rng, limits, op->dir, op->name);
 	op->mode = types[rng_below(rng, ARRAY_NR(types))];
 	op->mode |= (uint32_t)rng_below(rng, 01000);
+	if (S_ISDIR(op->mode))
+		op->mode |= draw_dir_bits(rng);
 	op->umask = rng_below(rng, 2) ? 027 : 0;
 	op->uid = (uint32_t)rng_below(rng, 3) * 1000;
 	op->gid = (uint32_t)rng_below(rng, 3) * 1000;
@@ -150,6 +159,18 @@ static void draw_creation(struct operation *op, struct rng *rng, const struct mo
 	if (op->kind == OP_UNNAMED)
 		op->mode = S_IFREG | 0600;
 	op->len = 1 + (rng_below(rng, 4) ? rng_below(rng, 60) : rng_below(rng, 1000));
+}
+
+static bool draw_batch(struct operation *op, struct rng *rng, const struct model *m,
+		       const struct operation_limits *limits)
+{
+	draw_creation(op, rng, m, limits);
+	op->count = 1 + (unsigned)rng_below(rng, OPERATION_BATCH_MAX);
+	op->mode &= 0777;
+	op->data_seed = rng_u64(rng);
+	op->mtime.sec = (int64_t)rng_below(rng, 4000000000u);
+	op->len = draw_bytes(rng, limits->batch_bytes_max);
+	return objects_nr(m) + op->count <= limits->files_max && total_bytes(m) < limits->total_bytes_max;
 }
 
 static bool draw_rename(struct operation *op, struct rng *rng, const struct model *m,
@@ -265,8 +286,19 @@ static bool draw_copy(struct operation *op, struct rng *rng, const struct model 
 		op->offset2 = round_down_u64(op->offset2, BLOCK);
 	}
 	op->len = min(op->len, size_max(m, &m->objects[op->id], limits) - op->offset);
+	op->flags = rng_below(rng, 4) ? 0 : KILN_COPY_SHARE;
+	if (op->flags && rng_below(rng, 2))
+		op->len = round_down_u64(op->len, BLOCK);
 	return op->len &&
 	       (op->id != op->id2 || op->offset >= op->offset2 + op->len || op->offset2 >= op->offset + op->len);
+}
+
+static struct kiln_timespec draw_time(struct rng *rng)
+{
+	struct kiln_timespec t = { .sec = (int64_t)rng_below(rng, 4000000000u) };
+
+	t.nsec = (uint32_t)rng_below(rng, 1000000000);
+	return t;
 }
 
 static bool draw_attributes(struct operation *op, struct rng *rng, const struct model *m,
@@ -276,11 +308,17 @@ static bool draw_attributes(struct operation *op, struct rng *rng, const struct 
 	if (op->id == UINT32_MAX || (op->id == MODEL_ROOT && limits->mate))
 		return false;
 	op->mode = (uint32_t)rng_below(rng, 01000);
+	/* What is made in the root directory would be others' business. */
+	if (S_ISDIR(m->objects[op->id].mode) && op->id != MODEL_ROOT)
+		op->mode |= draw_dir_bits(rng);
 	op->uid = (uint32_t)rng_below(rng, 3) * 1000;
 	op->gid = (uint32_t)rng_below(rng, 3) * 1000;
-	op->fields = (unsigned)rng_u64(rng) & (KILN_SET_MODE | KILN_SET_UID | KILN_SET_GID | KILN_SET_MTIME);
-	op->mtime.sec = (int64_t)rng_below(rng, 4000000000u);
-	op->mtime.nsec = (uint32_t)rng_below(rng, 1000000000);
+	op->fields = (unsigned)rng_u64(rng) & (KILN_SET_MODE | KILN_SET_UID | KILN_SET_GID | KILN_SET_MTIME |
+					       KILN_SET_ATIME | KILN_SET_BTIME | KILN_SET_FLAGS);
+	op->attr_flags = (uint32_t)rng_u64(rng) & (FS_SYNC_FL | FS_NODUMP_FL | FS_NOATIME_FL);
+	op->mtime = draw_time(rng);
+	op->atime = draw_time(rng);
+	op->btime = draw_time(rng);
 	if (op->id == MODEL_ROOT && limits->mates_nr > 1) /* the others change it, too */
 		op->fields &= ~(unsigned)KILN_SET_MTIME;
 	if (S_ISLNK(m->objects[op->id].mode))
@@ -288,6 +326,7 @@ static bool draw_attributes(struct operation *op, struct rng *rng, const struct 
 	op->xattr = (unsigned)rng_below(rng, op->kind == OP_REMOVEXATTR ? MODEL_XATTRS_MAX : MODEL_XATTRS_USER);
 	op->data_seed = rng_u64(rng);
 	op->len = rng_below(rng, 4) ? rng_below(rng, 40) : rng_below(rng, XATTR_BYTES_MAX);
+	op->flags = op->kind == OP_SETXATTR && !rng_below(rng, 3) ? 1 + (unsigned)rng_below(rng, 2) : 0;
 	if (op->kind == OP_SETXATTR)
 		return S_ISREG(m->objects[op->id].mode) || S_ISDIR(m->objects[op->id].mode);
 	return op->kind == OP_SETATTR || m->objects[op->id].xattrs[op->xattr].name[0];
@@ -301,6 +340,46 @@ static bool draw_acl(struct operation *op, struct rng *rng, const struct model *
 	op->data_seed = rng_u64(rng);
 	/* What all inherit from it none of them could know. */
 	return op->id != MODEL_ROOT || limits->mates_nr == 1 || (!limits->mate && op->xattr == MODEL_XATTR_ACL_ACCESS);
+}
+
+/* @flags is the number of the value. */
+static const char *option_value(const struct operation *op)
+{
+	static const char *const compressions[] = { "none", "lz4", "lz4:3", "gzip", "zstd", "zstd:2" };
+	static const char *const checksums[] = { "crc32c", "crc64", "xxhash", "none" };
+	static const char *const numbers[] = { "0", "1", "2", "3" };
+	static const char *const targets[] = { "fast", "slow" };
+
+	switch (op->xattr) {
+	case MODEL_XATTR_DATA_CHECKSUM: return checksums[op->flags];
+	case MODEL_XATTR_COMPRESSION:
+	case MODEL_XATTR_BACKGROUND_COMPRESSION: return compressions[op->flags];
+	case MODEL_XATTR_FOREGROUND_TARGET:
+	case MODEL_XATTR_BACKGROUND_TARGET: return targets[op->flags];
+	default: return numbers[op->flags];
+	}
+}
+
+static bool draw_option(struct operation *op, struct rng *rng, const struct model *m,
+			const struct operation_limits *limits)
+{
+	unsigned replicas = limits->data_replicas_max - limits->data_replicas_min + 1;
+
+	op->id = draw_object(rng, m, is_file);
+	op->xattr = MODEL_XATTR_OPTIONS + (unsigned)rng_below(rng, MODEL_XATTRS_MAX - MODEL_XATTR_OPTIONS);
+	switch (op->xattr) {
+	case MODEL_XATTR_DATA_CHECKSUM: op->flags = (unsigned)rng_below(rng, limits->has_data_checksums ? 3 : 4); break;
+	case MODEL_XATTR_COMPRESSION:
+	case MODEL_XATTR_BACKGROUND_COMPRESSION: op->flags = (unsigned)rng_below(rng, 6); break;
+	case MODEL_XATTR_DATA_REPLICAS:
+		op->flags = limits->data_replicas_min + (unsigned)rng_below(rng, replicas);
+		break;
+	case MODEL_XATTR_PROJECT: op->flags = (unsigned)rng_below(rng, 4); break;
+	default: op->flags = (unsigned)rng_below(rng, 2); break;
+	}
+	bool is_target = op->xattr == MODEL_XATTR_FOREGROUND_TARGET || op->xattr == MODEL_XATTR_BACKGROUND_TARGET;
+	return op->id != UINT32_MAX && (limits->has_targets || !is_target) &&
+	       (limits->is_nocow || op->xattr != MODEL_XATTR_NOCOW);
 }
 
 static bool try_draw(struct operation *op, struct rng *rng, const struct model *m,
@@ -328,6 +407,8 @@ static bool try_draw(struct operation *op, struct rng *rng, const struct model *
 	case OP_SETXATTR:
 	case OP_REMOVEXATTR: return draw_attributes(op, rng, m, limits);
 	case OP_SETACL: return draw_acl(op, rng, m, limits);
+	case OP_SETOPTION: return draw_option(op, rng, m, limits);
+	case OP_BATCH: return draw_batch(op, rng, m, limits);
 	case OP_HOLD: op->id = draw_object(rng, m, is_file); return op->id != UINT32_MAX;
 	case OP_RELEASE: op->id = draw_object(rng, m, is_held); return op->id != UINT32_MAX;
 	case OP_FSYNC: op->id = draw_to_sync(rng, m, limits); return true;
@@ -447,12 +528,30 @@ static uint64_t copy_bytes(const struct operation *op, const struct model *m)
 	return op->offset2 < from->size ? min(op->len, from->size - op->offset2) : 0;
 }
 
+/* Must it be possible to share what is copied? */
+static bool is_shareable(const struct operation *op, const struct model *m)
+{
+	enum { BLOCK = 4096 };
+
+	return !((op->offset | op->offset2 | op->len) % BLOCK) && copy_bytes(op, m) == op->len;
+}
+
+static int expect_xattr(const struct operation *op, const struct model_object *o)
+{
+	bool exists = o->xattrs[op->xattr].name[0];
+
+	if (op->flags & KILN_XATTR_CREATE && exists)
+		return -EEXIST;
+	return op->flags & KILN_XATTR_REPLACE && !exists ? -ENODATA : 0;
+}
+
 static int expect(const struct operation *op, struct model *m)
 {
 	uint8_t acl[ACL_BYTES_MAX];
 	struct model_entry *e;
 
 	switch (op->kind) {
+	case OP_SETXATTR: return expect_xattr(op, &m->objects[op->id]);
 	case OP_FALLOCATE: return expect_fallocate(op, &m->objects[op->id]);
 	case OP_SETACL: return acl_expect(&m->objects[op->id], op->xattr, acl, acl_of(op, acl));
 	case OP_CREATE:
@@ -508,6 +607,10 @@ static void apply_creation(const struct operation *op, struct model *m, uint64_t
 	o->rdev_major = op->rdev_major;
 	o->rdev_minor = op->rdev_minor;
 	o->last_op = op_nr;
+	if (m->objects[op->dir].mode & S_ISGID) {
+		o->gid = m->objects[op->dir].gid;
+		o->mode |= S_ISDIR(o->mode) ? S_ISGID : 0;
+	}
 	acl_inherit_from(o, &m->objects[op->dir], op->umask);
 	if (op->kind == OP_SYMLINK) {
 		target_of(op, target);
@@ -521,6 +624,85 @@ static void apply_creation(const struct operation *op, struct model *m, uint64_t
 	}
 	model_entry_add(m, op->dir, op->name, id);
 	m->objects[op->dir].last_op = op_nr;
+}
+
+/* --- batches: number @i of it --- */
+
+static uint32_t batch_mode(const struct operation *op, unsigned i)
+{
+	static const uint32_t types[] = { S_IFREG, S_IFREG, S_IFREG, S_IFDIR, S_IFLNK, S_IFIFO };
+	uint32_t type = types[(op->data_seed >> 8 * i & 0xff) % ARRAY_NR(types)];
+
+	return type | (type == S_IFLNK ? 0777 : op->mode);
+}
+
+static uint64_t batch_bytes(const struct operation *op, unsigned i)
+{
+	return S_ISREG(batch_mode(op, i)) ? op->len >> 2 * i : S_ISLNK(batch_mode(op, i)) ? 20 + i : 0;
+}
+
+static void batch_name(const struct operation *op, unsigned i, char name[256])
+{
+	snprintf(name, 256, "%.250s.%c", op->name, (char)('a' + i));
+}
+
+/* Those whose names are free. */
+static ssize_t batch_expected(const struct operation *op, struct model *m)
+{
+	ssize_t result = 0;
+	char name[256];
+
+	for (unsigned i = 0; i < op->count; i++) {
+		batch_name(op, i, name);
+		if (!model_entry_find(m, op->dir, name))
+			result |= 1 << i;
+	}
+	return result;
+}
+
+static void batch_contents(const struct operation *op, unsigned i, uint8_t *bytes)
+{
+	uint64_t len = batch_bytes(op, i);
+
+	if (S_ISLNK(batch_mode(op, i)))
+		memset(bytes, 't', len);
+	else
+		fill(bytes, len, op->data_seed + i);
+}
+
+static void apply_batch(const struct operation *op, struct model *m, uint64_t op_nr)
+{
+	char name[256];
+
+	for (unsigned i = 0; i < op->count; i++) {
+		if (!(op->result >> i & 1))
+			continue;
+		unsigned id = model_object_new(m, batch_mode(op, i));
+		struct model_object *o = &m->objects[id];
+
+		o->uid = op->uid;
+		o->gid = op->gid;
+		o->last_op = o->content_op = op_nr;
+		o->has_mtime = o->has_atime = true;
+		o->mtime = op->mtime;
+		o->atime = op->atime;
+		model_resize(o, batch_bytes(op, i));
+		if (o->size)
+			batch_contents(op, i, o->data);
+		batch_name(op, i, name);
+		model_entry_add(m, op->dir, name, id);
+		m->objects[op->dir].last_op = op_nr;
+	}
+}
+
+bool operation_batch_part(const struct operation *op, struct model *m, unsigned nr, ssize_t *result)
+{
+	ssize_t all = batch_expected(op, m);
+
+	*result = nr + 1;
+	while (*result < all && *result & ~all)
+		++*result;
+	return *result < all;
 }
 
 static void apply_content(const struct operation *op, struct model_object *o)
@@ -590,6 +772,11 @@ static void apply_xattr(const struct operation *op, struct model_object *o)
 	if (op->kind == OP_REMOVEXATTR)
 		return;
 	model_xattr_name(op->xattr, x->name);
+	if (op->kind == OP_SETOPTION) {
+		x->size = strlen(option_value(op));
+		x->value = (uint8_t *)strdup(option_value(op));
+		return;
+	}
 	x->size = op->len;
 	x->value = filled(op->len, op->data_seed);
 }
@@ -604,9 +791,19 @@ static void apply_attributes(const struct operation *op, struct model_object *o)
 		o->uid = op->uid;
 	if (op->fields & KILN_SET_GID)
 		o->gid = op->gid;
+	if (op->fields & KILN_SET_FLAGS)
+		o->flags = op->attr_flags;
 	if (op->fields & KILN_SET_MTIME) {
 		o->has_mtime = true;
 		o->mtime = op->mtime;
+	}
+	if (op->fields & KILN_SET_ATIME) {
+		o->has_atime = true;
+		o->atime = op->atime;
+	}
+	if (op->fields & KILN_SET_BTIME) {
+		o->has_btime = true;
+		o->btime = op->btime;
 	}
 }
 
@@ -627,6 +824,7 @@ void operation_apply(const struct operation *op, struct model *m, uint64_t op_nr
 	case OP_CREATE:
 	case OP_SYMLINK:
 	case OP_UNNAMED: apply_creation(op, m, op_nr); return;
+	case OP_BATCH: apply_batch(op, m, op_nr); return;
 	case OP_LINK:
 		model_entry_add(m, op->dir, op->name, op->id);
 		o->nlink++;
@@ -665,6 +863,7 @@ void operation_apply(const struct operation *op, struct model *m, uint64_t op_nr
 			return;
 		break;
 	case OP_SETXATTR:
+	case OP_SETOPTION:
 	case OP_REMOVEXATTR: apply_xattr(op, o); break;
 	case OP_SETACL:
 		if (op->xattr == MODEL_XATTR_ACL_DEFAULT && !S_ISDIR(o->mode))
@@ -683,6 +882,23 @@ void operation_apply(const struct operation *op, struct model *m, uint64_t op_nr
 
 /* --- on the filesystem --- */
 
+/* What is said to be a hole has nothing in it; it ends, and data does, within the file. 0 is right. */
+static ssize_t run_seek(const struct operation *op, const struct model_object *o, kiln_fs *fs)
+{
+	int64_t data = kiln_seek_data(fs, o->node, op->offset), hole = kiln_seek_hole(fs, o->node, op->offset);
+
+	if (data == -ENXIO)
+		data = (int64_t)o->size;
+	if (hole == -ENXIO)
+		return op->offset >= o->size ? 0 : 2;
+	if (data < 0 || hole < 0)
+		return (ssize_t)min(data, hole);
+	for (uint64_t at = op->offset; at < o->size && at < (uint64_t)data; at++)
+		if (o->data[at])
+			return 3;
+	return (uint64_t)data > max(o->size, op->offset) || (uint64_t)hole > o->size ? 4 : 0;
+}
+
 /* How much of what is read is not as it should be: 0 is right. */
 static ssize_t run_read(const struct operation *op, const struct model_object *o, kiln_fs *fs)
 {
@@ -694,7 +910,7 @@ static ssize_t run_read(const struct operation *op, const struct model_object *o
 		return n;
 	if (n > want || (n && memcmp(bytes, o->data + op->offset, (size_t)n)))
 		return 1;
-	return n < want ? -EIO : 0; /* short where something can't be read */
+	return n < want ? -EIO : run_seek(op, o, fs); /* short where something can't be read */
 }
 
 struct listing {
@@ -727,13 +943,80 @@ static ssize_t run_list(const struct operation *op, struct model *m, kiln_fs *fs
 	return err ? err : l.odd + (ssize_t)m->objects[op->id].entries_nr - l.found;
 }
 
+struct batch_run {
+	ssize_t made;
+	int err; /* the gravest */
+	struct kiln_node nodes[OPERATION_BATCH_MAX];
+};
+
+static void batch_object_made(void *ctx, const struct kiln_new *object, int error, struct kiln_node node)
+{
+	struct batch_run *run = ctx;
+	unsigned i = (unsigned)(uintptr_t)object->ctx;
+
+	if (!error)
+		run->made |= 1 << i;
+	else if (error != -EEXIST && (!run->err || run->err == -ENOSPC))
+		run->err = error;
+	run->nodes[i] = node;
+}
+
+/* The same as the operation's result, or an error that says nothing of what was made. */
+static ssize_t run_batch(const struct operation *op, struct model *m, kiln_fs *fs, struct batch_run *run)
+{
+	char names[OPERATION_BATCH_MAX][256], targets[OPERATION_BATCH_MAX][64] = { 0 };
+	ssize_t expected = batch_expected(op, m);
+	kiln_batch *batch = kiln_batch_new(fs);
+	int err = batch ? 0 : -ENOMEM;
+
+	for (unsigned i = 0; i < op->count && !err; i++) {
+		struct kiln_new new = { .dir = m->objects[op->dir].node,
+					.name = names[i],
+					.mode = batch_mode(op, i),
+					.uid = op->uid,
+					.gid = op->gid,
+					.atime = op->atime,
+					.mtime = op->mtime,
+					.size = batch_bytes(op, i),
+					.target = targets[i],
+					.ctx = (void *)(uintptr_t)i };
+		void *contents = NULL;
+
+		batch_name(op, i, names[i]);
+		new.len = strlen(names[i]);
+		if (S_ISLNK(new.mode))
+			batch_contents(op, i, (uint8_t *)targets[i]);
+		err = kiln_batch_add(batch, &new, &contents);
+		if (!err && contents)
+			batch_contents(op, i, contents);
+		/* Targets that no inode takes are for kiln_symlink(). */
+		if (err == -EFBIG && S_ISLNK(new.mode)) {
+			expected &= ~((ssize_t)1 << i);
+			err = 0;
+		}
+	}
+	if (!err)
+		kiln_batch_write(batch, batch_object_made, run);
+	kiln_batch_free(batch);
+	if (err || (run->err && run->err != -ENOSPC))
+		return err ? err : run->err;
+	if (run->made == expected)
+		return run->made;
+	return run->err && !(run->made & ~expected) ? run->made ? run->made : run->err : -EPROTO;
+}
+
 static ssize_t run_on_fs(const struct operation *op, struct model *m, kiln_fs *fs, struct kiln_stat *st)
 {
 	struct kiln_node node = m->objects[op->id].node, dir = m->objects[op->dir].node;
 	struct kiln_create create = { op->mode, op->umask, op->uid, op->gid, op->rdev_major, op->rdev_minor };
-	struct kiln_setattr set = {
-		.fields = op->fields, .mode = op->mode, .uid = op->uid, .gid = op->gid, .mtime = op->mtime
-	};
+	struct kiln_setattr set = { .fields = op->fields,
+				    .mode = op->mode,
+				    .uid = op->uid,
+				    .gid = op->gid,
+				    .flags = op->attr_flags,
+				    .mtime = op->mtime,
+				    .atime = op->atime,
+				    .btime = op->btime };
 	char target[1024], attribute[MODEL_XATTR_NAME_BYTES];
 	uint8_t acl[ACL_BYTES_MAX];
 	CLEANUP_FREE void *bytes =
@@ -755,18 +1038,21 @@ static ssize_t run_on_fs(const struct operation *op, struct model *m, kiln_fs *f
 	case OP_WRITE: return kiln_write_with(fs, node, op->offset, bytes, op->len, op->flags);
 	case OP_PUNCH: return kiln_punch(fs, node, op->offset, op->len);
 	case OP_FALLOCATE: return kiln_fallocate(fs, node, op->flags, op->offset, op->len);
-	case OP_COPY: return kiln_copy_range(fs, m->objects[op->id2].node, op->offset2, node, op->offset, op->len, 0);
+	case OP_COPY:
+		return kiln_copy_range(fs, m->objects[op->id2].node, op->offset2, node, op->offset, op->len, op->flags);
 	case OP_TRUNCATE:
 		set = (struct kiln_setattr){ .fields = KILN_SET_SIZE, .size = op->offset };
 		return kiln_setattr(fs, node, &set, NULL);
 	case OP_SETATTR: return kiln_setattr(fs, node, &set, NULL);
-	case OP_SETXATTR: return kiln_setxattr(fs, node, attribute, bytes, op->len, 0);
+	case OP_SETXATTR: return kiln_setxattr(fs, node, attribute, bytes, op->len, op->flags);
+	case OP_SETOPTION: return kiln_setxattr(fs, node, attribute, option_value(op), strlen(option_value(op)), 0);
 	case OP_REMOVEXATTR: return kiln_removexattr(fs, node, attribute);
 	case OP_SETACL: return kiln_setxattr(fs, node, attribute, acl, acl_of(op, acl), 0);
 	case OP_HOLD: return kiln_hold(fs, node);
 	case OP_RELEASE: kiln_release(fs, node); return 0;
 	case OP_FSYNC: return kiln_fsync(fs, node);
 	case OP_SYNC: return kiln_sync(fs);
+	case OP_WAIT: return kiln_deletions_wait(fs);
 	case OP_READ: return run_read(op, &m->objects[op->id], fs);
 	case OP_LIST: return run_list(op, m, fs);
 	default: return 0;
@@ -796,22 +1082,47 @@ static void punched_in_part(struct operation *op, const struct model_object *o, 
 	op->result = 0;
 }
 
+static bool is_right(const struct operation *op, struct model *m, int expected)
+{
+	if (op->result == -ENOSPC || (expected == -EXDEV && (op->result < 0 || op->kind == OP_LINK)))
+		return true;
+	switch (op->kind) {
+	case OP_WRITE: return op->result >= 0 && (uint64_t)op->result <= op->len;
+	case OP_COPY:
+		if (op->result == -EINVAL)
+			return op->flags & KILN_COPY_SHARE && !is_shareable(op, m);
+		return op->result >= 0 && (uint64_t)op->result <= copy_bytes(op, m);
+	case OP_BATCH: return op->result >= 0;
+	default: return op->result == expected;
+	}
+}
+
+static void nodes_learn(const struct operation *op, struct model *m, const struct kiln_stat *st,
+			const struct batch_run *batch)
+{
+	char name[256];
+
+	if ((op->kind == OP_CREATE || op->kind == OP_SYMLINK || op->kind == OP_UNNAMED) && !op->result)
+		m->objects[op->new_id].node = st->node;
+	for (unsigned i = 0; op->kind == OP_BATCH && op->result > 0 && i < op->count; i++) {
+		batch_name(op, i, name);
+		if (op->result >> i & 1)
+			m->objects[model_entry_find(m, op->dir, name)->id].node = batch->nodes[i];
+	}
+}
+
 int operation_run(struct operation *op, struct model *m, kiln_fs *fs, uint64_t op_nr, struct strbuf *why)
 {
 	struct kiln_stat st = { 0 };
+	struct batch_run batch = { 0 };
 	int expected = expect(op, m);
 
-	op->result = run_on_fs(op, m, fs, &st);
+	op->result = op->kind == OP_BATCH ? run_batch(op, m, fs, &batch) : run_on_fs(op, m, fs, &st);
 	if (op->result == -EIO || op->result == -EROFS || op->result == -ENOMEM)
 		return (int)op->result;
 	if (op->kind == OP_PUNCH && op->result == -ENOSPC)
 		punched_in_part(op, &m->objects[op->id], fs);
-	bool is_right = op->result == -ENOSPC || (expected == -EXDEV && (op->result < 0 || op->kind == OP_LINK)) ||
-			(op->kind == OP_WRITE || op->kind == OP_COPY
-				 ? op->result >= 0 &&
-					   (uint64_t)op->result <= (op->kind == OP_WRITE ? op->len : copy_bytes(op, m))
-				 : op->result == expected);
-	if (!is_right) {
+	if (!is_right(op, m, expected)) {
 		operation_to_text(op, why);
 		strbuf_printf(why, ": the model says %d", expected);
 		return -EPROTO;
@@ -820,8 +1131,7 @@ int operation_run(struct operation *op, struct model *m, kiln_fs *fs, uint64_t o
 		for (op->new_id = 0; op->new_id < m->nr && m->objects[op->new_id].exists;)
 			op->new_id++;
 	operation_apply(op, m, op_nr);
-	if ((op->kind == OP_CREATE || op->kind == OP_SYMLINK || op->kind == OP_UNNAMED) && !op->result)
-		m->objects[op->new_id].node = st.node;
+	nodes_learn(op, m, &st, &batch);
 	return 0;
 }
 
@@ -831,6 +1141,8 @@ ssize_t operation_expected(const struct operation *op, struct model *m)
 
 	if (op->kind == OP_COPY)
 		return (ssize_t)copy_bytes(op, m);
+	if (op->kind == OP_BATCH)
+		return batch_expected(op, m);
 	return err ? err : op->kind == OP_WRITE ? (ssize_t)op->len : 0;
 }
 
@@ -918,5 +1230,9 @@ void operation_to_text(const struct operation *op, struct strbuf *out)
 		strbuf_printf(out, " fields %x mode %o owner %u:%u", op->fields, op->mode, op->uid, op->gid);
 	if (op->kind == OP_SETXATTR || op->kind == OP_REMOVEXATTR || op->kind == OP_SETACL)
 		strbuf_printf(out, " attribute %u", op->xattr);
+	if (op->kind == OP_SETOPTION)
+		strbuf_printf(out, " option %u to %s", op->xattr - MODEL_XATTR_OPTIONS, option_value(op));
+	if (op->kind == OP_BATCH)
+		strbuf_printf(out, " of %u, the largest %llu bytes", op->count, (unsigned long long)op->len);
 	strbuf_printf(out, " = %zd", op->result);
 }

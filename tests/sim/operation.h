@@ -14,6 +14,7 @@ enum operation_kind {
 	OP_CREATE, /* any type */
 	OP_SYMLINK,
 	OP_UNNAMED, /* and hold it */
+	OP_BATCH,   /* @count objects at once, with their contents; the result has a bit for each that was made */
 	OP_LINK,
 	OP_UNLINK,
 	OP_RMDIR,
@@ -22,15 +23,17 @@ enum operation_kind {
 	OP_PUNCH,
 	OP_TRUNCATE,
 	OP_FALLOCATE, /* @flags: the mode; all but holes, which are OP_PUNCH */
-	OP_COPY,      /* from @id2 at @offset2 */
+	OP_COPY,      /* from @id2 at @offset2; @flags: KILN_COPY_SHARE */
 	OP_SETATTR,
-	OP_SETXATTR,
+	OP_SETXATTR, /* @flags: enum kiln_xattr_flags */
+	OP_SETOPTION,
 	OP_SETACL,
 	OP_REMOVEXATTR,
 	OP_HOLD,
 	OP_RELEASE,
 	OP_FSYNC,
 	OP_SYNC,
+	OP_WAIT, /* for deletions */
 	OP_READ,
 	OP_LIST,
 	OP_KIND_NR,
@@ -42,9 +45,10 @@ struct operation {
 	unsigned dir, dir2; /* where the name is; renames: where it goes */
 	char name[256], name2[256];
 	unsigned flags;
+	unsigned count;
 	uint32_t mode, umask, uid, gid, rdev_major, rdev_minor;
-	unsigned fields;
-	struct kiln_timespec mtime;
+	unsigned fields, attr_flags;
+	struct kiln_timespec mtime, atime, btime;
 	uint64_t offset, len;
 	unsigned id2;
 	uint64_t offset2;
@@ -66,8 +70,13 @@ struct operation_limits {
 	 */
 	unsigned mate, mates_nr;
 	bool is_nocow;
+	/* What options of files may be: so that no file is worse off than the filesystem says. */
+	bool has_data_checksums, has_targets;
+	unsigned data_replicas_min, data_replicas_max;
+	/* Up to here a file of a batch appears with its contents: they fit into one transaction. */
+	uint64_t batch_bytes_max;
 };
-enum { OPERATION_MATE_LETTER = 'A' };
+enum { OPERATION_MATE_LETTER = 'A', OPERATION_BATCH_MAX = 4 };
 extern const struct operation_limits operation_limits_default;
 
 /* Draw one that makes sense (most of the time) for @m. */
@@ -79,7 +88,7 @@ void operation_draw(struct operation *op, struct rng *rng, const struct model *m
  * no failure, the operation just did nothing.
  */
 int operation_run(struct operation *op, struct model *m, kiln_fs *fs, uint64_t op_nr, struct strbuf *why);
-/* Does it change what a file holds? */
+/* Does it change what an existing file holds? */
 bool operation_is_of_content(const struct operation *op);
 /* Run it on a model, with the result that it had. */
 void operation_apply(const struct operation *op, struct model *m, uint64_t op_nr);
@@ -91,6 +100,8 @@ ssize_t operation_expected(const struct operation *op, struct model *m);
  */
 bool operation_is_partial(const struct operation *op, uint32_t block_bytes, const struct model_object *got,
 			  const struct model_object *before, const struct model_object *after);
+/* What else may be there of a batch that was interrupted: some of its objects, numbered from 0. False: no more. */
+bool operation_batch_part(const struct operation *op, struct model *m, unsigned nr, ssize_t *result);
 void operation_to_text(const struct operation *op, struct strbuf *out);
 
 #endif

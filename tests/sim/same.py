@@ -12,7 +12,7 @@ import sys
 
 
 KINDS = ("clean,cut,read-errors,read-errors-lasting,write-errors,write-errors-lasting,flush-errors,"
-         "flush-errors-lasting,slow,full,rot,lost-writes,misdirected-writes,vanish,foreign")
+         "flush-errors-lasting,slow,full,rot,lost-writes,misdirected-writes,vanish,foreign,rolled-back")
 
 
 def hashes(sim, seeds):

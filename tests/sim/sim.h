@@ -37,6 +37,7 @@ enum episode_kind {
 	EPISODE_MISDIRECTED_WRITES,
 	EPISODE_VANISH,
 	EPISODE_FOREIGN,
+	EPISODE_ROLLED_BACK, /* a whole disk is as it was some time ago */
 	EPISODE_KIND_NR,
 };
 extern const char *const episode_names[EPISODE_KIND_NR];
@@ -120,11 +121,12 @@ struct sim {
 	struct device *faulty[DISKS_MAX]; /* where faults are told to happen, while it is open */
 	unsigned disks_nr;
 	unsigned disks_missing; /* a bit each: not given when it is opened */
-	uint32_t block_bytes;
+	uint32_t block_bytes, node_bytes, extent_bytes_max;
 	unsigned metadata_replicas, data_replicas;
 	bool is_redundant; /* everything has a copy on another disk */
-	bool has_checksums, has_data_checksums, is_encrypted, is_nocow;
-	char options[512], mount_options[256];
+	bool has_checksums, has_data_checksums, is_encrypted, is_nocow, has_acls;
+	bool is_restricted; /* not every disk takes everything */
+	char options[512], mount_options[512];
 	kiln_fs *fs;
 	/* What it must be. */
 	struct workload tasks[TASKS_MAX];
@@ -153,6 +155,8 @@ void watchdog(unsigned seconds);
 
 /* --- config.c --- */
 
+/* Something that was drawn: sim prints how often. */
+void option_count(struct sim *s, const char *option);
 /* Draw disks and options, and make the filesystem, open for writing. */
 int config_make(struct sim *s);
 /* Open it. 0, -EIO when the power went, or -EPROTO. */

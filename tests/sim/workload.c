@@ -193,6 +193,9 @@ static void step(struct workload *w, uint32_t nr)
 		btrees_flush_all(s->fs->trees);
 	limits.mate = w->nr;
 	limits.mates_nr = s->tasks_nr;
+	/* A file of a batch whose contents can't be written has a part of them. */
+	if (s->is_faulty)
+		limits.batch_bytes_max = 0;
 	operation_draw(&l.op, &w->rng, &w->model, &limits);
 	if (s->args->is_traced)
 		trace(w, &l.op, nr, true);
