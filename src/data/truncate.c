@@ -102,6 +102,20 @@ int data_delete_extents(struct data *data, const struct data_write_target *file,
 	return write_hole_make(data, file, 0, UINT64_MAX, journal_seq);
 }
 
+int data_txn_delete_extents(struct btree_txn *txn, const struct data_write_target *file)
+{
+	int64_t sectors = 0;
+	uint64_t next = 0;
+	int err = 0;
+
+	for (unsigned i = 0; !err && next < UINT64_MAX; i++) {
+		if (i == TRUNCATE_EXTENTS_ATOMIC)
+			return 1;
+		err = hole_put(txn, file, next, UINT64_MAX, &next, &sectors);
+	}
+	return err;
+}
+
 /* --- the size --- */
 
 struct size_args {

@@ -98,6 +98,8 @@ ssize_t data_copy_range(struct data *data, const struct data_write_target *from,
 			const struct data_write_times *times, uint64_t *journal_seq);
 /* Remove all extents of an inode that is being deleted; its bi_sectors is kept right on the way. */
 int data_delete_extents(struct data *data, const struct data_write_target *file, uint64_t *journal_seq);
+/* The same as a part of the transaction in which the inode goes, if they are few. 1: they are too many. */
+int data_txn_delete_extents(struct btree_txn *txn, const struct data_write_target *file);
 /* Resume a truncation found in logged_ops after a crash (04 §8), and remove its key. */
 int data_resume_truncate(struct data *data, uint64_t op_nr, uint32_t snapshot, uint64_t inum, uint64_t new_size_bytes);
 

@@ -7,7 +7,8 @@
  * and nobody is woken. Another thread is made the listener, before the request is served,
  *
  * - when its kind may wait for a device: reading and writing data, fsync;
- * - when one more request is there already.
+ * - when one more request is there already, unless this one is a forget: these come on their own, together with what
+ *   somebody waits for, take no time, and nobody waits for them.
  *
  * Requests of other kinds may wait as well: a lookup reads nodes that aren't in memory. A clock, which ticks only while
  * there are requests, makes another thread the listener when nobody has listened from one tick to the next. So what
@@ -149,6 +150,13 @@ static bool may_wait(const struct fuse_buf *buf)
 	}
 }
 
+static bool is_forget(const struct fuse_buf *buf)
+{
+	const struct fuse_in_header *in = buf->mem;
+
+	return in->opcode == FUSE_FORGET || in->opcode == FUSE_BATCH_FORGET;
+}
+
 static bool is_another_there(struct loop *l)
 {
 	struct pollfd fd = { .fd = fuse_session_fd(l->session), .events = POLLIN };
@@ -187,7 +195,8 @@ static void worker_run(void *arg)
 	while (listener_become(w)) {
 		mutex_unlock(&l->lock);
 		bool is_there = request_receive(w);
-		bool is_other_wanted = is_there && (may_wait(&w->buf) || is_another_there(l));
+		bool is_other_wanted =
+			is_there && (may_wait(&w->buf) || (!is_forget(&w->buf) && is_another_there(l)));
 
 		mutex_lock(&l->lock);
 		w->is_listener = false;

@@ -49,6 +49,7 @@ struct deletions {
 	size_t queue_max;			     /* when more are waiting, who adds to them waits */
 	uint64_t queued_nr;			     /* ever */
 	_Atomic uint64_t done_nr;		     /* ever; changes with the lock held */
+	unsigned waiting_nr;			     /* tasks that wait for something to be deleted */
 	int err;				     /* first failure since it was last asked for */
 	bool is_stopping;
 };

@@ -2,9 +2,9 @@
  * The end of inodes that lost their last name (04 §6), and who keeps it off.
  *
  * An object that somebody holds is deleted when it is released the last time; any other at once, by a task in the
- * background. First go extents, xattrs and leftover dirents, in as many transactions as it takes; then, in one, the
- * inode becomes an inode_generation. Until then it is on the deleted list: a deletion that a crash cut short is taken
- * up again by namespace_delete_dead_inodes().
+ * background. What is small, as most are, goes in one transaction. Of others first go extents, xattrs and leftover
+ * dirents, in as many transactions as it takes; then, in one, the inode becomes an inode_generation. Until then it is
+ *on the deleted list: a deletion that a crash cut short is taken up again by namespace_delete_dead_inodes().
  *
  * A hold exists while somebody holds the object or its deletion is queued or under way:
  *
@@ -12,6 +12,9 @@
  *	is_dead		it lost its last name: delete it when the count gets to 0
  *			(while is_deleting: its number came back to life and died again, so look again)
  *	is_deleting	queued, or being deleted: it can't get a name any more
+ *
+ * The task begins a moment after the first is queued, so that it isn't woken for each, nor in the way of who takes
+ *names away one after the other; at once, when there are many or somebody waits.
  *
  * The queue is short: when it is full, whoever takes away another last name waits for the task, which deletes one at a
  * time. So does who finds no room, for what is queued gives some (deletions_give_room()). The task itself never does.
@@ -28,6 +31,7 @@
 #include <sys/stat.h>
 
 #include "base/array.h"
+#include "base/clock.h"
 #include "base/mutant.h"
 #include "format/error_ids.h"
 #include "namespace/change_internal.h"
@@ -39,7 +43,8 @@ struct hold {
 	bool is_dead, is_deleting;
 };
 
-enum { HOLD_BUCKETS_MIN = 256, QUEUE_MAX = 8192 };
+enum { HOLD_BUCKETS_MIN = 256, QUEUE_MAX = 8192, QUEUE_MANY = 64 };
+static const uint64_t begin_after_ns = 2 * 1000 * 1000;
 
 /* --- the table; all with the lock held --- */
 
@@ -114,7 +119,18 @@ static void hold_queue(struct deletions *d, struct hold *h)
 	h->is_deleting = true;
 	d->queue[d->queue_nr++] = h->o;
 	d->queued_nr++;
+	size_t nr = d->queue_nr - d->queue_head;
+	if (nr == 1 || nr == QUEUE_MANY)
+		waitq_wake_all(&d->changed);
+}
+
+/* Wait for the task, which hurries then. With the lock held. */
+static void task_wait(struct deletions *d)
+{
+	d->waiting_nr++;
 	waitq_wake_all(&d->changed);
+	waitq_wait(&d->changed, &d->lock);
+	d->waiting_nr--;
 }
 
 void namespace_hold(struct namespace *ns, struct object o)
@@ -174,7 +190,7 @@ static void queue_wait(struct namespace *ns)
 	background_need(btrees_background(ns->trees));
 	mutex_lock(&d->lock);
 	while (d->queue_nr - d->queue_head > d->queue_max)
-		waitq_wait(&d->changed, &d->lock);
+		task_wait(d);
 	mutex_unlock(&d->lock);
 	background_need_end(btrees_background(ns->trees));
 }
@@ -211,35 +227,76 @@ bool deletions_allow_link(struct namespace *ns, struct object o)
 
 struct dead_inode {
 	uint64_t inum;
+	uint32_t subvol; /* whose snapshot it is in; 0: that is known */
 	uint32_t snapshot;
 	/* of the last run */
-	bool is_dead, is_dir, has_entries, has_extents;
+	bool is_dead, has_entries;
+	bool is_large; /* too much for one transaction */
+	int view_err;  /* the subvolume can't be changed */
 };
 
-/* Is it there, and without names? And what is there to do. */
-static int dead_look(struct btree_txn *txn, void *ctx)
+/* Is it there, and without names? */
+static int dead_get(struct btree_txn *txn, struct dead_inode *dead, struct inode *inode)
+{
+	int err = inode_txn_get(txn, dead->inum, dead->snapshot, inode);
+
+	dead->is_dead = !err && inode->flags & INODE_UNLINKED;
+	return err == -ENOENT ? 0 : err;
+}
+
+static int dead_put_generation(struct btree_txn *txn, const struct inode *inode)
+{
+	uint8_t value[8] = { 0 };
+
+	le32_store(value, inode->generation + 1);
+	return btree_txn_put(txn, BTREE_INODES,
+			     &(struct bkey){ .p = BPOS(0, inode->inum, inode->snapshot),
+					     .type = KEY_INODE_GENERATION,
+					     .value_u64s = sizeof(value) / 8 },
+			     value, 0);
+}
+
+/* Is there any key of it in a hash table, hash_whiteouts included? 1, 0, or an error. */
+static int table_has_keys(struct btree_txn *txn, const struct dead_inode *dead, unsigned btree_id)
+{
+	struct btree_iter it;
+	struct bkey_ref k;
+
+	btree_txn_iter_open(&it, txn, btree_id, BPOS(dead->inum, 0, dead->snapshot), 0, dead->snapshot);
+	it.end = BPOS(dead->inum, UINT64_MAX, UINT32_MAX);
+	int ret = btree_iter_peek(&it, &k);
+	btree_iter_close(&it);
+	return ret;
+}
+
+/* All of it, if that isn't much; else nothing, and is_large. */
+static int dead_delete_small(struct btree_txn *txn, void *ctx)
 {
 	struct dead_inode *dead = ctx;
 	struct inode inode;
-	struct btree_iter it;
-	struct bkey_ref k;
-	int ret = inode_txn_get(txn, dead->inum, dead->snapshot, &inode);
+	int ret;
 
-	dead->is_dead = !ret && inode.flags & INODE_UNLINKED;
+	dead->is_dead = dead->has_entries = dead->is_large = false;
+	dead->view_err = dead->subvol ? subvol_txn_snapshot(txn, dead->subvol, &dead->snapshot) : 0;
+	if (dead->view_err)
+		return dead->view_err;
+	ret = dead_get(txn, dead, &inode);
 	if (ret || !dead->is_dead)
-		return ret == -ENOENT ? 0 : ret;
-	dead->is_dir = S_ISDIR(inode.mode);
-	ret = dead->is_dir ? dir_txn_has_entries(txn, &inode) : 0;
-	dead->has_entries = ret > 0;
-	if (ret < 0)
 		return ret;
-
-	btree_txn_iter_open(&it, txn, BTREE_EXTENTS, BPOS(dead->inum, 0, dead->snapshot), 0, dead->snapshot);
-	it.end = BPOS(dead->inum, UINT64_MAX, UINT32_MAX);
-	ret = btree_iter_peek(&it, &k);
-	btree_iter_close(&it);
-	dead->has_extents = ret > 0;
-	return min(ret, 0);
+	ret = S_ISDIR(inode.mode) ? dir_txn_has_entries(txn, &inode) : 0;
+	dead->has_entries = ret > 0;
+	if (ret)
+		return min(ret, 0);
+	ret = table_has_keys(txn, dead, BTREE_XATTRS);
+	if (!ret)
+		ret = table_has_keys(txn, dead, BTREE_DIRENTS);
+	if (!ret)
+		ret = data_txn_delete_extents(
+			txn, &(struct data_write_target){ .inum = dead->inum, .snapshot = dead->snapshot });
+	dead->is_large = ret > 0;
+	if (dead->is_large)
+		return -E2BIG; /* with what was put already */
+	return ret ? ret : dead_put_generation(txn, &inode);
 }
 
 struct clear_args {
@@ -294,64 +351,44 @@ static int dead_finish(struct btree_txn *txn, void *ctx)
 {
 	struct dead_inode *dead = ctx;
 	struct inode inode;
-	uint8_t value[8] = { 0 };
-	int err = inode_txn_get(txn, dead->inum, dead->snapshot, &inode);
+	int err = dead_get(txn, dead, &inode);
 
-	dead->is_dead = !err && inode.flags & INODE_UNLINKED;
-	if (err || !dead->is_dead)
-		return err == -ENOENT ? 0 : err;
-	le32_store(value, inode.generation + 1);
-	return btree_txn_put(txn, BTREE_INODES,
-			     &(struct bkey){ .p = BPOS(0, dead->inum, dead->snapshot),
-					     .type = KEY_INODE_GENERATION,
-					     .value_u64s = sizeof(value) / 8 },
-			     value, 0);
+	return err || !dead->is_dead ? err : dead_put_generation(txn, &inode);
 }
 
-static int dead_delete(struct namespace *ns, struct dead_inode *dead)
+static int dead_delete_large(struct namespace *ns, struct dead_inode *dead)
 {
-	int err = change_try(ns, "delete_look", NULL, dead_look, dead);
+	int err = data_delete_extents(
+		ns->data, &(struct data_write_target){ .inum = dead->inum, .snapshot = dead->snapshot }, NULL);
 
-	/* A directory that still has entries is damage: what is in it must not be lost. */
-	if (err || !dead->is_dead || dead->has_entries)
-		return err;
-	if (dead->has_extents)
-		err = data_delete_extents(
-			ns->data, &(struct data_write_target){ .inum = dead->inum, .snapshot = dead->snapshot }, NULL);
 	if (!err)
 		err = table_clear(ns, dead, BTREE_XATTRS);
 	if (!err)
 		err = table_clear(ns, dead, BTREE_DIRENTS);
-	if (!err)
-		err = change_try(ns, "delete_inode", NULL, dead_finish, dead);
-	if (!err && dead->is_dead)
+	return err ? err : change_try(ns, "delete_inode", NULL, dead_finish, dead);
+}
+
+static int dead_delete(struct namespace *ns, struct dead_inode *dead)
+{
+	int err = change_try(ns, "delete_inode", NULL, dead_delete_small, dead);
+
+	if (dead->is_large)
+		err = dead_delete_large(ns, dead);
+	/* A directory that still has entries is damage: what is in it must not be lost. */
+	if (!err && dead->is_dead && !dead->has_entries)
 		inum_freed(ns);
 	return err;
 }
 
 /* --- the task --- */
 
-struct subvol_args {
-	uint32_t subvol, snapshot;
-};
-
-static int subvol_run(struct btree_txn *txn, void *ctx)
-{
-	struct subvol_args *a = ctx;
-
-	return subvol_txn_snapshot(txn, a->subvol, &a->snapshot);
-}
-
 static int object_delete(struct namespace *ns, struct object o)
 {
-	struct subvol_args view = { .subvol = o.subvol };
-	int err = change_try(ns, "subvol", NULL, subvol_run, &view);
+	struct dead_inode dead = { .inum = o.inum, .subvol = o.subvol };
+	int err = dead_delete(ns, &dead);
 
 	/* A subvolume that is gone or became read-only takes its dead with it, or keeps them for the next scan. */
-	if (err)
-		return err == -ENOENT || err == -EROFS ? 0 : err;
-	struct dead_inode dead = { .inum = o.inum, .snapshot = view.snapshot };
-	return dead_delete(ns, &dead);
+	return err && (dead.view_err == -ENOENT || dead.view_err == -EROFS) ? 0 : err;
 }
 
 /* The oldest in the queue. The part in front of it is given up when it is half of the whole. */
@@ -367,6 +404,21 @@ static struct object queue_pop(struct deletions *d)
 	return o;
 }
 
+/* Until something is to be deleted, and a moment longer. With the lock held. */
+static void queue_await(struct deletions *d)
+{
+	if (d->queue_head < d->queue_nr)
+		return;
+	job_waits(&d->job, d->has_lost_holds ? "it has lost track of what is in use, for want of memory"
+					     : "nothing is to be deleted");
+	while (d->queue_head == d->queue_nr && !d->is_stopping)
+		waitq_wait(&d->changed, &d->lock);
+	uint64_t until = clock_monotonic_ns() + begin_after_ns;
+	while (!d->is_stopping && !d->waiting_nr && d->queue_nr - d->queue_head < QUEUE_MANY &&
+	       waitq_wait_until(&d->changed, &d->lock, until))
+		;
+}
+
 static void deletion_task(void *arg)
 {
 	struct namespace *ns = arg;
@@ -375,11 +427,7 @@ static void deletion_task(void *arg)
 	task_rank_set(TASK_DELETIONS);
 	mutex_lock(&d->lock);
 	for (;;) {
-		while (d->queue_head == d->queue_nr && !d->is_stopping) {
-			job_waits(&d->job, d->has_lost_holds ? "it has lost track of what is in use, for want of memory"
-							     : "nothing is to be deleted");
-			waitq_wait(&d->changed, &d->lock);
-		}
+		queue_await(d);
 		if (d->queue_head == d->queue_nr)
 			break;
 		struct object o = queue_pop(d);
@@ -462,7 +510,7 @@ int namespace_deletions_wait(struct namespace *ns)
 	mutex_lock(&d->lock);
 	uint64_t target = d->queued_nr;
 	while (d->done_nr < target)
-		waitq_wait(&d->changed, &d->lock);
+		task_wait(d);
 	int err = d->err;
 	d->err = 0;
 	mutex_unlock(&d->lock);
@@ -491,7 +539,7 @@ bool deletions_give_room(struct namespace *ns, int err, struct room_wait *w)
 		w->target = d->queued_nr;
 	bool gives_room = w->done < w->target;
 	while (d->done_nr == w->done && gives_room)
-		waitq_wait(&d->changed, &d->lock);
+		task_wait(d);
 	w->done = d->done_nr;
 	mutex_unlock(&d->lock);
 	background_need_end(btrees_background(ns->trees));
