@@ -112,21 +112,23 @@ static void stop_begin(struct loop *l)
 		fuse_log(FUSE_LOG_ERR, "can't tell the mount's threads to stop\n");
 }
 
-/* Wait for a request. False: there will be none. */
+/*
+ * Wait for a request. False: there will be none. Who has just been answered isn't as fast as to have sent the next one,
+ * so that the first look is one that waits.
+ */
 static bool request_receive(struct worker *w)
 {
 	struct loop *l = w->loop;
-	int fd = fuse_session_fd(l->session);
+	struct pollfd fds[2] = { { .fd = fuse_session_fd(l->session), .events = POLLIN },
+				 { .fd = l->stop_fd, .events = POLLIN } };
 
 	for (;;) {
+		if (poll(fds, ARRAY_NR(fds), -1) > 0 && fds[1].revents)
+			return false;
 		int n = fuse_session_receive_buf(l->session, &w->buf);
-
 		if (n > 0)
 			return true;
 		if (n != -EAGAIN && n != -EINTR)
-			return false;
-		struct pollfd fds[2] = { { .fd = fd, .events = POLLIN }, { .fd = l->stop_fd, .events = POLLIN } };
-		if (poll(fds, 2, -1) > 0 && fds[1].revents)
 			return false;
 	}
 }
@@ -195,8 +197,7 @@ static void worker_run(void *arg)
 	while (listener_become(w)) {
 		mutex_unlock(&l->lock);
 		bool is_there = request_receive(w);
-		bool is_other_wanted =
-			is_there && (may_wait(&w->buf) || (!is_forget(&w->buf) && is_another_there(l)));
+		bool is_other_wanted = is_there && (may_wait(&w->buf) || (!is_forget(&w->buf) && is_another_there(l)));
 
 		mutex_lock(&l->lock);
 		w->is_listener = false;

@@ -27,8 +27,9 @@ static const uint32_t none = UINT32_MAX;
 struct entry {
 	uint64_t ino; /* with dead_bit */
 	uint32_t subvol;
-	uint32_t next;	     /* in the hash chain, or in the free list */
-	uint64_t references; /* 0: free */
+	uint32_t next;		  /* in the hash chain, or in the free list */
+	uint64_t references : 63; /* 0: free */
+	uint64_t is_unnamed : 1;  /* never had a name when it was marked dead */
 };
 
 struct shard {
@@ -278,7 +279,7 @@ bool nodes_forget(struct nodes *n, uint64_t id, uint64_t count, struct kiln_node
 	if (!s)
 		return false;
 	struct entry *e = entry_at(s, place);
-	e->references -= count < e->references ? count : e->references;
+	e->references -= count < e->references ? count : (uint64_t)e->references;
 	if (!e->references) {
 		is_dead = e->ino & dead_bit;
 		*node = entry_node(e);
@@ -363,6 +364,29 @@ bool nodes_mark_dead(struct nodes *n, struct kiln_node node)
 	}
 	mutex_unlock(&s->lock);
 	return is_new;
+}
+
+void nodes_mark_unnamed(struct nodes *n, struct kiln_node node)
+{
+	struct shard *s = &n->shards[shard_nr(node)];
+
+	nodes_mark_dead(n, node);
+	mutex_lock(&s->lock);
+	uint32_t place = entry_find(s, node);
+	if (place != none)
+		entry_at(s, place)->is_unnamed = true;
+	mutex_unlock(&s->lock);
+}
+
+bool nodes_is_gone(struct nodes *n, struct kiln_node node)
+{
+	struct shard *s = &n->shards[shard_nr(node)];
+
+	mutex_lock(&s->lock);
+	uint32_t place = entry_find(s, node);
+	bool is_gone = place != none && entry_at(s, place)->ino & dead_bit && !entry_at(s, place)->is_unnamed;
+	mutex_unlock(&s->lock);
+	return is_gone;
 }
 
 struct nodes_usage nodes_usage(struct nodes *n)

@@ -61,7 +61,7 @@ void serve_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mo
 		if (err)
 			kiln_release(s->fs, st.node);
 		else
-			nodes_mark_dead(s->nodes, st.node);
+			nodes_mark_unnamed(s->nodes, st.node);
 	}
 	fi->keep_cache = 1;
 	if (err)
@@ -168,6 +168,16 @@ static bool has_times_of_write(int to_set)
 	return to_set & FUSE_SET_ATTR_MTIME && (!(to_set & FUSE_SET_ATTR_ATIME) || to_set & FUSE_SET_ATTR_ATIME_NOW);
 }
 
+/*
+ * Whoever deletes a file changes its ctime: with writeback caching the kernel has that written, when it drops the file.
+ * Of one that is gone for good nobody ever reads it.
+ */
+static bool is_times_of_gone(struct mount_server *s, struct kiln_node node, int to_set)
+{
+	return to_set & (FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_CTIME) &&
+	       !(to_set & ~(FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_CTIME)) && nodes_is_gone(s->nodes, node);
+}
+
 void serve_setattr(fuse_req_t req, fuse_ino_t id, struct stat *attr, int to_set, struct fuse_file_info *fi)
 {
 	struct kiln_setattr set = {
@@ -191,7 +201,9 @@ void serve_setattr(fuse_req_t req, fuse_ino_t id, struct stat *attr, int to_set,
 		return;
 	if (set.fields & (KILN_SET_ATIME | KILN_SET_ATIME_NOW))
 		atimes_forget(server_of(req)->atimes, node);
-	int err = kiln_setattr(server_of(req)->fs, node, &set, &st);
+	bool is_gone = is_times_of_gone(server_of(req), node, to_set);
+	int err =
+		is_gone ? kiln_stat(server_of(req)->fs, node, &st) : kiln_setattr(server_of(req)->fs, node, &set, &st);
 	reply_attr(req, err, &st);
 }
 

@@ -76,6 +76,28 @@ static void the_dead_stay_until_they_are_forgotten(void **state)
 	nodes_free(n);
 }
 
+static void what_never_had_a_name_is_not_gone(void **state)
+{
+	struct nodes *n = nodes_new(root);
+	struct kiln_node unlinked = { .ino = 4100, .subvol = 1 }, unnamed = { .ino = 4101, .subvol = 1 };
+
+	(void)state;
+	nodes_get(n, unlinked);
+	assert_false(nodes_is_gone(n, unlinked));
+	nodes_mark_dead(n, unlinked);
+	assert_true(nodes_is_gone(n, unlinked));
+	uint64_t id = nodes_get(n, unnamed);
+	nodes_mark_unnamed(n, unnamed);
+	assert_false(nodes_is_gone(n, unnamed));
+	assert_int_equal(nodes_usage(n).dead, 2);
+	assert_true(nodes_forget(n, id, 1, &forgotten) && is_same(forgotten, unnamed));
+	/* Its number is used again. */
+	nodes_get(n, unnamed);
+	nodes_mark_dead(n, unnamed);
+	assert_true(nodes_is_gone(n, unnamed));
+	nodes_free(n);
+}
+
 /* What the kernel makes the server remember. */
 static void an_object_costs_at_most_32_bytes(void **state)
 {
@@ -176,6 +198,7 @@ int main(void)
 		cmocka_unit_test(objects_of_the_first_subvolume_are_their_own_ids),
 		cmocka_unit_test(an_id_lives_as_long_as_the_kernel_refers_to_it),
 		cmocka_unit_test(the_dead_stay_until_they_are_forgotten),
+		cmocka_unit_test(what_never_had_a_name_is_not_gone),
 		cmocka_unit_test(an_object_costs_at_most_32_bytes),
 		cmocka_unit_test(what_the_kernel_cannot_hold_is_refused),
 		cmocka_unit_test(one_number_in_two_subvolumes_is_two_visible_ones),

@@ -367,6 +367,19 @@ def files_without_a_name_can_get_one(to):
         give_name(fd, fs.path("f"))
         os.close(fd)
         assert read(fs.path("f")) == b"hello" and os.stat(fs.path("f")).st_nlink == 1
+        # What was written before it had a name set its times.
+        fd = os.open(fs.directory, os.O_TMPFILE | os.O_RDWR)
+        made = os.fstat(fd).st_mtime_ns
+        time.sleep(0.1)
+        os.write(fd, b"later")
+        os.fsync(fd)
+        written = os.fstat(fd).st_mtime_ns
+        give_name(fd, fs.path("later"))
+        os.close(fd)
+        fs.unmount()
+        fs.mount()
+        assert os.stat(fs.path("later")).st_mtime_ns == written > made
+        os.unlink(fs.path("later"))
         free = os.statvfs(fs.directory).f_bfree
         for _ in range(20):
             fd = os.open(fs.directory, os.O_TMPFILE | os.O_RDWR)
