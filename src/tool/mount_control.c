@@ -156,6 +156,12 @@ static void print_status(const json_t *r)
 	       (double)number(r, "usage", "capacity") / mib, (unsigned long long)number(r, "usage", "inodes"));
 	printf("  cache    %.1f MiB of %.1f MiB in %llu btree nodes\n", (double)number(r, "cache", "bytes") / mib,
 	       (double)number(r, "cache", "bytes_max") / mib, (unsigned long long)number(r, "cache", "nodes"));
+	if (json_is_object(json_object_get(r, "journal")))
+		printf("  journal  %llu of %llu buckets free, %llu entries and %llu flushes so far\n",
+		       (unsigned long long)number(r, "journal", "buckets_free"),
+		       (unsigned long long)number(r, "journal", "buckets"),
+		       (unsigned long long)number(r, "journal", "entries_written"),
+		       (unsigned long long)number(r, "journal", "flushes"));
 	if (json_is_object(json_object_get(r, "copygc")))
 		printf("  copygc   %.1f MiB moved, %llu buckets emptied\n",
 		       (double)number(r, "copygc", "bytes_moved") / mib,
@@ -172,8 +178,10 @@ static void print_status(const json_t *r)
 	       (unsigned long long)number(r, "reports", "damage"), (unsigned long long)number(r, "reports", "fatal"));
 	json_array_foreach(json_object_get(r, "jobs"), i, job) print_job(job);
 	json_array_foreach(json_object_get(r, "devices"), i, device)
-		printf("  device   %s%s\n", json_string_value(json_object_get(device, "name")),
-		       json_is_true(json_object_get(device, "is_online")) ? "" : " (missing)");
+		printf("  device   %s: %s, %.1f MiB%s\n", json_string_value(json_object_get(device, "name")),
+		       json_string_value(json_object_get(device, "state")),
+		       (double)json_integer_value(json_object_get(device, "bytes")) / mib,
+		       json_is_true(json_object_get(device, "is_online")) ? "" : ", missing");
 }
 
 enum { OPT_JSON = TOOL_OPT_COMMAND, OPT_HELP };
@@ -380,7 +388,7 @@ const struct command command_debug = {
 	.summary = "counters of the engine of a mounted filesystem",
 	.usage = "usage: kiln debug [DIRECTORY|FS]\n"
 		 "\n"
-		 "What `kiln status` tells, and the state of journal, btrees, allocator and data path, as a JSON array "
+		 "What `kiln status` tells, and the state of btrees, allocator and data path, as a JSON array "
 		 "of objects.\n"
 		 "The names may change from version to version.\n"
 		 "\n"

@@ -41,9 +41,12 @@ static json_t *devices_json(const struct mount_facts_of *f)
 		const char *name = f->device_names && f->device_names[i] ? f->device_names[i] : m->name;
 
 		if (m->m.exists)
-			json_array_append_new(array, json_pack("{s:i, s:o, s:b}", "device", (int)i, "name",
-							       tool_json_bytes(name, strlen(name)), "is_online",
-							       (int)(m->dev != NULL)));
+			json_array_append_new(
+				array,
+				json_pack("{s:i, s:o, s:b, s:s, s:o}", "device", (int)i, "name",
+					  tool_json_bytes(name, strlen(name)), "is_online", (int)(m->dev != NULL),
+					  "state", member_state_name(__atomic_load_n(&m->m.state, __ATOMIC_RELAXED)),
+					  "bytes", u64_json(m->m.nbuckets * m->m.bucket_sectors * 512)));
 	}
 	return array;
 }
@@ -197,6 +200,7 @@ static int add_status(struct mount_facts_of *f, json_t *reply)
 	json_object_set_new(reply, "devices", devices_json(f));
 	json_object_set_new(reply, "usage", usage_json(f->fs));
 	json_object_set_new(reply, "cache", cache_json(f->fs));
+	json_object_set_new(reply, "journal", journal_json(f->fs));
 	json_object_set_new(reply, "kernel", kernel_json(f));
 	json_object_set_new(reply, "jobs", jobs_json(f->fs));
 	json_object_set_new(reply, "copygc", copygc_json(f->fs));
@@ -207,7 +211,6 @@ static int add_status(struct mount_facts_of *f, json_t *reply)
 
 static int add_debug(struct mount_facts_of *f, json_t *reply)
 {
-	json_object_set_new(reply, "journal", journal_json(f->fs));
 	json_object_set_new(reply, "btrees", btrees_json(f->fs));
 	json_object_set_new(reply, "allocator", allocator_json(f->fs));
 	json_object_set_new(reply, "data", data_json(f->fs));

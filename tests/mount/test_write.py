@@ -22,6 +22,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -64,6 +65,7 @@ class Filesystem:
         self.options = list(options)
         self.passphrase = list(passphrase)  # options that say it
         self.environment = {}  # of the server, besides ours
+        self.start = None  # what it does first
         os.makedirs(self.directory, exist_ok=True)
         status, _, err = doors.run([KILN, "format", "--size", size, *format_options, self.image])
         assert status == 0, err
@@ -73,7 +75,8 @@ class Filesystem:
 
     def mount(self):
         self.server = subprocess.Popen([KILN, "mount", "-f", *self.options, self.image, self.directory],
-                                       env={**os.environ, **self.environment}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                                       env={**os.environ, **self.environment}, preexec_fn=self.start, stdin=subprocess.DEVNULL,
+                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         wait_until("mounted", lambda: os.path.ismount(self.directory) or self.server.poll() is not None)
         assert self.server.poll() is None, self.server.stderr.read().decode()
         return self
@@ -636,6 +639,73 @@ def thousands_of_files_are_open_and_64_threads_write_them(to):
             wait_until("given back", lambda: os.statvfs(fs.directory).f_bfree > free - 2000)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+class MemoryGroup:
+    """A cgroup whose processes have so much memory, what the kernel caches for them included."""
+
+    def __init__(self, limit_bytes):
+        for root, limit in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")):
+            self.folder = os.path.join(root, "kiln-test-%d" % os.getpid())
+            try:
+                os.mkdir(self.folder)
+            except OSError:
+                continue
+            try:
+                with open(os.path.join(self.folder, limit), "w") as f:
+                    f.write(str(limit_bytes))
+                return
+            except OSError:
+                os.rmdir(self.folder)
+        raise tap.Skip("no cgroups with limits on memory here")
+
+    def enter(self):
+        with open(os.path.join(self.folder, "cgroup.procs"), "w") as f:
+            f.write(str(os.getpid()))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        wait_until("empty", lambda: not open(os.path.join(self.folder, "cgroup.procs")).read())
+        os.rmdir(self.folder)
+
+
+def short_memory_hangs_nobody(to):
+    """Who writes, and the server that the kernel has to have write it back before there is memory again, share little of it:
+    streams, 64 at once, and a mapping larger than all of it."""
+    script = """
+import concurrent.futures, mmap, os, sys
+os.chdir(sys.argv[1])
+block = os.urandom(1 << 20)
+def stream(name, mib):
+    fd = os.open(name, os.O_CREAT | os.O_WRONLY)
+    for _ in range(mib):
+        assert os.write(fd, block) == 1 << 20
+    os.fsync(fd)
+    os.close(fd)
+    with open(name, "rb") as f:
+        for _ in range(mib):
+            assert f.read(1 << 20) == block, name
+        assert not f.read(1)
+stream("big", 300)
+with concurrent.futures.ThreadPoolExecutor(64) as pool:
+    list(pool.map(lambda i: stream("f%d" % i, 3), range(64)))
+fd = os.open("map", os.O_CREAT | os.O_RDWR)
+size = 300 << 20
+os.ftruncate(fd, size)
+with mmap.mmap(fd, size) as m:
+    for at in range(0, size, 4096):
+        m[at] = at // 4096 % 251
+    m.flush()
+    for at in range(0, size, 4096):
+        assert m[at] == at // 4096 % 251, at
+"""
+    with MemoryGroup(200 << 20) as group, tempfile.TemporaryDirectory(dir="/var/tmp") as disk:  # a tmpfs would count, too
+        fs = Filesystem(disk, size="1G", options=["--memory", "32M"])
+        fs.start = group.enter
+        with fs:
+            subprocess.run([sys.executable, "-c", script, fs.directory], check=True, preexec_fn=group.enter, timeout=300)
 
 
 def times_are_kept_to_the_nanosecond(to):
@@ -1316,12 +1386,16 @@ def servers_say_what_they_do(to):
             assert server["state"] == "serving" and server["pid"] == fs.server.pid, server
             assert server["mountpoint"] == os.path.realpath(fs.directory) and server["usage"]["used"] > 100000, server
             assert server["kernel"]["objects"] >= 1, server
+            (device,) = server["devices"]
+            assert (device["name"], device["state"], device["bytes"]) == (os.path.realpath(fs.image), "rw", 256 << 20), device
+            assert 0 < server["journal"]["buckets_free"] <= server["journal"]["buckets"] and server["cache"]["nodes"] > 0, server
             jobs = {job["job"]: job for job in server["jobs"]}
             assert set(jobs) >= {"journal reclaim", "node write-back", "key cache", "write buffer", "discards", "generations", "copygc",
                                  "read repair", "deletions"}, jobs
             assert all(job["state"] in ("waiting", "working") and job["why"] and job["what"] for job in jobs.values()), jobs
         status, out, err = doors.run([KILN, "status", fs.directory])
         assert status == 0 and "  job      deletions: waiting, nothing is to be deleted\n" in out.decode(), out
+        assert re.search(r"^  journal  \d+ of \d+ buckets free, \d+ entries", out.decode(), re.M), out
         status, out, err = doors.run([KILN, "debug", fs.directory])
         assert status == 0 and json.loads(out)[0]["journal"]["seq"] > 0, err
         btrees = json.loads(out)[0]["btrees"]
@@ -1586,6 +1660,7 @@ CASES = [
     appends_of_many_processes_are_all_there,
     many_threads_write_and_read_their_files,
     thousands_of_files_are_open_and_64_threads_write_them,
+    short_memory_hangs_nobody,
     times_are_kept_to_the_nanosecond,
     reading_changes_atime_as_asked_for,
     times_of_access_are_kept_together_and_not_lost,
