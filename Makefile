@@ -1,14 +1,14 @@
-# A thin front for meson. Build folders: build (what you use), build-asan, build-clang, build-tsan (what `make check` adds).
+# A thin front for meson. Build folders: build (what you use), build-asan, build-debug, build-release, build-tsan (what `make check` adds).
 #
 #   make            the library, the tool and the mount, in build/, and the tests
 #   make tool       the library and the tool (which mounts, too) alone
 #   make check      everything CI runs: lint, unit and image tests, with gcc and clang, ASan+UBSan and TSan
 #   make test       the tests of build/ alone
 #   make soak       hours: 10,000 power cuts on traces of real runs, 5,000 on those of mounts, 200 kills, 100,000 operations on each of a few layouts,
-#                   a directory of a million names; every combination of checksum, block, compression, encryption and
-#                   replicas; 10,000 places that rot; a filesystem filled and emptied 100 times, one where a tree is made and
-#                   deleted 1,000 times, one overwritten
-#                   100 times at 90%, the analyzer without the bound that `make check` sets
+#                   40,000 operations of the simulator's workload at mounts, a directory of a million names; every combination
+#                   of checksum, block, compression, encryption and replicas; 10,000 places that rot; a filesystem filled and
+#                   emptied 100 times, one where a tree is made and deleted 1,000 times, one overwritten 100 times at 90%, the
+#                   analyzer without the bound that `make check` sets
 #   make sim        whole filesystems on simulated disks that lose power, fail and rot (SEEDS, default 1-100, and what once failed)
 #   make sim-soak   the same for HOURS (default 1), from seed SEED on (default: the time)
 #   make coverage   which lines of the library unit tests and the simulator run (SEEDS, default 1-100), and why the others don't
@@ -54,6 +54,7 @@ soak: all
 	build/tests/kill/cuts --cuts 10000
 	build/tests/kill/cuts --mount --cuts 5000 || [ $$? = 77 ]
 	build/tests/kill/kill --kills 200
+	build/tests/sim/mounted --seeds 1-40 --ops 500 --rounds 2 || [ $$? = 77 ]
 	tests/sim/upstream.py build/tests/sim/sim 1-6 --only clean --ops 1000 --episodes 100 || [ $$? = 77 ]
 	KILN_TEST_NAMES=1000000 build/tests/test-engine-batch
 	KILN_TEST_ALL=1 meson test -C build image-made engine-data-write --timeout-multiplier 0 --print-errorlogs

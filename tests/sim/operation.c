@@ -343,7 +343,7 @@ static bool draw_acl(struct operation *op, struct rng *rng, const struct model *
 }
 
 /* @flags is the number of the value. */
-static const char *option_value(const struct operation *op)
+const char *operation_option(const struct operation *op)
 {
 	static const char *const compressions[] = { "none", "lz4", "lz4:3", "gzip", "zstd", "zstd:2" };
 	static const char *const checksums[] = { "crc32c", "crc64", "xxhash", "none" };
@@ -457,7 +457,9 @@ static void *filled(uint64_t len, uint64_t seed)
 	return bytes;
 }
 
-static size_t acl_of(const struct operation *op, uint8_t value[ACL_BYTES_MAX])
+void *operation_bytes(const struct operation *op) { return filled(op->len, op->data_seed); }
+
+size_t operation_acl(const struct operation *op, uint8_t *value)
 {
 	struct rng rng;
 
@@ -465,7 +467,7 @@ static size_t acl_of(const struct operation *op, uint8_t value[ACL_BYTES_MAX])
 	return acl_draw(&rng, value);
 }
 
-static void target_of(const struct operation *op, char target[1024])
+void operation_target(const struct operation *op, char target[1024])
 {
 	memset(target, 't', op->len);
 	snprintf(target, 1024, "%.*llx", 1, (unsigned long long)op->len % 16);
@@ -553,7 +555,7 @@ static int expect(const struct operation *op, struct model *m)
 	switch (op->kind) {
 	case OP_SETXATTR: return expect_xattr(op, &m->objects[op->id]);
 	case OP_FALLOCATE: return expect_fallocate(op, &m->objects[op->id]);
-	case OP_SETACL: return acl_expect(&m->objects[op->id], op->xattr, acl, acl_of(op, acl));
+	case OP_SETACL: return acl_expect(&m->objects[op->id], op->xattr, acl, operation_acl(op, acl));
 	case OP_CREATE:
 	case OP_SYMLINK: return model_entry_find(m, op->dir, op->name) ? -EEXIST : 0;
 	case OP_LINK:
@@ -613,7 +615,7 @@ static void apply_creation(const struct operation *op, struct model *m, uint64_t
 	}
 	acl_inherit_from(o, &m->objects[op->dir], op->umask);
 	if (op->kind == OP_SYMLINK) {
-		target_of(op, target);
+		operation_target(op, target);
 		model_resize(o, op->len);
 		memcpy(o->data, target, op->len);
 	}
@@ -773,8 +775,8 @@ static void apply_xattr(const struct operation *op, struct model_object *o)
 		return;
 	model_xattr_name(op->xattr, x->name);
 	if (op->kind == OP_SETOPTION) {
-		x->size = strlen(option_value(op));
-		x->value = (uint8_t *)strdup(option_value(op));
+		x->size = strlen(operation_option(op));
+		x->value = (uint8_t *)strdup(operation_option(op));
 		return;
 	}
 	x->size = op->len;
@@ -868,7 +870,7 @@ void operation_apply(const struct operation *op, struct model *m, uint64_t op_nr
 	case OP_SETACL:
 		if (op->xattr == MODEL_XATTR_ACL_DEFAULT && !S_ISDIR(o->mode))
 			return; /* there was none to take away: nothing that fsync could promise */
-		acl_apply(o, op->xattr, acl, acl_of(op, acl));
+		acl_apply(o, op->xattr, acl, operation_acl(op, acl));
 		break;
 	case OP_HOLD: o->held++; return;
 	case OP_RELEASE:
@@ -1026,7 +1028,7 @@ static ssize_t run_on_fs(const struct operation *op, struct model *m, kiln_fs *f
 	switch (op->kind) {
 	case OP_CREATE: return kiln_create(fs, dir, op->name, strlen(op->name), &create, st);
 	case OP_SYMLINK:
-		target_of(op, target);
+		operation_target(op, target);
 		return kiln_symlink(fs, dir, op->name, strlen(op->name), target, &create, st);
 	case OP_UNNAMED: return kiln_create_unnamed(fs, dir, &create, st);
 	case OP_LINK: return kiln_link(fs, node, dir, op->name, strlen(op->name));
@@ -1045,9 +1047,10 @@ static ssize_t run_on_fs(const struct operation *op, struct model *m, kiln_fs *f
 		return kiln_setattr(fs, node, &set, NULL);
 	case OP_SETATTR: return kiln_setattr(fs, node, &set, NULL);
 	case OP_SETXATTR: return kiln_setxattr(fs, node, attribute, bytes, op->len, op->flags);
-	case OP_SETOPTION: return kiln_setxattr(fs, node, attribute, option_value(op), strlen(option_value(op)), 0);
+	case OP_SETOPTION:
+		return kiln_setxattr(fs, node, attribute, operation_option(op), strlen(operation_option(op)), 0);
 	case OP_REMOVEXATTR: return kiln_removexattr(fs, node, attribute);
-	case OP_SETACL: return kiln_setxattr(fs, node, attribute, acl, acl_of(op, acl), 0);
+	case OP_SETACL: return kiln_setxattr(fs, node, attribute, acl, operation_acl(op, acl), 0);
 	case OP_HOLD: return kiln_hold(fs, node);
 	case OP_RELEASE: kiln_release(fs, node); return 0;
 	case OP_FSYNC: return kiln_fsync(fs, node);
@@ -1111,17 +1114,40 @@ static void nodes_learn(const struct operation *op, struct model *m, const struc
 	}
 }
 
+struct by_library {
+	kiln_fs *fs;
+	struct kiln_stat st;
+	struct batch_run batch;
+};
+
+static ssize_t run_by_library(void *ctx, struct operation *op, struct model *m)
+{
+	struct by_library *by = ctx;
+
+	op->result = op->kind == OP_BATCH ? run_batch(op, m, by->fs, &by->batch) : run_on_fs(op, m, by->fs, &by->st);
+	if (op->kind == OP_PUNCH && op->result == -ENOSPC)
+		punched_in_part(op, &m->objects[op->id], by->fs);
+	return op->result;
+}
+
 int operation_run(struct operation *op, struct model *m, kiln_fs *fs, uint64_t op_nr, struct strbuf *why)
 {
-	struct kiln_stat st = { 0 };
-	struct batch_run batch = { 0 };
+	struct by_library by = { .fs = fs };
+	int err = operation_run_by(op, m, run_by_library, &by, op_nr, why);
+
+	if (!err)
+		nodes_learn(op, m, &by.st, &by.batch);
+	return err;
+}
+
+int operation_run_by(struct operation *op, struct model *m, operation_fn run, void *ctx, uint64_t op_nr,
+		     struct strbuf *why)
+{
 	int expected = expect(op, m);
 
-	op->result = op->kind == OP_BATCH ? run_batch(op, m, fs, &batch) : run_on_fs(op, m, fs, &st);
+	op->result = run(ctx, op, m);
 	if (op->result == -EIO || op->result == -EROFS || op->result == -ENOMEM)
 		return (int)op->result;
-	if (op->kind == OP_PUNCH && op->result == -ENOSPC)
-		punched_in_part(op, &m->objects[op->id], fs);
 	if (!is_right(op, m, expected)) {
 		operation_to_text(op, why);
 		strbuf_printf(why, ": the model says %d", expected);
@@ -1131,7 +1157,6 @@ int operation_run(struct operation *op, struct model *m, kiln_fs *fs, uint64_t o
 		for (op->new_id = 0; op->new_id < m->nr && m->objects[op->new_id].exists;)
 			op->new_id++;
 	operation_apply(op, m, op_nr);
-	nodes_learn(op, m, &st, &batch);
 	return 0;
 }
 
@@ -1231,7 +1256,7 @@ void operation_to_text(const struct operation *op, struct strbuf *out)
 	if (op->kind == OP_SETXATTR || op->kind == OP_REMOVEXATTR || op->kind == OP_SETACL)
 		strbuf_printf(out, " attribute %u", op->xattr);
 	if (op->kind == OP_SETOPTION)
-		strbuf_printf(out, " option %u to %s", op->xattr - MODEL_XATTR_OPTIONS, option_value(op));
+		strbuf_printf(out, " option %u to %s", op->xattr - MODEL_XATTR_OPTIONS, operation_option(op));
 	if (op->kind == OP_BATCH)
 		strbuf_printf(out, " of %u, the largest %llu bytes", op->count, (unsigned long long)op->len);
 	strbuf_printf(out, " = %zd", op->result);

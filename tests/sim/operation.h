@@ -88,6 +88,15 @@ void operation_draw(struct operation *op, struct rng *rng, const struct model *m
  * no failure, the operation just did nothing.
  */
 int operation_run(struct operation *op, struct model *m, kiln_fs *fs, uint64_t op_nr, struct strbuf *why);
+/* The same, but by @run, which does it somehow and gives the result. Of what it makes nothing is learned. */
+typedef ssize_t (*operation_fn)(void *ctx, struct operation *op, struct model *m);
+int operation_run_by(struct operation *op, struct model *m, operation_fn run, void *ctx, uint64_t op_nr,
+		     struct strbuf *why);
+/* For such: what is written (the caller's to free), the target of a symlink, an ACL, the value of an option. */
+void *operation_bytes(const struct operation *op);
+void operation_target(const struct operation *op, char target[1024]);
+size_t operation_acl(const struct operation *op, uint8_t *value); /* of ACL_BYTES_MAX */
+const char *operation_option(const struct operation *op);
 /* Does it change what an existing file holds? */
 bool operation_is_of_content(const struct operation *op);
 /* Run it on a model, with the result that it had. */
