@@ -116,7 +116,9 @@ void shrink(const struct arguments *args, uint64_t seed, struct totals *totals, 
 				from += len;
 			}
 		}
-	printf("  shrunk from %zu steps to %zu: --keep ", before, nr);
+	printf("  shrunk from %zu steps to %zu: ", before, nr);
+	print_command(args, seed, NULL, 0);
+	printf(" --keep ");
 	print_keep(steps, nr);
 	printf("\n");
 	fflush(stdout);

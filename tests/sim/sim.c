@@ -40,11 +40,9 @@ enum { OPS_DEFAULT = 60, EPISODES_DEFAULT = 8, SEED_SECONDS_MAX = 120 };
 
 /* --- failing --- */
 
-static void print_command(const struct sim *s)
+void print_command(const struct arguments *a, uint64_t seed, const uint64_t *cut_path, unsigned depth)
 {
-	const struct arguments *a = s->args;
-
-	printf("%s --seed %llu --ops %llu --episodes %u --tasks %u", a->program, (unsigned long long)s->seed,
+	printf("%s --seed %llu --ops %llu --episodes %u --tasks %u", a->program, (unsigned long long)seed,
 	       (unsigned long long)a->ops, a->episodes, a->tasks_max);
 	if (a->kinds != (1u << EPISODE_KIND_NR) - 1) {
 		const char *separator = " --only ";
@@ -57,8 +55,12 @@ static void print_command(const struct sim *s)
 	}
 	if (a->is_thread)
 		printf(" --thread");
-	for (unsigned i = 0; i < s->depth; i++)
-		printf("%s%llu", i ? "," : " --cut-at ", (unsigned long long)s->cut_path[i]);
+	if (a->mutant)
+		printf(" --mutant %s", a->mutant);
+	if (a->is_exhaustive && !depth)
+		printf(" --every --depth %u", a->depth);
+	for (unsigned i = 0; i < depth; i++)
+		printf("%s%llu", i ? "," : " --cut-at ", (unsigned long long)cut_path[i]);
 }
 
 int failed(struct sim *s, const char *what, const char *detail)
@@ -69,7 +71,7 @@ int failed(struct sim *s, const char *what, const char *detail)
 	printf("FAILED seed %llu, episode %u (%s), operation %llu: %s%s%s\n", (unsigned long long)s->seed, s->episode,
 	       episode_names[s->kind], (unsigned long long)s->op_nr, what, detail[0] ? ": " : "", detail);
 	printf("  %u disks, %s; %s\n  repeat: ", s->disks_nr, s->options, s->mount_options);
-	print_command(s);
+	print_command(s->args, s->seed, s->cut_path, s->depth);
 	printf("\n");
 	fflush(stdout);
 	snprintf(s->totals->failure, sizeof(s->totals->failure), "%s", what);
@@ -189,11 +191,9 @@ static int run_seed(const struct arguments *args, uint64_t seed, struct totals *
 
 static void crashed(const struct arguments *args, uint64_t seed, int status, struct totals *totals)
 {
-	struct sim s = { .args = args, .totals = totals, .seed = seed };
-
 	snprintf(totals->failure, sizeof(totals->failure), "killed by signal %d", WTERMSIG(status));
 	printf("FAILED seed %llu: %s\n  repeat: ", (unsigned long long)seed, totals->failure);
-	print_command(&s);
+	print_command(args, seed, NULL, 0);
 	printf("\n");
 }
 
@@ -396,7 +396,10 @@ int main(int argc, char **argv)
 		case 'k': parse_keep(&args, optarg); break;
 		case 'e': args.export_dir = optarg; break;
 		case 'x': args.is_hashed = true; break;
-		case 'm': is_valid &= mutant_set(optarg); break;
+		case 'm':
+			args.mutant = optarg;
+			is_valid &= mutant_set(optarg);
+			break;
 		case 'X': args.stops_at_failure = true; break;
 		case 'S': args.may_shrink = false; break;
 		case 't': args.is_thread = true; break;

@@ -48,7 +48,7 @@ struct step_id {
 };
 
 struct arguments {
-	const char *program;
+	const char *program, *mutant; /* NULL: none */
 	uint64_t seed, seed_last;
 	uint64_t ops; /* of each task in an episode, at most */
 	unsigned episodes, tasks_max;
@@ -146,6 +146,9 @@ struct sim {
 };
 
 /* --- sim.c --- */
+
+/* The command that runs this seed in the same way: with the power lost at these writes, exhaustively. */
+void print_command(const struct arguments *args, uint64_t seed, const uint64_t *cut_path, unsigned depth);
 
 /* The run has failed: tell it, once. -EPROTO. */
 int failed(struct sim *s, const char *what, const char *detail);
