@@ -27,13 +27,27 @@ static int report_copy(struct check *c, unsigned dev, uint64_t sector, unsigned 
 			    position, expected, "%s", found);
 }
 
+/* The copy at @sector, into @buf of @bytes, its place: the first part, which says how much more there is. */
+static int copy_read(struct device *dev, uint64_t sector, uint8_t *buf, size_t bytes)
+{
+	uint64_t at = sector << SECTOR_SHIFT;
+	size_t first = min(bytes, (size_t)START_BYTES);
+	const struct sb_disk *sb = (const struct sb_disk *)buf;
+	struct fault fault = { 0 };
+
+	int err = device_read(dev, at, buf, first);
+	if (err || sb_check_header(sb, &fault) || sb_bytes(sb) <= first || sb_bytes(sb) > bytes)
+		return err;
+	return device_read(dev, at + first, buf + first, round_up_u64(sb_bytes(sb), SECTOR_BYTES) - first);
+}
+
 static int check_copy(struct check *c, unsigned dev, uint64_t sector, void *buf, size_t bytes)
 {
 	const struct super_member *m = &c->super->members[dev];
 	const struct sb_disk *sb = buf;
 	struct fault fault = { 0 };
 
-	int err = device_read(m->dev, sector << SECTOR_SHIFT, buf, bytes);
+	int err = copy_read(m->dev, sector, buf, bytes);
 	if (err)
 		return report_copy(c, dev, sector, CHECK_sb_copy_bad, "to be readable", error_name(err));
 	if (sb_check_header(sb, &fault) || sb_bytes(sb) > bytes || sb_verify(sb, &fault))
