@@ -6,6 +6,9 @@
  * records that became durable meanwhile are dropped, all others are undone from the newest to the oldest, which gives
  * what the medium surely holds, and then a random subset of them is done again in random order.
  *
+ * A discard spoils only what was written since the last one of the same place: the rest reads as it did, which is as
+ * good as anything. So it costs nothing to discard what nothing is on, as recovery does again and again.
+ *
  * Times make no events: a record knows when its write completes, and from when on a flush has made it durable, so
  * whether it is durable is a question of the time at which one asks.
  */
@@ -24,7 +27,7 @@
 #include "base/sync.h"
 #include "base/util.h"
 
-enum { DISKS_MAX = 16, LATENCY_NS_MAX = 200000 };
+enum { DISKS_MAX = 16, LATENCY_NS_MAX = 200000, PAGE_BYTES = 4096 };
 
 /* What is discarded may read as anything, so whoever still wants it shall notice. */
 enum { DISCARDED = 0xdd };
@@ -42,6 +45,7 @@ struct disk {
 	uint64_t size_bytes;
 	uint32_t logical_block_bytes;
 	uint8_t *bytes;
+	bool *is_written; /* a page of PAGE_BYTES, since it was discarded */
 	struct record *records;
 	size_t records_nr, records_capacity;
 };
@@ -115,6 +119,7 @@ void power_free(struct power *p)
 	for (unsigned i = 0; p && i < p->disks_nr; i++) {
 		records_clear(&p->disks[i]);
 		free(p->disks[i].records);
+		free(p->disks[i].is_written);
 		munmap(p->disks[i].bytes, p->disks[i].size_bytes);
 	}
 	if (p)
@@ -130,6 +135,11 @@ int power_disk_add(struct power *p, uint64_t size_bytes, uint32_t logical_block_
 	d->bytes = mmap(NULL, size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (d->bytes == MAP_FAILED)
 		return -ENOMEM;
+	d->is_written = calloc(size_bytes / PAGE_BYTES + 1, sizeof(*d->is_written));
+	if (!d->is_written) {
+		munmap(d->bytes, size_bytes);
+		return -ENOMEM;
+	}
 	d->size_bytes = size_bytes;
 	d->logical_block_bytes = logical_block_bytes;
 	return (int)p->disks_nr++;
@@ -187,6 +197,18 @@ static void records_settle(struct disk *d, uint64_t now)
 	d->records_nr = kept;
 }
 
+static void pages_written(struct disk *d, const struct record *r)
+{
+	for (uint64_t page = r->offset_bytes / PAGE_BYTES; page * PAGE_BYTES < r->offset_bytes + r->len_bytes; page++)
+		d->is_written[page] = true;
+}
+
+static void record_undo(struct disk *d, const struct record *r)
+{
+	memcpy(d->bytes + r->offset_bytes, r->old, r->len_bytes);
+	pages_written(d, r);
+}
+
 /* The disk gets @len_bytes of what the record says is new, from @at on. */
 static void record_put(struct disk *d, const struct record *r, uint64_t at, uint64_t len_bytes)
 {
@@ -225,7 +247,7 @@ static void disk_cut(struct power *p, struct disk *d)
 {
 	records_settle(d, fiber_mode() ? clock_monotonic_ns() : UINT64_MAX - 1);
 	for (size_t i = d->records_nr; i--;)
-		memcpy(d->bytes + d->records[i].offset_bytes, d->records[i].old, d->records[i].len_bytes);
+		record_undo(d, &d->records[i]);
 	p->stats.at_risk_writes += d->records_nr;
 	/* Sometimes all of it got there, or nothing. */
 	uint64_t fate = rng_below(&p->rng, 8);
@@ -281,18 +303,13 @@ void power_watch(struct power *p, void (*before)(void *ctx), void *ctx)
 
 /* --- I/O --- */
 
-/* A record of it, and the disk gets what is new. */
-static int write_record(struct disk *d, const struct device_io *io, uint64_t complete_ns)
+/* A record of it, and the disk gets what is new: of @io, or what a discard makes of it. */
+static int record_new(struct disk *d, struct record r, const struct device_io *io)
 {
-	struct record r = {
-		.offset_bytes = io->offset_bytes,
-		.len_bytes = io->len_bytes,
-		.complete_ns = complete_ns,
-		.durable_ns = UINT64_MAX,
-		.is_discard = io->op == DEVICE_DISCARD,
-	};
 	uint64_t at = 0;
 
+	r.durable_ns = UINT64_MAX;
+	r.is_discard = io->op == DEVICE_DISCARD;
 	r.old = malloc(r.is_discard ? r.len_bytes : 2 * r.len_bytes);
 	if (!r.old || array_grow(&d->records, &d->records_capacity, d->records_nr + 1, sizeof(*d->records))) {
 		free(r.old);
@@ -307,6 +324,38 @@ static int write_record(struct disk *d, const struct device_io *io, uint64_t com
 	record_put(d, &r, 0, r.len_bytes);
 	d->records[d->records_nr++] = r;
 	return 0;
+}
+
+static int write_record(struct disk *d, const struct device_io *io, uint64_t complete_ns)
+{
+	struct record r = { .offset_bytes = io->offset_bytes, .len_bytes = io->len_bytes, .complete_ns = complete_ns };
+
+	pages_written(d, &r);
+	return record_new(d, r, io);
+}
+
+/* A record for each run of pages that were written; pages at the ends that are others' too stay so. */
+static int discard_records(struct disk *d, const struct device_io *io, uint64_t complete_ns)
+{
+	uint64_t end = io->offset_bytes + io->len_bytes;
+	int err = 0;
+
+	for (uint64_t at = io->offset_bytes, next; at < end && !err; at = next) {
+		bool is_written = d->is_written[at / PAGE_BYTES];
+		struct record r = { .offset_bytes = at, .complete_ns = complete_ns };
+
+		for (next = at; next < end && d->is_written[next / PAGE_BYTES] == is_written;) {
+			uint64_t page_end = (next / PAGE_BYTES + 1) * PAGE_BYTES;
+
+			if (!(next % PAGE_BYTES) && page_end <= end)
+				d->is_written[next / PAGE_BYTES] = false;
+			next = min(page_end, end);
+		}
+		r.len_bytes = next - at;
+		if (is_written)
+			err = record_new(d, r, io);
+	}
+	return err;
 }
 
 /* Covers the writes that are complete now, from @done_ns on. */
@@ -344,9 +393,12 @@ static int serve(struct power_handle *h, struct device_io *io, uint64_t now, uin
 	switch (io->op) {
 	case DEVICE_READ: read_bytes(h->disk, io); return 0;
 	case DEVICE_WRITE:
-	case DEVICE_DISCARD:
 		p->stats.writes++;
 		err = write_record(h->disk, io, done_ns);
+		break;
+	case DEVICE_DISCARD:
+		p->stats.writes++;
+		err = discard_records(h->disk, io, done_ns);
 		break;
 	case DEVICE_FLUSH: p->stats.flushes++; break;
 	}
