@@ -71,9 +71,12 @@ static void draw_format_options(struct sim *s, uint64_t bucket_kib)
 	s->has_checksums = metadata != checksums[0];
 	s->has_data_checksums = data != checksums[0];
 	s->block_bytes = one_in(s, 2) ? 512 : one_in(s, 6) ? 1024u << below(s, 2) : 4096;
-	do
-		node = node_kib[below(s, ARRAY_NR(node_kib))];
-	while (node > bucket_kib || node * 1024 < s->block_bytes * 8);
+	do {
+		/* The smaller ones more often: they split. */
+		unsigned one = below(s, ARRAY_NR(node_kib)), other = below(s, ARRAY_NR(node_kib));
+
+		node = node_kib[min(one, other)];
+	} while (node > bucket_kib || node * 1024 < s->block_bytes * 8);
 	s->node_bytes = node << 10;
 	s->extent_bytes_max = max(extent_kib << 10, s->block_bytes);
 	unsigned replicas_max = min(s->disks_nr, 3u);

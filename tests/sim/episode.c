@@ -144,7 +144,7 @@ static uint64_t oldest_entry(struct sim *s)
 /* A task that is about to shift or cut off what a file holds, which takes several transactions: its operation, or 0. */
 static uint64_t operation_in_steps(struct sim *s)
 {
-	for (unsigned i = 0; i < s->tasks_nr && !s->args->is_thread; i++) {
+	for (unsigned i = 0; i < s->tasks_nr; i++) {
 		const struct workload *w = &s->tasks[i];
 		const struct logged *last = w->log_nr ? &w->log[w->log_nr - 1] : NULL;
 

@@ -459,6 +459,17 @@ static void *filled(uint64_t len, uint64_t seed)
 
 void *operation_bytes(const struct operation *op) { return filled(op->len, op->data_seed); }
 
+/* To read @len bytes to, of which @want are right, and are hardly so where nothing was read. */
+static void *unread(uint64_t len, uint64_t want)
+{
+	uint8_t *bytes = malloc(len + 1);
+
+	if (!bytes)
+		abort();
+	memset(bytes, 0xa5, want);
+	return bytes;
+}
+
 size_t operation_acl(const struct operation *op, uint8_t *value)
 {
 	struct rng rng;
@@ -904,8 +915,8 @@ static ssize_t run_seek(const struct operation *op, const struct model_object *o
 /* How much of what is read is not as it should be: 0 is right. */
 static ssize_t run_read(const struct operation *op, const struct model_object *o, kiln_fs *fs)
 {
-	CLEANUP_FREE uint8_t *bytes = filled(op->len, 0);
 	ssize_t want = op->offset < o->size ? (ssize_t)min(op->len, o->size - op->offset) : 0;
+	CLEANUP_FREE uint8_t *bytes = unread(op->len, (uint64_t)want);
 	ssize_t n = kiln_read(fs, o->node, op->offset, bytes, op->len);
 
 	if (n < 0)
@@ -1069,7 +1080,7 @@ static ssize_t run_on_fs(const struct operation *op, struct model *m, kiln_fs *f
 static void punched_in_part(struct operation *op, const struct model_object *o, kiln_fs *fs)
 {
 	uint64_t len = op->offset < o->size ? min(op->len, o->size - op->offset) : 0, begin = len, end = 0;
-	CLEANUP_FREE uint8_t *bytes = filled(len, 0);
+	CLEANUP_FREE uint8_t *bytes = unread(len, len);
 
 	if (kiln_read(fs, o->node, op->offset, bytes, len) != (ssize_t)len)
 		return;

@@ -20,6 +20,7 @@
  */
 #include <errno.h>
 #include <getopt.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -53,8 +54,6 @@ void print_command(const struct arguments *a, uint64_t seed, const uint64_t *cut
 				separator = ",";
 			}
 	}
-	if (a->is_thread)
-		printf(" --thread");
 	if (a->mutant)
 		printf(" --mutant %s", a->mutant);
 	if (a->is_exhaustive && !depth)
@@ -157,7 +156,6 @@ static int run_seed(const struct arguments *args, uint64_t seed, struct totals *
 	/* On half of them, what one task does in steps is met half-done by the others. */
 	struct fiber_sim_opts opts = { .seed = seed, .pause_one_in = seed / 2 % 2 ? 50 : 0 };
 	struct fiber_sim_result result = { 0 };
-	int err = 0;
 
 	if (!s)
 		abort();
@@ -166,10 +164,7 @@ static int run_seed(const struct arguments *args, uint64_t seed, struct totals *
 	s->seed = seed;
 	totals->steps_nr = 0;
 	rng_init(&s->rng, seed);
-	if (args->is_thread)
-		sim_main(s);
-	else
-		err = fiber_sim_run(&opts, sim_main, s, &result);
+	int err = fiber_sim_run(&opts, sim_main, s, &result);
 	if (err)
 		failed(s, "the simulation", error_name(err));
 	bool has_failed = s->has_failed;
@@ -358,16 +353,25 @@ static bool mutant_set(const char *name)
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {
-		{ "seed", required_argument, NULL, 's' },  { "seeds", required_argument, NULL, 's' },
-		{ "ops", required_argument, NULL, 'o' },   { "episodes", required_argument, NULL, 'n' },
-		{ "tasks", required_argument, NULL, 'j' }, { "only", required_argument, NULL, 'y' },
-		{ "hours", required_argument, NULL, 'H' }, { "every", no_argument, NULL, 'E' },
-		{ "depth", required_argument, NULL, 'd' }, { "cut-at", required_argument, NULL, 'C' },
-		{ "keep", required_argument, NULL, 'k' },  { "export", required_argument, NULL, 'e' },
-		{ "hash", no_argument, NULL, 'x' },	   { "mutant", required_argument, NULL, 'm' },
-		{ "stop", no_argument, NULL, 'X' },	   { "no-shrink", no_argument, NULL, 'S' },
-		{ "thread", no_argument, NULL, 't' },	   { "verbose", no_argument, NULL, 'v' },
-		{ "trace", no_argument, NULL, 'T' },	   { NULL, 0, NULL, 0 },
+		{ "seed", required_argument, NULL, 's' },
+		{ "seeds", required_argument, NULL, 's' },
+		{ "ops", required_argument, NULL, 'o' },
+		{ "episodes", required_argument, NULL, 'n' },
+		{ "tasks", required_argument, NULL, 'j' },
+		{ "only", required_argument, NULL, 'y' },
+		{ "hours", required_argument, NULL, 'H' },
+		{ "every", no_argument, NULL, 'E' },
+		{ "depth", required_argument, NULL, 'd' },
+		{ "cut-at", required_argument, NULL, 'C' },
+		{ "keep", required_argument, NULL, 'k' },
+		{ "export", required_argument, NULL, 'e' },
+		{ "hash", no_argument, NULL, 'x' },
+		{ "mutant", required_argument, NULL, 'm' },
+		{ "stop", no_argument, NULL, 'X' },
+		{ "no-shrink", no_argument, NULL, 'S' },
+		{ "verbose", no_argument, NULL, 'v' },
+		{ "trace", no_argument, NULL, 'T' },
+		{ NULL, 0, NULL, 0 },
 	};
 	struct arguments args = { .program = argv[0],
 				  .seed = 1,
@@ -402,7 +406,6 @@ int main(int argc, char **argv)
 			break;
 		case 'X': args.stops_at_failure = true; break;
 		case 'S': args.may_shrink = false; break;
-		case 't': args.is_thread = true; break;
 		case 'v': args.is_verbose = true; break;
 		case 'T': args.is_traced = true; break;
 		default: is_valid = false;
@@ -420,6 +423,12 @@ int main(int argc, char **argv)
 	if (totals == MAP_FAILED)
 		return 2;
 	signal(SIGPROF, too_slow);
+	/*
+	 * Getting pages is half of what a short run costs. So small pieces stay in the process, and large ones, most of
+	 * which nobody ever touches, needn't be zeroed.
+	 */
+	mallopt(M_MMAP_THRESHOLD, 128 << 10);
+	mallopt(M_TRIM_THRESHOLD, 1 << 30);
 	/* A traced run stays in this process, for debuggers. */
 	return args.is_traced ? run_seed(&args, args.seed, totals) : run_seeds(&args, hours, totals);
 }

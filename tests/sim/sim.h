@@ -58,7 +58,7 @@ struct arguments {
 	uint64_t cut_at[DEPTH_MAX]; /* instead: at these only */
 	unsigned cut_at_nr;
 	const char *export_dir;
-	bool is_thread, is_verbose, is_traced, is_hashed, is_single;
+	bool is_verbose, is_traced, is_hashed, is_single;
 	bool may_shrink, stops_at_failure;
 	struct step_id *keep; /* only these; NULL: all */
 	size_t keep_nr;

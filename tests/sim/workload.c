@@ -186,7 +186,7 @@ static void step(struct workload *w, uint32_t nr)
 	struct logged l = { 0 };
 
 	/* Time for what happens in the background. */
-	if (!s->args->is_thread && !rng_below(&w->rng, 12))
+	if (!rng_below(&w->rng, 12))
 		sleep_ns(rng_below(&w->rng, rng_below(&w->rng, 3) ? 20000000 : 3000000000));
 	/* As when the journal is short of space, which what these workloads write rarely makes it. */
 	if (!rng_below(&w->rng, 30) && s->fs->is_writable)
