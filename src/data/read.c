@@ -337,6 +337,9 @@ static void part_extent(struct reader *r, unsigned btree_id, const struct bkey *
 		err = region_buffers_take(region);
 		if (err)
 			r->err = err;
+		/* The first one, and the last: nothing else is to be done meanwhile. */
+		if (!r->in_flight)
+			r->group.is_sync = begin == r->end_bytes;
 		region_settle(region, err ? REGION_DONE : region_start(region));
 	}
 }
