@@ -6,7 +6,8 @@
  * processor it slept. So one thread, the *listener*, waits for a request, and then serves it; nobody listens meanwhile,
  * and nobody is woken. Another thread is made the listener, before the request is served,
  *
- * - when its kind may wait for a device: reading and writing data, fsync;
+ * - when its kind waits for a device: fsync and the like; reading and writing data if that took long lately, which it
+ *   doesn't where the device is a file that is in memory;
  * - when one more request is there already, unless this one is a forget: these come on their own, together with what
  *   somebody waits for, take no time, and nobody waits for them.
  *
@@ -40,6 +41,10 @@ enum {
 	TICKS_IDLE = 100, /* without a request, then the clock stops */
 };
 static const uint64_t tick_ns = 1000 * 1000;
+static const uint64_t long_ns = 40 * 1000; /* several times what waking a thread takes */
+
+/* Kinds of requests whose time is kept. */
+enum timed { TIMED_READ, TIMED_WRITE, TIMED_NR, TIMED_NONE = TIMED_NR };
 
 struct worker {
 	struct loop *loop;
@@ -56,6 +61,8 @@ struct loop {
 	void *ctx;
 	int stop_fd; /* readable when it is time to stop */
 	struct task *clock_task;
+	/* What serving one takes lately; without the lock, as it is an estimate. */
+	uint64_t took_ns[TIMED_NR];
 
 	struct mutex lock; /* all below */
 	bool is_stopping;
@@ -133,15 +140,25 @@ static bool request_receive(struct worker *w)
 	}
 }
 
-static bool may_wait(const struct fuse_buf *buf)
+static enum timed timed_of(const struct fuse_buf *buf)
 {
 	const struct fuse_in_header *in = buf->mem;
 
 	if ((buf->flags & FUSE_BUF_IS_FD) || buf->size < sizeof(*in))
+		return TIMED_NONE;
+	return in->opcode == FUSE_READ ? TIMED_READ : in->opcode == FUSE_WRITE ? TIMED_WRITE : TIMED_NONE;
+}
+
+static bool may_wait(const struct loop *l, const struct fuse_buf *buf)
+{
+	const struct fuse_in_header *in = buf->mem;
+	enum timed timed = timed_of(buf);
+
+	if (timed != TIMED_NONE)
+		return __atomic_load_n(&l->took_ns[timed], __ATOMIC_RELAXED) > long_ns;
+	if ((buf->flags & FUSE_BUF_IS_FD) || buf->size < sizeof(*in))
 		return true;
 	switch (in->opcode) {
-	case FUSE_READ:
-	case FUSE_WRITE:
 	case FUSE_FSYNC:
 	case FUSE_FSYNCDIR:
 	case FUSE_FALLOCATE:
@@ -150,6 +167,20 @@ static bool may_wait(const struct fuse_buf *buf)
 	case FUSE_IOCTL: return true;
 	default: return false;
 	}
+}
+
+static void request_serve(struct worker *w)
+{
+	struct loop *l = w->loop;
+	enum timed timed = timed_of(&w->buf);
+	uint64_t begin_ns = timed == TIMED_NONE ? 0 : clock_monotonic_ns();
+
+	fuse_session_process_buf(l->session, &w->buf);
+	if (timed == TIMED_NONE)
+		return;
+	uint64_t took_ns = clock_monotonic_ns() - begin_ns;
+	uint64_t before_ns = __atomic_load_n(&l->took_ns[timed], __ATOMIC_RELAXED);
+	__atomic_store_n(&l->took_ns[timed], before_ns - before_ns / 8 + took_ns / 8, __ATOMIC_RELAXED);
 }
 
 static bool is_forget(const struct fuse_buf *buf)
@@ -197,7 +228,8 @@ static void worker_run(void *arg)
 	while (listener_become(w)) {
 		mutex_unlock(&l->lock);
 		bool is_there = request_receive(w);
-		bool is_other_wanted = is_there && (may_wait(&w->buf) || (!is_forget(&w->buf) && is_another_there(l)));
+		bool is_other_wanted =
+			is_there && (may_wait(l, &w->buf) || (!is_forget(&w->buf) && is_another_there(l)));
 
 		mutex_lock(&l->lock);
 		w->is_listener = false;
@@ -210,7 +242,7 @@ static void worker_run(void *arg)
 		bool is_first_to_end = !is_there && !l->is_stopping;
 		mutex_unlock(&l->lock);
 		if (is_there)
-			fuse_session_process_buf(l->session, &w->buf);
+			request_serve(w);
 		else
 			stop_begin(l);
 		if (is_first_to_end)
