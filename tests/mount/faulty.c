@@ -7,6 +7,7 @@
  * takes lines from standard input, each answered with "ok":
  *
  *	error OP BEGIN END PER_MILLION TIMES	I/O fails with EIO; OP is read, write, or flush, the range in bytes
+ *	slow OP MS				it takes so long
  *	clear					no more
  *
  * Unmounted, it ends with 0 if the shutdown was clean, else 1. What is reported goes to standard error.
@@ -38,25 +39,38 @@ static void on_report(void *ctx, const struct kiln_report *report)
 		mount_server_failed(server);
 }
 
-static int fault_add(const struct faulty *f, const char *line)
+static int op_parse(const char *name, enum device_op *op)
 {
 	static const char *const ops[] = { [DEVICE_READ] = "read", [DEVICE_WRITE] = "write", [DEVICE_FLUSH] = "flush" };
-	unsigned long long begin, end, times;
-	unsigned per_million;
+
+	for (size_t i = 0; i < ARRAY_NR(ops); i++)
+		if (ops[i] && !strcmp(ops[i], name)) {
+			*op = (enum device_op)i;
+			return 0;
+		}
+	return -EINVAL;
+}
+
+static int fault_add(const struct faulty *f, const char *line)
+{
+	struct device_fault fault = { .per_million = 1000000, .remaining = UINT64_MAX };
+	unsigned long long begin, end, times, ms;
 	char op[8];
 
-	if (sscanf(line, "error %7s %llu %llu %u %llu", op, &begin, &end, &per_million, &times) != 5)
+	if (sscanf(line, "slow %7s %llu", op, &ms) == 2) {
+		fault.kind = FAULT_LATENCY;
+		fault.latency_ns = ms * 1000000;
+	} else if (sscanf(line, "error %7s %llu %llu %u %llu", op, &begin, &end, &fault.per_million, &times) == 5) {
+		fault.kind = FAULT_ERROR;
+		fault.begin_bytes = begin;
+		fault.end_bytes = end;
+		fault.err = -EIO;
+		fault.remaining = times;
+	} else {
 		return -EINVAL;
-	for (size_t i = 0; i < ARRAY_NR(ops); i++)
-		if (ops[i] && !strcmp(ops[i], op))
-			return device_fault_add(f->dev, &(struct device_fault){ .kind = FAULT_ERROR,
-										.op = (enum device_op)i,
-										.begin_bytes = begin,
-										.end_bytes = end,
-										.per_million = per_million,
-										.err = -EIO,
-										.remaining = times });
-	return -EINVAL;
+	}
+	int err = op_parse(op, &fault.op);
+	return err ? err : device_fault_add(f->dev, &fault);
 }
 
 /* Ends when standard input does. */

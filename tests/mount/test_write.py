@@ -56,6 +56,15 @@ def raises(number, function, *args, **named):
     raise AssertionError("expected %s, got %r" % (errno.errorcode[number], result))
 
 
+def umount(directory):
+    for _ in range(100):  # something may look at the mount for a moment
+        p = subprocess.run(["umount", directory], stderr=subprocess.PIPE)
+        if p.returncode == 0:
+            break
+        time.sleep(0.05)
+    assert p.returncode == 0, p.stderr.decode()
+
+
 class Filesystem:
     """A fresh image, mounted read-write by a server that stays our child, checked at the end."""
 
@@ -88,12 +97,7 @@ class Filesystem:
         return err.decode()
 
     def unmount(self):
-        for _ in range(100):  # something may look at the mount for a moment
-            p = subprocess.run(["umount", self.directory], stderr=subprocess.PIPE)
-            if p.returncode == 0:
-                break
-            time.sleep(0.05)
-        assert p.returncode == 0, p.stderr.decode()
+        umount(self.directory)
         said = self.ended()
         assert not said, said
 
@@ -141,7 +145,7 @@ class FaultyFilesystem(Filesystem):
 
     def end(self):
         """Unmount. The server's status, and what it said."""
-        subprocess.run(["umount", self.directory], check=True, timeout=WAIT_S)
+        umount(self.directory)
         _, err = self.server.communicate(timeout=WAIT_S)
         return self.server.returncode, err.decode()
 
@@ -1171,7 +1175,7 @@ def devices_that_fail_make_it_readonly_and_nothing_hangs(to):
         assert "read-only" in server["why"] and "`kiln check`" in server["why"] and "mount it again" in server["why"], server
         status, out, err = doors.run([KILN, "status", fs.directory])
         assert status == 0 and "  why      %s\n" % server["why"] in out.decode(), out
-        subprocess.run(["umount", fs.directory], check=True)
+        umount(fs.directory)
         _, err = fs.server.communicate(timeout=WAIT_S)
         assert fs.server.returncode == 1 and b"failed" in err and b"not clean" in err and b"`kiln check %s`" % fs.image.encode() in err, err
         subprocess.run(["mount", "-o", "remount,size=400M", small], check=True)
@@ -1464,6 +1468,52 @@ def sync_makes_all_durable(to):
         assert read(fs.path("f")) == b"x" * 300000
 
 
+def what_the_system_syncs_is_durable_soon(to):
+    """sync(2) doesn't reach the server; the journal's flush delay, a second, does the rest."""
+    fs = Filesystem(to)
+    fs.mount()
+    write(fs.path("f"), b"x" * 300000)
+    os.sync()
+    time.sleep(3)
+    fs.kill()
+    with fs:
+        assert read(fs.path("f")) == b"x" * 300000
+
+
+def who_waits_for_a_flush_holds_up_nobody_else(to):
+    """Many at once, on a device that takes a second for each: what needs none goes on."""
+    fs = FaultyFilesystem(to)
+    fs.mount()
+    end = threading.Event()
+
+    def sync_again_and_again(i):
+        fd = os.open(fs.path("f%d" % i), os.O_CREAT | os.O_WRONLY)
+        while not end.is_set():
+            os.write(fd, b"x" * 5000)
+            os.fsync(fd)
+        os.close(fd)
+
+    fs.tell("slow flush 1000")
+    with concurrent.futures.ThreadPoolExecutor(40) as pool:
+        done = [pool.submit(sync_again_and_again, i) for i in range(40)]
+        time.sleep(0.5)
+        took = []
+        for i in range(100):
+            begin = time.monotonic()
+            assert not os.path.exists(fs.path("nothing%d" % i))
+            os.mkdir(fs.path("d%d" % i))
+            assert os.listdir(fs.path("d%d" % i)) == []
+            took.append(time.monotonic() - begin)
+        end.set()
+        fs.tell("clear")
+        for d in done:
+            d.result()
+    status, said = fs.end()
+    assert status == 0, said
+    assert sorted(took)[90] < 0.3, took
+    fs.check()
+
+
 def sync_tells_what_had_no_room_and_makes_the_rest_durable(to):
     fs = Filesystem(to, size="64M")
     fs.mount()
@@ -1487,12 +1537,25 @@ def sync_tells_what_had_no_room_and_makes_the_rest_durable(to):
 
 
 def opening_waits_for_the_last_server(to):
-    fs = Filesystem(to)
+    """And says so."""
+    fs = Filesystem(to, size="512M")
+    for _ in range(20):
+        fs.mount()
+        for i in range(4000):
+            os.close(os.open(fs.path("f%d" % i), os.O_CREAT | os.O_WRONLY))
+        umount(fs.directory)
+        status, out, err = doors.run([KILN, "check", fs.image])
+        fs.ended()
+        assert status == 0, err
+        if "waiting for the last mount of %s to end" % fs.image in err:
+            break
+    else:
+        raise AssertionError("nobody waited")
     for _ in range(3):
         fs.mount()
         for i in range(200):
             write(fs.path("f%d" % i), b"x" * 10000)
-        subprocess.run(["umount", fs.directory], check=True)
+        umount(fs.directory)
         status, out, err = doors.run([KILN, "check", fs.image])
         assert status == 0, err
         fs.ended()
@@ -1500,7 +1563,7 @@ def opening_waits_for_the_last_server(to):
         fs.mount()
         for i in range(200):
             write(fs.path("f%d" % i), b"x" * 10000)
-        subprocess.run(["umount", fs.directory], check=True)
+        umount(fs.directory)
         status, out, err = doors.run([KILN, *command])
         assert status == 0, (command, err)
         fs.ended()
@@ -1527,7 +1590,7 @@ def mount_helpers_take_lines_of_fstab(to):
         status, _, err = doors.run([helper, fs.image, fs.directory, "-n", "-o", "rw,noatime,nofail,x-a.b=c,defaults"])
         assert status == 0, err
         write(fs.path(name), b"x")
-        subprocess.run(["umount", fs.directory], check=True)
+        umount(fs.directory)
     status, _, err = doors.run([helper, fs.image, fs.directory, "-o", "rw"])
     assert status == 0, err
     for how, refused in (("rw,nosuid,relatime,user_id=0,remount,ro", errno.EROFS), ("remount,rw", None)):
@@ -1536,14 +1599,14 @@ def mount_helpers_take_lines_of_fstab(to):
         if refused:
             raises(refused, os.mkdir, fs.path("remounted"))
     os.mkdir(fs.path("remounted"))
-    subprocess.run(["umount", fs.directory], check=True)
+    umount(fs.directory)
     status, _, err = doors.run([helper, fs.image, fs.directory, "-o", "ro"])
     assert status == 0, err
     status, _, err = doors.run([helper, fs.image, fs.directory, "-o", "remount,rw"])
     assert status == 32 and "read-only" in err, err
     raises(errno.EROFS, os.mkdir, fs.path("d"))
     assert read(fs.path("mount.kiln")) == b"x"
-    subprocess.run(["umount", fs.directory], check=True)
+    umount(fs.directory)
     status, _, err = doors.run([helper, fs.image, fs.directory, "-o", "nonsense"])
     assert status == 1 and "nonsense" in err, err
     status, _, err = doors.run([helper, fs.image, fs.path("nowhere")])
@@ -1567,7 +1630,7 @@ def who_finds_it_in_use_is_told_where(to):
     for command in (["mount", fs.image, fs.directory], ["mkdir", fs.image, "/a"]):
         status, _, err = doors.run([KILN, *command])
         assert status == 1 and "`umount %s` first" % fs.directory in err, err
-    subprocess.run(["umount", fs.directory], check=True)
+    umount(fs.directory)
     with fs:
         pass
 
@@ -1636,6 +1699,8 @@ CASES = [
     a_server_that_was_lazily_unmounted_is_told_from_the_next,
     the_kernel_is_made_to_forget,
     sync_makes_all_durable,
+    what_the_system_syncs_is_durable_soon,
+    who_waits_for_a_flush_holds_up_nobody_else,
     sync_tells_what_had_no_room_and_makes_the_rest_durable,
     opening_waits_for_the_last_server,
     service_managers_are_told,
