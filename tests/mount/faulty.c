@@ -7,7 +7,7 @@
  * takes lines from standard input, each answered with "ok":
  *
  *	error OP BEGIN END PER_MILLION TIMES	I/O fails with EIO; OP is read, write, or flush, the range in bytes
- *	slow OP MS				it takes so long
+ *	slow OP MS TIMES			it takes so long
  *	clear					no more
  *
  * Unmounted, it ends with 0 if the shutdown was clean, else 1. What is reported goes to standard error.
@@ -53,11 +53,11 @@ static int op_parse(const char *name, enum device_op *op)
 
 static int fault_add(const struct faulty *f, const char *line)
 {
-	struct device_fault fault = { .per_million = 1000000, .remaining = UINT64_MAX };
+	struct device_fault fault = { .per_million = 1000000 };
 	unsigned long long begin, end, times, ms;
 	char op[8];
 
-	if (sscanf(line, "slow %7s %llu", op, &ms) == 2) {
+	if (sscanf(line, "slow %7s %llu %llu", op, &ms, &times) == 3) {
 		fault.kind = FAULT_LATENCY;
 		fault.latency_ns = ms * 1000000;
 	} else if (sscanf(line, "error %7s %llu %llu %u %llu", op, &begin, &end, &fault.per_million, &times) == 5) {
@@ -65,10 +65,10 @@ static int fault_add(const struct faulty *f, const char *line)
 		fault.begin_bytes = begin;
 		fault.end_bytes = end;
 		fault.err = -EIO;
-		fault.remaining = times;
 	} else {
 		return -EINVAL;
 	}
+	fault.remaining = times;
 	int err = op_parse(op, &fault.op);
 	return err ? err : device_fault_add(f->dev, &fault);
 }
