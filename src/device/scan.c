@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
@@ -23,6 +24,7 @@
 #include "base/util.h"
 #include "format/superblock.h"
 
+/* In any case: mount(8) takes the one in capitals for its own, and looks for it with a library that may not know us. */
 static const char UUID_PREFIX[] = "UUID=";
 enum { UUID_BYTES = 16, UUID_PREFIX_LEN = sizeof(UUID_PREFIX) - 1 };
 
@@ -51,7 +53,7 @@ int device_paths_parse(char *const *args, size_t nr, struct device_paths *out, c
 
 	*out = (struct device_paths){ 0 };
 	for (size_t i = 0; i < nr && !err; i++) {
-		bool is_uuid = !strncmp(args[i], UUID_PREFIX, UUID_PREFIX_LEN);
+		bool is_uuid = !strncasecmp(args[i], UUID_PREFIX, UUID_PREFIX_LEN);
 
 		if (is_uuid)
 			err = paths_add_uuid(out, args[i] + UUID_PREFIX_LEN, &reason);

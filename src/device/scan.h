@@ -13,7 +13,7 @@ void device_paths_free(struct device_paths *p);
 
 /*
  * Split arguments into paths: each is a path, `a:b:c` (a colon in a file that exists as named stays part of it), or
- * `UUID=xxxxxxxx-...` which is looked up among the block devices (case-insensitive, external UUID).
+ * `UUID=xxxxxxxx-...`, in any case, which is looked up among the block devices (external UUID).
  * 0, -ENOENT (nothing has that UUID), -EINVAL; @why is a sentence for the user.
  */
 int device_paths_parse(char *const *args, size_t nr, struct device_paths *out, char why[256]);

@@ -1624,6 +1624,27 @@ def mount_helpers_take_lines_of_fstab(to):
     assert status == 2 and "nonsense" in err, err
 
 
+def mount_finds_filesystems_by_uuid(to):
+    """mount(8) itself, with a line of fstab; our helper has to be where it looks, so for the time of it, it is."""
+    fs = Filesystem(to, size="64M", format_options=["--uuid", "f0e1d2c3-0000-4000-8000-%012x" % os.getpid()])
+    helper, table = "/sbin/mount.fuse.kiln-test-%d" % os.getpid(), os.path.join(to, "fstab")
+    loop = loop_attach(fs.image)
+    os.symlink(KILN, helper)
+    try:
+        with open(table, "w") as f:
+            f.write("uuid=f0e1d2c3-0000-4000-8000-%012x %s fuse.kiln-test-%d noatime,nofail 0 0\n" % (os.getpid(), fs.directory, os.getpid()))
+        status, _, err = doors.run(["mount", "-T", table, fs.directory])
+        assert status == 0, err
+        write(fs.path("f"), b"x")
+        assert os.statvfs(fs.directory).f_flag & os.ST_NOATIME
+        umount(fs.directory)
+        status, out, err = doors.run([KILN, "ls", fs.image, "/"])  # waits for the server
+        assert status == 0 and b"f\n" in out, err
+    finally:
+        os.unlink(helper)
+        subprocess.run(["losetup", "-d", loop], check=True)
+
+
 def who_finds_it_in_use_is_told_where(to):
     with Filesystem(to) as fs:
         for command in (["set-option", fs.image, "compression=none"], ["mount", fs.image, to], ["ls", fs.image, "/"],
@@ -1715,6 +1736,7 @@ CASES = [
     a_server_that_takes_long_to_end_says_so,
     service_managers_are_told,
     mount_helpers_take_lines_of_fstab,
+    mount_finds_filesystems_by_uuid,
     who_finds_it_in_use_is_told_where,
     a_loop_device_is_the_file_behind_it,
     a_tree_is_copied_in_and_comes_out_the_same,
