@@ -9,6 +9,7 @@
 
 #include "base/sync.h"
 
+#include "seeds.h"
 #include "tree_builder.h"
 
 enum { FIXTURE_DEVS = 2, FIXTURE_SLOT_SECTORS = 1024 };
@@ -37,13 +38,6 @@ struct fixture {
 	struct report_sink sink;
 	struct btrees *trees;
 };
-
-/*
- * Run @check with @nr seeds, 1 to @nr - 1 and a random one, which is printed; or only with KILN_TEST_SEED from the
- * environment. Fewer with sanitizers. Tests that use it end with seeds_teardown(), which tells the seed that failed.
- */
-void seeds_run(void (*check)(uint64_t seed), uint64_t nr);
-int seeds_teardown(void **state);
 
 void fixture_init(struct fixture *f, uint64_t seed, uint32_t node_bytes, uint32_t block_bytes);
 /* Open the trees with the builder's journal keys. @memory_bytes 0: plenty. */
