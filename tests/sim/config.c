@@ -59,7 +59,7 @@ static const char *const compressions[] = { "lz4", "lz4:9", "gzip", "gzip:1", "z
 static void count_options(struct sim *s, const char *options);
 static void draw_format_options(struct sim *s, uint64_t bucket_kib)
 {
-	static const char *const errors[] = { "continue", "ro" };
+	static const char *const errors[] = { "continue", "ro", "panic" };
 	static const unsigned node_kib[] = { 4, 8, 16, 32, 64, 128, 256 };
 	struct strbuf text = strbuf_fixed(s->options, sizeof(s->options));
 	unsigned node, extent_kib = 4u << below(s, 9);
@@ -82,7 +82,7 @@ static void draw_format_options(struct sim *s, uint64_t bucket_kib)
 	unsigned replicas_max = min(s->disks_nr, 3u);
 	s->metadata_replicas = 1 + below(s, replicas_max);
 	s->data_replicas = 1 + below(s, replicas_max);
-	const char *hash = pick(s, hashes, 3), *on_error = pick(s, errors, 2);
+	const char *hash = pick(s, hashes, 3), *on_error = pick(s, errors, ARRAY_NR(errors));
 	strbuf_printf(&text,
 		      "block_size=%u,btree_node_size=%uk,encoded_extent_max=%uk,metadata_checksum=%s,data_checksum=%s,"
 		      "str_hash=%s,metadata_replicas=%u,data_replicas=%u,errors=%s",
@@ -202,7 +202,14 @@ static void draw_device(struct sim *s, unsigned nr, uint64_t bucket_bytes, struc
 	s->is_redundant &= device->durability < 2;
 	if (nr && s->metadata_replicas == 1 && s->data_replicas == 1 && one_in(s, 6))
 		device->data_allowed = one_in(s, 2) ? 1 << 2 | 1 << 3 : 1 << 4;
-	s->is_restricted |= device->data_allowed != 0;
+	/* A cache: what is written to it counts for nothing. The others must be enough. */
+	bool may_be_cache = nr + 1 == s->disks_nr && max(s->metadata_replicas, s->data_replicas) < s->disks_nr;
+	if (may_be_cache && !s->is_restricted && !device->data_allowed && one_in(s, 6)) {
+		device->flags |= KILN_FORMAT_CACHE;
+		device->durability = 0;
+		s->has_cache = true;
+	}
+	s->is_restricted |= device->data_allowed != 0 || s->has_cache;
 }
 
 /* --- making --- */
@@ -241,7 +248,10 @@ static void count_disks(struct sim *s, uint64_t bucket_kib)
 	char text[96];
 
 	snprintf(text, sizeof(text), "disks=%u,bucket=%lluk%s%s", s->disks_nr, (unsigned long long)bucket_kib,
-		 s->is_encrypted ? ",encrypted" : "", s->is_restricted ? ",data_allowed" : "");
+		 s->is_encrypted ? ",encrypted" : "",
+		 s->has_cache	    ? ",durability=0"
+		 : s->is_restricted ? ",data_allowed"
+				    : "");
 	count_options(s, text);
 	count_options(s, s->options);
 }

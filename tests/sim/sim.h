@@ -125,7 +125,7 @@ struct sim {
 	unsigned metadata_replicas, data_replicas;
 	bool is_redundant; /* everything has a copy on another disk */
 	bool has_checksums, has_data_checksums, is_encrypted, is_nocow, has_acls;
-	bool is_restricted; /* not every disk takes everything */
+	bool is_restricted, has_cache; /* not every disk takes everything; one of them is a cache */
 	char options[512], mount_options[512];
 	kiln_fs *fs;
 	/* What it must be. */

@@ -177,6 +177,15 @@ static void operation_ended(struct workload *w, struct logged *l, int err, const
 		COUNT(s, failed_ops, 1);
 }
 
+/* A file of a batch whose contents can't be written has a part of them, which no model knows. */
+static bool contents_may_fail(struct sim *s)
+{
+	struct kiln_usage u;
+
+	return s->is_faulty || s->fs->super->options[OPT_DATA_REPLICAS] > 1 || kiln_usage(s->fs, &u) ||
+	       u.available < u.capacity / 4;
+}
+
 static void step(struct workload *w, uint32_t nr)
 {
 	struct sim *s = w->s;
@@ -193,8 +202,7 @@ static void step(struct workload *w, uint32_t nr)
 		btrees_flush_all(s->fs->trees);
 	limits.mate = w->nr;
 	limits.mates_nr = s->tasks_nr;
-	/* A file of a batch whose contents can't be written has a part of them. */
-	if (s->is_faulty)
+	if (contents_may_fail(s))
 		limits.batch_bytes_max = 0;
 	operation_draw(&l.op, &w->rng, &w->model, &limits);
 	if (s->args->is_traced)
