@@ -88,8 +88,11 @@ static void draw_format_options(struct sim *s, uint64_t bucket_kib)
 		      "str_hash=%s,metadata_replicas=%u,data_replicas=%u,errors=%s",
 		      s->block_bytes, node, max(extent_kib, s->block_bytes / 1024), metadata, data, hash,
 		      s->metadata_replicas, s->data_replicas, on_error);
+	s->metadata_required = 1;
 	if (one_in(s, 3)) {
 		unsigned required[2] = { 1 + below(s, s->metadata_replicas) };
+
+		s->metadata_required = required[0];
 
 		required[1] = 1 + below(s, s->data_replicas);
 		strbuf_printf(&text, ",metadata_replicas_required=%u,data_replicas_required=%u", required[0],

@@ -607,12 +607,15 @@ static void disks_settle(struct sim *s)
 }
 
 /* Everything that can be read is right; with copies on other disks, everything can be; what can't is told of. */
-static int look_at_damage(struct sim *s, bool has_copies)
+static int look_at_damage(struct sim *s, bool has_copies, bool may_lose_disk)
 {
 	char why[KILN_ERROR_BYTES] = "";
 
 	s->has_damage_reports = false;
 	int err = fs_try_open(s, 0, why);
+	/* A disk none of whose superblocks is left is as good as gone. */
+	if (err && has_copies && may_lose_disk)
+		err = fs_try_open(s, KILN_OPEN_DEGRADED, why);
 	if (err)
 		return has_copies ? failed(s, "not opened, although there are copies", why) : 0;
 	if (has_copies)
@@ -647,7 +650,7 @@ static int look_at_single_rots(struct sim *s, unsigned disk)
 	for (unsigned i = 0; i < SINGLE_NR && !err; i++) {
 		rot_make(s, &rot, disk);
 		COUNT(s, faults[s->kind], 1);
-		err = look_at_damage(s, s->is_redundant);
+		err = look_at_damage(s, s->is_redundant, false);
 		rot_undo(s, &rot);
 	}
 	return err;
@@ -669,7 +672,7 @@ static int episode_rot(struct sim *s, uint64_t ops)
 		rot_make(s, &rots[i], disk);
 	COUNT(s, faults[s->kind], nr);
 	if (!err)
-		err = look_at_damage(s, s->is_redundant);
+		err = look_at_damage(s, s->is_redundant, true);
 	char why[KILN_ERROR_BYTES] = "";
 	bool is_open = !err && !fs_try_open(s, KILN_OPEN_WRITE, why);
 	if (is_open && s->fs->is_writable) {
@@ -711,7 +714,7 @@ static int episode_bad_writes(struct sim *s, uint64_t ops, enum device_fault_kin
 	disks_settle(s);
 	if (is_known)
 		workload_closed(s);
-	int err = is_known ? look_at_damage(s, s->is_redundant || !has_fired) : 0;
+	int err = is_known ? look_at_damage(s, s->is_redundant || !has_fired, false) : 0;
 	s->is_over = true;
 	return err;
 }
@@ -744,7 +747,7 @@ static int episode_vanish(struct sim *s, uint64_t ops)
 		power_restore(s->power);
 	}
 	int err = 0;
-	if (s->is_redundant) {
+	if (s->is_redundant && s->metadata_required + s->has_cache < s->disks_nr) {
 		/* Without it everything is there, and can be gone on with. */
 		s->disks_missing = 1u << disk;
 		err = fs_reopen(s, KILN_OPEN_WRITE);
@@ -869,7 +872,7 @@ static int episode_rolled_back(struct sim *s, uint64_t ops)
 	COUNT(s, faults[s->kind], 1);
 	s->is_faulty = true;
 	if (!is_crashed)
-		err = look_at_damage(s, s->is_redundant);
+		err = look_at_damage(s, s->is_redundant, false);
 	if (!err && s->is_redundant && !s->is_encrypted) {
 		err = fs_reopen(s, KILN_OPEN_WRITE);
 		if (!err)
@@ -879,7 +882,7 @@ static int episode_rolled_back(struct sim *s, uint64_t ops)
 		if (!err)
 			err = s->has_failed ? -EPROTO : close_cleanly(s);
 		if (!err)
-			err = look_at_damage(s, true);
+			err = look_at_damage(s, true, false);
 		/* What nobody read is old still. */
 		s->is_over = true;
 	} else if (!err) {

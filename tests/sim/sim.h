@@ -122,7 +122,7 @@ struct sim {
 	unsigned disks_nr;
 	unsigned disks_missing; /* a bit each: not given when it is opened */
 	uint32_t block_bytes, node_bytes, extent_bytes_max;
-	unsigned metadata_replicas, data_replicas;
+	unsigned metadata_replicas, data_replicas, metadata_required;
 	bool is_redundant; /* everything has a copy on another disk */
 	bool has_checksums, has_data_checksums, is_encrypted, is_nocow, has_acls;
 	bool is_restricted, has_cache; /* not every disk takes everything; one of them is a cache */
