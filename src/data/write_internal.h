@@ -150,7 +150,8 @@ struct write_region {
 	struct extent_crc crc;	 /* as the key has it */
 	const uint8_t *bytes;	 /* the stored form: crc.compressed_sectors, in c->buf or c->stored */
 	struct bversion version; /* of its key: encrypted ones have one, which nothing else ever has */
-	unsigned extent;	 /* the piece of space it is in */
+	bool has_place;
+	unsigned extent; /* the piece of space it is in */
 	uint32_t extent_offset;
 	int err;
 };

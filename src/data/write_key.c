@@ -2,8 +2,8 @@
  * One chunk of a write: regions, space, I/O, and the keys that will say where it is (06 §9.3 - §9.5).
  *
  * The chunk's bytes lie in one buffer, what they are stored as (write_encode.c) there or in another one. Regions are
- * laid behind one another in the pieces of space that the allocator gives; each piece is one write per replica, each
- * region one key.
+ * laid into the pieces of space that the allocator gives, behind one another but where a piece ends, where any that
+ * fill it will do; each piece is one write per replica, each region one key.
  */
 #include <errno.h>
 #include <limits.h>
@@ -34,12 +34,13 @@ void write_chunk_destroy(struct write_chunk *c)
 
 /* --- space --- */
 
+/* Of the regions from @from on that have no place yet. */
 static uint64_t stored_sectors(const struct write_chunk *c, size_t from)
 {
 	uint64_t sectors = 0;
 
 	for (size_t i = from; i < c->region_nr; i++)
-		sectors += c->regions[i].crc.compressed_sectors;
+		sectors += c->regions[i].has_place ? 0 : c->regions[i].crc.compressed_sectors;
 	return sectors;
 }
 
@@ -69,41 +70,159 @@ static int extent_get(struct write_chunk *c, size_t i)
 	return err;
 }
 
+/* Where the next region goes: what is left of the last piece of space. */
+static void region_place(struct write_chunk *c, size_t i, unsigned piece, uint32_t *room)
+{
+	struct write_region *r = &c->regions[i];
+
+	r->extent = piece;
+	r->extent_offset = c->extents[piece].sectors - *room;
+	r->has_place = true;
+	*room -= r->crc.compressed_sectors;
+}
+
+/* Sums that sizes of regions have, in blocks: a bit each. */
+enum { SUMS_WORDS = 4, SUMS_MAX = 64 * SUMS_WORDS - 1, SUMS_REGIONS_MAX = 32 };
+struct sums {
+	uint64_t bits[SUMS_WORDS];
+};
+
+static bool sums_has(const struct sums *s, uint32_t sum) { return s->bits[sum / 64] >> sum % 64 & 1; }
+
+/* Those of @s, and each with @blocks more. */
+static struct sums sums_add(const struct sums *s, uint32_t blocks)
+{
+	unsigned words = blocks / 64, bits = blocks % 64;
+	struct sums all = *s;
+
+	for (unsigned w = words; w < SUMS_WORDS; w++) {
+		all.bits[w] |= s->bits[w - words] << bits;
+		if (bits && w > words)
+			all.bits[w] |= s->bits[w - words - 1] >> (64 - bits);
+	}
+	return all;
+}
+
 /*
- * A place for each region. Where a piece ends, a region is divided; so are compressed ones, which may leave a little of
- * it. When there is no more space the chunk ends earlier.
+ * Place regions from @from on that fill the @room that is left to its last block, early ones rather than late ones.
+ * False: there are none.
+ */
+static bool regions_fit(struct write_chunk *c, size_t from, unsigned piece, uint32_t *room)
+{
+	uint32_t block = c->op->data->super->kctx.block_sectors;
+	struct sums sums[SUMS_REGIONS_MAX + 1]; /* [i]: of the regions from @from + i on */
+	size_t nr = min(c->region_nr - from, (size_t)SUMS_REGIONS_MAX);
+
+	if (*room / block > SUMS_MAX)
+		return false;
+	sums[nr] = (struct sums){ { 1 } };
+	for (size_t i = nr; i--;) {
+		const struct write_region *r = &c->regions[from + i];
+
+		sums[i] = r->has_place ? sums[i + 1] : sums_add(&sums[i + 1], r->crc.compressed_sectors / block);
+	}
+	if (!sums_has(&sums[0], *room / block))
+		return false;
+	for (size_t i = 0; *room; i++) {
+		const struct write_region *r = &c->regions[from + i];
+
+		if (!r->has_place && r->crc.compressed_sectors <= *room &&
+		    sums_has(&sums[i + 1], (*room - r->crc.compressed_sectors) / block))
+			region_place(c, from + i, piece, room);
+	}
+	return true;
+}
+
+/* The region that goes beyond the piece if all from @i on follow one another; c->region_nr: none does. */
+static size_t region_beyond(const struct write_chunk *c, size_t i, uint32_t room)
+{
+	for (; i < c->region_nr; i++) {
+		uint32_t sectors = c->regions[i].has_place ? 0 : c->regions[i].crc.compressed_sectors;
+
+		if (sectors > room)
+			break;
+		room -= sectors;
+	}
+	return i;
+}
+
+/*
+ * Regions for a piece of space, from @i on, where the first is that has no place. One that goes beyond the end is
+ * divided, which for a compressed one means compressing all of it once more: so first others are looked for that end
+ * there, unless they must be @in_order.
+ */
+static int piece_fill(struct write_chunk *c, unsigned piece, size_t i, bool in_order)
+{
+	uint32_t block = c->op->data->super->kctx.block_sectors, room = c->extents[piece].sectors;
+	size_t beyond = region_beyond(c, i, room);
+	bool is_fitted =
+		!in_order && beyond < c->region_nr && compression_is_compressed(c->regions[beyond].crc.compression);
+
+	for (; i < c->region_nr && room; i++) {
+		if (c->regions[i].has_place)
+			continue;
+		if (is_fitted && room / block <= SUMS_MAX) {
+			if (regions_fit(c, i, piece, &room))
+				break;
+			is_fitted = false;
+		}
+		bool is_last = c->regions[i].crc.compressed_sectors > room;
+		int err = is_last ? write_region_divide(c, i, room) : 0;
+		if (err)
+			return err;
+		region_place(c, i, piece, &room);
+		if (is_last)
+			break;
+	}
+	return 0;
+}
+
+/*
+ * Pieces of space for all regions; @in_order: those that there are, and one region behind the other. *@nr: how many
+ * from the front have a place.
+ */
+static int pieces_fill(struct write_chunk *c, bool in_order, size_t *nr)
+{
+	int err = 0;
+
+	for (size_t i = 0; i < c->region_nr; i++)
+		c->regions[i].has_place = false;
+	*nr = 0;
+	for (unsigned piece = 0; *nr < c->region_nr && !err; piece++) {
+		if (piece == c->extent_nr)
+			err = in_order ? -ENOSPC : extent_get(c, *nr);
+		if (!err)
+			err = piece_fill(c, piece, *nr, in_order);
+		while (*nr < c->region_nr && c->regions[*nr].has_place)
+			++*nr;
+	}
+	return err;
+}
+
+static bool is_any_placed(const struct write_chunk *c, size_t from)
+{
+	for (size_t i = from; i < c->region_nr; i++)
+		if (c->regions[i].has_place)
+			return true;
+	return false;
+}
+
+/*
+ * A place for each region. When there is no more space the chunk ends earlier, and then all that there is of it is
+ * for the front.
  */
 static int regions_place(struct write_chunk *c)
 {
-	uint32_t room = 0;
-	size_t i = 0;
-	int err = 0;
+	size_t nr;
 
 	c->extent_nr = 0;
-	while (i < c->region_nr) {
-		bool is_last_in_piece = false;
-
-		if (!room) {
-			err = extent_get(c, i);
-			if (err)
-				break;
-			room = c->extents[c->extent_nr - 1].sectors;
-		}
-		if (c->regions[i].crc.compressed_sectors > room) {
-			err = write_region_divide(c, i, room);
-			if (err)
-				break;
-			is_last_in_piece = true;
-		}
-		struct write_region *r = &c->regions[i++];
-		r->extent = c->extent_nr - 1;
-		r->extent_offset = c->extents[r->extent].sectors - room;
-		room = is_last_in_piece ? 0 : room - r->crc.compressed_sectors;
-	}
-	if (!i || err == -ENOMEM)
+	int err = pieces_fill(c, false, &nr);
+	if (err && err != -ENOMEM && is_any_placed(c, nr) && pieces_fill(c, true, &nr) == -ENOMEM)
+		err = -ENOMEM;
+	if (!nr || err == -ENOMEM)
 		return err;
-	c->region_nr = i;
-	c->end = c->begin + c->regions[i - 1].at + c->regions[i - 1].crc.uncompressed_sectors;
+	c->region_nr = nr;
+	c->end = c->begin + c->regions[nr - 1].at + c->regions[nr - 1].crc.uncompressed_sectors;
 	return 0;
 }
 
@@ -146,13 +265,30 @@ static int keys_make(struct write_chunk *c)
 
 /* --- I/O --- */
 
-/* The memory of piece @e, whose first region is *@i: @iovs, as few as possible. Their number; *@i and *@len move on. */
+/* The region that lies at @offset of piece @e; looked for from *@i on, all the way round. NULL: there is none. */
+static const struct write_region *region_at(const struct write_chunk *c, unsigned e, uint32_t offset, size_t *i)
+{
+	for (size_t nr = 0; nr < c->region_nr; nr++) {
+		const struct write_region *r = &c->regions[*i];
+
+		if (r->extent == e && r->extent_offset == offset)
+			return r;
+		*i = (*i + 1) % c->region_nr;
+	}
+	return NULL;
+}
+
+/*
+ * The memory of piece @e: @iovs, as few as possible. Their number. *@i is where its first region is, or a little
+ * before, and moves on.
+ */
 static unsigned iovs_make(const struct write_chunk *c, unsigned e, size_t *i, struct iovec *iovs, size_t *len)
 {
+	const struct write_region *r;
 	unsigned nr = 0;
 
-	for (*len = 0; *i < c->region_nr && c->regions[*i].extent == e; ++*i) {
-		const struct write_region *r = &c->regions[*i];
+	*len = 0;
+	while ((r = region_at(c, e, (uint32_t)(*len >> SECTOR_SHIFT), i))) {
 		size_t bytes = (size_t)r->crc.compressed_sectors << SECTOR_SHIFT;
 
 		nr = iovs_append(iovs, nr, r->bytes, bytes);

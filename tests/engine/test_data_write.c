@@ -66,8 +66,8 @@ static int inode_make(struct btree_txn *txn, void *ctx)
 	return inode_txn_put(txn, &inode);
 }
 
-static void world_open_on(struct world *w, uint64_t seed, unsigned dev_nr, unsigned durability, const char *options,
-			  uint64_t block_bytes)
+static void world_open_with(struct world *w, uint64_t seed, unsigned dev_nr, unsigned durability, const char *options,
+			    uint64_t block_bytes, uint32_t bucket_bytes)
 {
 	struct kiln_format_device format_devs[DEVS_MAX] = { 0 };
 	struct kiln_format_options format = { .struct_bytes = sizeof(format),
@@ -87,7 +87,7 @@ static void world_open_on(struct world *w, uint64_t seed, unsigned dev_nr, unsig
 		assert_int_equal(device_open_memory(i ? "memory-b" : "memory-a", 256 << 20, 512, &memory), 0);
 		assert_int_equal(device_wrap_fault(memory, seed + i, &w->devices[i]), 0);
 		format_devs[i] = (struct kiln_format_device){ .path = i ? "b" : "a",
-							      .bucket_bytes = 256 << 10,
+							      .bucket_bytes = bucket_bytes,
 							      .durability = durability };
 	}
 	int err = fs_format_devices(w->devices, format_devs, dev_nr, &format, why);
@@ -104,6 +104,12 @@ static void world_open_on(struct world *w, uint64_t seed, unsigned dev_nr, unsig
 		f->bytes = calloc(1, FILE_BYTES_MAX + 4096);
 		assert_int_equal(btree_txn_run(w->fs->trees, &opts, inode_make, &f->inum), 0);
 	}
+}
+
+static void world_open_on(struct world *w, uint64_t seed, unsigned dev_nr, unsigned durability, const char *options,
+			  uint64_t block_bytes)
+{
+	world_open_with(w, seed, dev_nr, durability, options, block_bytes, 256 << 10);
 }
 
 static void world_open(struct world *w, uint64_t seed, unsigned dev_nr, const char *options, uint64_t block_bytes)
@@ -652,6 +658,53 @@ static void what_compresses_takes_less_and_what_does_not_says_so(void **state)
 		fs_check(&w);
 		world_close(&w, true);
 	}
+}
+
+/*
+ * Where a bucket ends a region would have to be divided, and compressed again: so regions are found that end there.
+ * Regions are of @region_bytes, of which @least to @most blocks can't be compressed; of a hundred @divided_max may
+ * be divided.
+ */
+static void regions_are_divided_rarely(const char *options, uint32_t bucket_bytes, unsigned region_bytes,
+				       unsigned least, unsigned most, unsigned divided_max)
+{
+	enum { WRITES = 12, BYTES = 2 << 20, BLOCK_BYTES = 4096 };
+	unsigned nr = 0, nr_now;
+	uint64_t seq = 0;
+	struct world w;
+
+	world_open_with(&w, test_seed(), 1, 1, options, BLOCK_BYTES, bucket_bytes);
+	struct file *f = &w.files[0];
+	struct data_write_target target = target_of(f);
+	f->size = BYTES;
+	for (unsigned i = 0; i < WRITES; i++) {
+		memset(f->bytes, 0, BYTES);
+		for (unsigned at = 0; at < BYTES; at += region_bytes) {
+			uint64_t bytes = (least + rng_below(&w.rng, most - least + 1)) * BLOCK_BYTES - 500;
+
+			for (unsigned k = 0; k < bytes; k++)
+				f->bytes[at + k] = (uint8_t)rng_u64(&w.rng);
+		}
+		assert_int_equal(data_write(w.fs->data, &target, 0, f->bytes, BYTES, NULL, &seq), BYTES);
+		extents_sum(&w, f, KEY_EXTENT, &nr_now);
+		nr += nr_now;
+		file_check(&w, f);
+	}
+	assert_in_range(nr * 100 / (WRITES * BYTES / region_bytes), 100, 100 + divided_max);
+	fs_check(&w);
+	world_close(&w, true);
+}
+
+static void compressed_regions_fill_buckets_to_their_ends(void **state)
+{
+	regions_are_divided_rarely("block_size=4k,compression=lz4", 256 << 10, 64 << 10, 2, 8, 2);
+}
+
+/* A chunk that takes too many pieces of space ends earlier, and with all that is before its end. */
+static void compressed_regions_fill_small_buckets(void **state)
+{
+	regions_are_divided_rarely("block_size=4k,compression=lz4,btree_node_size=32k,encoded_extent_max=16k", 32 << 10,
+				   16 << 10, 1, 3, 10);
 }
 
 /*
@@ -1842,6 +1895,8 @@ int main(void)
 		cmocka_unit_test(files_have_the_bytes_written_compressed),
 		cmocka_unit_test(large_writes_are_checksummed_by_all_cores),
 		cmocka_unit_test(what_compresses_takes_less_and_what_does_not_says_so),
+		cmocka_unit_test(compressed_regions_fill_buckets_to_their_ends),
+		cmocka_unit_test(compressed_regions_fill_small_buckets),
 		cmocka_unit_test(what_is_read_of_a_cache_is_kept_longer),
 		cmocka_unit_test(what_is_too_large_by_now_is_moved_in_parts),
 		cmocka_unit_test(what_one_replica_keeps_is_written),
