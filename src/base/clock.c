@@ -27,6 +27,8 @@ uint64_t clock_monotonic_ns(void) { return fiber_mode() ? fiber_monotonic_ns() :
 
 uint64_t clock_realtime_ns(void) { return fiber_mode() ? fiber_realtime_ns() : clock_read(CLOCK_REALTIME); }
 
+uint64_t clock_tick_ns(void) { return fiber_mode() ? fiber_realtime_ns() : clock_read(CLOCK_REALTIME_COARSE); }
+
 void sleep_ns(uint64_t ns)
 {
 	uint64_t until_ns;

@@ -8,6 +8,11 @@
 uint64_t clock_monotonic_ns(void);
 /* Nanoseconds since 1970-01-01 UTC. */
 uint64_t clock_realtime_ns(void);
+/*
+ * The same as of the last tick, some milliseconds ago at most: the kernel takes files' times from this clock. With the
+ * finer one, what a mount makes would look newer than what the kernel writes to just after.
+ */
+uint64_t clock_tick_ns(void);
 /* Switch point. */
 void sleep_ns(uint64_t ns);
 

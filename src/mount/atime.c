@@ -35,7 +35,7 @@ enum {
 /* An object that was read. */
 struct entry {
 	struct kiln_node node;
-	uint64_t first_ns, last_ns; /* clock_realtime_ns(); last 0: there is none */
+	uint64_t first_ns, last_ns; /* clock_tick_ns(); last 0: there is none */
 };
 
 struct atimes {
@@ -240,7 +240,7 @@ static void write_from_time_to_time(void *arg)
 
 void atimes_note(struct atimes *a, struct kiln_node node)
 {
-	uint64_t now_ns = clock_realtime_ns();
+	uint64_t now_ns = clock_tick_ns();
 
 	if (!a)
 		return;

@@ -80,7 +80,7 @@ int change_room_check(const struct namespace *ns)
 uint64_t change_time(const struct super *super)
 {
 	enum { NSEC_PER_SEC = 1000000000 };
-	uint64_t now = clock_realtime_ns();
+	uint64_t now = clock_tick_ns();
 
 	return inode_time_encode(&super->kctx, (struct inode_time){ .sec = (int64_t)(now / NSEC_PER_SEC),
 								    .nsec = (uint32_t)(now % NSEC_PER_SEC) });

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/clock.h"
 #include "data/rebalance.h"
 #include "format/options.h"
 #include "namespace/change_internal.h"
@@ -204,7 +205,10 @@ static int option_change(struct btree_txn *txn, void *ctx)
 	inode.ctime = a->now;
 	err = inode_txn_put(txn, &inode);
 	bool is_of_stored = a->option == INODE_OPT_BACKGROUND_TARGET || a->option == INODE_OPT_BACKGROUND_COMPRESSION;
-	return err || !is_of_stored || !S_ISREG(inode.mode) ? err : rebalance_scan_request(txn, inode.inum, a->now);
+	if (err || !is_of_stored || !S_ISREG(inode.mode))
+		return err;
+	/* Not the time of change: each request is to be another number. */
+	return rebalance_scan_request(txn, inode.inum, clock_realtime_ns());
 }
 
 static int option_set(struct xattr_args *a, const char *name, const void *value, size_t size, uint64_t *journal_seq)
