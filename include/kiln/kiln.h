@@ -454,11 +454,12 @@ KILN_API ssize_t kiln_write_with(kiln_fs *fs, struct kiln_node node, uint64_t of
 				 unsigned flags);
 /* What kiln_fallocate() is to do: the numbers are those of Linux' FALLOC_FL_*. */
 enum kiln_fallocate_flags {
-	KILN_FALLOC_KEEP_SIZE = 1,	/* the size stays, though the range ends behind it */
-	KILN_FALLOC_PUNCH_HOLE = 2,	/* a hole; with KEEP_SIZE */
-	KILN_FALLOC_COLLAPSE_RANGE = 8, /* the range goes, what is behind it moves down */
-	KILN_FALLOC_INSERT_RANGE = 32,	/* a hole, what is behind it moves up */
-	KILN_FALLOC_ZERO_RANGE = 16,	/* what is there becomes zeroes; with or without KEEP_SIZE */
+	KILN_FALLOC_KEEP_SIZE = 1,	  /* the size stays, though the range ends behind it */
+	KILN_FALLOC_PUNCH_HOLE = 2,	  /* a hole; with KEEP_SIZE */
+	KILN_FALLOC_COLLAPSE_RANGE = 8,	  /* the range goes, what is behind it moves down */
+	KILN_FALLOC_INSERT_RANGE = 32,	  /* a hole, what is behind it moves up */
+	KILN_FALLOC_ZERO_RANGE = 16,	  /* what is there becomes zeroes; with or without KEEP_SIZE */
+	KILN_FALLOC_KEEP_SETID = 1 << 30, /* ours, with any of these: setuid and setgid stay */
 };
 /*
  * Change what space a range of a file has. @mode 0 or KEEP_SIZE: all blocks of it get space, so that writing them can't
@@ -482,7 +483,10 @@ KILN_API int kiln_fallocate(kiln_fs *fs, struct kiln_node node, unsigned mode, u
  */
 KILN_API int kiln_punch(kiln_fs *fs, struct kiln_node node, uint64_t offset, uint64_t len);
 
-enum kiln_copy_flags { KILN_COPY_SHARE = 1 }; /* share it, or fail with -EINVAL */
+enum kiln_copy_flags {
+	KILN_COPY_SHARE = 1,	  /* share it, or fail with -EINVAL */
+	KILN_COPY_KEEP_SETID = 2, /* setuid and setgid of @to stay */
+};
 /*
  * Copy a range of a file to another place, in the same file or another, as copy_file_range(). Whole blocks that lie at
  * multiples of the block size on both sides are shared: no data is read or written, and they take space when one of the

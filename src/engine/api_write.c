@@ -272,14 +272,15 @@ static int fallocate_op_of(unsigned mode)
 
 int kiln_fallocate(kiln_fs *fs, struct kiln_node node, unsigned mode, uint64_t offset, uint64_t len)
 {
-	int err = may_change(fs), op = fallocate_op_of(mode);
+	int err = may_change(fs), op = fallocate_op_of(mode & ~(unsigned)KILN_FALLOC_KEEP_SETID);
 
 	if (!err)
 		err = op < 0 ? op : len ? 0 : -EINVAL;
 	if (!err && (offset > INT64_MAX || len > (uint64_t)INT64_MAX - offset) && op != FALLOCATE_PUNCH)
 		err = -EFBIG;
 	if (!err)
-		err = namespace_fallocate(fs->ns, object_of(node), (enum fallocate_op)op, offset, len, NULL);
+		err = namespace_fallocate(fs->ns, object_of(node), (enum fallocate_op)op, offset, len,
+					  mode & KILN_FALLOC_KEEP_SETID, NULL);
 	return error_to_errno(err);
 }
 
@@ -293,14 +294,15 @@ ssize_t kiln_copy_range(kiln_fs *fs, struct kiln_node from, uint64_t from_offset
 {
 	int err = may_change(fs);
 
-	if (!err && flags & ~(unsigned)KILN_COPY_SHARE)
+	if (!err && flags & ~(unsigned)(KILN_COPY_SHARE | KILN_COPY_KEEP_SETID))
 		err = -EINVAL;
 	if (err)
 		return error_to_errno(err);
 	if (!(flags & KILN_COPY_SHARE))
 		len = min(len, (uint64_t)SSIZE_MAX & ~0xffffull);
 	ssize_t ret = namespace_copy_range(fs->ns, object_of(from), from_offset, object_of(to), to_offset, len,
-					   flags & KILN_COPY_SHARE ? DATA_COPY_SHARE_ONLY : 0, NULL);
+					   flags & KILN_COPY_SHARE ? DATA_COPY_SHARE_ONLY : 0,
+					   flags & KILN_COPY_KEEP_SETID, NULL);
 	return ret < 0 ? error_to_errno((int)ret) : ret;
 }
 

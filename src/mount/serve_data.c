@@ -212,6 +212,43 @@ void serve_lseek(fuse_req_t req, fuse_ino_t id, off_t offset, int whence, struct
 		fuse_reply_lseek(req, found);
 }
 
+/* --- what takes setuid and setgid away, besides writing --- */
+
+static bool is_of_group(fuse_req_t req, gid_t gid)
+{
+	enum { GROUPS_MAX = 1024 };
+	gid_t groups[GROUPS_MAX];
+	int nr = fuse_req_ctx(req)->gid == gid ? 0 : fuse_req_getgroups(req, GROUPS_MAX, groups);
+
+	for (int i = 0; i < min(nr, (int)GROUPS_MAX); i++)
+		if (groups[i] == gid)
+			return true;
+	return fuse_req_ctx(req)->gid == gid;
+}
+
+/*
+ * Somebody is about to change a file's space, or to copy into it. A request to write says whether he may leave it
+ * setuid or setgid; these don't, although the kernel leaves it to us just so. So the kernel's rule is kept here: root
+ * may, of others setuid is taken, and setgid if it gives power, or they aren't of the group. 0 or a negative errno.
+ */
+static int setid_take(fuse_req_t req, fuse_ino_t id, struct kiln_node node)
+{
+	kiln_fs *fs = server_of(req)->fs;
+	struct kiln_stat st;
+
+	if (!fuse_req_ctx(req)->uid || kiln_stat(fs, node, &st))
+		return 0;
+	unsigned lost = st.mode & S_ISUID;
+	if (st.mode & S_ISGID && (st.mode & S_IXGRP || !is_of_group(req, st.gid)))
+		lost |= S_ISGID;
+	if (!lost)
+		return 0;
+	int err = kiln_setattr(fs, node, &(struct kiln_setattr){ .fields = KILN_SET_MODE, .mode = st.mode & ~lost },
+			       NULL);
+	server_forget_attributes(server_of(req), id);
+	return err;
+}
+
 void serve_fallocate(fuse_req_t req, fuse_ino_t id, int mode, off_t offset, off_t len, struct fuse_file_info *fi)
 {
 	_Static_assert(KILN_FALLOC_KEEP_SIZE == FALLOC_FL_KEEP_SIZE && KILN_FALLOC_PUNCH_HOLE == FALLOC_FL_PUNCH_HOLE &&
@@ -222,7 +259,11 @@ void serve_fallocate(fuse_req_t req, fuse_ino_t id, int mode, off_t offset, off_
 	(void)fi;
 	if (!request_node(req, id, &node))
 		return;
-	fuse_reply_err(req, -kiln_fallocate(server_of(req)->fs, node, (unsigned)mode, (uint64_t)offset, (uint64_t)len));
+	int err = setid_take(req, id, node);
+	if (!err)
+		err = kiln_fallocate(server_of(req)->fs, node, (unsigned)mode | KILN_FALLOC_KEEP_SETID,
+				     (uint64_t)offset, (uint64_t)len);
+	fuse_reply_err(req, -err);
 }
 
 /* The kernel has written back what it had cached of both ranges. */
@@ -238,7 +279,10 @@ void serve_copy_file_range(fuse_req_t req, fuse_ino_t from_id, off_t from_offset
 		return;
 	/* The answer has 32 bits. */
 	len = min(len, (size_t)UINT32_MAX & ~(size_t)0xffff);
-	ssize_t n = kiln_copy_range(server_of(req)->fs, from, (uint64_t)from_offset, to, (uint64_t)to_offset, len, 0);
+	ssize_t n = setid_take(req, to_id, to);
+	if (!n)
+		n = kiln_copy_range(server_of(req)->fs, from, (uint64_t)from_offset, to, (uint64_t)to_offset, len,
+				    KILN_COPY_KEEP_SETID);
 	if (n < 0)
 		fuse_reply_err(req, (int)-n);
 	else

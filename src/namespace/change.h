@@ -81,7 +81,10 @@ enum namespace_write_flags { WRITE_KEEPS_TIMES = 1, WRITE_KEEPS_SETID = 2 };
 /* Write data, with the times and mode changes of a write, but for @flags. */
 ssize_t namespace_write(struct namespace *ns, struct object o, uint64_t offset, const void *buf, size_t len,
 			unsigned flags, uint64_t *journal_seq);
-/* Space of a file, with the times of a write: promise it, without or with zeroing what is there, or give it back. */
+/*
+ * Space of a file, with the times and mode changes of a write: promise it, without or with zeroing what is there, or
+ * give it back.
+ */
 enum fallocate_op {
 	FALLOCATE_EXTEND, /* the size grows to the end of the range */
 	FALLOCATE_KEEP_SIZE,
@@ -92,11 +95,11 @@ enum fallocate_op {
 	FALLOCATE_COLLAPSE, /* the range goes; what is behind it moves down */
 };
 int namespace_fallocate(struct namespace *ns, struct object o, enum fallocate_op op, uint64_t offset, uint64_t len,
-			uint64_t *journal_seq);
+			bool keeps_setid, uint64_t *journal_seq);
 
-/* Copy a range of a file, with the times of a write: data_copy_range(). */
+/* Copy a range of a file, with the times and mode changes of a write: data_copy_range(). */
 ssize_t namespace_copy_range(struct namespace *ns, struct object from, uint64_t from_offset, struct object to,
-			     uint64_t to_offset, uint64_t len, unsigned flags, uint64_t *journal_seq);
+			     uint64_t to_offset, uint64_t len, unsigned flags, bool keeps_setid, uint64_t *journal_seq);
 
 /* While held, an object that loses its last name is not deleted. Counted; in memory. */
 void namespace_hold(struct namespace *ns, struct object o);

@@ -24,7 +24,7 @@ static int range_change(struct namespace *ns, const struct data_write_target *fi
 }
 
 int namespace_fallocate(struct namespace *ns, struct object o, enum fallocate_op op, uint64_t offset, uint64_t len,
-			uint64_t *journal_seq)
+			bool keeps_setid, uint64_t *journal_seq)
 {
 	bool adds_only = op == FALLOCATE_EXTEND || op == FALLOCATE_KEEP_SIZE;
 	struct data_write_target file;
@@ -36,7 +36,7 @@ int namespace_fallocate(struct namespace *ns, struct object o, enum fallocate_op
 	if (!adds_only)
 		file.forbidding |= INODE_APPEND;
 	uint64_t now = change_time(ns->super);
-	struct data_write_times times = { .is_set = true, .mtime = now, .ctime = now, .clear_setid = true };
+	struct data_write_times times = { .is_set = true, .mtime = now, .ctime = now, .clear_setid = !keeps_setid };
 	/* What shifts extents may have got half way, and isn't begun again. */
 	bool is_whole = op != FALLOCATE_INSERT && op != FALLOCATE_COLLAPSE;
 	struct room_wait room = deletions_room_begin(ns);
@@ -63,7 +63,7 @@ static int source_get(struct namespace *ns, struct object o, struct data_write_t
 }
 
 ssize_t namespace_copy_range(struct namespace *ns, struct object from, uint64_t from_offset, struct object to,
-			     uint64_t to_offset, uint64_t len, unsigned flags, uint64_t *journal_seq)
+			     uint64_t to_offset, uint64_t len, unsigned flags, bool keeps_setid, uint64_t *journal_seq)
 {
 	struct data_write_target source, file;
 	struct inode inode;
@@ -75,7 +75,7 @@ ssize_t namespace_copy_range(struct namespace *ns, struct object from, uint64_t 
 		return err;
 	file.forbidding_inside = INODE_APPEND;
 	uint64_t now = change_time(ns->super);
-	struct data_write_times times = { .is_set = true, .mtime = now, .ctime = now, .clear_setid = true };
+	struct data_write_times times = { .is_set = true, .mtime = now, .ctime = now, .clear_setid = !keeps_setid };
 	struct room_wait room = deletions_room_begin(ns);
 	ssize_t ret;
 	do {

@@ -888,6 +888,51 @@ def who_writes_a_setuid_file_takes_its_power(to):
         assert subprocess.check_output(["stat", "-c", "%a", fs.path("f")]) == b"2644\n"
 
 
+def who_changes_the_space_of_a_setuid_file_takes_its_power(to):
+    PUNCH_HOLE, KEEP_SIZE, ZERO_RANGE = 2, 1, 16
+    libc = ctypes.CDLL(None, use_errno=True)
+    fs = Filesystem(to)
+
+    def fallocate(mode):
+        fd = os.open(fs.path("f"), os.O_RDWR)
+        if libc.fallocate(fd, mode, ctypes.c_long(0), ctypes.c_long(8192)):
+            raise OSError(ctypes.get_errno(), "fallocate")
+        os.close(fd)
+
+    def copy():
+        source, fd = os.open(fs.path("source"), os.O_RDONLY), os.open(fs.path("f"), os.O_RDWR)
+        assert os.copy_file_range(source, fd, 8192, 0, 0) == 8192
+        os.close(source)
+        os.close(fd)
+
+    def mode_is(expected):
+        """To the kernel, which doesn't ask us if it thinks it knows."""
+        assert subprocess.check_output(["stat", "-c", "%a", fs.path("f")]) == b"%o\n" % expected
+
+    with fs:
+        os.chmod(to, 0o755)
+        os.chmod(fs.directory, 0o755)
+        write(fs.path("source"), b"x" * 8192)
+        write(fs.path("f"), b"y" * 16384)
+        for change in (copy, *(lambda mode=mode: fallocate(mode) for mode in (0, PUNCH_HOLE | KEEP_SIZE, ZERO_RANGE))):
+            os.chown(fs.path("f"), 0, 0)
+            for mode in (0o6777, 0o6666):
+                os.chmod(fs.path("f"), mode)
+                change()
+                mode_is(mode)
+                fs.unmount()
+                fs.mount()
+                mode_is(mode)
+                assert as_user(1234, change) == 0
+                mode_is(mode & 0o777)
+            # Of his own group setgid without execution gives him nothing.
+            os.chown(fs.path("f"), 1, 1234)
+            os.chmod(fs.path("f"), 0o6666)
+            mode_is(0o6666)
+            assert as_user(1234, change) == 0
+            mode_is(0o2666)
+
+
 def flags_are_changed_and_honoured(to):
     fs = Filesystem(to)
     with fs:
@@ -1779,6 +1824,7 @@ CASES = [
     times_of_access_are_kept_together_and_not_lost,
     default_acls_are_inherited_instead_of_the_umask,
     who_writes_a_setuid_file_takes_its_power,
+    who_changes_the_space_of_a_setuid_file_takes_its_power,
     flags_are_changed_and_honoured,
     options_of_files_are_attributes,
     quotas_hold_for_users_and_not_for_root,
