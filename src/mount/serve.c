@@ -19,6 +19,9 @@
  * - directories are read, and looked up in, in parallel; symlinks, directories and ACLs are cached by the kernel;
  * - no atomic O_TRUNC: it would come with an open, and there is none;
  * - no automatic invalidation when a file's mtime changes: only the kernel changes it;
+ * - no asynchronous direct I/O: the kernel drops what the page cache has of the range before such a write, not after
+ * it, so what somebody reads meanwhile stays in the cache, and is old. (A write that is waited for drops it again.)
+ *   io_submit(2) returns when it is done, then;
  * - the kernel needn't ask before each write whether a file has privileges to lose (HANDLE_KILLPRIV_V2, protocol.c);
  * - the umask comes unapplied (DONT_MASK), because a default ACL replaces it;
  * - requests are up to 1 MiB;
@@ -155,13 +158,13 @@ static bool is_in_use(void *ctx, struct kiln_node node)
 
 static void serve_init(void *userdata, struct fuse_conn_info *conn)
 {
-	static const unsigned wanted = FUSE_CAP_ASYNC_READ | FUSE_CAP_ASYNC_DIO | FUSE_CAP_PARALLEL_DIROPS |
-				       FUSE_CAP_READDIRPLUS | FUSE_CAP_CACHE_SYMLINKS | FUSE_CAP_NO_OPEN_SUPPORT |
+	static const unsigned wanted = FUSE_CAP_ASYNC_READ | FUSE_CAP_PARALLEL_DIROPS | FUSE_CAP_READDIRPLUS |
+				       FUSE_CAP_CACHE_SYMLINKS | FUSE_CAP_NO_OPEN_SUPPORT |
 				       FUSE_CAP_NO_OPENDIR_SUPPORT | FUSE_CAP_EXPORT_SUPPORT | FUSE_CAP_DONT_MASK;
 	/* Some of these are the library's defaults. Attributes of a directory's entries are wanted nearly always. */
 	static const unsigned unwanted = FUSE_CAP_READDIRPLUS_AUTO | FUSE_CAP_ATOMIC_O_TRUNC |
-					 FUSE_CAP_AUTO_INVAL_DATA | FUSE_CAP_SPLICE_READ | FUSE_CAP_SPLICE_WRITE |
-					 FUSE_CAP_SPLICE_MOVE;
+					 FUSE_CAP_AUTO_INVAL_DATA | FUSE_CAP_ASYNC_DIO | FUSE_CAP_SPLICE_READ |
+					 FUSE_CAP_SPLICE_WRITE | FUSE_CAP_SPLICE_MOVE;
 	const struct mount_server *s = userdata;
 
 	conn->want = (conn->want | wanted) & ~unwanted;
