@@ -18,6 +18,7 @@ struct mount_options {
 	bool has_acls;	    /* POSIX ACLs count */
 	bool allow_other;   /* users besides the one who mounts */
 	enum mount_atime atime;
+	bool keeps_diratime;	  /* reading directories doesn't change it */
 	uint64_t remembered_max;  /* objects that the kernel may make the server remember; 0: any number */
 	const char *fuse_options; /* further options for FUSE, comma separated, or NULL */
 	bool is_debug;		  /* log every request */

@@ -134,7 +134,7 @@ static void read_directory(fuse_req_t req, fuse_ino_t id, size_t size, off_t coo
 		return;
 	}
 	int err = kiln_readdir(r.server->fs, node, (uint64_t)cookie, dir_add, &r, NULL, NULL);
-	if (!cookie && !err)
+	if (!cookie && !err && !r.server->options->keeps_diratime)
 		atimes_note(r.server->atimes, node);
 	/* What came before the damage is given first; the next request then starts at it and fails. */
 	if (err && !r.used)

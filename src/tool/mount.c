@@ -71,8 +71,8 @@ static bool is_fuse_option(const char *item)
 {
 	static const char *const prefixes[] = { "max_read=",   "user=",	       "context=", "fscontext=",
 						"defcontext=", "rootcontext=", "blksize=" };
-	static const char *const words[] = { "dev",   "nodev",	 "suid",       "nosuid",       "exec",	"noexec",
-					     "atime", "noatime", "nodiratime", "auto_unmount", "blkdev" };
+	static const char *const words[] = { "dev",    "nodev",	  "suid",	  "nosuid", "exec",
+					     "noexec", "noatime", "auto_unmount", "blkdev" };
 
 	for (size_t i = 0; i < ARRAY_NR(prefixes); i++)
 		if (!strncmp(item, prefixes[i], strlen(prefixes[i])))
@@ -105,7 +105,11 @@ static void options_split(struct mount_command *m, char *list)
 	for (char *item = strtok_r(list, ",", &save); item; item = strtok_r(NULL, ",", &save)) {
 		if (!strcmp(item, "noatime"))
 			m->mount.atime = MOUNT_NOATIME;
-		if (!strcmp(item, "allow_other"))
+		if (!strcmp(item, "nodiratime"))
+			m->mount.keeps_diratime = true;
+		else if (!strcmp(item, "diratime"))
+			m->mount.keeps_diratime = false;
+		else if (!strcmp(item, "allow_other"))
 			m->mount.allow_other = true;
 		else if (!strcmp(item, "noallow_other"))
 			m->mount.allow_other = false;

@@ -860,6 +860,21 @@ def reading_changes_atime_as_asked_for(to):
             assert os.stat(fs.path("f")).st_atime_ns == atime, option
 
 
+def reading_directories_changes_atime_unless_nodiratime(to):
+    for option, is_changed in (("atime,diratime", True), ("nodiratime", False)):
+        folder = os.path.join(to, option)
+        os.mkdir(folder)
+        with Filesystem(folder, options=["-o", option]) as fs:
+            os.mkdir(fs.path("d"))
+            write(fs.path("d", "f"), b"x")
+            os.symlink("f", fs.path("d", "l"))
+            for name in ("d", "d/l"):
+                os.utime(fs.path(name), ns=(10 ** 18, 10 ** 18), follow_symlinks=False)
+            assert sorted(os.listdir(fs.path("d"))) == ["f", "l"] and os.readlink(fs.path("d", "l")) == "f"
+            assert (os.stat(fs.path("d")).st_atime_ns > 10 ** 18) == is_changed, option
+            assert os.lstat(fs.path("d", "l")).st_atime_ns > 10 ** 18, option
+
+
 def times_of_access_are_kept_together_and_not_lost(to):
     """More of them than are kept in memory; written at the end, and when `kiln sync` asks for it, not before."""
     tree = os.path.join(to, "tree")
@@ -1893,6 +1908,7 @@ CASES = [
     times_are_kept_to_the_nanosecond,
     what_the_kernel_writes_is_not_older_than_what_was_made_before,
     reading_changes_atime_as_asked_for,
+    reading_directories_changes_atime_unless_nodiratime,
     times_of_access_are_kept_together_and_not_lost,
     default_acls_are_inherited_instead_of_the_umask,
     who_writes_a_setuid_file_takes_its_power,
