@@ -153,6 +153,30 @@ def with_a_cache(seed, options):
         all_judges_are_silent(devices, "after it was away", with_tree=True)
 
 
+def targets_hold(options):
+    """Metadata and data are where they are to be, until there is no more room."""
+    with images.temporary() as work:
+        devices = [os.path.join(work, "dev%d" % i) for i in range(3)]
+        labels = [arg for label, device in zip(("meta.a", "fast.b", "slow.c"), devices) for arg in ("--label=" + label, device)]
+        format_all(labels, ["--bucket-size=64k", "--btree-node-size=32k", "--metadata-target=meta", "--foreground-target=fast", *options], size="32M")
+        with changes.Filesystem(CHANGE_FS, devices) as fs:
+            for name in ("fast", "slow"):
+                fs.must("mknod", name, changes.S_IFDIR | 0o755, 0, 0, 0)
+            fs.must("setxattr", "slow", "bcachefs.foreground_target", "slow.c")
+            count = fs.must("fill", "fast", 0, 10, 1 << 20)
+        meta, fast, slow = used_bytes(devices)
+        assert meta["btree"] and not fast["btree"] and not slow["btree"], (meta, fast, slow)
+        assert fast["user"] >= count << 20 and not meta["user"] and not slow["user"], (meta, fast, slow)
+        with changes.Filesystem(CHANGE_FS, devices) as fs:
+            assert fs.must("fill", "slow", 0, 10, 1 << 20) == 10
+        meta, fast, slow = used_bytes(devices)
+        assert slow["user"] >= 10 << 20 and not meta["user"], (meta, fast, slow)
+        with changes.Filesystem(CHANGE_FS, devices) as fs:
+            assert fs.must("fill", "fast", 100, 200, 1 << 20) > 30
+        all_judges_are_silent(devices, "full")
+        assert all(d["user"] > 8 << 20 for d in used_bytes(devices)), used_bytes(devices)
+
+
 def the_smallest_buckets_do(count, replicas, smallest):
     """An entry of the journal must fit a bucket: smaller ones are refused, and with these a filesystem can be filled and emptied."""
     with images.temporary() as work:
@@ -177,6 +201,7 @@ def the_smallest_buckets_do(count, replicas, smallest):
 def main():
     cases = [("a_cache %s" % " ".join(options), functools.partial(with_a_cache, SEEDS[0], options))
              for options in ([], ["--foreground-target=fast.c"], ["--foreground-target=fast", "--nocow"])]
+    cases += [("targets_hold %s" % " ".join(options), functools.partial(targets_hold, options)) for options in ([], ["--nocow", "--block-size=512"])]
     cases += [("the_smallest_buckets_do %d" % count, functools.partial(the_smallest_buckets_do, count, replicas, smallest))
               for count, replicas, smallest in ((1, 1, 16), (4, 3, 32), (40, 3, 64))]
     for count, options in layouts():
