@@ -18,6 +18,7 @@
 #include "base/sanitizer.h"
 #include "base/util.h"
 #include "data/move.h"
+#include "data/repair.h"
 #include "data/write.h"
 #include "data/write_internal.h"
 #include "engine/format.h"
@@ -1385,6 +1386,46 @@ static void a_device_that_takes_no_writes_is_survived(void **state)
 	world_close(&w, true);
 }
 
+/* The sectors stay bad for all one knows: copies that could be read are made of it elsewhere, and the member's errors
+ * counted. */
+static void what_cannot_be_read_is_copied_to_another_place(void **state)
+{
+	enum { TIMES = 5 };
+	struct device_fault fault = {
+		.kind = FAULT_ERROR, .op = DEVICE_READ, .per_million = 1000000, .err = -EIO, .remaining = TIMES
+	};
+	struct data_repair_stats stats;
+	struct member member;
+	struct world w;
+
+	(void)state;
+	world_open(&w, 21, 2, "block_size=4k,metadata_replicas=2,data_replicas=2", 4096);
+	struct file *f = &w.files[0];
+	op_write(&w, f, 0, 900 << 10);
+	all_flush(&w);
+	assert_int_equal(super_update(w.fs->super), 0);
+	sb_member(w.fs->super->sb, 1, &member);
+	uint64_t before = member.errors[0];
+	assert_int_equal(device_fault_add(w.devices[1], &fault), 0);
+	uint64_t faults[FAULT_KIND_NR] = { 0 };
+	for (unsigned i = 0; i < 1000 && faults[FAULT_ERROR] < TIMES; i++) {
+		file_check(&w, f);
+		device_fault_counts(w.devices[1], faults);
+	}
+	data_repair_wait(w.fs->data);
+	data_repair_stats(w.fs->data, &stats);
+	assert_int_equal(faults[FAULT_ERROR], TIMES);
+	assert_true(stats.extents > 0 && stats.extents <= TIMES);
+	assert_int_equal(stats.failed, 0);
+	assert_int_equal(degraded_keys(&w, f), 0);
+	file_check(&w, f);
+	fs_check(&w);
+	assert_int_equal(super_update(w.fs->super), 0);
+	sb_member(w.fs->super->sb, 1, &member);
+	assert_int_equal(member.errors[0], before + TIMES);
+	world_close(&w, true);
+}
+
 static void a_device_whose_cache_fails_is_left(void **state)
 {
 	static const enum device_op also[] = { DEVICE_FLUSH, DEVICE_WRITE, DEVICE_READ };
@@ -1905,6 +1946,7 @@ int main(void)
 		cmocka_unit_test(a_write_that_ends_early_is_a_write),
 		cmocka_unit_test(a_device_that_takes_no_writes_is_survived),
 		cmocka_unit_test(copies_of_nodes_that_fail_are_told),
+		cmocka_unit_test(what_cannot_be_read_is_copied_to_another_place),
 		cmocka_unit_test(a_device_whose_cache_fails_is_left),
 		cmocka_unit_test(a_device_that_is_needed_is_not_left),
 		cmocka_unit_test(a_failed_write_leaves_what_was_there),
@@ -1917,5 +1959,6 @@ int main(void)
 		cmocka_unit_test(a_bucket_that_lived_again_waits_for_its_new_readers),
 	};
 
+	cmocka_set_test_filter(getenv("KILN_TEST_FILTER"));
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -210,9 +210,9 @@ def rounds_dont_grow(options, size=32):
         judges_are_silent(devices, "after %d rounds" % ROUNDS)
         btree = [s["btree"] for s in seen]
         print("# btrees: %s, files: %s" % (btree, counts))
-        # Where each sample has seen every kind of file, nothing is new after the first.
-        half = (len(btree) + 1) // 2
-        assert at_once < 4 or max(btree[half:], default=0) <= max(btree[:half]) * 1.05, "btree sectors grow: %s" % btree
+        # Where each sample has seen every kind of file, nothing is new after the first; how well nodes are filled varies.
+        half, node = (len(btree) + 1) // 2, btree[-1] // sum(nodes_of(devices).values())
+        assert at_once < 4 or max(btree[half:], default=0) <= max(btree[:half]) * 1.05 + 2 * node, "btree sectors grow: %s" % btree
         assert len({s["inodes"] for s in seen}) == 1, "inodes: %s" % [s["inodes"] for s in seen]
         for kind in range(4):
             made = counts[kind::4]
