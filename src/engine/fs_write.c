@@ -211,6 +211,21 @@ static int upgrade_refused(const struct kiln_fs *fs, char why[KILN_ERROR_BYTES])
 	return 1;
 }
 
+/* How many copies of data of this type the devices that may be written can have. */
+static unsigned copies_max(const struct super *s, unsigned data_type)
+{
+	unsigned nr = 0;
+
+	for (unsigned i = 0; i < s->member_nr; i++) {
+		const struct member *m = &s->members[i].m;
+
+		if (super_member_online(s, i) && super_member_state(s, i) == MEMBER_RW &&
+		    m->data_allowed >> data_type & 1)
+			nr += m->durability;
+	}
+	return nr;
+}
+
 int fs_write_refused(const struct kiln_fs *fs, char why[KILN_ERROR_BYTES])
 {
 	const struct super *s = fs->super;
@@ -229,6 +244,14 @@ int fs_write_refused(const struct kiln_fs *fs, char why[KILN_ERROR_BYTES])
 	}
 	if (!journal_can_be_written(s)) {
 		snprintf(why, KILN_ERROR_BYTES, "no device that is written has a journal, or one that is large enough");
+		return 1;
+	}
+	unsigned copies = min(copies_max(s, DATA_BTREE), copies_max(s, DATA_JOURNAL));
+	if (copies < s->options[OPT_METADATA_REPLICAS_REQUIRED]) {
+		snprintf(why, KILN_ERROR_BYTES,
+			 "metadata must have %u copies (metadata_replicas_required), and the devices that are there "
+			 "can have %u",
+			 (unsigned)s->options[OPT_METADATA_REPLICAS_REQUIRED], copies);
 		return 1;
 	}
 	uint64_t bytes, needed;

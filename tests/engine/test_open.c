@@ -130,6 +130,39 @@ static struct kiln_format_options formatting(void)
 					     .flags = KILN_FORMAT_FORCE };
 }
 
+/* Who knows that, and wants to write all the same, can say so. */
+static void with_fewer_devices_than_copies_required_it_is_only_read(void **state)
+{
+	const char *paths[] = { path_of("required-0"), path_of("required-1") };
+	struct kiln_format_device devs[] = { { .path = paths[0], .file_bytes = 32 << 20 },
+					     { .path = paths[1], .file_bytes = 32 << 20 } };
+	struct kiln_format_options format = formatting();
+	struct kiln_open_options options = { .struct_bytes = sizeof(options),
+					     .flags = KILN_OPEN_NO_SCAN | KILN_OPEN_WRITE | KILN_OPEN_DEGRADED };
+	struct kiln_create create = { .mode = 0644 };
+	struct kiln_stat st;
+	kiln_fs *fs;
+
+	(void)state;
+	format.options = "metadata_replicas=2,data_replicas=2,metadata_replicas_required=2";
+	assert_int_equal(kiln_format(devs, 2, &format, NULL, NULL), 0);
+	for (unsigned nr = 2; nr; nr--) {
+		assert_int_equal(kiln_open(paths, nr, &options, &fs, NULL), 0);
+		const char *why = kiln_write_refused(fs);
+		assert_int_equal(!why, nr == 2);
+		assert_true(!why || strstr(why, "metadata_replicas_required"));
+		assert_int_equal(kiln_create(fs, kiln_root(fs), "0", 1, &create, &st), why ? -EROFS : 0);
+		assert_int_equal(kiln_shutdown(fs), 0);
+		kiln_close(fs);
+	}
+	options.mount_options = "metadata_replicas_required=1";
+	assert_int_equal(kiln_open(paths, 1, &options, &fs, NULL), 0);
+	assert_null(kiln_write_refused(fs));
+	assert_int_equal(kiln_create(fs, kiln_root(fs), "1", 1, &create, &st), 0);
+	assert_int_equal(kiln_shutdown(fs), 0);
+	kiln_close(fs);
+}
+
 /* Take the entries of one kind out of what a clean shutdown left. */
 static void counter_take_out(const char *path, unsigned type, unsigned id, unsigned level)
 {
@@ -469,6 +502,7 @@ int main(void)
 		cmocka_unit_test(bytes_that_are_no_filesystem_are_told_as_such),
 		cmocka_unit_test(a_device_of_another_filesystem_is_refused_by_name),
 		cmocka_unit_test(a_missing_member_is_named),
+		cmocka_unit_test(with_fewer_devices_than_copies_required_it_is_only_read),
 		cmocka_unit_test(without_counters_it_is_only_read),
 		cmocka_unit_test(without_a_journal_it_is_only_read),
 		cmocka_unit_test(options_that_forbid_writing_are_heeded_in_every_form),
