@@ -200,8 +200,8 @@ static bool seed_fails(const struct arguments *args, uint64_t seed, struct total
 	fflush(stdout);
 	pid_t pid = fork();
 	if (!pid) {
-		signal(SIGINT, SIG_IGN); /* from the terminal, all get it */
-		signal(SIGTERM, SIG_DFL);
+		signal(SIGINT, SIG_IGN); /* all in a group may get it */
+		signal(SIGTERM, SIG_IGN);
 		watchdog(SEED_SECONDS_MAX);
 		exit(run_seed(args, seed, totals));
 	}

@@ -118,15 +118,19 @@ static void log_add(struct workload *w, const struct logged *l)
 	w->op_nr++;
 }
 
-/* No space: never for what gives some back, and else only where little is left. Several disks may not match. */
+/*
+ * No space: never for what makes things durable, whatever a device says; nor for what gives some back, and else only
+ * where little is left. Several disks may not match.
+ */
 static bool may_lack_space(struct sim *s, const struct operation *op)
 {
 	struct kiln_usage u;
 
+	if (op->kind == OP_FSYNC || op->kind == OP_SYNC)
+		return false;
 	if (s->is_faulty && s->kind != EPISODE_FULL)
 		return true;
-	if (op->kind == OP_UNLINK || op->kind == OP_RMDIR || op->kind == OP_REMOVEXATTR || op->kind == OP_FSYNC ||
-	    op->kind == OP_SYNC)
+	if (op->kind == OP_UNLINK || op->kind == OP_RMDIR || op->kind == OP_REMOVEXATTR)
 		return false;
 	return s->disks_nr > 1 || kiln_usage(s->fs, &u) || u.available < u.capacity / 8;
 }
