@@ -1,11 +1,13 @@
 /* Looking at a filesystem, without changing it. See serve.c. */
 #include <errno.h>
 #include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/statvfs.h>
 
 #include "base/util.h"
+#include "format/options.h"
 #include "mount/atime.h"
 #include "mount/protocol.h"
 
@@ -179,14 +181,44 @@ void serve_getxattr(fuse_req_t req, fuse_ino_t id, const char *name, size_t size
 	reply_xattr(req, buf, size && !buf ? -ENOMEM : kiln_getxattr(server_of(req)->fs, node, name, buf, size), size);
 }
 
+/*
+ * Names of the options that are set, as upstream lists them (11 §7.1): bcachefs.NAME where that is on the object
+ * itself, bcachefs_effective.NAME also where it comes from a directory above. Counts on when @list is full. Its new
+ * length.
+ */
+static size_t list_options(kiln_fs *fs, struct kiln_node node, char *list, size_t size, size_t len)
+{
+	static const char *const prefixes[] = { "bcachefs_effective", "bcachefs" };
+	char name[64];
+
+	for (unsigned id = 0; id < OPT_NR; id++) {
+		/* What isn't effective isn't its own, either. */
+		for (size_t i = 0; i < ARRAY_NR(prefixes) && option_table[id].where & OPTION_INODE; i++) {
+			size_t need =
+				(size_t)snprintf(name, sizeof(name), "%s.%s", prefixes[i], option_table[id].name) + 1;
+
+			if (kiln_getxattr(fs, node, name, NULL, 0) < 0)
+				break;
+			if (len + need <= size)
+				memcpy(list + len, name, need);
+			len += need;
+		}
+	}
+	return len;
+}
+
 void serve_listxattr(fuse_req_t req, fuse_ino_t id, size_t size)
 {
 	CLEANUP_FREE char *buf = size ? malloc(size) : NULL;
+	kiln_fs *fs = server_of(req)->fs;
 	struct kiln_node node;
 
 	if (!request_node(req, id, &node))
 		return;
-	reply_xattr(req, buf, size && !buf ? -ENOMEM : kiln_listxattr(server_of(req)->fs, node, buf, size), size);
+	ssize_t n = size && !buf ? -ENOMEM : kiln_listxattr(fs, node, buf, size);
+	if (n >= 0)
+		n = (ssize_t)list_options(fs, node, buf, size, (size_t)n);
+	reply_xattr(req, buf, size && n > (ssize_t)size ? -ERANGE : n, size);
 }
 
 void serve_statfs(fuse_req_t req, fuse_ino_t id)

@@ -70,14 +70,15 @@ def content(path, size):
 
 
 def attributes(path):
-    """Extended attributes; none on a filesystem that has no such thing."""
+    """Extended attributes, without the options of files that a mount shows as some; none on a filesystem that has no such thing."""
     try:
         names = os.listxattr(path, follow_symlinks=False)
     except OSError as e:
         if e.errno != errno.ENOTSUP:
             raise
         return {}
-    return {n: encode(os.getxattr(path, n, follow_symlinks=False)) for n in sorted(names) if n != "security.selinux"}
+    return {n: encode(os.getxattr(path, n, follow_symlinks=False)) for n in sorted(names)
+            if n != "security.selinux" and not n.startswith("bcachefs")}
 
 
 def entry(path, relative):

@@ -1060,6 +1060,9 @@ def options_of_files_are_attributes(to):
         write(fs.path("d/f"), b"x")
         assert os.getxattr(fs.path("d/f"), "bcachefs_effective.data_checksum") == b"xxhash"
         raises(errno.ENODATA, os.getxattr, fs.path("d/f"), "bcachefs.data_checksum")
+        os.setxattr(fs.path("d/f"), "user.name", b"value")
+        assert sorted(os.listxattr(fs.path("d/f"))) == ["bcachefs_effective.data_checksum", "user.name"]
+        assert sorted(os.listxattr(fs.path("d"))) == ["bcachefs.data_checksum", "bcachefs_effective.data_checksum"]
         raises(errno.EINVAL, os.setxattr, fs.path("d"), "bcachefs.data_checksum", b"nonsense")
         os.removexattr(fs.path("d"), "bcachefs.data_checksum")
         raises(errno.ENODATA, os.getxattr, fs.path("d"), "bcachefs.data_checksum")
