@@ -2,9 +2,10 @@
  * A mount from its begin to its end.
  *
  * It ends when it is unmounted: the kernel then has written back what it had cached, and reading requests fails. A
- * signal (SIGTERM, SIGINT, SIGHUP) asks for the same: serving goes on, while a task unmounts as umount(8) would. If
- * that fails because files are in use, what the kernel has cached is written back, the mount is taken out of the
- * namespace, and whoever still has files open gets errors. A second signal ends without waiting for any of that.
+ * signal (SIGTERM, SIGINT, SIGHUP) asks for the same: serving goes on, while a task unmounts as umount(8) would,
+ * wherever the filesystem is mounted (`mount --bind`). If that fails because files are in use, what the kernel has
+ * cached is written back, the mount is taken out of the namespace, and whoever still has files open gets errors. A
+ * second signal ends without waiting for any of that.
  *
  * After an error that makes writing unsafe, the mount table is made to say "read-only", so that who writes hears it at
  * once and not when the page cache is written back. The kernel refuses as long as a file is open for writing, so that
@@ -18,9 +19,12 @@
 #include <signal.h>
 #include <spawn.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
+#include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -83,7 +87,7 @@ static volatile int events_write_fd = -1;
 static const int end_signals[] = { SIGTERM, SIGINT, SIGHUP };
 
 struct ending {
-	struct mount_server *server;
+	dev_t device; /* as the mount table has it */
 	struct task *task;
 };
 
@@ -192,10 +196,47 @@ static int unmount_unless_in_use(const char *mountpoint)
 	return err;
 }
 
-static void end_mount(void *arg)
+/* Undo mountinfo's \ooo in place. */
+static void unescape(char *text)
 {
-	struct ending *e = arg;
-	const char *mountpoint = e->server->options->mountpoint;
+	unsigned code;
+	char *to = text;
+
+	for (const char *from = text; *from; to++) {
+		bool is_code = sscanf(from, "\\%3o", &code) == 1;
+
+		*to = is_code ? (char)code : *from;
+		from += is_code ? 4 : 1;
+	}
+	*to = 0;
+}
+
+/* The last place of the mount table where it is mounted; NULL when there is none. To be freed. */
+static char *mounted_last(dev_t device)
+{
+	FILE *f = fopen("/proc/self/mountinfo", "re");
+	char *line = NULL, *path, *last = NULL;
+	unsigned major_nr, minor_nr;
+	size_t size = 0;
+
+	if (!f)
+		return NULL;
+	while (getline(&line, &size, f) > 0) {
+		if (sscanf(line, "%*d %*d %u:%u %*s %ms", &major_nr, &minor_nr, &path) != 3)
+			continue;
+		bool is_it = makedev(major_nr, minor_nr) == device;
+		free(is_it ? last : path);
+		last = is_it ? path : last;
+	}
+	free(line);
+	fclose(f);
+	if (last)
+		unescape(last);
+	return last;
+}
+
+static int end_mount_at(const char *mountpoint)
+{
 	int err = unmount_unless_in_use(mountpoint);
 
 	if (err == -EBUSY) {
@@ -206,6 +247,20 @@ static void end_mount(void *arg)
 	}
 	if (err)
 		fuse_log(FUSE_LOG_ERR, "can't unmount %s: %s", mountpoint, strerror(-err));
+	return err;
+}
+
+static void end_mount(void *arg)
+{
+	struct ending *e = arg;
+	char *mountpoint;
+	int err = 0;
+
+	/* The last one that goes has the kernel write back what it has cached. */
+	while (!err && (mountpoint = mounted_last(e->device))) {
+		err = end_mount_at(mountpoint);
+		free(mountpoint);
+	}
 	/* Unmounted, serving ends by itself; where files are still open it must be told. */
 	event_tell(EVENT_UNMOUNTED);
 }
@@ -259,6 +314,16 @@ static void remount_try(struct remount *r, const char *mountpoint)
 
 /* --- serving --- */
 
+/* Of what is mounted, without asking who serves it, as nobody does so yet. */
+static dev_t device_of(const char *mountpoint)
+{
+	struct statx st;
+
+	return statx(AT_FDCWD, mountpoint, AT_STATX_DONT_SYNC, STATX_TYPE, &st)
+		       ? 0
+		       : makedev(st.stx_dev_major, st.stx_dev_minor);
+}
+
 static void on_served(void *ctx)
 {
 	(void)ctx;
@@ -267,7 +332,7 @@ static void on_served(void *ctx)
 
 static int serve(struct mount_server *s, int events_fd)
 {
-	struct ending ending = { .server = s };
+	struct ending ending = { .device = device_of(s->options->mountpoint) };
 	struct remount remount = { 0 };
 	bool is_over = false;
 	struct loop *loop;

@@ -1519,6 +1519,30 @@ def signals_write_back_what_is_cached(to):
             assert read(fs.path(name)) == b"CACHED" + b"cached" * 999
 
 
+def signals_end_it_wherever_it_is_mounted(to):
+    fs, other = Filesystem(to), os.path.join(to, "other \\ place")
+    os.mkdir(other)
+    for is_first_gone in (False, True):
+        with fs:
+            os.makedirs(fs.path("sub", "dir"), exist_ok=True)
+            name = os.path.join(other, "f%d" % is_first_gone)
+            subprocess.run(["mount", "--bind", fs.path("sub"), other], check=True)
+            if is_first_gone:
+                umount(fs.directory)
+            fd = os.open(name, os.O_CREAT | os.O_RDWR)
+            os.write(fd, b"cached" * 1000)
+            # Nobody has it open, but nothing has written it back either.
+            with mmap.mmap(fd, 6000) as m:
+                os.close(fd)
+                m[0:6] = b"CACHED"
+            fs.server.send_signal(signal.SIGTERM)
+            said = fs.ended()
+            assert not said, said
+            assert not os.path.ismount(fs.directory) and not os.path.ismount(other)
+        with fs:
+            assert read(fs.path("sub", os.path.basename(name))) == b"CACHED" + b"cached" * 999
+
+
 def a_mount_that_is_looked_at_for_a_moment_is_not_in_use(to):
     with Filesystem(to) as fs:
         fd = os.open(fs.directory, os.O_PATH)
@@ -1930,6 +1954,7 @@ CASES = [
     failing_writes_and_flushes_end_in_readonly,
     a_device_that_fails_now_and_then_hangs_nobody,
     signals_write_back_what_is_cached,
+    signals_end_it_wherever_it_is_mounted,
     a_mount_that_is_looked_at_for_a_moment_is_not_in_use,
 ]
 
