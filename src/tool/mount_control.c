@@ -79,10 +79,14 @@ static bool is_meant(const json_t *reply, const char *which)
 	const char *source = json_string_value(json_object_get(reply, "source"));
 	CLEANUP_FREE char *device = strchr(which, '=') ? blkid_evaluate_spec(which, NULL) : NULL;
 	CLEANUP_FREE char *path = realpath(which, NULL);
+	CLEANUP_FREE char *seen_there = mounted_source(which);
 
 	if (!mountpoint || !source)
 		return false;
-	return !strcmp(path ? path : which, mountpoint) || mounted_lists_meet(device ? device : which, source);
+	return !strcmp(path ? path : which, mountpoint) || mounted_lists_meet(seen_there ? seen_there
+									      : device	 ? device
+											 : which,
+									      source);
 }
 
 json_t *mount_control_ask(const char *which, const char *command)

@@ -5,16 +5,20 @@
  *	mount.kiln SOURCE DIRECTORY [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]
  *
  * and does what `kiln mount -o OPTIONS SOURCE DIRECTORY` does; or, with the option remount, has the kernel change what
- * is its own affair: read-only or not, and what may be done with devices, programs and setuid there.
+ * is its own affair: read-only or not, and what may be done with devices, programs and setuid there. What is mounted
+ * already is shown at the other directory as well, by the same server, as kernels do it.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/statvfs.h>
+#include <unistd.h>
 
 #include "base/util.h"
 #include "tool/mount_control.h"
+#include "tool/mounted.h"
 #include "tool/tool.h"
 
 bool tool_is_mount_helper(const char *program)
@@ -97,6 +101,43 @@ static int remount(const char *directory, char *options)
 	return err ? TOOL_FAILED : TOOL_OK;
 }
 
+/* --- a second place --- */
+
+/* The mount at @at, once more at @directory. Of @options only those of the place count. */
+static int show_at(const char *at, const char *directory, const char *options)
+{
+	static const struct {
+		const char *word;
+		uint64_t attr;
+	} words[] = { { "ro", MOUNT_ATTR_RDONLY },
+		      { "nosuid", MOUNT_ATTR_NOSUID },
+		      { "nodev", MOUNT_ATTR_NODEV },
+		      { "noexec", MOUNT_ATTR_NOEXEC } };
+	struct mount_attr attr = { .propagation = MS_PRIVATE };
+
+	for (size_t i = 0; i < ARRAY_NR(words); i++)
+		*(has_word(options, words[i].word) ? &attr.attr_set : &attr.attr_clr) |= words[i].attr;
+	int fd = open_tree(AT_FDCWD, at, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+	bool is_shown = fd >= 0 && !mount_setattr(fd, "", AT_EMPTY_PATH, &attr, sizeof(attr)) &&
+			!move_mount(fd, "", AT_FDCWD, directory, MOVE_MOUNT_F_EMPTY_PATH);
+	int err = is_shown ? 0 : errno;
+	if (fd >= 0)
+		close(fd);
+	if (!err)
+		return TOOL_OK;
+	tool_error("can't show at %s what is mounted at %s: %s", directory, at, strerror(err));
+	return TOOL_FAILED;
+}
+
+static int mount_again(const char *at, const char *directory, const char *options)
+{
+	if (!has_word(options, "ro") && !can_server_write(at)) {
+		tool_error("it is served read-only at %s: unmount it there, then mount it for writing", at);
+		return TOOL_FAILED;
+	}
+	return show_at(at, directory, options);
+}
+
 /* --- the command line --- */
 
 /* Exit statuses of mount(8). */
@@ -131,6 +172,10 @@ int tool_mount_helper(int argc, char **argv)
 		return TOOL_OK;
 	if (has_word(options, "remount"))
 		return helper_status(remount(argv[optind + 1], options));
+	CLEANUP_FREE char *at = mounted_whole_at(argv[optind]);
+	CLEANUP_FREE char *directory = realpath(argv[optind + 1], NULL);
+	if (at && directory && !mounted_is_at(argv[optind], directory))
+		return helper_status(mount_again(at, directory, options));
 	char *mount_argv[] = { title, flag, options, separator, argv[optind], argv[optind + 1], NULL };
 	optind = 0;
 	return helper_status(command_mount.run(&command_mount, ARRAY_NR(mount_argv) - 1, mount_argv));

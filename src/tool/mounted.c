@@ -9,6 +9,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/vfs.h>
 
 #include "base/util.h"
@@ -57,7 +59,7 @@ bool mounted_lists_meet(const char *a, const char *b)
 }
 
 struct mount_line {
-	const char *mount_point, *source;
+	const char *device, *root, *mount_point, *type, *source;
 };
 
 /* A line of mountinfo, changed by it. False: of another kind of filesystem. */
@@ -78,7 +80,7 @@ static bool line_parse(char *line, struct mount_line *mount)
 		return false;
 	unescape(source);
 	unescape(fields[4]);
-	*mount = (struct mount_line){ fields[4], source };
+	*mount = (struct mount_line){ fields[2], fields[3], fields[4], type, source };
 	return true;
 }
 
@@ -112,6 +114,26 @@ char *mounted_at(const char *fs_arg)
 	return mount_find(mount_point_of, device ? device : fs_arg);
 }
 
+static char *whole_at(const struct mount_line *mount, const void *devices)
+{
+	struct stat st;
+	char device[sizeof("4294967295:4294967295")];
+
+	if (strcmp(mount->type, "fuse.kiln") || strcmp(mount->root, "/") || mounted_is_dead(mount->mount_point) ||
+	    stat(mount->mount_point, &st))
+		return NULL;
+	/* Something else may be mounted there since. */
+	snprintf(device, sizeof(device), "%u:%u", major(st.st_dev), minor(st.st_dev));
+	return strcmp(device, mount->device) ? NULL : mount_point_of(mount, devices);
+}
+
+char *mounted_whole_at(const char *fs_arg)
+{
+	CLEANUP_FREE char *device = strchr(fs_arg, '=') ? blkid_evaluate_spec(fs_arg, NULL) : NULL;
+
+	return mount_find(whole_at, device ? device : fs_arg);
+}
+
 static char *source_of(const struct mount_line *mount, const void *mount_point)
 {
 	return !strcmp(mount->mount_point, mount_point) ? strdup(mount->source) : NULL;
@@ -134,7 +156,8 @@ static char *itself(const struct mount_line *mount, const void *what)
 
 bool mounted_is_at(const char *devices, const char *directory)
 {
-	CLEANUP_FREE char *found = mount_find(itself, &(struct mount_line){ directory, devices });
+	CLEANUP_FREE char *found =
+		mount_find(itself, &(struct mount_line){ .mount_point = directory, .source = devices });
 
 	return found;
 }

@@ -8,6 +8,8 @@
 
 /* A mount point of the filesystem that @fs_arg (DEV[:DEV...] or UUID=...) names, to be freed; NULL if there is none. */
 char *mounted_at(const char *fs_arg);
+/* The same, but what is seen there is the root, and a server of ours that lives serves it. */
+char *mounted_whole_at(const char *fs_arg);
 /* The other way: the devices of what is mounted at @directory, to be freed; NULL if nothing of ours is. */
 char *mounted_source(const char *directory);
 /* Are these devices what is mounted at @directory, as the mount table spells it? */

@@ -1818,6 +1818,51 @@ def mount_finds_filesystems_by_uuid(to):
         subprocess.run(["losetup", "-d", loop], check=True)
 
 
+def mount_helpers_show_it_at_a_second_place(to):
+    fs, other, third = Filesystem(to), os.path.join(to, "other"), os.path.join(to, "third")
+    helper = os.path.join(to, "mount.fuse.kiln")
+    os.symlink(KILN, helper)
+    for directory in (other, third):
+        os.mkdir(directory)
+    with fs:
+        os.mkdir(fs.path("sub"))
+        status, _, err = doors.run([helper, fs.image, fs.directory])
+        assert status == 32 and "mounted at %s" % fs.directory in err, err
+        # A part of it is not it.
+        subprocess.run(["mount", "--bind", fs.path("sub"), third], check=True)
+        for options in ("rw,nosuid", "ro"):
+            status, _, err = doors.run([helper, fs.image, other, "-o", options])
+            assert status == 0, err
+            name = "f" + options
+            write(fs.path(name), b"x")
+            assert read(os.path.join(other, name)) == b"x" and os.stat(other).st_dev == os.stat(fs.directory).st_dev
+            if options == "ro":
+                raises(errno.EROFS, os.unlink, os.path.join(other, name))
+            else:
+                os.unlink(os.path.join(other, name))
+                assert not os.path.exists(fs.path(name)) and os.statvfs(other).f_flag & os.ST_NOSUID
+            status, out, err = doors.run([KILN, "sync", other])
+            assert status == 0, err
+            umount(other)
+        # The first place may go; what is left of it is a part.
+        status, _, err = doors.run([helper, fs.image, other])
+        assert status == 0, err
+        umount(fs.directory)
+        write(os.path.join(other, "g"), b"x")
+        status, _, err = doors.run([helper, fs.image, fs.directory])
+        assert status == 0, err
+        assert read(fs.path("g")) == b"x"
+        for directory in (other, third):
+            umount(directory)
+    fs.options = ["-o", "ro"]
+    with fs:
+        status, _, err = doors.run([helper, fs.image, other])
+        assert status == 32 and "served read-only at %s" % fs.directory in err, err
+        status, _, err = doors.run([helper, fs.image, other, "-o", "ro"])
+        assert status == 0 and read(os.path.join(other, "g")) == b"x", err
+        umount(other)
+
+
 def who_finds_it_in_use_is_told_where(to):
     with Filesystem(to) as fs:
         for command in (["set-option", fs.image, "compression=none"], ["mount", fs.image, to], ["ls", fs.image, "/"],
@@ -1910,6 +1955,7 @@ CASES = [
     service_managers_are_told,
     mount_helpers_take_lines_of_fstab,
     mount_finds_filesystems_by_uuid,
+    mount_helpers_show_it_at_a_second_place,
     who_finds_it_in_use_is_told_where,
     a_loop_device_is_the_file_behind_it,
     a_tree_is_copied_in_and_comes_out_the_same,
