@@ -4,7 +4,7 @@
  * An object that somebody holds is deleted when it is released the last time; any other at once, by a task in the
  * background. What is small, as most are, goes in one transaction. Of others first go extents, xattrs and leftover
  * dirents, in as many transactions as it takes; then, in one, the inode becomes an inode_generation. Until then it is
- *on the deleted list: a deletion that a crash cut short is taken up again by namespace_delete_dead_inodes().
+ * on the deleted list: a deletion that a crash cut short is taken up again by namespace_delete_dead_inodes().
  *
  * A hold exists while somebody holds the object or its deletion is queued or under way:
  *
@@ -14,7 +14,7 @@
  *	is_deleting	queued, or being deleted: it can't get a name any more
  *
  * The task begins a moment after the first is queued, so that it isn't woken for each, nor in the way of who takes
- *names away one after the other; at once, when there are many or somebody waits.
+ * names away one after the other; at once, when there are many or somebody waits.
  *
  * The queue is short: when it is full, whoever takes away another last name waits for the task, which deletes one at a
  * time. So does who finds no room, for what is queued gives some (deletions_give_room()). The task itself never does.
