@@ -269,7 +269,8 @@ void workload_run(struct sim *s, uint64_t ops)
 		char name[16];
 
 		runs[i] = (struct task_run){ w, ops };
-		w->has_stopped = false;
+		/* Whether the last one happened shows when it is opened anew. */
+		w->has_stopped = w->log_nr && w->log[w->log_nr - 1].is_in_doubt;
 		w->task = NULL;
 		snprintf(name, sizeof(name), "workload %u", i);
 		memory_exempt_begin();
