@@ -124,11 +124,14 @@ static void hold_queue(struct deletions *d, struct hold *h)
 		waitq_wake_all(&d->changed);
 }
 
-/* Wait for the task, which hurries then. With the lock held. */
+/*
+ * Wait for the task, which hurries then. With the lock held. The first tells it: two who woke each other each time that
+ * they wait again would do nothing else.
+ */
 static void task_wait(struct deletions *d)
 {
-	d->waiting_nr++;
-	waitq_wake_all(&d->changed);
+	if (!d->waiting_nr++)
+		waitq_wake_all(&d->changed);
 	waitq_wait(&d->changed, &d->lock);
 	d->waiting_nr--;
 }

@@ -23,6 +23,8 @@ SEEDS = [
      "what_is_overwritten_where_it_was_moved_to_is_durable"),
     # Without a test of its own: it takes a flush between two steps of the writer. Each clean shutdown of the simulator may meet it.
     ("--seed 3046", "a clean shutdown waited for ever for the pins of an update that was being counted", None),
+    # Without a test of its own: it takes a deletion that waits for a device while two wait for it.
+    ("--seed 6344", "two tasks that waited for deletions woke each other for ever", None),
     ("--seed 1146", "with a failed device and data_replicas_required, writes said -EROFS, which wasn't promised",
      "a_write_with_less_copies_than_required_fails"),
     ("--seed 1265", "data on a device whose flush failed before the key was committed was acknowledged, and lost",
