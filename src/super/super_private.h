@@ -55,6 +55,7 @@ struct super_write_member {
 	struct sb_edit copy;	    /* the member's own superblock, with all the room it has */
 	uint64_t primary_seq;	    /* what its primary copy must say: as last read or written */
 	bool is_primary_unknown;    /* damaged, or its last write failed */
+	bool has_stale_backups;	    /* the primary is good, and another copy isn't, or is older */
 	uint64_t errors_counted[2]; /* of the device's read and write errors: how many the superblock has */
 	uint64_t checksum_errors;   /* atomic: not yet in the superblock */
 	bool is_given_up;	    /* it isn't written any more: super_member_fail() */

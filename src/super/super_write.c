@@ -4,7 +4,9 @@
  * The master has nothing that belongs to one device: no journal sections, and its dev_idx, layout and offset mean
  * nothing. An update makes of it a copy for every online member, with what is that member's own, and validates them all
  * before the first is written. Then the primaries of all members are written and flushed, and only then the other
- * copies: whenever power fails, each device has a whole copy of either the old or the new state.
+ * copies: whenever power fails, each device has a whole copy of either the old or the new state. That needs other
+ * copies that are whole while the primary is written. Those that an update which was cut off has torn are made equal to
+ * the primary first.
  *
  * Before, each primary's seq is read back. If it isn't what was last written there, a write got lost or somebody else
  * wrote: nothing may be written then.
@@ -262,6 +264,49 @@ static void member_failed(struct super_publish *p, unsigned i, int err, const ch
 		      "The device missed an update; the others go on without it.");
 }
 
+/* What the primary says, to all other copies of a member. */
+static int backups_renew(struct super *s, unsigned i)
+{
+	const struct super_member *m = &s->members[i];
+	struct sb_disk *primary;
+	int err = super_copy_read(m->dev, le64_get(m->sb->layout.sb_offset[0]), &primary, NULL);
+
+	if (err) {
+		free(primary);
+		return err;
+	}
+	size_t bytes = round_up_u64(sb_bytes(primary), write_unit(m->dev));
+	struct sb_disk *buf = io_buffer_alloc(bytes);
+	if (buf) {
+		memset(buf, 0, bytes);
+		memcpy(buf, primary, sb_bytes(primary));
+	}
+	free(primary);
+	if (!buf)
+		return -ENOMEM;
+	for (unsigned copy = 1; !err && copy < buf->layout.nr_superblocks; copy++) {
+		buf->offset = buf->layout.sb_offset[copy];
+		sb_seal(buf, super_sb_csum_type(s->options[OPT_METADATA_CHECKSUM]));
+		err = device_write(m->dev, le64_get(buf->offset) << SECTOR_SHIFT, buf, bytes);
+	}
+	io_buffer_free(buf);
+	return err ? err : device_flush(m->dev);
+}
+
+static void stale_backups_renew(struct super_publish *p)
+{
+	for (unsigned i = 0; i < p->s->member_nr; i++) {
+		struct super_write_member *w = &p->s->write->members[i];
+
+		if (!p->members[i].is_written || !w->has_stale_backups)
+			continue;
+		int err = backups_renew(p->s, i);
+		if (err)
+			member_failed(p, i, err, "a copy can't be written");
+		w->has_stale_backups = err != 0;
+	}
+}
+
 /* One I/O to every member for which that makes sense; members where it fails drop out. */
 static void members_io(struct super_publish *p, enum device_op op, unsigned copy, const char *what)
 {
@@ -384,6 +429,7 @@ static int publish(struct super *s, bool *is_final)
 		err = member_is_updated(s, i) ? primary_check(s, i) : 0;
 	if (err)
 		goto out;
+	stale_backups_renew(p);
 	copies_write(p);
 	err = result_check(p);
 out:
@@ -538,6 +584,23 @@ static void torn_seq_note(struct super *s, const struct super_member *m)
 		s->write->seq_torn = max(s->write->seq_torn, seq);
 }
 
+static int stale_backups_look(struct super *s, unsigned i)
+{
+	const struct super_member *m = &s->members[i];
+	struct super_write_member *w = &s->write->members[i];
+
+	for (unsigned copy = 1; copy < m->sb->layout.nr_superblocks && !w->has_stale_backups; copy++) {
+		struct sb_disk *sb;
+		int err = super_copy_read(m->dev, le64_get(m->sb->layout.sb_offset[copy]), &sb, NULL);
+
+		if (err == -ENOMEM)
+			return err;
+		w->has_stale_backups = err || le64_get(sb->seq) != w->primary_seq;
+		free(sb);
+	}
+	return 0;
+}
+
 /* What the primary copy says. One that is damaged will be overwritten; one that is whole must be the copy in use. */
 static int primary_read(struct super *s, unsigned i)
 {
@@ -559,7 +622,7 @@ static int primary_read(struct super *s, unsigned i)
 		!memcmp(primary->uuid, s->sb->uuid, sizeof(primary->uuid)) && w->primary_seq == le64_get(m->sb->seq);
 	free(primary);
 	if (is_same)
-		return 0;
+		return stale_backups_look(s, i);
 	snprintf(found, sizeof(found), "its primary superblock has seq %" PRIu64 ", and another copy %" PRIu64,
 		 w->primary_seq, le64_get(m->sb->seq));
 	return write_refuse(s, -EROFS, m->name, found);

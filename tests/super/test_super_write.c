@@ -761,6 +761,50 @@ static void damaged_primary_is_written_anew_but_a_different_one_is_not(void **st
 	disks_free(&d);
 }
 
+/* Would the power go again, while the only good copy is written, none would be left. */
+static void copies_that_an_update_tore_are_made_whole_before_the_primary_is_written(void **state)
+{
+	enum { NONE_STALE, TORN, OLDER };
+
+	for (unsigned how = NONE_STALE; how <= OLDER; how++) {
+		struct recording r = { .nr = 0 };
+		struct disks d;
+		struct super *s;
+		unsigned renewed = 0, at = 0;
+
+		disks_init(&d, 2);
+		for (unsigned copy = 1; copy < FS_COPIES && how == TORN; copy++)
+			fs_zero_sectors(d.fs.dev[1], fs_copy_sector(copy), 1);
+		if (how == OLDER) {
+			d.fs.seq--;
+			fs_write_copies(&d.fs, 1, 2);
+			d.fs.seq++;
+		}
+		disks_open(&d, &s);
+		d.kept[1].recording = &r;
+		assert_int_equal(super_mark_dirty(s), 0);
+		d.kept[1].recording = NULL;
+		for (; r.v[at].is_flush || r.v[at].offset != fs_copy_sector(0) * 512; at++)
+			if (!r.v[at].is_flush) {
+				const struct sb_disk *sb = (struct sb_disk *)r.v[at].data;
+
+				assert_int_equal(le64_get(sb->seq), 7);
+				assert_int_equal(le64_get(sb->offset), r.v[at].offset / 512);
+				assert_int_equal(sb_verify(sb, NULL), 0);
+				renewed++;
+			}
+		assert_int_equal(renewed, how == NONE_STALE ? 0 : FS_COPIES - 1);
+		assert_true(!at || r.v[at - 1].is_flush);
+		super_close(s);
+		disks_look(&d, &s);
+		assert_string_equal(reports.text, "");
+		super_close(s);
+		for (unsigned n = 0; n < r.nr; n++)
+			free(r.v[n].data);
+		disks_free(&d);
+	}
+}
+
 /*
  * The first sector of an update reached one primary when the power went. Would the next update have the same seq, and
  * be torn there too, so that just the rest of it is written, both together could be the whole first one, which no other
@@ -1009,6 +1053,7 @@ int main(void)
 		cmocka_unit_test(power_cuts_leave_the_old_or_the_new_passphrase),
 		cmocka_unit_test(foreign_write_stops_everything),
 		cmocka_unit_test(damaged_primary_is_written_anew_but_a_different_one_is_not),
+		cmocka_unit_test(copies_that_an_update_tore_are_made_whole_before_the_primary_is_written),
 		cmocka_unit_test(the_seq_of_a_torn_update_is_not_used_again),
 		cmocka_unit_test(nothing_is_written_before_initialisation),
 		cmocka_unit_test(what_cannot_be_written_is_refused_by_name),
