@@ -13,7 +13,7 @@
  *
  * Requests of other kinds may wait as well: a lookup reads nodes that aren't in memory. A clock, which ticks only while
  * there are requests, makes another thread the listener when nobody has listened from one tick to the next. So what
- * one request waits for delays others by two ticks at most.
+ * one request waits for delays others by two ticks at most. Now and then it looks after the heap, too (heap.c).
  *
  * A thread that has served its request listens if nobody does, else it parks. The one that parked last is woken first:
  * what it used is still in caches. Threads are made when none is parked, and stay until the end; those below the top of
@@ -34,11 +34,13 @@
 
 #include "base/clock.h"
 #include "base/util.h"
+#include "mount/heap.h"
 
 enum {
 	THREADS_MAX = 256, /* requests that wait for something at once */
 	BUFFERS_PARKED_MAX = 16,
 	TICKS_IDLE = 100, /* without a request, then the clock stops */
+	NS_PER_S = 1000000000,
 };
 static const uint64_t tick_ns = 1000 * 1000;
 static const uint64_t long_ns = 40 * 1000; /* several times what waking a thread takes */
@@ -256,11 +258,17 @@ static void worker_run(void *arg)
 static void clock_run(void *arg)
 {
 	struct loop *l = arg;
-	uint64_t seen_nr = 0;
+	uint64_t seen_nr = 0, heap_look_ns = 0, resident_bytes = 0;
 	unsigned idle = 0;
 
 	mutex_lock(&l->lock);
 	while (!l->is_stopping) {
+		if (clock_monotonic_ns() >= heap_look_ns) {
+			mutex_unlock(&l->lock);
+			heap_give_back(&resident_bytes);
+			heap_look_ns = clock_monotonic_ns() + (uint64_t)HEAP_LOOK_S * NS_PER_S;
+			mutex_lock(&l->lock);
+		}
 		idle = l->requests_nr == seen_nr && l->has_listener ? idle + 1 : 0;
 		if (l->requests_nr == seen_nr)
 			listener_appoint(l);

@@ -443,9 +443,11 @@ static int run_parsed(struct mount_command *m)
 
 	if (!m->mount.is_readonly)
 		m->open.flags |= KILN_OPEN_WRITE;
+	/* What is asked for counts for the heap, too (tool_open_fs()). */
+	if (!m->open.memory_bytes)
+		m->open.memory_bytes = MEMORY_BYTES_USUAL;
 	if (m->mount.remembered_max == REMEMBERED_DEFAULT)
-		m->mount.remembered_max = (m->open.memory_bytes ? m->open.memory_bytes : (uint64_t)MEMORY_BYTES_USUAL) /
-					  MEMORY_PER_REMEMBERED;
+		m->mount.remembered_max = m->open.memory_bytes / MEMORY_PER_REMEMBERED;
 	m->open.mount_options = m->fs_options.len ? strbuf_text(&m->fs_options) : NULL;
 	m->mount.fuse_options = strbuf_text(&m->fuse_options);
 	return m->is_foreground ? open_and_serve(m) : serve_in_background(m);
