@@ -2,7 +2,9 @@
  * FUSE node ids. See nodes.h.
  *
  * The table is in shards, chosen by the object's hash, each with a lock of its own. A shard has its entries in chunks
- * that never move, a free list through them, and a hash table of their places, chained through them as well.
+ * that never move, a free list through each chunk, and a hash table of their places, chained through them as well. A
+ * chunk of which nothing is in use is given up, but for the last one with free places: what the kernel is made to
+ * forget (prune.c) goes in the order of the table, so that whole chunks become free.
  */
 #include "mount/nodes.h"
 
@@ -32,12 +34,18 @@ struct entry {
 	uint64_t is_unnamed : 1;  /* never had a name when it was marked dead */
 };
 
+struct chunk {
+	struct entry *entries; /* NULL: it was given up */
+	uint32_t used;
+	uint32_t free_first; /* place */
+	uint32_t next;	     /* in one of the shard's lists */
+};
+
 struct shard {
 	struct mutex lock;
-	struct entry **chunks;
-	size_t chunk_nr, chunk_capacity;
-	uint32_t nr; /* places ever used */
-	uint32_t free_first;
+	struct chunk *chunks;
+	size_t chunk_nr, chunk_capacity, chunk_made_nr; /* the last without those that were given up */
+	uint32_t with_free, given_up;			/* lists of chunks: with free places, and without entries */
 	uint32_t *chains;
 	uint32_t chain_nr; /* a power of two */
 	uint32_t used;
@@ -75,8 +83,19 @@ static unsigned shard_nr(struct kiln_node node) { return node_hash(node) % SHARD
 
 static struct entry *entry_at(const struct shard *s, uint32_t place)
 {
-	return &s->chunks[place / CHUNK_ENTRIES][place % CHUNK_ENTRIES];
+	return &s->chunks[place / CHUNK_ENTRIES].entries[place % CHUNK_ENTRIES];
 }
+
+/* NULL: nothing is there. */
+static struct entry *entry_in_use(const struct shard *s, uint32_t place)
+{
+	bool is_there = place / CHUNK_ENTRIES < s->chunk_nr && s->chunks[place / CHUNK_ENTRIES].entries;
+	struct entry *e = is_there ? entry_at(s, place) : NULL;
+
+	return e && e->references ? e : NULL;
+}
+
+static uint32_t place_end(const struct shard *s) { return (uint32_t)s->chunk_nr * CHUNK_ENTRIES; }
 
 static struct kiln_node entry_node(const struct entry *e)
 {
@@ -98,7 +117,7 @@ void nodes_free(struct nodes *n)
 		struct shard *s = &n->shards[i];
 
 		for (size_t c = 0; c < s->chunk_nr; c++)
-			free(s->chunks[c]);
+			free(s->chunks[c].entries);
 		free(s->chunks);
 		free(s->chains);
 		mutex_destroy(&s->lock);
@@ -118,7 +137,7 @@ struct nodes *nodes_new(struct kiln_node root)
 		struct shard *s = &n->shards[i];
 
 		mutex_init(&s->lock);
-		s->free_first = none;
+		s->with_free = s->given_up = none;
 		s->chain_nr = CHAINS_FIRST;
 		s->chains = malloc(CHAINS_FIRST * sizeof(*s->chains));
 		if (s->chains)
@@ -160,10 +179,10 @@ static void chains_grow(struct shard *s)
 	free(s->chains);
 	s->chains = chains;
 	s->chain_nr = nr;
-	for (uint32_t i = 0; i < s->nr; i++) {
-		struct entry *e = entry_at(s, i);
+	for (uint32_t i = 0; i < place_end(s); i++) {
+		struct entry *e = entry_in_use(s, i);
 
-		if (!e->references)
+		if (!e)
 			continue;
 		uint32_t *chain = chain_of(s, entry_node(e));
 		e->next = *chain;
@@ -171,26 +190,67 @@ static void chains_grow(struct shard *s)
 	}
 }
 
+/* A chunk of free places, at the head of the list of those. False when memory is short. */
+static bool chunk_make(struct shard *s)
+{
+	uint32_t nr = s->given_up;
+	struct entry *entries = malloc(CHUNK_ENTRIES * sizeof(*entries));
+
+	if (!entries ||
+	    (nr == none && (s->chunk_nr == none / CHUNK_ENTRIES ||
+			    array_grow(&s->chunks, &s->chunk_capacity, s->chunk_nr + 1, sizeof(s->chunks[0]))))) {
+		free(entries);
+		return false;
+	}
+	if (nr == none)
+		nr = (uint32_t)s->chunk_nr++;
+	else
+		s->given_up = s->chunks[nr].next;
+	for (uint32_t i = 0; i < CHUNK_ENTRIES; i++)
+		entries[i] = (struct entry){ .next = i + 1 < CHUNK_ENTRIES ? nr * CHUNK_ENTRIES + i + 1 : none };
+	s->chunks[nr] = (struct chunk){ entries, 0, nr * CHUNK_ENTRIES, s->with_free };
+	s->with_free = nr;
+	s->chunk_made_nr++;
+	return true;
+}
+
 /* A free place, or none when memory is short. */
 static uint32_t place_take(struct shard *s)
 {
-	uint32_t place = s->free_first;
-
-	if (place != none) {
-		s->free_first = entry_at(s, place)->next;
-		return place;
-	}
-	if (s->nr == none)
+	if (s->with_free == none && !chunk_make(s))
 		return none;
-	if (s->nr == s->chunk_nr * CHUNK_ENTRIES) {
-		if (array_grow(&s->chunks, &s->chunk_capacity, s->chunk_nr + 1, sizeof(s->chunks[0])))
-			return none;
-		s->chunks[s->chunk_nr] = malloc(CHUNK_ENTRIES * sizeof(struct entry));
-		if (!s->chunks[s->chunk_nr])
-			return none;
-		s->chunk_nr++;
+
+	struct chunk *c = &s->chunks[s->with_free];
+	uint32_t place = c->free_first;
+
+	c->used++;
+	c->free_first = entry_at(s, place)->next;
+	if (c->free_first == none)
+		s->with_free = c->next;
+	return place;
+}
+
+static void place_give(struct shard *s, uint32_t place)
+{
+	uint32_t nr = place / CHUNK_ENTRIES, *link = &s->with_free;
+	struct chunk *c = &s->chunks[nr];
+
+	if (c->free_first == none) {
+		c->next = s->with_free;
+		s->with_free = nr;
 	}
-	return s->nr++;
+	entry_at(s, place)->next = c->free_first;
+	c->free_first = place;
+	if (--c->used || (s->with_free == nr && c->next == none))
+		return;
+	while (*link != nr)
+		link = &s->chunks[*link].next;
+	*link = c->next;
+	free(c->entries);
+	c->entries = NULL;
+	c->next = s->given_up;
+	s->given_up = nr;
+	s->chunk_made_nr--;
 }
 
 static uint32_t entry_make(struct shard *s, struct kiln_node node)
@@ -214,11 +274,10 @@ static void entry_free(struct shard *s, uint32_t place)
 	while (*link != place)
 		link = &entry_at(s, *link)->next;
 	*link = e->next;
-	e->next = s->free_first;
 	e->references = 0;
-	s->free_first = place;
 	s->used--;
 	s->dead_nr -= !!(e->ino & dead_bit);
+	place_give(s, place);
 }
 
 /* --- for callers --- */
@@ -264,7 +323,7 @@ static struct shard *id_lock(struct nodes *n, uint64_t id, uint32_t *place)
 	struct shard *s = &n->shards[shard];
 	mutex_lock(&s->lock);
 	*place = is_in_table ? (uint32_t)id : entry_find(s, own);
-	if (*place < s->nr && entry_at(s, *place)->references)
+	if (entry_in_use(s, *place))
 		return s;
 	mutex_unlock(&s->lock);
 	return NULL;
@@ -334,13 +393,13 @@ uint32_t nodes_next(struct nodes *n, uint64_t *ids, uint32_t max)
 		struct shard *s = &n->shards[n->next_shard];
 
 		mutex_lock(&s->lock);
-		for (; n->next_place < s->nr && nr < max; n->next_place++) {
-			const struct entry *e = entry_at(s, n->next_place);
+		for (; n->next_place < place_end(s) && nr < max; n->next_place++) {
+			const struct entry *e = entry_in_use(s, n->next_place);
 
-			if (e->references && !(e->ino & dead_bit))
+			if (e && !(e->ino & dead_bit))
 				ids[nr++] = id_of(entry_node(e), n->next_shard, n->next_place);
 		}
-		bool is_end = n->next_place >= s->nr;
+		bool is_end = n->next_place >= place_end(s);
 		mutex_unlock(&s->lock);
 		if (is_end) {
 			n->next_shard = (n->next_shard + 1) % SHARD_NR;
@@ -399,7 +458,7 @@ struct nodes_usage nodes_usage(struct nodes *n)
 		mutex_lock(&s->lock);
 		u.objects += s->used;
 		u.dead += s->dead_nr;
-		u.bytes += s->chunk_nr * CHUNK_ENTRIES * sizeof(struct entry) + s->chain_nr * sizeof(*s->chains) +
+		u.bytes += s->chunk_made_nr * CHUNK_ENTRIES * sizeof(struct entry) + s->chain_nr * sizeof(*s->chains) +
 			   s->chunk_capacity * sizeof(s->chunks[0]);
 		mutex_unlock(&s->lock);
 	}

@@ -115,6 +115,31 @@ static void an_object_costs_at_most_32_bytes(void **state)
 	nodes_free(n);
 }
 
+/* In the order of the table, as the kernel is made to; besides the index, which stays as large as it was. */
+static void what_is_forgotten_takes_no_memory(void **state)
+{
+	enum { OBJECTS = 200000, LEFT = 1000, BATCH = 512 };
+	struct nodes *n = nodes_new(root);
+	uint64_t ids[BATCH];
+
+	(void)state;
+	for (unsigned round = 0; round < 2; round++) {
+		for (uint64_t i = 0; i < OBJECTS; i++)
+			assert_int_equal(nodes_get(n, (struct kiln_node){ .ino = 4097 + i, .subvol = 1 }), 4097 + i);
+		while (nodes_nr(n) > LEFT) {
+			uint32_t nr = nodes_next(n, ids, BATCH);
+
+			assert_true(nr);
+			for (uint32_t i = 0; i < nr; i++)
+				nodes_forget(n, ids[i], UINT64_MAX, &forgotten);
+		}
+		struct nodes_usage u = nodes_usage(n);
+		assert_in_range(u.objects, 1, LEFT);
+		assert_in_range(u.bytes, 1, 8 * OBJECTS + (LEFT / 1024 + 2 * 16) * 1024 * 24 + (64 << 10));
+	}
+	nodes_free(n);
+}
+
 static void what_the_kernel_cannot_hold_is_refused(void **state)
 {
 	struct nodes *n = nodes_new(root);
@@ -200,6 +225,7 @@ int main(void)
 		cmocka_unit_test(the_dead_stay_until_they_are_forgotten),
 		cmocka_unit_test(what_never_had_a_name_is_not_gone),
 		cmocka_unit_test(an_object_costs_at_most_32_bytes),
+		cmocka_unit_test(what_is_forgotten_takes_no_memory),
 		cmocka_unit_test(what_the_kernel_cannot_hold_is_refused),
 		cmocka_unit_test(one_number_in_two_subvolumes_is_two_visible_ones),
 		cmocka_unit_test(the_table_agrees_with_a_model),
