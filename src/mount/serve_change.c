@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/fs.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/sysmacros.h>
 
@@ -207,31 +208,63 @@ void serve_setattr(fuse_req_t req, fuse_ino_t id, struct stat *attr, int to_set,
 	reply_attr(req, err, &st);
 }
 
-/* The same flags as the kernel asks for them before it sets any. */
+/* --- chattr, lsattr --- */
+
+/* The same flags in two words: of FS_IOC_GETFLAGS, and of the structure that has the project, too. */
+static const struct {
+	uint32_t flag, xflag;
+} flag_map[] = {
+	{ FS_SYNC_FL, FS_XFLAG_SYNC },	   { FS_IMMUTABLE_FL, FS_XFLAG_IMMUTABLE }, { FS_APPEND_FL, FS_XFLAG_APPEND },
+	{ FS_NODUMP_FL, FS_XFLAG_NODUMP }, { FS_NOATIME_FL, FS_XFLAG_NOATIME },
+};
+
 static struct fsxattr fsxattr_of(const struct kiln_stat *st)
 {
-	static const struct {
-		uint32_t flag, xflag;
-	} map[] = {
-		{ FS_SYNC_FL, FS_XFLAG_SYNC },	     { FS_IMMUTABLE_FL, FS_XFLAG_IMMUTABLE },
-		{ FS_APPEND_FL, FS_XFLAG_APPEND },   { FS_NODUMP_FL, FS_XFLAG_NODUMP },
-		{ FS_NOATIME_FL, FS_XFLAG_NOATIME },
-	};
 	struct fsxattr x = { .fsx_projid = st->project };
 
-	for (size_t i = 0; i < ARRAY_NR(map); i++)
-		if (st->flags & map[i].flag)
-			x.fsx_xflags |= map[i].xflag;
+	for (size_t i = 0; i < ARRAY_NR(flag_map); i++)
+		if (st->flags & flag_map[i].flag)
+			x.fsx_xflags |= flag_map[i].xflag;
 	return x;
 }
 
-/* chattr and lsattr. Flags are one int, whatever the numbers of the requests say. */
+static int flags_set(kiln_fs *fs, struct kiln_node node, uint32_t flags)
+{
+	return kiln_setattr(fs, node, &(struct kiln_setattr){ .fields = KILN_SET_FLAGS, .flags = flags }, NULL);
+}
+
+static int fsxattr_set(kiln_fs *fs, struct kiln_node node, const struct fsxattr *x)
+{
+	uint32_t flags, unknown = x->fsx_xflags;
+	struct kiln_stat st;
+	char project[16];
+	int err = kiln_stat(fs, node, &st);
+
+	if (err)
+		return err;
+	flags = st.flags;
+	for (size_t i = 0; i < ARRAY_NR(flag_map); i++) {
+		flags = (flags & ~flag_map[i].flag) | (x->fsx_xflags & flag_map[i].xflag ? flag_map[i].flag : 0);
+		unknown &= ~flag_map[i].xflag;
+	}
+	if (unknown || x->fsx_extsize || x->fsx_cowextsize)
+		return -EOPNOTSUPP;
+	if (flags != st.flags)
+		err = flags_set(fs, node, flags);
+	if (err || x->fsx_projid == st.project)
+		return err;
+	int len = snprintf(project, sizeof(project), "%u", x->fsx_projid);
+	return kiln_setxattr(fs, node, "bcachefs.project", project, (size_t)len, 0);
+}
+
+/* Flags are one int, whatever the numbers of the requests say. */
 void serve_ioctl(fuse_req_t req, fuse_ino_t id, unsigned cmd, void *arg, struct fuse_file_info *fi, unsigned flags,
 		 const void *in_buf, size_t in_bytes, size_t out_bytes)
 {
-	struct mount_server *s = server_of(req);
+	kiln_fs *fs = server_of(req)->fs;
 	struct kiln_node node;
 	struct kiln_stat st;
+	struct fsxattr x;
 	uint32_t fs_flags;
 	int err = -ENOTTY;
 
@@ -240,32 +273,34 @@ void serve_ioctl(fuse_req_t req, fuse_ino_t id, unsigned cmd, void *arg, struct 
 	(void)flags;
 	if (!request_node(req, id, &node))
 		return;
-	if (cmd == FS_IOC_GETFLAGS && out_bytes >= sizeof(fs_flags)) {
-		err = kiln_stat(s->fs, node, &st);
-		if (!err) {
-			fuse_reply_ioctl(req, 0, &st.flags, sizeof(st.flags));
-			return;
-		}
-	} else if (cmd == FS_IOC_FSGETXATTR && out_bytes >= sizeof(struct fsxattr)) {
-		err = kiln_stat(s->fs, node, &st);
-		if (!err) {
-			struct fsxattr x = fsxattr_of(&st);
-
-			fuse_reply_ioctl(req, 0, &x, sizeof(x));
-			return;
-		}
-	} else if (cmd == FS_IOC_SETFLAGS && in_bytes >= sizeof(fs_flags)) {
+	bool is_set = true;
+	if (cmd == FS_IOC_SETFLAGS && in_bytes >= sizeof(fs_flags)) {
 		memcpy(&fs_flags, in_buf, sizeof(fs_flags));
-		err = kiln_setattr(s->fs, node, &(struct kiln_setattr){ .fields = KILN_SET_FLAGS, .flags = fs_flags },
-				   NULL);
-		if (!err) {
-			/* ctime */
-			server_forget_attributes(s, id);
-			fuse_reply_ioctl(req, 0, NULL, 0);
-			return;
-		}
+		err = flags_set(fs, node, fs_flags);
+	} else if (cmd == FS_IOC_FSSETXATTR && in_bytes >= sizeof(x)) {
+		memcpy(&x, in_buf, sizeof(x));
+		err = fsxattr_set(fs, node, &x);
+	} else {
+		is_set = false;
 	}
-	fuse_reply_err(req, -err);
+	if (is_set && !err) {
+		/* ctime */
+		server_forget_attributes(server_of(req), id);
+		fuse_reply_ioctl(req, 0, NULL, 0);
+		return;
+	}
+	bool is_get = (cmd == FS_IOC_GETFLAGS && out_bytes >= sizeof(fs_flags)) ||
+		      (cmd == FS_IOC_FSGETXATTR && out_bytes >= sizeof(x));
+	if (is_get)
+		err = kiln_stat(fs, node, &st);
+	if (err) {
+		fuse_reply_err(req, -err);
+	} else if (cmd == FS_IOC_GETFLAGS) {
+		fuse_reply_ioctl(req, 0, &st.flags, sizeof(st.flags));
+	} else {
+		x = fsxattr_of(&st);
+		fuse_reply_ioctl(req, 0, &x, sizeof(x));
+	}
 }
 
 static bool is_in_group(fuse_req_t req, gid_t gid)

@@ -1035,6 +1035,11 @@ def flags_are_changed_and_honoured(to):
         subprocess.run(["chattr", "-i", fs.path("f")], check=True)
         os.chmod(fs.path("f"), 0o600)
         assert as_user(1234, lambda: os.chmod(fs.path("f"), 0o666)) != 0
+        subprocess.run(["chattr", "-p", "7", fs.path("d")], check=True)
+        write(fs.path("d/in"), b"x")
+        for name in ("d", "d/in"):
+            assert subprocess.check_output(["lsattr", "-pd", fs.path(name)]).split()[0] == b"7", name
+        assert b"A" in subprocess.check_output(["lsattr", "-d", fs.path("d")]).split()[0]
         # What appends may, and so may its times; touch(1) as well.
         write(fs.path("log"), b"x")
         subprocess.run(["chattr", "+a", fs.path("log")], check=True)
