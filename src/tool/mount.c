@@ -71,8 +71,8 @@ static bool is_fuse_option(const char *item)
 {
 	static const char *const prefixes[] = { "max_read=",   "user=",	       "context=", "fscontext=",
 						"defcontext=", "rootcontext=", "blksize=" };
-	static const char *const words[] = { "dev",    "nodev",	  "suid",	  "nosuid", "exec",
-					     "noexec", "noatime", "auto_unmount", "blkdev" };
+	static const char *const words[] = { "dev",	"nodev",	"suid",	  "nosuid", "exec", "noexec",
+					     "noatime", "auto_unmount", "blkdev", "sync",   "async" };
 
 	for (size_t i = 0; i < ARRAY_NR(prefixes); i++)
 		if (!strncmp(item, prefixes[i], strlen(prefixes[i])))

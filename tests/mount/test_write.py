@@ -1649,6 +1649,16 @@ def sync_makes_all_durable(to):
         assert read(fs.path("f")) == b"x" * 300000
 
 
+def writes_are_durable_at_once_where_that_is_asked_for(to):
+    fs = Filesystem(to, options=["-o", "sync"])
+    fs.mount()
+    fd = os.open(fs.path("f"), os.O_CREAT | os.O_RDWR)
+    os.write(fd, b"x" * 300000)
+    fs.kill()
+    with fs:
+        assert read(fs.path("f")) == b"x" * 300000
+
+
 def what_the_system_syncs_is_durable_soon(to):
     """sync(2) doesn't reach the server; the journal's flush delay, a second, does the rest."""
     fs = Filesystem(to)
@@ -1952,6 +1962,7 @@ CASES = [
     a_server_that_was_lazily_unmounted_is_told_from_the_next,
     the_kernel_is_made_to_forget,
     sync_makes_all_durable,
+    writes_are_durable_at_once_where_that_is_asked_for,
     what_the_system_syncs_is_durable_soon,
     who_waits_for_a_flush_holds_up_nobody_else,
     sync_tells_what_had_no_room_and_makes_the_rest_durable,
