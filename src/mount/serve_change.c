@@ -303,7 +303,7 @@ void serve_ioctl(fuse_req_t req, fuse_ino_t id, unsigned cmd, void *arg, struct 
 	}
 }
 
-static bool is_in_group(fuse_req_t req, gid_t gid)
+bool request_is_of_group(fuse_req_t req, gid_t gid)
 {
 	gid_t groups[NGROUPS_MAX];
 	int nr = fuse_req_getgroups(req, NGROUPS_MAX, groups);
@@ -324,7 +324,7 @@ static int acl_clear_setgid(fuse_req_t req, struct kiln_node node)
 	if (!fuse_req_ctx(req)->uid)
 		return 0;
 	int err = kiln_stat(s->fs, node, &st);
-	if (err || !(st.mode & S_ISGID) || is_in_group(req, st.gid))
+	if (err || !(st.mode & S_ISGID) || request_is_of_group(req, st.gid))
 		return err;
 	return kiln_setattr(s->fs, node,
 			    &(struct kiln_setattr){ .fields = KILN_SET_MODE, .mode = st.mode & ~(uint32_t)S_ISGID },

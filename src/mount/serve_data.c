@@ -214,18 +214,6 @@ void serve_lseek(fuse_req_t req, fuse_ino_t id, off_t offset, int whence, struct
 
 /* --- what takes setuid and setgid away, besides writing --- */
 
-static bool is_of_group(fuse_req_t req, gid_t gid)
-{
-	enum { GROUPS_MAX = 1024 };
-	gid_t groups[GROUPS_MAX];
-	int nr = fuse_req_ctx(req)->gid == gid ? 0 : fuse_req_getgroups(req, GROUPS_MAX, groups);
-
-	for (int i = 0; i < min(nr, (int)GROUPS_MAX); i++)
-		if (groups[i] == gid)
-			return true;
-	return fuse_req_ctx(req)->gid == gid;
-}
-
 /*
  * Somebody is about to change a file's space, or to copy into it. A request to write says whether he may leave it
  * setuid or setgid; these don't, although the kernel leaves it to us just so. So the kernel's rule is kept here: root
@@ -239,7 +227,7 @@ static int setid_take(fuse_req_t req, fuse_ino_t id, struct kiln_node node)
 	if (!fuse_req_ctx(req)->uid || kiln_stat(fs, node, &st))
 		return 0;
 	unsigned lost = st.mode & S_ISUID;
-	if (st.mode & S_ISGID && (st.mode & S_IXGRP || !is_of_group(req, st.gid)))
+	if (st.mode & S_ISGID && (st.mode & S_IXGRP || !request_is_of_group(req, st.gid)))
 		lost |= S_ISGID;
 	if (!lost)
 		return 0;

@@ -53,6 +53,8 @@ static inline struct mount_server *server_of(fuse_req_t req) { return fuse_req_u
  * error and returns false when the kernel can't mean one.
  */
 bool request_node(fuse_req_t req, fuse_ino_t id, struct kiln_node *node);
+/* Is who asks of a group? */
+bool request_is_of_group(fuse_req_t req, gid_t gid);
 void stat_to_posix(struct mount_server *s, const struct kiln_stat *st, struct stat *out);
 /* What the kernel is to remember of an object, with one reference on its id. */
 int entry_fill(struct mount_server *s, const struct kiln_stat *st, struct fuse_entry_param *e);

@@ -9,6 +9,7 @@ after the unmount.
 import concurrent.futures
 import ctypes
 import errno
+import fcntl
 import hashlib
 import json
 import mmap
@@ -20,6 +21,7 @@ import shutil
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -1058,6 +1060,30 @@ def flags_are_changed_and_honoured(to):
         assert b"d" in subprocess.check_output(["lsattr", fs.path("f")]).split()[0]
 
 
+def flags_and_the_project_are_set_by_the_newer_call_too(to):
+    """FS_IOC_FSSETXATTR, as `chattr -p` and xfs_io(8) use it."""
+    GET, SET, NODUMP, DAX = 0x801c581f, 0x401c5820, 0x80, 0x8000
+    with Filesystem(to) as fs:
+        write(fs.path("f"), b"x")
+        os.mkdir(fs.path("d"))
+        for name in ("f", "d"):
+            fd = os.open(fs.path(name), os.O_RDONLY)
+            fcntl.ioctl(fd, SET, struct.pack("IIIII8x", NODUMP, 0, 0, 42, 0))
+            assert struct.unpack("IIIII8x", fcntl.ioctl(fd, GET, bytes(28))) == (NODUMP, 0, 0, 42, 0)
+            raises(errno.EOPNOTSUPP, fcntl.ioctl, fd, SET, struct.pack("IIIII8x", DAX, 0, 0, 42, 0))
+            os.close(fd)
+            assert os.getxattr(fs.path(name), "bcachefs.project") == b"42"
+            assert "d" in subprocess.check_output(["lsattr", "-d", fs.path(name)], text=True).split()[0]
+        # What is made there is of the project, too.
+        write(fs.path("d", "f"), b"x")
+        assert subprocess.check_output(["lsattr", "-p", fs.path("d", "f")], text=True).split()[0] == "42"
+        subprocess.run(["chattr", "-p", "7", fs.path("f")], check=True)
+        subprocess.run(["chattr", "-d", fs.path("f")], check=True)
+        fd = os.open(fs.path("f"), os.O_RDONLY)
+        assert struct.unpack("IIIII8x", fcntl.ioctl(fd, GET, bytes(28))) == (0, 0, 0, 7, 0)
+        os.close(fd)
+
+
 def options_of_files_are_attributes(to):
     with Filesystem(to) as fs:
         os.mkdir(fs.path("d"))
@@ -2003,6 +2029,7 @@ CASES = [
     who_writes_a_setuid_file_takes_its_power,
     who_changes_the_space_of_a_setuid_file_takes_its_power,
     flags_are_changed_and_honoured,
+    flags_and_the_project_are_set_by_the_newer_call_too,
     options_of_files_are_attributes,
     quotas_hold_for_users_and_not_for_root,
     a_full_filesystem_is_told_once_and_goes_on,
