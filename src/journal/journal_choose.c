@@ -116,7 +116,10 @@ int journal_missing_insert(struct journal_state *state, uint64_t seq)
 	return 0;
 }
 
-/* Damaged entries above F: the newest is what a power cut leaves; more of them mean that flushed data may be lost. */
+/*
+ * Damaged flush entries above F that no earlier recovery has dropped: the newest is what a power cut leaves; more of
+ * them mean that flushed data may be lost.
+ */
 static void report_damaged_end(const struct journal_state *state, uint64_t damaged_nr, uint64_t newest,
 			       uint64_t flushed)
 {
@@ -149,7 +152,7 @@ struct journal_choice journal_choose_flushed(struct journal_state *state, const 
 		if (f->is_noflush)
 			continue;
 		if (!f->is_csum_good) {
-			damaged_flush_nr++;
+			damaged_flush_nr += !journal_seq_is_blacklisted(state, f->seq);
 			continue;
 		}
 		snprintf(position, sizeof(position), "entry %" PRIu64, f->seq);

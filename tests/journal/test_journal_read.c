@@ -172,6 +172,27 @@ static void several_damaged_entries_at_the_end_are_passed_and_reported(void **st
 	done(&o);
 }
 
+/* The power went, and then in the first entry after recovery: each left one. */
+static void entries_torn_by_two_power_cuts_are_passed_over_in_silence(void **state)
+{
+	struct fs fs;
+	struct opened o;
+
+	fs_init(&fs, 1);
+	fs.blacklist[0][0] = 3;
+	fs.blacklist[0][1] = 12;
+	fs.blacklist_nr = 1;
+	unsigned at = put(&fs, 0, 0, 0, 1, 1, FLUSH);
+	at = put(&fs, 0, 0, at, 2, 1, FLUSH);
+	at = put(&fs, 0, 0, at, 3, 3, FLUSH | BAD);
+	put(&fs, 0, 0, at, 12, 1, FLUSH | BAD);
+	assert_int_equal(open_and_read(&fs, (struct journal_read_opts){ 0 }, &o), 0);
+	assert_range(&o, 1, 2, 12);
+	assert_string_equal(keys_of(&o), "101 102");
+	assert_string_equal(reports.text, "");
+	done(&o);
+}
+
 static void damaged_middle_entry_is_missing(void **state)
 {
 	struct fs fs;
@@ -1148,6 +1169,7 @@ int main(void)
 		cmocka_unit_test(newest_flush_entry_ends_what_is_replayed),
 		cmocka_unit_test(torn_newest_entry_is_passed_over_in_silence),
 		cmocka_unit_test(several_damaged_entries_at_the_end_are_passed_and_reported),
+		cmocka_unit_test(entries_torn_by_two_power_cuts_are_passed_over_in_silence),
 		cmocka_unit_test(damaged_middle_entry_is_missing),
 		cmocka_unit_test(holes_are_reported_once_per_run),
 		cmocka_unit_test(blacklisted_entries_are_neither_replayed_nor_missed),

@@ -818,8 +818,10 @@ static int episode_foreign(struct sim *s, uint64_t ops)
 	bool is_open = !err && !fs_try_open(s, flags | (one_in(s, 2) ? KILN_OPEN_DEGRADED : 0), why);
 	if (is_open && s->disks_nr == 1)
 		err = failed(s, "another filesystem was opened as this one", "");
-	if (is_open && !err && s->fs->is_writable && s->is_redundant)
+	if (is_open && !err && s->fs->is_writable && s->is_redundant) {
 		workload_run(s, ops);
+		s->is_redundant = false; /* there was one disk less for copies */
+	}
 	if (is_open && !err)
 		kiln_shutdown(s->fs);
 	if (is_open)

@@ -1074,8 +1074,8 @@ static ssize_t run_on_fs(const struct operation *op, struct model *m, kiln_fs *f
 }
 
 /*
- * A hole that lacked space for its partial blocks may have its whole ones: compressed data gives nothing back for
- * these. Then that is what was done.
+ * A hole, or a range of zeroes, that lacked space for one of its partial blocks may have the others and the whole ones:
+ * compressed data gives nothing back for these. Then that is what was done.
  */
 static void punched_in_part(struct operation *op, const struct model_object *o, kiln_fs *fs)
 {
@@ -1136,7 +1136,8 @@ static ssize_t run_by_library(void *ctx, struct operation *op, struct model *m)
 	struct by_library *by = ctx;
 
 	op->result = op->kind == OP_BATCH ? run_batch(op, m, by->fs, &by->batch) : run_on_fs(op, m, by->fs, &by->st);
-	if (op->kind == OP_PUNCH && op->result == -ENOSPC)
+	bool is_zeroed = op->kind == OP_FALLOCATE && op->flags & KILN_FALLOC_ZERO_RANGE;
+	if ((op->kind == OP_PUNCH || is_zeroed) && op->result == -ENOSPC)
 		punched_in_part(op, &m->objects[op->id], by->fs);
 	return op->result;
 }

@@ -27,6 +27,8 @@ SEEDS = [
     ("--seed 6344", "two tasks that waited for deletions woke each other for ever", None),
     ("--seed 10000004 --ops 10 --episodes 1 --only cut --cut-at 139,6", "the power went while the only good superblock of a disk was written",
      "copies_that_an_update_tore_are_made_whole_before_the_primary_is_written"),
+    ("--seed 31000007 --ops 10 --episodes 1 --only cut --cut-at 42,217", "flush entries torn by two power cuts, one after the other, were called damage",
+     "entries_torn_by_two_power_cuts_are_passed_over_in_silence"),
     ("--seed 1146", "with a failed device and data_replicas_required, writes said -EROFS, which wasn't promised",
      "a_write_with_less_copies_than_required_fails"),
     ("--seed 1265", "data on a device whose flush failed before the key was committed was acknowledged, and lost",

@@ -156,7 +156,7 @@ static void operation_ended(struct workload *w, struct logged *l, int err, const
 	w->log[w->log_nr - 1] = *l;
 	if (l->op.result == -ENOSPC)
 		COUNT(s, no_space, 1);
-	if (l->op.result == -ENOSPC && !may_lack_space(s, &l->op)) {
+	if (l->op.result == -ENOSPC && !power_is_off(s->power) && !may_lack_space(s, &l->op)) {
 		operation_to_text(&l->op, why);
 		failed(s, "no space where there is some", strbuf_text(why));
 	} else if (err == -EPROTO) {
