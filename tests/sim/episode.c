@@ -380,6 +380,11 @@ static int episode_cut(struct sim *s, uint64_t ops)
 		s->limits.weights[OP_TRUNCATE] *= 2;
 		syncer_start(&y, s);
 	}
+	/* What is overwritten in place, and synced, is what only the flush by fsync makes durable. */
+	if (is_by_fsyncs && s->is_nocow) {
+		s->limits.weights[OP_WRITE] *= 5;
+		s->limits.weights[OP_FSYNC] *= 3;
+	}
 	workload_run(s, ops);
 	if (has_syncer)
 		syncer_stop(&y);
