@@ -31,6 +31,7 @@
 #include "base/clock.h"
 #include "base/util.h"
 #include "mount/loop.h"
+#include "mount/mountinfo.h"
 #include "mount/protocol.h"
 #include "mount/prune.h"
 
@@ -196,21 +197,6 @@ static int unmount_unless_in_use(const char *mountpoint)
 	return err;
 }
 
-/* Undo mountinfo's \ooo in place. */
-static void unescape(char *text)
-{
-	unsigned code;
-	char *to = text;
-
-	for (const char *from = text; *from; to++) {
-		bool is_code = sscanf(from, "\\%3o", &code) == 1;
-
-		*to = is_code ? (char)code : *from;
-		from += is_code ? 4 : 1;
-	}
-	*to = 0;
-}
-
 /* The last place of the mount table where it is mounted; NULL when there is none. To be freed. */
 static char *mounted_last(dev_t device)
 {
@@ -231,7 +217,7 @@ static char *mounted_last(dev_t device)
 	free(line);
 	fclose(f);
 	if (last)
-		unescape(last);
+		mountinfo_unescape(last);
 	return last;
 }
 

@@ -15,24 +15,8 @@
 
 #include "base/util.h"
 #include "device/device.h"
+#include "mount/mountinfo.h"
 #include "tool/tool.h"
-
-/* Undo mountinfo's \ooo in place. */
-static void unescape(char *text)
-{
-	char *to = text;
-
-	for (const char *from = text; *from; to++) {
-		if (from[0] == '\\' && from[1] >= '0' && from[1] <= '3' && from[2] >= '0' && from[2] <= '7' &&
-		    from[3] >= '0' && from[3] <= '7') {
-			*to = (char)((from[1] - '0') << 6 | (from[2] - '0') << 3 | (from[3] - '0'));
-			from += 4;
-		} else {
-			*to = *from++;
-		}
-	}
-	*to = 0;
-}
 
 static bool is_ours(const char *type)
 {
@@ -78,8 +62,8 @@ static bool line_parse(char *line, struct mount_line *mount)
 	char *source = behind ? strsep(&behind, " ") : NULL;
 	if (!source || !is_ours(type))
 		return false;
-	unescape(source);
-	unescape(fields[4]);
+	mountinfo_unescape(source);
+	mountinfo_unescape(fields[4]);
 	*mount = (struct mount_line){ fields[2], fields[3], fields[4], type, source };
 	return true;
 }
