@@ -19,9 +19,8 @@
  * - directories are read, and looked up in, in parallel; symlinks, directories and ACLs are cached by the kernel;
  * - no atomic O_TRUNC: it would come with an open, and there is none;
  * - no automatic invalidation when a file's mtime changes: only the kernel changes it;
- * - no asynchronous direct I/O: the kernel drops what the page cache has of the range before such a write, not after
- * it, so what somebody reads meanwhile stays in the cache, and is old. (A write that is waited for drops it again.)
- *   io_submit(2) returns when it is done, then;
+ * - no asynchronous direct I/O, so io_submit(2) returns when it is done: the kernel drops what the page cache has of the
+ *   range before such a write, not after it, and what somebody reads meanwhile stays there, and is old;
  * - the kernel needn't ask before each write whether a file has privileges to lose (HANDLE_KILLPRIV_V2, protocol.c);
  * - the umask comes unapplied (DONT_MASK), because a default ACL replaces it;
  * - requests are up to 1 MiB;
@@ -46,6 +45,7 @@
  * Threads: loop.c. A request that waits keeps none of the others waiting.
  */
 #include <errno.h>
+#include <limits.h>
 #include <string.h>
 #include <sys/sysmacros.h>
 
@@ -86,6 +86,17 @@ bool request_node(fuse_req_t req, fuse_ino_t id, struct kiln_node *node)
 	if (s->has_quotas)
 		kiln_quota_privileged(s->fs, !fuse_req_ctx(req)->uid);
 	return true;
+}
+
+bool request_is_of_group(fuse_req_t req, gid_t gid)
+{
+	gid_t groups[NGROUPS_MAX];
+	int nr = fuse_req_getgroups(req, NGROUPS_MAX, groups);
+
+	for (int i = 0; i < nr && i < NGROUPS_MAX; i++)
+		if (groups[i] == gid)
+			return true;
+	return fuse_req_ctx(req)->gid == gid;
 }
 
 static bool fs_has_quotas(kiln_fs *fs)

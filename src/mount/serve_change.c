@@ -5,7 +5,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <linux/fs.h>
 #include <stdio.h>
 #include <string.h>
@@ -301,17 +300,6 @@ void serve_ioctl(fuse_req_t req, fuse_ino_t id, unsigned cmd, void *arg, struct 
 		x = fsxattr_of(&st);
 		fuse_reply_ioctl(req, 0, &x, sizeof(x));
 	}
-}
-
-bool request_is_of_group(fuse_req_t req, gid_t gid)
-{
-	gid_t groups[NGROUPS_MAX];
-	int nr = fuse_req_getgroups(req, NGROUPS_MAX, groups);
-
-	for (int i = 0; i < nr && i < NGROUPS_MAX; i++)
-		if (groups[i] == gid)
-			return true;
-	return fuse_req_ctx(req)->gid == gid;
 }
 
 /* Who isn't of a file's group can't keep it setgid while changing its permissions, by an ACL no more than by chmod().
