@@ -119,6 +119,19 @@ static uint64_t member_reserve(const struct super *s, unsigned dev)
 	return 2 * (2 * btree_reserve + (m->nbuckets >> 6) + 3) * m->bucket_sectors;
 }
 
+/* The same of all members. */
+static uint64_t members_sum(const struct super *s, uint64_t *reserves)
+{
+	uint64_t raw = 0;
+
+	*reserves = 0;
+	for (unsigned dev = 0; dev < s->member_nr; dev++) {
+		raw += member_sectors(s, dev);
+		*reserves += member_reserve(s, dev);
+	}
+	return raw;
+}
+
 /* What options keep from users, of so much. */
 static uint64_t gc_reserve(const struct super *s, uint64_t raw)
 {
@@ -134,23 +147,16 @@ static uint64_t gc_reserve(const struct super *s, uint64_t raw)
  */
 uint64_t usage_capacity_sectors(const struct super *s)
 {
-	uint64_t raw = 0, reserves = 0;
+	uint64_t reserves, raw = members_sum(s, &reserves);
 
-	for (unsigned dev = 0; dev < s->member_nr; dev++) {
-		raw += member_sectors(s, dev);
-		reserves += member_reserve(s, dev);
-	}
 	return raw - min(raw, max(gc_reserve(s, raw), reserves));
 }
 
 uint64_t usage_member_capacity_sectors(const struct super *s, unsigned dev)
 {
-	uint64_t own = member_sectors(s, dev), raw = 0, reserves = 0, share = member_reserve(s, dev);
+	uint64_t own = member_sectors(s, dev), share = member_reserve(s, dev), reserves;
+	uint64_t raw = members_sum(s, &reserves);
 
-	for (unsigned i = 0; i < s->member_nr; i++) {
-		raw += member_sectors(s, i);
-		reserves += member_reserve(s, i);
-	}
 	if (gc_reserve(s, raw) > reserves)
 		share = (uint64_t)((unsigned __int128)gc_reserve(s, raw) * own / max(raw, (uint64_t)1));
 	return own - min(own, share);
