@@ -45,6 +45,38 @@ static struct kiln_open_options open_options(struct sim *s, unsigned flags)
 					   .report = on_report };
 }
 
+/* --- what is counted --- */
+
+void option_count(struct sim *s, const char *option)
+{
+	/* Of these there are thousands. */
+	bool is_delay = !strncmp(option, "journal_flush_delay", 19) || !strncmp(option, "journal_reclaim_delay", 21);
+	size_t len = is_delay ? strcspn(option, "=") : strlen(option);
+
+	for (unsigned i = 0; len && i < OPTIONS_MAX; i++) {
+		char *text = s->totals->options[i].text;
+
+		if (!s->totals->options[i].nr)
+			snprintf(text, sizeof(s->totals->options[i].text), "%.*s", (int)len, option);
+		if (strlen(text) != len || memcmp(text, option, len))
+			continue;
+		COUNT(s, options[i].nr, 1);
+		return;
+	}
+	if (len)
+		abort(); /* the report would lack it */
+}
+
+/* Each that is given, with its value. */
+static void count_options(struct sim *s, const char *options)
+{
+	char text[512], *rest = text;
+
+	snprintf(text, sizeof(text), "%s", options);
+	for (char *one; (one = strsep(&rest, ",")) != NULL;)
+		option_count(s, one);
+}
+
 /* --- drawing: never twice in one expression, whose order is the compiler's --- */
 
 static unsigned below(struct sim *s, unsigned bound) { return (unsigned)rng_below(&s->rng, bound); }
@@ -55,8 +87,6 @@ static const char *const checksums[] = { "none", "crc32c", "crc64", "xxhash" };
 static const char *const hashes[] = { "crc32c", "crc64", "siphash" };
 static const char *const compressions[] = { "lz4", "lz4:9", "gzip", "gzip:1", "zstd", "zstd:6" };
 
-/* Each that is given, with its value. */
-static void count_options(struct sim *s, const char *options);
 static void draw_format_options(struct sim *s, uint64_t bucket_kib)
 {
 	static const char *const errors[] = { "continue", "ro", "panic" };
@@ -81,7 +111,13 @@ static void draw_format_options(struct sim *s, uint64_t bucket_kib)
 	s->extent_bytes_max = max(extent_kib << 10, s->block_bytes);
 	unsigned replicas_max = min(s->disks_nr, 3u);
 	s->metadata_replicas = 1 + below(s, replicas_max);
-	s->data_replicas = 1 + below(s, replicas_max);
+	/*
+	 * Of a seed that isn't one of these, nothing else changes by it. After a crash copies of what was overwritten
+	 * in place may differ, so that what it holds depends on which one is read: nothing that a model could say.
+	 */
+	s->is_nocow = s->seed % 4 == 1;
+	unsigned data_replicas = 1 + below(s, replicas_max);
+	s->data_replicas = s->is_nocow ? 1 : data_replicas;
 	const char *hash = pick(s, hashes, 3), *on_error = pick(s, errors, ARRAY_NR(errors));
 	strbuf_printf(&text,
 		      "block_size=%u,btree_node_size=%uk,encoded_extent_max=%uk,metadata_checksum=%s,data_checksum=%s,"
@@ -90,13 +126,9 @@ static void draw_format_options(struct sim *s, uint64_t bucket_kib)
 		      s->metadata_replicas, s->data_replicas, on_error);
 	s->metadata_required = 1;
 	if (one_in(s, 3)) {
-		unsigned required[2] = { 1 + below(s, s->metadata_replicas) };
-
-		s->metadata_required = required[0];
-
-		required[1] = 1 + below(s, s->data_replicas);
-		strbuf_printf(&text, ",metadata_replicas_required=%u,data_replicas_required=%u", required[0],
-			      required[1]);
+		s->metadata_required = 1 + below(s, s->metadata_replicas);
+		strbuf_printf(&text, ",metadata_replicas_required=%u,data_replicas_required=%u", s->metadata_required,
+			      min(1 + below(s, data_replicas), s->data_replicas));
 	}
 	if (one_in(s, 3)) {
 		strbuf_printf(&text, ",inodes_32bit=%u", below(s, 2));
@@ -127,21 +159,8 @@ static void draw_format_options(struct sim *s, uint64_t bucket_kib)
 		strbuf_printf(&text, ",compression=%s", pick(s, compressions, ARRAY_NR(compressions)));
 	if (one_in(s, 6))
 		strbuf_printf(&text, ",background_compression=%s", pick(s, compressions, ARRAY_NR(compressions)));
-	/*
-	 * Of a seed that isn't one of these, nothing else changes by it. After a crash copies of what was overwritten
-	 * in place may differ, so that what it holds depends on which one is read: nothing that a model could say.
-	 */
-	s->is_nocow = s->seed % 4 == 1;
-	if (s->is_nocow) {
-		s->data_replicas = 1;
-		char *replicas = strstr(s->options, ",data_replicas=");
-
-		replicas[strlen(",data_replicas=")] = '1';
-		replicas = strstr(s->options, ",data_replicas_required=");
-		if (replicas)
-			replicas[strlen(",data_replicas_required=")] = '1';
+	if (s->is_nocow)
 		strbuf_add(&text, ",nocow=1");
-	}
 	s->is_encrypted = s->seed % 3 == 2;
 	s->has_checksums |= s->is_encrypted;
 	s->has_data_checksums |= s->is_encrypted;
@@ -217,35 +236,6 @@ static void draw_device(struct sim *s, unsigned nr, uint64_t bucket_bytes, struc
 }
 
 /* --- making --- */
-
-void option_count(struct sim *s, const char *option)
-{
-	/* Of these there are thousands. */
-	bool is_delay = !strncmp(option, "journal_flush_delay", 19) || !strncmp(option, "journal_reclaim_delay", 21);
-	size_t len = is_delay ? strcspn(option, "=") : strlen(option);
-
-	for (unsigned i = 0; len && i < OPTIONS_MAX; i++) {
-		char *text = s->totals->options[i].text;
-
-		if (!s->totals->options[i].nr)
-			snprintf(text, sizeof(s->totals->options[i].text), "%.*s", (int)len, option);
-		if (strlen(text) != len || memcmp(text, option, len))
-			continue;
-		COUNT(s, options[i].nr, 1);
-		return;
-	}
-	if (len)
-		abort(); /* the report would lack it */
-}
-
-static void count_options(struct sim *s, const char *options)
-{
-	char text[512], *rest = text;
-
-	snprintf(text, sizeof(text), "%s", options);
-	for (char *one; (one = strsep(&rest, ",")) != NULL;)
-		option_count(s, one);
-}
 
 static void count_disks(struct sim *s, uint64_t bucket_kib)
 {

@@ -648,6 +648,29 @@ static int close_cleanly(struct sim *s)
 	return 0;
 }
 
+/* It is opened as it is, holds what it must, and can be gone on with. Then it is closed. */
+static int go_on(struct sim *s, uint64_t ops)
+{
+	int err = fs_reopen(s, KILN_OPEN_WRITE);
+
+	if (!err)
+		err = compare_after_crash(s);
+	if (err)
+		return err;
+	workload_run(s, ops);
+	return s->has_failed ? -EPROTO : close_cleanly(s);
+}
+
+/* Nothing is wrong with the disks any more: it holds what it must, and the run goes on. */
+static int come_back(struct sim *s)
+{
+	int err = fs_reopen(s, KILN_OPEN_WRITE);
+
+	if (!err)
+		err = compare_after_crash(s);
+	return err ? err : reopen(s);
+}
+
 /* One at a time: where several are, one of them is told of anyway. */
 static int look_at_single_rots(struct sim *s, unsigned disk)
 {
@@ -694,11 +717,7 @@ static int episode_rot(struct sim *s, uint64_t ops)
 	for (unsigned i = nr; i--;)
 		rot_undo(s, &rots[i]);
 	s->is_faulty = false;
-	if (!err)
-		err = fs_reopen(s, KILN_OPEN_WRITE);
-	if (!err)
-		err = compare_after_crash(s);
-	return err ? err : reopen(s);
+	return err ? err : come_back(s);
 }
 
 /* What was written wrongly stays there: nothing can follow. */
@@ -758,22 +777,12 @@ static int episode_vanish(struct sim *s, uint64_t ops)
 	if (s->is_redundant && s->metadata_required + s->has_cache < s->disks_nr) {
 		/* Without it everything is there, and can be gone on with. */
 		s->disks_missing = 1u << disk;
-		err = fs_reopen(s, KILN_OPEN_WRITE);
-		if (!err)
-			err = compare_after_crash(s);
-		if (!err)
-			workload_run(s, ops);
-		if (!err)
-			err = s->has_failed ? -EPROTO : close_cleanly(s);
+		err = go_on(s, ops);
 		s->disks_missing = 0;
 	}
 	s->is_redundant = false;
 	/* It is back, as it was. */
-	if (!err)
-		err = fs_reopen(s, KILN_OPEN_WRITE);
-	if (!err)
-		err = compare_after_crash(s);
-	return err ? err : reopen(s);
+	return err ? err : come_back(s);
 }
 
 /* Make something else of a disk: another filesystem of the same kind, or noise. */
@@ -837,11 +846,7 @@ static int episode_foreign(struct sim *s, uint64_t ops)
 		err = failed(s, "another filesystem's device was written to", "");
 	memcpy(power_disk_bytes(s->power, disk), own, size);
 	if (!err)
-		err = fs_reopen(s, KILN_OPEN_WRITE);
-	if (!err)
-		err = compare_after_crash(s);
-	if (!err)
-		err = reopen(s);
+		err = come_back(s);
 out:
 	free(own);
 	free(foreign);
@@ -884,13 +889,7 @@ static int episode_rolled_back(struct sim *s, uint64_t ops)
 	if (!is_crashed)
 		err = look_at_damage(s, s->is_redundant, false);
 	if (!err && s->is_redundant && !s->is_encrypted) {
-		err = fs_reopen(s, KILN_OPEN_WRITE);
-		if (!err)
-			err = compare_after_crash(s);
-		if (!err)
-			workload_run(s, ops);
-		if (!err)
-			err = s->has_failed ? -EPROTO : close_cleanly(s);
+		err = go_on(s, ops);
 		if (!err)
 			err = look_at_damage(s, true, false);
 		/* What nobody read is old still. */
@@ -898,11 +897,7 @@ static int episode_rolled_back(struct sim *s, uint64_t ops)
 	} else if (!err) {
 		memcpy(bytes, after, size);
 		s->is_faulty = false;
-		err = fs_reopen(s, KILN_OPEN_WRITE);
-		if (!err)
-			err = compare_after_crash(s);
-		if (!err)
-			err = reopen(s);
+		err = come_back(s);
 	}
 	s->is_faulty = false;
 out:
