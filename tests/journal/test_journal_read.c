@@ -99,6 +99,14 @@ static void assert_range(const struct opened *o, uint64_t last, uint64_t flushed
 	assert_int_equal(o->j->seq_highest, highest);
 }
 
+/* Entries from @start on, before @end. */
+static void blacklist(struct fs *fs, uint64_t start, uint64_t end)
+{
+	fs->blacklist[0][0] = start;
+	fs->blacklist[0][1] = end;
+	fs->blacklist_nr = 1;
+}
+
 static void assert_missing(const struct opened *o, size_t i, uint64_t start, uint64_t end)
 {
 	assert_true(i < o->j->missing_nr);
@@ -179,9 +187,7 @@ static void entries_torn_by_two_power_cuts_are_passed_over_in_silence(void **sta
 	struct opened o;
 
 	fs_init(&fs, 1);
-	fs.blacklist[0][0] = 3;
-	fs.blacklist[0][1] = 12;
-	fs.blacklist_nr = 1;
+	blacklist(&fs, 3, 12);
 	unsigned at = put(&fs, 0, 0, 0, 1, 1, FLUSH);
 	at = put(&fs, 0, 0, at, 2, 1, FLUSH);
 	at = put(&fs, 0, 0, at, 3, 3, FLUSH | BAD);
@@ -233,9 +239,7 @@ static void blacklisted_entries_are_neither_replayed_nor_missed(void **state)
 	struct opened o;
 
 	fs_init(&fs, 1);
-	fs.blacklist[0][0] = 3;
-	fs.blacklist[0][1] = 12;
-	fs.blacklist_nr = 1;
+	blacklist(&fs, 3, 12);
 	unsigned at = put(&fs, 0, 0, 0, 1, 1, FLUSH);
 	at = put(&fs, 0, 0, at, 2, 1, FLUSH);
 	at = put(&fs, 0, 0, at, 3, 1, FLUSH); /* torn at the time, and dropped */
@@ -256,9 +260,7 @@ static void blacklisted_flush_entry_is_no_end(void **state)
 	struct opened o;
 
 	fs_init(&fs, 1);
-	fs.blacklist[0][0] = 3;
-	fs.blacklist[0][1] = 11;
-	fs.blacklist_nr = 1;
+	blacklist(&fs, 3, 11);
 	unsigned at = put(&fs, 0, 0, 0, 1, 1, FLUSH);
 	at = put(&fs, 0, 0, at, 2, 1, FLUSH);
 	put(&fs, 0, 0, at, 3, 1, FLUSH);
@@ -928,9 +930,7 @@ static void legacy_blacklist_entries_extend_the_list_in_order(void **state)
 		struct opened o;
 
 		fs_init(&fs, 1);
-		fs.blacklist[0][0] = 30;
-		fs.blacklist[0][1] = 40;
-		fs.blacklist_nr = 1;
+		blacklist(&fs, 30, 40);
 		le64_store(range, out_of_order ? 20 : 50);
 		le64_store(range + 8, 59);
 		subs.len = 0;

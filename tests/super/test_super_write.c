@@ -128,6 +128,22 @@ static void disks_look(struct disks *d, struct super **s)
 	assert_int_equal(disks_open_with(d, (struct super_open_opts){ .is_very_degraded_ok = true }, ~0u, s), 0);
 }
 
+/* Nothing is odd about any copy. */
+static void disks_are_in_order(struct disks *d)
+{
+	struct super *s;
+
+	disks_look(d, &s);
+	assert_string_equal(reports.text, "");
+	super_close(s);
+}
+
+static void recording_free(struct recording *r)
+{
+	for (unsigned n = 0; n < r->nr; n++)
+		free(r->v[n].data);
+}
+
 static struct sb_disk *copy_read(struct disks *d, unsigned dev, unsigned copy)
 {
 	static uint8_t buf[16384] __attribute__((aligned(8)));
@@ -186,9 +202,7 @@ static void update_writes_all_copies_primary_first(void **state)
 			}
 		}
 	}
-	disks_look(&d, &s);
-	assert_string_equal(reports.text, "");
-	super_close(s);
+	disks_are_in_order(&d);
 	disks_free(&d);
 }
 
@@ -611,11 +625,8 @@ static void power_cuts_leave_the_old_or_the_new_state(void **state)
 		disks_open(&d, &s);
 		assert_int_equal(super_mark_dirty(s), 0);
 		super_close(s);
-		disks_look(&d, &s);
-		assert_string_equal(reports.text, "");
-		super_close(s);
-		for (unsigned n = 0; n < r.nr; n++)
-			free(r.v[n].data);
+		disks_are_in_order(&d);
+		recording_free(&r);
 		disks_free(&d);
 	}
 	assert_true(news && olds);
@@ -718,8 +729,7 @@ static void power_cuts_leave_the_old_or_the_new_passphrase(void **state)
 	disks_open(&d, &s);
 	assert_false(s->needs_passphrase);
 	super_close(s);
-	for (unsigned n = 0; n < r.nr; n++)
-		free(r.v[n].data);
+	recording_free(&r);
 	disks_free(&d);
 }
 
@@ -796,11 +806,8 @@ static void copies_that_an_update_tore_are_made_whole_before_the_primary_is_writ
 		assert_int_equal(renewed, how == NONE_STALE ? 0 : FS_COPIES - 1);
 		assert_true(!at || r.v[at - 1].is_flush);
 		super_close(s);
-		disks_look(&d, &s);
-		assert_string_equal(reports.text, "");
-		super_close(s);
-		for (unsigned n = 0; n < r.nr; n++)
-			free(r.v[n].data);
+		disks_are_in_order(&d);
+		recording_free(&r);
 		disks_free(&d);
 	}
 }
