@@ -19,8 +19,8 @@
  * - directories are read, and looked up in, in parallel; symlinks, directories and ACLs are cached by the kernel;
  * - no atomic O_TRUNC: it would come with an open, and there is none;
  * - no automatic invalidation when a file's mtime changes: only the kernel changes it;
- * - no asynchronous direct I/O, so io_submit(2) returns when it is done: the kernel drops what the page cache has of the
- *   range before such a write, not after it, and what somebody reads meanwhile stays there, and is old;
+ * - no asynchronous direct I/O, so io_submit(2) returns when it is done: before such a write, and not after it, the
+ *   kernel drops what the page cache has of the range, so that what somebody reads meanwhile stays, and is old;
  * - the kernel needn't ask before each write whether a file has privileges to lose (HANDLE_KILLPRIV_V2, protocol.c);
  * - the umask comes unapplied (DONT_MASK), because a default ACL replaces it;
  * - requests are up to 1 MiB;
