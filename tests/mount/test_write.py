@@ -1028,6 +1028,7 @@ def flags_are_changed_and_honoured(to):
     with fs:
         os.mkdir(fs.path("d"))
         ctime = os.stat(fs.path("d")).st_ctime_ns
+        time.sleep(TICK_S)
         subprocess.run(["chattr", "+A", fs.path("d")], check=True)
         assert os.stat(fs.path("d")).st_ctime_ns > ctime
         write(fs.path("f"), b"x")
