@@ -23,7 +23,7 @@
  *   kernel drops what the page cache has of the range, so that what somebody reads meanwhile stays, and is old;
  * - the kernel needn't ask before each write whether a file has privileges to lose (HANDLE_KILLPRIV_V2, protocol.c);
  * - the umask comes unapplied (DONT_MASK), because a default ACL replaces it;
- * - requests are up to 1 MiB;
+ * - requests are up to 1 MiB, and the kernel reads 2 MiB ahead (session.c);
  * - data is not spliced: it is copied once either way, while it is checksummed.
  *
  * What libfuse 3.14 doesn't know of the protocol is made to fit in protocol.c.
@@ -186,7 +186,7 @@ static void serve_init(void *userdata, struct fuse_conn_info *conn)
 		conn->want |= FUSE_CAP_WRITEBACK_CACHE;
 	conn->want &= conn->capable;
 	conn->max_write = REQUEST_BYTES_MAX;
-	conn->max_readahead = REQUEST_BYTES_MAX;
+	conn->max_readahead = READ_AHEAD_BYTES;
 	conn->max_background = 64;
 	conn->congestion_threshold = 48;
 }

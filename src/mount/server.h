@@ -17,6 +17,7 @@
 
 enum {
 	REQUEST_BYTES_MAX = 1 << 20, /* of data in one read or write */
+	READ_AHEAD_BYTES = 2 << 20,
 	BUFFERS_IDLE_MAX = 16,
 };
 
