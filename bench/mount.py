@@ -220,7 +220,9 @@ class Workloads:
         # Closing a file that was written makes the kernel ask once more.
         many(self.names, os.stat)
         self.measure("warm stats", lambda: many(self.names, os.stat))
+        # The kernel knows the attributes, not yet what is in the directory; then both.
         self.measure("listed with attributes, warm", lambda: list_all(self.folder))
+        self.measure("listed with attributes, again", lambda: list_all(self.folder))
         drop_caches("2")
         self.measure("stats, cold in the kernel", lambda: many(self.names, os.stat))
         drop_caches("2")
@@ -250,7 +252,7 @@ class Workloads:
 
     def names_in_folders(self):
         """Directories made and removed, and files renamed."""
-        folders = [os.path.join(self.folder, "d%05d" % i) for i in range(self.args.files // 10)]
+        folders = [os.path.join(self.folder, "d%05d" % i) for i in range(self.args.files)]
         self.measure("directories made", lambda: many(folders, os.mkdir))
         self.measure("renames", lambda: many(folders, lambda name: os.rename(name, name + "r")))
         self.measure("directories removed", lambda: many(os.listdir(self.folder), lambda name: os.rmdir(os.path.join(self.folder, name))))
@@ -366,7 +368,7 @@ def of_names(name):
 
 def goal(name, other):
     """The share of the other's rate that ours should have at least, or None."""
-    if name.endswith("ms"):
+    if name.endswith("ms") or name == "warm stats":  # of which no server hears
         return None
     if other == "upstream":
         is_skipped = "sync" in name or name == "unlinks"  # it neither syncs nor waits for deletions
