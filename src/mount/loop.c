@@ -35,7 +35,7 @@ enum {
 	THREADS_MAX = 256, /* requests that wait for something at once */
 	READERS_MAX = 16,
 	READERS_MIN = 4,
-	BUFFERS_PARKED_MAX = 16,
+	BUFFERS_PARKED_MAX = 4,
 	NS_PER_S = 1000000000,
 	STOP_SIGNAL = SIGUSR1,
 };
@@ -133,16 +133,17 @@ static void stop_begin(struct loop *l)
 	waitq_wake_all(&l->heap_wake);
 }
 
-static void on_stop_signal(int signal)
-{
-	(void)signal;
-}
+static void on_stop_signal(int signal) { (void)signal; }
 
 static void worker_run(void *arg)
 {
 	struct worker *w = arg;
 	struct loop *l = w->loop;
+	sigset_t stop;
 
+	sigemptyset(&stop);
+	sigaddset(&stop, STOP_SIGNAL);
+	pthread_sigmask(SIG_UNBLOCK, &stop, NULL);
 	mutex_lock(&l->lock);
 	w->thread = pthread_self();
 	while (reader_become(w)) {

@@ -187,8 +187,9 @@ static void serve_init(void *userdata, struct fuse_conn_info *conn)
 	conn->want &= conn->capable;
 	conn->max_write = REQUEST_BYTES_MAX;
 	conn->max_readahead = READ_AHEAD_BYTES;
-	conn->max_background = 64;
-	conn->congestion_threshold = 48;
+	/* What reads ahead and writes back waits in the kernel beyond that: each takes up to two MiB here. */
+	conn->max_background = 16;
+	conn->congestion_threshold = 12;
 }
 
 static void serve_no_open(fuse_req_t req, fuse_ino_t id, struct fuse_file_info *fi)

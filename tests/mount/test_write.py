@@ -7,6 +7,7 @@ Needs root and /dev/fuse, else everything is skipped, and says so. Whatever was 
 after the unmount.
 """
 import concurrent.futures
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -57,6 +58,17 @@ def raises(number, function, *args, **named):
         assert e.errno == number, "%s, expected %s" % (e, errno.errorcode[number])
         return
     raise AssertionError("expected %s, got %r" % (errno.errorcode[number], result))
+
+
+@contextlib.contextmanager
+def memory_untouched():
+    """MALLOC_PERTURB_ would write to all that is allocated, whether it is used or not."""
+    perturb = os.environ.pop("MALLOC_PERTURB_", None)
+    try:
+        yield
+    finally:
+        if perturb is not None:
+            os.environ["MALLOC_PERTURB_"] = perturb
 
 
 def umount(directory):
@@ -697,7 +709,7 @@ def thousands_of_files_are_open_and_64_threads_write_them(to):
         raise tap.Skip("so many files may not be open here")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, nr + 100), hard))
     try:
-        with Filesystem(to, size="512M", options=["--memory", "32M"]) as fs:
+        with memory_untouched(), Filesystem(to, size="512M", options=["--memory", "32M"]) as fs:
             free = os.statvfs(fs.directory).f_bfree
             fds = {}
 
@@ -782,7 +794,7 @@ with mmap.mmap(fd, size) as m:
     for at in range(0, size, 4096):
         assert m[at] == at // 4096 % 251, at
 """
-    with MemoryGroup(200 << 20) as group, tempfile.TemporaryDirectory(dir="/var/tmp") as disk:  # a tmpfs would count, too
+    with memory_untouched(), MemoryGroup(200 << 20) as group, tempfile.TemporaryDirectory(dir="/var/tmp") as disk:  # a tmpfs would count, too
         fs = Filesystem(disk, size="1G", options=["--memory", "32M"])
         fs.start = group.enter
         with fs:
