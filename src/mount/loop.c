@@ -8,7 +8,7 @@
  * that waits, sender and thread each wake the other's processor all the time; with some ten that take turns, the last
  * one still ends its work when the next is woken, which then goes to the processor of the sender, as none is idle.
  * (Measured: bench/README.md. One thread that listens, and looks for the next request before it sleeps, makes 0.4 times
- * as many files in a second, one that spins for it 0.8 times, and takes a processor from others.)
+ * as many files in a second, one that spins for it 0.7 times, and takes a processor from others.)
  *
  * A request may wait, for a device or for others, and keeps its thread meanwhile. When few are left that read, another
  * is woken or made. A thread that has served its request reads again, unless enough do; then it parks. The one that
