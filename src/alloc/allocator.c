@@ -79,7 +79,13 @@ int allocator_quota_start(struct allocator *a)
 		return 0;
 	/* Without room for the section the grace periods are the usual ones. */
 	int err = super_quota_ensure(a->super);
-	return err && err != -ENOSPC ? err : quotas_start(a->quotas);
+	struct usage u = { 0 };
+
+	if (!err || err == -ENOSPC)
+		err = allocator_usage(a, &u);
+	err = err ? err : quotas_start(a->quotas, u.inodes);
+	usage_free(&u);
+	return err;
 }
 
 struct quotas *allocator_quotas(struct allocator *a) { return a->quotas; }

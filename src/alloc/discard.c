@@ -227,6 +227,7 @@ int discards_run(struct allocator *a, uint64_t *waiting_seq)
 		if (ret < 0)
 			return ret;
 		handled += ret;
+		job_progress(&a->discards.job, "buckets", (uint64_t)handled, 0);
 	}
 	return nr < 0 ? nr : handled;
 }

@@ -219,7 +219,8 @@ static bool is_stopping(struct allocator *a)
 	return stopping;
 }
 
-static int keys_walk(struct allocator *a, unsigned btree_id)
+/* @looked_nr: keys so far, counted on. */
+static int keys_walk(struct allocator *a, unsigned btree_id, uint64_t *looked_nr)
 {
 	struct bpos pos = POS_MIN;
 	int found = 1;
@@ -233,9 +234,11 @@ static int keys_walk(struct allocator *a, unsigned btree_id)
 		for (unsigned i = 0; i < PIECE_KEYS && !has_too_old && (found = btree_iter_peek(&it, &k)) > 0; i++) {
 			has_too_old = pointers_note(a, k, false);
 			pos = k.k.p;
+			++*looked_nr;
 			btree_iter_advance(&it);
 		}
 		btree_iter_close(&it);
+		job_progress(&a->gc.job, "keys", *looked_nr, 0);
 		if (is_stopping(a))
 			return -ECANCELED;
 		if (has_too_old) {
@@ -334,13 +337,14 @@ static int oldest_write(struct allocator *a)
 
 int gc_gens_run(struct allocator *a)
 {
+	uint64_t looked_nr = 0;
 	int err = walk_begin(a);
 
 	if (err)
 		return err;
-	err = keys_walk(a, BTREE_EXTENTS);
+	err = keys_walk(a, BTREE_EXTENTS, &looked_nr);
 	if (!err)
-		err = keys_walk(a, BTREE_REFLINK);
+		err = keys_walk(a, BTREE_REFLINK, &looked_nr);
 	if (!err)
 		err = oldest_write(a);
 	walk_end(a);

@@ -132,6 +132,7 @@ void quotas_recount(struct quotas *q)
 	q->cursor = 0;
 	q->is_partial = false;
 	q->recount_nr++;
+	q->counted_nr = 0;
 	waitq_wake_all(&q->changed);
 }
 

@@ -44,8 +44,8 @@ void quota_owner_of(const struct inode *inode, struct quota_owner *owner);
 int quotas_open(struct btrees *trees, unsigned types, const struct sb_quota *timelimits, struct quotas **quotas);
 void quotas_close(struct quotas *q); /* NULL is allowed */
 
-/* Read the limits, and start the task that counts. 0 or an error. */
-int quotas_start(struct quotas *q);
+/* Read the limits, and start the task that counts. @inodes_nr: some so many, for people. 0 or an error. */
+int quotas_start(struct quotas *q, uint64_t inodes_nr);
 /* The scan. */
 const struct job *quotas_job(const struct quotas *q);
 /* End the task. */

@@ -30,9 +30,10 @@ struct quotas {
 	struct quota_row **buckets;
 	size_t bucket_nr, row_nr; /* a power of 2; ever more than rows, as far as memory goes */
 	struct sb_quota timelimits;
-	uint64_t cursor;     /* inodes below are counted */
-	uint64_t recount_nr; /* how often it went back to the start */
-	bool is_partial;     /* as in quota_state */
+	uint64_t cursor;		/* inodes below are counted */
+	uint64_t counted_nr, inodes_nr; /* inodes, up to the cursor, and in all when the scan began: an estimate */
+	uint64_t recount_nr;		/* how often it went back to the start */
+	bool is_partial;		/* as in quota_state */
 	bool is_stopping;
 	int err; /* of the scan: it has ended */
 	struct task *task;

@@ -172,6 +172,7 @@ static void batch_committed(void *ctx, uint64_t seq)
 				row->used[QUOTA_INODES]++;
 			}
 		q->is_partial |= b->is_partial;
+		q->counted_nr += b->counted_nr;
 		q->cursor = b->end;
 	}
 	mutex_unlock(&q->lock);
@@ -291,6 +292,7 @@ static void scan_task(void *arg)
 			continue;
 		}
 		job_works(&q->job, "no limit holds before all inodes are counted");
+		job_progress(&q->job, "inodes", q->counted_nr, q->inodes_nr);
 		mutex_unlock(&q->lock);
 		int err = batch_count(q);
 		mutex_lock(&q->lock);
@@ -304,10 +306,11 @@ static void scan_task(void *arg)
 
 const struct job *quotas_job(const struct quotas *q) { return &q->job; }
 
-int quotas_start(struct quotas *q)
+int quotas_start(struct quotas *q, uint64_t inodes_nr)
 {
 	int err = limits_read(q);
 
+	q->inodes_nr = inodes_nr;
 	return err ? err : task_start(&q->task, "quota", scan_task, q);
 }
 

@@ -20,9 +20,17 @@ void job_waits(struct job *job, const char *because) { atomic_store(&job->waits_
 
 void job_works(struct job *job, const char *because)
 {
+	atomic_store(&job->unit, NULL);
 	atomic_store(&job->works_because, because);
 	atomic_store(&job->waits_because, NULL);
 	atomic_fetch_add_explicit(&job->turns, 1, memory_order_relaxed);
+}
+
+void job_progress(struct job *job, const char *unit, uint64_t done, uint64_t of)
+{
+	atomic_store_explicit(&job->done, done, memory_order_relaxed);
+	atomic_store_explicit(&job->of, of, memory_order_relaxed);
+	atomic_store(&job->unit, unit);
 }
 
 void job_stops(struct job *job)
@@ -37,6 +45,16 @@ enum job_state job_look(const struct job *job, const char **because)
 
 	*because = waits ? waits : works ? works : "";
 	return waits ? JOB_WAITING : works ? JOB_WORKING : JOB_STOPPED;
+}
+
+bool job_progress_look(const struct job *job, const char **unit, uint64_t *done, uint64_t *of)
+{
+	const char *because;
+
+	*unit = atomic_load(&job->unit);
+	*done = atomic_load_explicit(&job->done, memory_order_relaxed);
+	*of = atomic_load_explicit(&job->of, memory_order_relaxed);
+	return *unit && job_look(job, &because) == JOB_WORKING;
 }
 
 const char *job_state_name(enum job_state state)

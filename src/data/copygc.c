@@ -267,6 +267,7 @@ static void pass_bucket(struct pass *p, const struct allocator_fragment *f)
 	else if (b.err != -ENOSPC)
 		p->err = b.err;
 
+	job_progress(&c->job, "buckets emptied", p->emptied, 0);
 	mutex_lock(&c->lock);
 	c->stats.buckets_emptied += is_empty;
 	c->stats.buckets_left_alone += is_bad;

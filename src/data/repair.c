@@ -205,14 +205,17 @@ static void repair_task(void *arg)
 	struct data *data = arg;
 	struct repair_list *l = data->repairs;
 	struct bad_copy batch[BATCH_MAX];
+	uint64_t seen = 0; /* since none were known */
 
 	mutex_lock(&l->lock);
 	while (!l->is_stopping) {
 		struct data_repair_stats done = { 0 };
 		unsigned nr = batch_take(l, batch);
+		uint64_t of = seen + nr + l->nr;
 
 		l->is_busy = nr;
 		if (!nr) {
+			seen = 0;
 			waitq_wake_all(&l->idle);
 			job_waits(&l->job, "no bad copies are known");
 			waitq_wait(&l->work, &l->lock);
@@ -220,6 +223,8 @@ static void repair_task(void *arg)
 		}
 		mutex_unlock(&l->lock);
 		background_enter(btrees_background(data->trees), &l->job, "bad copies were found");
+		job_progress(&l->job, "copies", seen, of);
+		seen += nr;
 		batch_repair(data, batch, nr, &done);
 		background_leave(btrees_background(data->trees));
 		mutex_lock(&l->lock);

@@ -427,17 +427,22 @@ static void deletion_task(void *arg)
 	struct namespace *ns = arg;
 	struct deletions *d = &ns->write->deletions;
 
+	uint64_t done = 0; /* since there was nothing to do */
+
 	task_rank_set(TASK_DELETIONS);
 	mutex_lock(&d->lock);
 	for (;;) {
+		done = d->queue_head < d->queue_nr ? done : 0;
 		queue_await(d);
 		if (d->queue_head == d->queue_nr)
 			break;
+		uint64_t of = done + d->queue_nr - d->queue_head;
 		struct object o = queue_pop(d);
 
 		mutex_unlock(&d->lock);
 		background_enter(btrees_background(ns->trees), &d->job,
 				 "what nobody uses any more has lost its last name");
+		job_progress(&d->job, "objects", done++, of);
 		int err = object_delete(ns, o);
 		background_leave(btrees_background(ns->trees));
 		mutex_lock(&d->lock);

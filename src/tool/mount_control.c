@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <glob.h>
+#include <inttypes.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -132,13 +133,27 @@ static uint64_t number(const json_t *object, const char *part, const char *name)
 	return (uint64_t)json_integer_value(json_object_get(json_object_get(object, part), name));
 }
 
-/* "  job      discards: waiting, nothing has become empty" */
+/*
+ * "  job      discards: waiting, nothing has become empty"
+ * "  job      quota scan: working, no limit holds before all inodes are counted: 1200 of 4800 inodes, 25 %"
+ */
 static void print_job(const json_t *job)
 {
 	const char *why = json_string_value(json_object_get(job, "why"));
+	uint64_t done = number(job, "progress", "done"), of = number(job, "progress", "of");
 
-	printf("  job      %s: %s%s%s\n", json_string_value(json_object_get(job, "job")),
+	printf("  job      %s: %s%s%s", json_string_value(json_object_get(job, "job")),
 	       json_string_value(json_object_get(job, "state")), why && *why ? ", " : "", why ? why : "");
+	if (json_is_object(json_object_get(job, "progress"))) {
+		const char *unit = json_string_value(json_object_get(json_object_get(job, "progress"), "unit"));
+
+		if (of)
+			printf(": %" PRIu64 " of %" PRIu64 " %s, %.0f %%", done, of, unit,
+			       100.0 * (double)min(done, of) / (double)of);
+		else
+			printf(": %" PRIu64 " %s so far", done, unit);
+	}
+	putchar('\n');
 }
 
 static void print_status(const json_t *r)

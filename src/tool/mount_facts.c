@@ -163,6 +163,18 @@ static json_t *deletions_json(kiln_fs *fs)
 	return json_pack("{s:o, s:o}", "left", u64_json(queued - done), "done", u64_json(done));
 }
 
+/* null: it doesn't work, or doesn't say how far it is. */
+static json_t *progress_json(const struct job *job)
+{
+	uint64_t done, of;
+	const char *unit;
+
+	if (!job_progress_look(job, &unit, &done, &of))
+		return json_null();
+	return json_pack("{s:s, s:o, s:o}", "unit", unit, "done", u64_json(done), "of",
+			 of ? u64_json(of) : json_null());
+}
+
 /* What goes on in the background, and why it does or doesn't. */
 static json_t *jobs_json(kiln_fs *fs)
 {
@@ -174,9 +186,11 @@ static json_t *jobs_json(kiln_fs *fs)
 	for (size_t i = 0; i < list.nr; i++) {
 		enum job_state state = job_look(list.jobs[i], &because);
 
-		json_array_append_new(array, json_pack("{s:s, s:s, s:s, s:s, s:o}", "job", list.jobs[i]->name, "what",
-						       list.jobs[i]->what, "state", job_state_name(state), "why",
-						       because, "turns", u64_json(atomic_load(&list.jobs[i]->turns))));
+		json_array_append_new(array,
+				      json_pack("{s:s, s:s, s:s, s:s, s:o, s:o}", "job", list.jobs[i]->name, "what",
+						list.jobs[i]->what, "state", job_state_name(state), "why", because,
+						"turns", u64_json(atomic_load(&list.jobs[i]->turns)), "progress",
+						progress_json(list.jobs[i])));
 	}
 	return array;
 }

@@ -105,6 +105,27 @@ static void look_body(void *arg)
 	background_destroy(&w.background);
 }
 
+static void how_far_a_job_is_is_told_while_it_works(void **state)
+{
+	struct job job = { 0 };
+	uint64_t done, of;
+	const char *unit;
+
+	(void)state;
+	job_init(&job, "pieces", "does them");
+	assert_false(job_progress_look(&job, &unit, &done, &of));
+	job_works(&job, "there are pieces");
+	assert_false(job_progress_look(&job, &unit, &done, &of));
+	job_progress(&job, "pieces", 3, 10);
+	assert_true(job_progress_look(&job, &unit, &done, &of));
+	assert_string_equal(unit, "pieces");
+	assert_true(done == 3 && of == 10);
+	job_waits(&job, "all are done");
+	assert_false(job_progress_look(&job, &unit, &done, &of));
+	job_works(&job, "there are more");
+	assert_false(job_progress_look(&job, &unit, &done, &of));
+}
+
 static void a_job_says_why_it_works_and_waits(void **state) { run_in_both_modes(look_body); }
 
 static void nothing_is_done_while_it_is_paused(void **state) { run_in_both_modes(pause_body); }
@@ -112,7 +133,8 @@ static void nothing_is_done_while_it_is_paused(void **state) { run_in_both_modes
 int main(void)
 {
 	const struct CMUnitTest tests[] = { cmocka_unit_test(nothing_is_done_while_it_is_paused),
-					    cmocka_unit_test(a_job_says_why_it_works_and_waits) };
+					    cmocka_unit_test(a_job_says_why_it_works_and_waits),
+					    cmocka_unit_test(how_far_a_job_is_is_told_while_it_works) };
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1132,7 +1132,7 @@ def quotas_hold_for_users_and_not_for_root(to):
             os.mkdir(fs.path("d%d" % i))
 
     with fs:
-        time.sleep(0.5)  # limits hold once everything is counted
+        wait_until("counted", lambda: job_of(fs, "quota scan")["state"] == "waiting")  # no limit holds before
         os.chmod(to, 0o755)
         os.chmod(fs.directory, 0o777)
         assert as_user(1234, fill) == errno.EDQUOT
@@ -1602,6 +1602,43 @@ def a_mount_that_is_looked_at_for_a_moment_is_not_in_use(to):
 # --- the server's surroundings ---
 
 
+def job_of(fs, name):
+    status, out, err = doors.run([KILN, "status", "--json", fs.directory])
+    assert status == 0, err
+    return next(job for job in json.loads(out)[0]["jobs"] if job["job"] == name)
+
+
+def how_far_jobs_are_is_told(to):
+    """Thousands of deletions take a moment, during which they are told by number."""
+    with Filesystem(to, size="1G") as fs:
+        def deletions_seen():
+            os.mkdir(fs.path("d"))
+            for i in range(3000):
+                os.close(os.open(fs.path("d", "f%d" % i), os.O_CREAT | os.O_WRONLY))
+            for i in range(3000):
+                os.unlink(fs.path("d", "f%d" % i))
+            os.rmdir(fs.path("d"))
+            return seen
+
+        seen = []
+        is_over = threading.Event()
+
+        def look():
+            while not is_over.is_set():
+                progress = job_of(fs, "deletions")["progress"]
+                if progress:
+                    seen.append(progress)
+
+        watcher = threading.Thread(target=look)
+        watcher.start()
+        try:
+            wait_until("seen at work", deletions_seen)
+        finally:
+            is_over.set()
+            watcher.join()
+        assert all(p["unit"] == "objects" and 0 <= p["done"] < p["of"] for p in seen), seen
+
+
 def servers_say_what_they_do(to):
     with Filesystem(to) as fs:
         write(fs.path("f"), b"x" * 100000)
@@ -1619,6 +1656,7 @@ def servers_say_what_they_do(to):
             assert set(jobs) >= {"journal reclaim", "node write-back", "key cache", "write buffer", "discards", "generations", "copygc",
                                  "read repair", "deletions"}, jobs
             assert all(job["state"] in ("waiting", "working") and job["why"] and job["what"] for job in jobs.values()), jobs
+            assert all(job["progress"] is None or job["progress"]["unit"] for job in jobs.values()), jobs
         status, out, err = doors.run([KILN, "status", fs.directory])
         assert status == 0 and "  job      deletions: waiting, nothing is to be deleted\n" in out.decode(), out
         assert re.search(r"^  journal  \d+ of \d+ buckets free, \d+ entries", out.decode(), re.M), out
@@ -1999,6 +2037,7 @@ def a_loop_device_is_the_file_behind_it(to):
 
 CASES = [
     a_server_that_ends_while_it_is_asked_is_passed_over,
+    how_far_jobs_are_is_told,
     servers_say_what_they_do,
     a_server_that_was_lazily_unmounted_is_told_from_the_next,
     the_kernel_is_made_to_forget,
