@@ -153,10 +153,21 @@ static unsigned source_next(const struct data_mover *m, const struct move_item *
 	return EXTENT_PTRS_MAX;
 }
 
-/* 06 §11 step 1: what is wanted, from what is there. */
+/* What can't be read now counts for nothing, whatever comes back later. */
+static bool ptr_is_there(const struct super *s, const struct extent_ptr *p)
+{
+	return super_member_online(s, p->dev) && super_member_state(s, p->dev) != MEMBER_FAILED;
+}
+
+/*
+ * 06 §11 step 1: what is wanted, from what is there. One copy is, even where those that remain are enough: they
+ * haven't been read.
+ */
 static void item_plan(const struct data_mover *m, struct move_item *item)
 {
+	const struct super *s = m->data->super;
 	struct data_move *move = &item->move;
+	unsigned removed = 0, kept = 0;
 
 	for (unsigned i = 0; i < item->v.ptr_nr; i++) {
 		const struct extent_ptr *p = &item->v.ptrs[i].ptr;
@@ -167,12 +178,16 @@ static void item_plan(const struct data_mover *m, struct move_item *item)
 		}
 		if (p->is_cached)
 			continue;
-		if (move->rewrite >> i & 1)
-			item->wanted += ptr_durability(m->data->super, p);
-		else if (p->dev < 64)
-			item->kept_devs |= 1ull << p->dev;
 		item->is_unwritten |= p->is_unwritten;
+		if (move->rewrite >> i & 1) {
+			removed += ptr_durability(s, p);
+			continue;
+		}
+		kept += ptr_is_there(s, p) ? ptr_durability(s, p) : 0;
+		if (p->dev < 64)
+			item->kept_devs |= 1ull << p->dev;
 	}
+	item->wanted = min(removed, item->replicas > kept ? item->replicas - kept : 1);
 }
 
 /* What is wanted of the item's data: of shared data, and where no inode can be read, what the filesystem says. */
@@ -186,6 +201,7 @@ static void item_aim(struct data_mover *m, struct move_item *item)
 	if (before && before->btree_id == item->btree_id && before->k.p.inode == item->k.p.inode &&
 	    before->k.p.snapshot == item->k.p.snapshot) {
 		item->aim = before->aim;
+		item->replicas = before->replicas;
 		item->csum_type = before->csum_type;
 		item->compression = before->compression;
 		return;
@@ -203,6 +219,7 @@ static void item_aim(struct data_mover *m, struct move_item *item)
 	if (write_options_take(&op, &inode))
 		op.csum_type = CHECKSUM_TYPE_NR;
 	item->aim = rebalance_aim_of(m->data, &inode);
+	item->replicas = write_replicas(m->data, &inode);
 	item->csum_type = op.csum_type;
 	item->compression = item->aim.wanted.compression ? item->aim.wanted.compression : op.compression;
 }
@@ -223,8 +240,8 @@ int data_mover_add(struct data_mover *m, unsigned btree_id, struct bkey_ref k, c
 	for (unsigned i = 0; i < item->v.ptr_nr; i++)
 		if (item->v.ptrs[i].has_stripe)
 			return -EOPNOTSUPP;
-	item_plan(m, item);
 	item_aim(m, item);
+	item_plan(m, item);
 	if (move->is_to_background)
 		item->move.target = item->aim.wanted.target;
 	if (!item->wanted && !item->move.rewrite && !item->kill)

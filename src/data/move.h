@@ -19,8 +19,9 @@
  *    overwritten, trimmed or moved meanwhile is passed over, or taken for the part that is left.
  *
  * What is moved to where it is to be in the end is compressed and checksummed on the way as its file's options ask by
- * now, where it isn't encrypted and doesn't take more than before. What is lacking then the key says. The number of
- * copies stays: more take space that copygc hasn't, and fewer are a matter of having read those that remain.
+ * now, where it isn't encrypted and doesn't take more than before. What is lacking then the key says. What goes is
+ * replaced by as many copies as make up what the file asks for by now, but by no more than it counted for: they take
+ * space that copygc hasn't; and by one at least: to do without is a matter of having read those that remain.
  *
  * The keys aren't locked from 1 to 4, so a move that loses a race costs work and nothing else. What may be overwritten
  * in place is kept from that from 2 to 4, by locks of its buckets (bucket_locks.h).

@@ -20,6 +20,7 @@ struct move_item {
 	struct data_move move;
 	struct extent_value v;
 	struct rebalance_aim aim;
+	unsigned replicas;		 /* of its file */
 	unsigned csum_type, compression; /* as its options ask; CHECKSUM_TYPE_NR: as it is */
 	uint32_t kill;			 /* cached pointers that go */
 	unsigned wanted;		 /* durability of new copies; 0: only pointers go */

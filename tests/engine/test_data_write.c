@@ -67,9 +67,11 @@ static int inode_make(struct btree_txn *txn, void *ctx)
 	return inode_txn_put(txn, &inode);
 }
 
-static void world_open_with(struct world *w, uint64_t seed, unsigned dev_nr, unsigned durability, const char *options,
+/* @durability: a digit for each device, in the order of the devices. */
+static void world_open_with(struct world *w, uint64_t seed, const char *durability, const char *options,
 			    uint64_t block_bytes, uint32_t bucket_bytes)
 {
+	unsigned dev_nr = (unsigned)strlen(durability);
 	struct kiln_format_device format_devs[DEVS_MAX] = { 0 };
 	struct kiln_format_options format = { .struct_bytes = sizeof(format),
 					      .device_struct_bytes = sizeof(format_devs[0]),
@@ -88,8 +90,11 @@ static void world_open_with(struct world *w, uint64_t seed, unsigned dev_nr, uns
 		assert_int_equal(device_open_memory(i ? "memory-b" : "memory-a", 256 << 20, 512, &memory), 0);
 		assert_int_equal(device_wrap_fault(memory, seed + i, &w->devices[i]), 0);
 		format_devs[i] = (struct kiln_format_device){ .path = i ? "b" : "a",
+							      .label = i > 1 ? "late"
+								       : i   ? "early.b"
+									     : "early.a",
 							      .bucket_bytes = bucket_bytes,
-							      .durability = durability };
+							      .durability = (unsigned)durability[i] - '0' };
 	}
 	int err = fs_format_devices(w->devices, format_devs, dev_nr, &format, why);
 	if (!err)
@@ -107,15 +112,15 @@ static void world_open_with(struct world *w, uint64_t seed, unsigned dev_nr, uns
 	}
 }
 
-static void world_open_on(struct world *w, uint64_t seed, unsigned dev_nr, unsigned durability, const char *options,
+static void world_open_on(struct world *w, uint64_t seed, const char *durability, const char *options,
 			  uint64_t block_bytes)
 {
-	world_open_with(w, seed, dev_nr, durability, options, block_bytes, 256 << 10);
+	world_open_with(w, seed, durability, options, block_bytes, 256 << 10);
 }
 
 static void world_open(struct world *w, uint64_t seed, unsigned dev_nr, const char *options, uint64_t block_bytes)
 {
-	world_open_on(w, seed, dev_nr, 1, options, block_bytes);
+	world_open_on(w, seed, &"11111111"[DEVS_MAX - dev_nr], options, block_bytes);
 }
 
 static void world_close(struct world *w, bool is_clean)
@@ -674,7 +679,7 @@ static void regions_are_divided_rarely(const char *options, uint32_t bucket_byte
 	uint64_t seq = 0;
 	struct world w;
 
-	world_open_with(&w, test_seed(), 1, 1, options, BLOCK_BYTES, bucket_bytes);
+	world_open_with(&w, test_seed(), "1", options, BLOCK_BYTES, bucket_bytes);
 	struct file *f = &w.files[0];
 	struct data_write_target target = target_of(f);
 	f->size = BYTES;
@@ -1094,7 +1099,7 @@ static void a_place_that_counts_twice_is_enough(void **state)
 	struct world w;
 	struct extent_ptr_decoded ptr;
 
-	world_open_on(&w, 14, 2, 2, "block_size=4k,data_replicas=2,nocow=1", 4096);
+	world_open_on(&w, 14, "22", "block_size=4k,data_replicas=2,nocow=1", 4096);
 	struct file *f = &w.files[0];
 	op_allocate(&w, f, 0, 1 << 20, 0);
 	uint64_t place = place_of(&w, f, 64, &ptr);
@@ -1530,13 +1535,15 @@ static void a_failed_write_leaves_what_was_there(void **state)
 	world_close(&w, false);
 }
 
-/* All that the file has gets new copies. */
-static void file_move(struct world *w, const struct file *f, bool is_form_kept, struct data_move_stats *stats)
+/* All that the file has on the devices @devs gets new copies elsewhere. */
+static void file_move_from(struct world *w, const struct file *f, uint32_t devs, bool is_form_kept,
+			   struct data_move_stats *stats)
 {
 	struct data_mover *m = data_mover_new(w->fs->data);
-	struct data_move move = {
-		.watermark = WATERMARK_COPYGC, .rewrite = 1, .is_to_background = true, .is_form_kept = is_form_kept
-	};
+	struct data_move move = { .watermark = WATERMARK_COPYGC,
+				  .is_to_background = true,
+				  .is_form_kept = is_form_kept };
+	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
 	struct btree_iter it;
 	struct bkey_ref k;
 
@@ -1544,12 +1551,22 @@ static void file_move(struct world *w, const struct file *f, bool is_form_kept, 
 	data_mover_begin(m);
 	btree_iter_open(&it, w->fs->trees, BTREE_EXTENTS, BPOS(f->inum, 1, SNAPSHOT), 0, SNAPSHOT);
 	it.end = BPOS(f->inum, UINT64_MAX, UINT32_MAX);
-	for (; btree_iter_peek(&it, &k) > 0; btree_iter_advance(&it))
-		if (k.k.type == KEY_EXTENT)
-			assert_int_equal(data_mover_add(m, BTREE_EXTENTS, k, &move), 0);
+	for (; btree_iter_peek(&it, &k) > 0; btree_iter_advance(&it)) {
+		if (k.k.type != KEY_EXTENT)
+			continue;
+		move.rewrite = 0;
+		for (int i = extent_decode(k, &w->fs->super->kctx, ptrs, NULL, NULL); i-- > 0;)
+			move.rewrite |= (devs >> ptrs[i].ptr.dev & 1) << i;
+		assert_int_equal(data_mover_add(m, BTREE_EXTENTS, k, &move), 0);
+	}
 	btree_iter_close(&it);
 	assert_int_equal(data_mover_run(m, stats), 0);
 	data_mover_free(m);
+}
+
+static void file_move(struct world *w, const struct file *f, bool is_form_kept, struct data_move_stats *stats)
+{
+	file_move_from(w, f, UINT32_MAX, is_form_kept, stats);
 }
 
 /* Only the journal knows that it was moved: without that the old place would be read after a crash. */
@@ -1605,6 +1622,73 @@ static void what_one_device_does_not_take_is_moved_to_others(void **state)
 	file_check(&w, f);
 	fs_check(&w);
 	world_close(&w, true);
+}
+
+/* Each key of the file has @nr copies, one on each device of @on, and none on those of @not_on. */
+static void copies_check(struct world *w, const struct file *f, int nr, uint32_t on, uint32_t not_on)
+{
+	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
+	struct btree_iter it;
+	struct bkey_ref k;
+
+	btree_iter_open(&it, w->fs->trees, BTREE_EXTENTS, BPOS(f->inum, 1, SNAPSHOT), 0, SNAPSHOT);
+	it.end = BPOS(f->inum, UINT64_MAX, UINT32_MAX);
+	for (; btree_iter_peek(&it, &k) > 0; btree_iter_advance(&it)) {
+		uint32_t devs = 0;
+
+		assert_int_equal(extent_decode(k, &w->fs->super->kctx, ptrs, NULL, NULL), nr);
+		for (int i = 0; i < nr; i++)
+			devs |= 1u << ptrs[i].ptr.dev;
+		assert_int_equal(devs & (on | not_on), on);
+	}
+	btree_iter_close(&it);
+}
+
+/*
+ * Moved from a disk that counts twice to others: as many copies as are asked for by now, but no more than there were,
+ * and one even where others are enough, which nobody has read. What is on a failed disk counts for nothing.
+ */
+static void what_counts_twice_is_moved_to_as_many_as_are_asked_for(void **state)
+{
+	enum { A = 1, B = 2 };
+	static const struct {
+		const char *options;
+		uint32_t on;
+		unsigned asked;
+		int made;
+		bool has_b_failed;
+	} rows[] = {
+		{ "data_replicas=1,foreground_target=early.a,background_target=late", A, 1, 1 },
+		{ "data_replicas=1,foreground_target=early.a,background_target=late", A, 2, 2 },
+		{ "data_replicas=2,foreground_target=early.a,background_target=late", A, 3, 2 },
+		{ "data_replicas=2,foreground_target=early.a,background_target=late", A, 1, 1 },
+		{ "data_replicas=3,foreground_target=early,background_target=late", A | B, 3, 2 },
+		{ "data_replicas=3,foreground_target=early,background_target=late", A | B, 2, 1 },
+		{ "data_replicas=3,foreground_target=early,background_target=late", A | B, 2, 2, true },
+		{ "data_replicas=3,foreground_target=early,background_target=late", A | B, 1, 1 },
+	};
+
+	for (unsigned i = 0; i < ARRAY_NR(rows); i++) {
+		struct data_move_stats stats = { 0 };
+		int kept = rows[i].on & B ? 1 : 0;
+		struct world w;
+
+		world_open_on(&w, 22, "2111", rows[i].options, 4096);
+		struct file *f = &w.files[0];
+		op_write(&w, f, 0, 900 << 10);
+		all_flush(&w);
+		copies_check(&w, f, 1 + kept, rows[i].on, 0);
+		assert_int_equal(super_option_set(w.fs->super, OPT_DATA_REPLICAS, rows[i].asked), 0);
+		w.fs->super->members[1].m.state = rows[i].has_b_failed ? MEMBER_FAILED : MEMBER_RW;
+		file_move_from(&w, f, A, true, &stats);
+		w.fs->super->members[1].m.state = MEMBER_RW;
+		assert_int_equal(stats.keys_failed, 0);
+		copies_check(&w, f, rows[i].made + kept, rows[i].on & B, A);
+		assert_int_equal(stats.sectors_written, (uint64_t)rows[i].made * f->size / SECTOR_BYTES);
+		file_check(&w, f);
+		fs_check(&w);
+		world_close(&w, true);
+	}
 }
 
 /* Options changed since it was written: what is moved in a hurry goes where it is to be, and says what it still lacks.
@@ -1952,6 +2036,7 @@ int main(void)
 		cmocka_unit_test(a_failed_write_leaves_what_was_there),
 		cmocka_unit_test(what_is_overwritten_where_it_was_moved_to_is_durable),
 		cmocka_unit_test(what_one_device_does_not_take_is_moved_to_others),
+		cmocka_unit_test(what_counts_twice_is_moved_to_as_many_as_are_asked_for),
 		cmocka_unit_test(what_is_moved_says_what_it_lacks),
 		cmocka_unit_test(what_is_moved_is_stored_as_is_asked_by_now),
 		cmocka_unit_test(what_is_shifted_says_what_it_lacks),

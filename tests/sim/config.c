@@ -220,8 +220,7 @@ static void draw_device(struct sim *s, unsigned nr, uint64_t bucket_bytes, struc
 	*device = (struct kiln_format_device){ .bucket_bytes = bucket_bytes,
 					       .label = nr % 2 ? "slow.disk" : "fast.disk" };
 	device->flags = one_in(s, 2) ? KILN_FORMAT_DISCARD : 0;
-	/* What leaves a disk that counts twice may get two copies, which may differ if overwritten in place. */
-	device->durability = one_in(s, 12) && !s->is_nocow ? 2 : 0;
+	device->durability = one_in(s, 12) ? 2 : 0;
 	s->is_redundant &= device->durability < 2;
 	if (nr && s->metadata_replicas == 1 && s->data_replicas == 1 && one_in(s, 6))
 		device->data_allowed = one_in(s, 2) ? 1 << 2 | 1 << 3 : 1 << 4;
