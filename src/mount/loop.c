@@ -12,8 +12,11 @@
  *
  * A request may wait, for a device or for others, and keeps its thread meanwhile. When few are left that read, another
  * is woken or made. A thread that has served its request reads again, unless enough do; then it parks. The one that
- * parked last is woken first: what it used is still in caches. Threads stay until the end; those below the top of the
- * stack of parked ones give their buffer (a MiB) back.
+ * parked last is woken first: what it used is still in caches. Threads stay until the end; few of those that are parked
+ * keep their buffer (a MiB).
+ *
+ * A thread that finds no memory for its buffer leaves reading to others, and calls none: it wouldn't find any, either.
+ * If there are no others it tries again.
  *
  * The end: reading fails for all when the filesystem is unmounted. Where it isn't, each thread that reads is sent a
  * signal, again and again until it has heard it, as one that comes just before read(2) isn't heard.
@@ -40,6 +43,7 @@ enum {
 	STOP_SIGNAL = SIGUSR1,
 };
 static const uint64_t stop_again_ns = 1000 * 1000;
+static const uint64_t buffer_again_ns = 100 * 1000 * 1000;
 
 struct worker {
 	struct loop *loop;
@@ -49,6 +53,7 @@ struct worker {
 	pthread_t thread;
 	bool is_reading;
 	bool is_called; /* to read, where it was parked */
+	bool lacks_buffer;
 	struct waitq wake;
 	struct worker *parked_below;
 };
@@ -107,7 +112,9 @@ static bool reader_become(struct worker *w)
 {
 	struct loop *l = w->loop;
 
-	if (!w->is_called && l->readers_nr < READERS_MAX) {
+	if (w->lacks_buffer && !l->readers_nr && !l->is_stopping)
+		waitq_wait_until(&w->wake, &l->lock, clock_monotonic_ns() + buffer_again_ns);
+	if (!w->is_called && l->readers_nr < (w->lacks_buffer ? 1 : READERS_MAX)) {
 		w->is_called = true;
 		l->readers_nr++;
 	} else if (!w->is_called) {
@@ -156,12 +163,14 @@ static void worker_run(void *arg)
 		w->is_called = false;
 		l->readers_nr--;
 		l->requests_nr++;
-		bool is_first_to_end = n <= 0 && n != -EINTR && n != -EAGAIN && !l->is_stopping;
+		w->lacks_buffer = n == -ENOMEM;
+		bool is_end = n <= 0 && n != -EINTR && n != -EAGAIN && !w->lacks_buffer;
+		bool is_first_to_end = is_end && !l->is_stopping;
 		if (is_first_to_end)
 			stop_begin(l);
 		if (l->is_stopping)
 			waitq_wake_all(&l->reader_gone);
-		else if (l->readers_nr < READERS_MIN)
+		else if (l->readers_nr < READERS_MIN && !w->lacks_buffer)
 			reader_call(l);
 		if (l->is_heap_asleep)
 			waitq_wake_one(&l->heap_wake);

@@ -311,8 +311,8 @@ static dev_t device_of(const char *mountpoint)
 }
 
 /*
- * The kernel reads 128 KiB ahead of who reads a file from front to back: less than a request may carry, and each costs a
- * thread's waking. With 2 MiB twice as much comes in a second; more gains little (bench/README.md). A FUSE server can
+ * The kernel reads 128 KiB ahead of who reads a file from front to back: less than a request may carry, and each costs
+ * a thread's waking. With 2 MiB twice as much comes in a second; more gains little (bench/README.md). A FUSE server can
  * only ask for less, so it is set by the kernel's own knob, which takes root.
  */
 static void read_ahead_set(dev_t device)
@@ -334,7 +334,7 @@ static void on_served(void *ctx)
 	event_tell(EVENT_SERVED);
 }
 
-static int serve(struct mount_server *s, int events_fd)
+static int serve(struct mount_server *s, int events_fd, void (*mounted)(void *ctx), void *ctx)
 {
 	struct ending ending = { .device = device_of(s->options->mountpoint) };
 	struct remount remount = { 0 };
@@ -344,6 +344,7 @@ static int serve(struct mount_server *s, int events_fd)
 
 	if (err)
 		return err;
+	mounted(ctx);
 	read_ahead_set(ending.device);
 	prune_start(s);
 	while (!is_over) {
@@ -387,8 +388,7 @@ int session_run(struct mount_server *s, const struct fuse_lowlevel_ops *ops, siz
 	if (!err) {
 		err = fuse_session_mount(s->session, s->options->mountpoint) ? -EIO : 0;
 		if (!err) {
-			mounted(ctx);
-			err = serve(s, events[0]);
+			err = serve(s, events[0], mounted, ctx);
 			fuse_session_unmount(s->session);
 		}
 		events_end(events, old);

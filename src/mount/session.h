@@ -9,7 +9,8 @@
 #include "mount/server.h"
 
 /*
- * Mount, call @mounted, serve until unmounted or told to end by a signal; then it is unmounted. 0 or a negative errno.
+ * Mount, serve, call @mounted, go on until unmounted or told to end by a signal; then it is unmounted. 0 or a negative
+ * errno.
  */
 int session_run(struct mount_server *s, const struct fuse_lowlevel_ops *ops, size_t ops_bytes,
 		void (*mounted)(void *ctx), void *ctx);

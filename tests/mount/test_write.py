@@ -803,6 +803,40 @@ with mmap.mmap(fd, size) as m:
             subprocess.run([sys.executable, "-c", script, fs.directory], check=True, preexec_fn=group.enter, timeout=300)
 
 
+def servers_without_room_for_threads_say_so_or_serve(to):
+    """With few addresses some threads and buffers can't be had. Who asked is told that it isn't mounted; else it is, and stays so."""
+    image, directory = os.path.join(to, "image"), os.path.join(to, "mnt")
+    os.mkdir(directory)
+    status, _, err = doors.run([KILN, "format", "--size", "64M", image])
+    assert status == 0, err
+    served = 0
+
+    def may_fail(function, *args):
+        try:
+            function(*args)
+        except OSError as e:
+            assert e.errno in (errno.ENOMEM, errno.EIO), e  # EIO: from writing back, so the kernel has it
+
+    for mib in range(160, 640, 16):
+        limits = (mib << 20, mib << 20)
+        p = subprocess.run([KILN, "mount", image, directory], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=WAIT_S,
+                           preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, limits))
+        if p.returncode:
+            assert p.stderr, mib
+            continue
+        assert os.path.ismount(directory), "%d MiB" % mib
+        with concurrent.futures.ThreadPoolExecutor(48) as pool:
+            list(pool.map(lambda i: may_fail(write, os.path.join(directory, "f%d" % (i % 8)), b"%d" % i * 5000), range(192)))
+        may_fail(os.statvfs, directory)
+        assert os.path.ismount(directory), "%d MiB" % mib
+        umount(directory)
+        served += 1
+    if not served:
+        raise tap.Skip("sanitizers take terabytes of addresses")
+    status, out, err = doors.run([KILN, "check", image])
+    assert status == 0, "%s\n%s" % (out.decode()[-3000:], err[-3000:])
+
+
 def times_are_kept_to_the_nanosecond(to):
     fs = Filesystem(to)
     with fs:
@@ -2074,6 +2108,7 @@ CASES = [
     many_threads_write_and_read_their_files,
     thousands_of_files_are_open_and_64_threads_write_them,
     short_memory_hangs_nobody,
+    servers_without_room_for_threads_say_so_or_serve,
     times_are_kept_to_the_nanosecond,
     what_the_kernel_writes_is_not_older_than_what_was_made_before,
     reading_changes_atime_as_asked_for,
