@@ -144,11 +144,14 @@ static enum event event_wait(int fd, int timeout_ms)
 	struct pollfd poll_fd = { .fd = fd, .events = POLLIN };
 	char byte;
 
-	do
-		if (!poll(&poll_fd, 1, timeout_ms))
+	for (;;) {
+		int nr = poll(&poll_fd, 1, timeout_ms);
+
+		if (!nr)
 			return EVENT_NONE;
-	while (read(fd, &byte, 1) != 1);
-	return (enum event)byte;
+		if (nr > 0 && read(fd, &byte, 1) == 1)
+			return (enum event)byte;
+	}
 }
 
 /* As umount(8) does; whoever isn't root needs fusermount3 for it. 0 or a negative errno. */

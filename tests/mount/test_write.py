@@ -1383,6 +1383,7 @@ def devices_that_fail_make_it_readonly_and_nothing_hangs(to):
         write(fs.path("before"), b"b" * 100000)
         fd = os.open(fs.path("before"), os.O_RDONLY)
         os.fsync(fd)
+        to_write = os.open(fs.path("before"), os.O_WRONLY)  # as long as it is open, the mount table stays as it is
         failed = []
 
         def fill(i):
@@ -1400,6 +1401,9 @@ def devices_that_fail_make_it_readonly_and_nothing_hangs(to):
         wait_until("read-only", lambda: changes_fail(fs))
         assert os.pread(fd, 200000, 0) == b"b" * 100000
         os.close(fd)
+        os.kill(fs.server.pid, signal.SIGUSR1)  # one that means nothing to it
+        time.sleep(0.1)
+        os.close(to_write)
         wait_until("read-only in the mount table", lambda: table_says_readonly(os.path.realpath(fs.directory)))
         status, out, err = doors.run([KILN, "status", "--json", fs.directory])
         (server,) = json.loads(out)
