@@ -149,6 +149,14 @@ void prune_stop(struct mount_server *s)
 	waitq_wake_all(&p->wake);
 	mutex_unlock(&p->lock);
 	task_join(p->task);
+}
+
+void prune_free(struct mount_server *s)
+{
+	struct pruner *p = s->pruner;
+
+	if (!p)
+		return;
 	s->pruner = NULL;
 	waitq_destroy(&p->wake);
 	mutex_destroy(&p->lock);

@@ -343,13 +343,16 @@ static int serve(struct mount_server *s, int events_fd, void (*mounted)(void *ct
 	struct remount remount = { 0 };
 	bool is_over = false;
 	struct loop *loop;
-	int err = loop_start(s->session, on_served, NULL, &loop);
 
-	if (err)
+	prune_start(s);
+	int err = loop_start(s->session, on_served, NULL, &loop);
+	if (err) {
+		prune_stop(s);
+		prune_free(s);
 		return err;
+	}
 	mounted(ctx);
 	read_ahead_set(ending.device);
-	prune_start(s);
 	while (!is_over) {
 		switch (event_wait(events_fd, remount.is_due ? REMOUNT_AGAIN_MS : -1)) {
 		case EVENT_SIGNAL:
@@ -365,6 +368,7 @@ static int serve(struct mount_server *s, int events_fd, void (*mounted)(void *ct
 	prune_stop(s);
 	fuse_session_exit(s->session);
 	loop_stop(loop);
+	prune_free(s);
 	if (ending.task)
 		task_join(ending.task);
 	/* What it waits for won't come any more once the session is gone. */
