@@ -88,6 +88,12 @@ static int write_at_mount(struct door *d, uint64_t offset, const void *bytes, si
 	/* A file grows only by writing: with a size of its own it would have states of its own. */
 	if (how == HOW_MAPPED && offset + len <= (uint64_t)st.st_size)
 		return write_mapped(d->held_fd, offset, bytes, len);
+	/* One that grows the file would be there before what the page cache has of the piece, as in other filesystems.
+	 */
+	if (how == HOW_DIRECT && offset + len > (uint64_t)st.st_size &&
+	    sync_file_range(d->held_fd, 0, 0,
+			    SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER))
+		return -errno;
 	int flags = fcntl(d->held_fd, F_GETFL);
 	if (how == HOW_DIRECT && fcntl(d->held_fd, F_SETFL, flags | O_DIRECT))
 		return -errno;
