@@ -356,6 +356,13 @@ static void item_report(const struct data_mover *m, const struct move_item *item
 				      });
 }
 
+/* Through the source's pointer, to where the item's memory is. */
+static int source_read(const struct data_mover *m, const struct move_item *item)
+{
+	return device_read(m->data->super->members[item->v.ptrs[item->source].ptr.dev].dev, source_offset_bytes(item),
+			   item->in, (size_t)item->in_sectors << SECTOR_SHIFT);
+}
+
 /* Another replica, until one is good. 0, or -EIO: none is. */
 static int read_again(struct data_mover *m, struct move_item *item, int err)
 {
@@ -364,6 +371,8 @@ static int read_again(struct data_mover *m, struct move_item *item, int err)
 
 	while (!is_good) {
 		data_count(m->data, err == -KILN_E_CHECKSUM ? COUNTER_RETRIES_CSUM : COUNTER_RETRIES_IO, 1);
+		if (err == -KILN_E_CHECKSUM)
+			super_checksum_error_count((struct super *)m->data->super, item->v.ptrs[item->source].ptr.dev);
 		tried |= 1u << item->source;
 		unsigned next = source_next(m, item, tried);
 		item_report(m, item, next < EXTENT_PTRS_MAX ? REPORT_RECOVERED : REPORT_DAMAGE,
@@ -372,13 +381,11 @@ static int read_again(struct data_mover *m, struct move_item *item, int err)
 			return -EIO;
 		item->source = next;
 		item->in_sectors = sectors_to_read(item, next);
-		size_t bytes = (size_t)item->in_sectors << SECTOR_SHIFT;
 		io_buffer_free(item->own);
-		item->own = item->in = io_buffer_alloc(bytes);
+		item->own = item->in = io_buffer_alloc((size_t)item->in_sectors << SECTOR_SHIFT);
 		if (!item->own)
 			return -ENOMEM;
-		err = device_read(m->data->super->members[item->v.ptrs[next].ptr.dev].dev, source_offset_bytes(item),
-				  item->in, bytes);
+		err = source_read(m, item);
 		if (!err && !region_is_good(m, item))
 			err = -KILN_E_CHECKSUM;
 		is_good = !err;
@@ -399,7 +406,11 @@ static void items_read(struct data_mover *m, struct data_move_stats *stats)
 			item_report(m, item, REPORT_DAMAGE, ERROR_data_read_io_err, -EIO, "a replica that can be read");
 			continue;
 		}
-		int err = m->ios[m->io_of[i]].err;
+		const struct device_io *io = &m->ios[m->io_of[i]];
+		int err = io->err;
+		/* What was read together with it may be all that is bad. */
+		if (err && io->len_bytes > (uint64_t)item->in_sectors << SECTOR_SHIFT)
+			err = source_read(m, item);
 		if (!err && !region_is_good(m, item))
 			err = -KILN_E_CHECKSUM;
 		item->err = err ? read_again(m, item, err) : 0;

@@ -1535,9 +1535,9 @@ static void a_failed_write_leaves_what_was_there(void **state)
 	world_close(&w, false);
 }
 
-/* All that the file has on the devices @devs gets new copies elsewhere. */
-static void file_move_from(struct world *w, const struct file *f, uint32_t devs, bool is_form_kept,
-			   struct data_move_stats *stats)
+/* All that the file has on the devices @devs gets new copies elsewhere. 0 or what the mover says. */
+static int file_move_from(struct world *w, const struct file *f, uint32_t devs, bool is_form_kept,
+			  struct data_move_stats *stats)
 {
 	struct data_mover *m = data_mover_new(w->fs->data);
 	struct data_move move = { .watermark = WATERMARK_COPYGC,
@@ -1560,13 +1560,14 @@ static void file_move_from(struct world *w, const struct file *f, uint32_t devs,
 		assert_int_equal(data_mover_add(m, BTREE_EXTENTS, k, &move), 0);
 	}
 	btree_iter_close(&it);
-	assert_int_equal(data_mover_run(m, stats), 0);
+	int err = data_mover_run(m, stats);
 	data_mover_free(m);
+	return err;
 }
 
 static void file_move(struct world *w, const struct file *f, bool is_form_kept, struct data_move_stats *stats)
 {
-	file_move_from(w, f, UINT32_MAX, is_form_kept, stats);
+	assert_int_equal(file_move_from(w, f, UINT32_MAX, is_form_kept, stats), 0);
 }
 
 /* Only the journal knows that it was moved: without that the old place would be read after a crash. */
@@ -1621,6 +1622,61 @@ static void what_one_device_does_not_take_is_moved_to_others(void **state)
 	assert_int_equal(stats.sectors_written, f->size / SECTOR_BYTES);
 	file_check(&w, f);
 	fs_check(&w);
+	world_close(&w, true);
+}
+
+/* What lies behind one another is read together, but only what is bad of it stays. */
+static void what_cannot_be_read_does_not_keep_its_neighbours(void **state)
+{
+	struct device_fault fault = {
+		.kind = FAULT_ERROR, .op = DEVICE_READ, .per_million = 1000000, .err = -EIO, .remaining = UINT64_MAX
+	};
+	struct data_move_stats stats = { 0 };
+	struct extent_ptr_decoded ptr;
+	struct world w;
+
+	(void)state;
+	world_open(&w, 26, 1, "block_size=4k", 4096);
+	struct file *f = &w.files[0];
+	op_write(&w, f, 0, 256 << 10);
+	all_flush(&w);
+	fault.begin_bytes = place_of(&w, f, (128 << 10) / SECTOR_BYTES, &ptr) << SECTOR_SHIFT;
+	fault.end_bytes = fault.begin_bytes + SECTOR_BYTES;
+	assert_int_equal(device_fault_add(w.devices[0], &fault), 0);
+	unsigned keys = keys_of_type(&w, f, KEY_EXTENT);
+	assert_int_equal(file_move_from(&w, f, 1, true, &stats), -EIO);
+	assert_int_equal(stats.keys_failed, 1);
+	assert_int_equal(stats.keys_moved, keys - 1);
+	device_fault_clear(w.devices[0]);
+	file_check(&w, f);
+	fs_check(&w);
+	world_close(&w, true);
+}
+
+/* As a read that meets it. */
+static void rot_that_a_move_meets_is_counted(void **state)
+{
+	struct device_fault fault = {
+		.kind = FAULT_BITFLIP, .op = DEVICE_READ, .per_million = 1000000, .remaining = 1
+	};
+	struct data_move_stats stats = { 0 };
+	struct member member;
+	struct world w;
+
+	(void)state;
+	world_open(&w, 27, 2, "block_size=4k,metadata_replicas=2,data_replicas=2", 4096);
+	struct file *f = &w.files[0];
+	op_write(&w, f, 0, 256 << 10);
+	all_flush(&w);
+	sb_member(w.fs->super->sb, 1, &member);
+	uint64_t before = member.errors[2];
+	assert_int_equal(device_fault_add(w.devices[1], &fault), 0);
+	assert_int_equal(file_move_from(&w, f, 2, true, &stats), 0);
+	assert_int_equal(stats.keys_failed, 0);
+	file_check(&w, f);
+	assert_int_equal(super_update(w.fs->super), 0);
+	sb_member(w.fs->super->sb, 1, &member);
+	assert_int_equal(member.errors[2], before + 1);
 	world_close(&w, true);
 }
 
@@ -1680,7 +1736,7 @@ static void what_counts_twice_is_moved_to_as_many_as_are_asked_for(void **state)
 		copies_check(&w, f, 1 + kept, rows[i].on, 0);
 		assert_int_equal(super_option_set(w.fs->super, OPT_DATA_REPLICAS, rows[i].asked), 0);
 		w.fs->super->members[1].m.state = rows[i].has_b_failed ? MEMBER_FAILED : MEMBER_RW;
-		file_move_from(&w, f, A, true, &stats);
+		assert_int_equal(file_move_from(&w, f, A, true, &stats), 0);
 		w.fs->super->members[1].m.state = MEMBER_RW;
 		assert_int_equal(stats.keys_failed, 0);
 		copies_check(&w, f, rows[i].made + kept, rows[i].on & B, A);
@@ -2036,6 +2092,8 @@ int main(void)
 		cmocka_unit_test(a_failed_write_leaves_what_was_there),
 		cmocka_unit_test(what_is_overwritten_where_it_was_moved_to_is_durable),
 		cmocka_unit_test(what_one_device_does_not_take_is_moved_to_others),
+		cmocka_unit_test(what_cannot_be_read_does_not_keep_its_neighbours),
+		cmocka_unit_test(rot_that_a_move_meets_is_counted),
 		cmocka_unit_test(what_counts_twice_is_moved_to_as_many_as_are_asked_for),
 		cmocka_unit_test(what_is_moved_says_what_it_lacks),
 		cmocka_unit_test(what_is_moved_is_stored_as_is_asked_by_now),
