@@ -276,6 +276,34 @@ size_t write_inline_bytes_max(const struct data *data)
 						     : 0;
 }
 
+/* Is there inline data at the end of the block that so many bytes can replace without taking more room? */
+static bool has_inline_room(const struct write_op *op, uint64_t block_end, uint64_t bytes)
+{
+	struct bpos pos = BPOS(op->file->inum, block_end >> SECTOR_SHIFT, op->file->snapshot);
+	struct bkey_copy copy;
+
+	return btree_lookup(op->data->trees, BTREE_EXTENTS, pos, &copy) > 0 && bpos_eq(copy.k.k.p, pos) &&
+	       copy.k.k.type == KEY_INLINE_DATA && bytes <= bkey_value_bytes(&copy.k.k);
+}
+
+/*
+ * May so many bytes, which is all that the block holds, be inline? A block that has space, or a promise of it, keeps
+ * that: what is written behind them next mustn't fail for want of it. 1, 0 or an error.
+ */
+static int may_be_inline(const struct write_op *op, const struct write_source *s, uint64_t bytes)
+{
+	uint64_t held;
+
+	if (op->makes_room)
+		return 1;
+	int err = write_space_held(op->data, op->file, s->block_begin >> SECTOR_SHIFT, s->block_end >> SECTOR_SHIFT,
+				   op->replicas, &held);
+	if (err || held)
+		return err;
+	err = allocator_key_room(op->data->writer->allocator);
+	return !err || (err == -ENOSPC && has_inline_room(op, s->block_end, bytes)) ? 1 : err;
+}
+
 /* The single block that holds the end of the file, when what it holds is short: a key without space. */
 static int write_inline(struct write_op *op, const struct write_source *s, uint64_t block, bool *is_done)
 {
@@ -287,11 +315,12 @@ static int write_inline(struct write_op *op, const struct write_source *s, uint6
 	*is_done = false;
 	if (s->block_end - s->block_begin != block || !bytes || bytes > write_inline_bytes_max(op->data))
 		return 0;
-	int err = op->makes_room ? 0 : allocator_key_room(op->data->writer->allocator);
-	if (!err)
-		err = super_feature_set(super, SB_FEATURE_INLINE_DATA);
-	if (err)
-		return err;
+	int ret = may_be_inline(op, s, bytes);
+	if (ret <= 0)
+		return ret;
+	ret = super_feature_set(super, SB_FEATURE_INLINE_DATA);
+	if (ret)
+		return ret;
 	key.k = (struct bkey){
 		.p = BPOS(op->file->inum, s->block_end >> SECTOR_SHIFT, op->file->snapshot),
 		.size = (uint32_t)(block >> SECTOR_SHIFT),

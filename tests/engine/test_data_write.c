@@ -897,6 +897,44 @@ static void promised_space_is_kept_for_who_has_it(void **state)
 	world_close(&w, true);
 }
 
+/* In small pieces, too: what they don't fill of a block they leave promised. */
+static void promised_space_can_be_filled_a_little_at_a_time(void **state)
+{
+	struct world w;
+
+	(void)state;
+	world_open(&w, 8, 1, "block_size=4k", 4096);
+	struct file *f = &w.files[1];
+	op_allocate(&w, f, 0, 64 << 10, DATA_ALLOCATE_KEEP_SIZE);
+	op_write(&w, f, 0, 100);
+	assert_int_equal(keys_of_type(&w, f, KEY_INLINE_DATA), 0);
+	assert_true(promise_all(&w, &w.files[0]) > 128 << 20);
+	for (uint64_t at = 100; at + 700 <= 64 << 10; at += 700)
+		op_write(&w, f, at, 700);
+	file_check(&w, f);
+	world_close(&w, true);
+}
+
+static void short_files_can_be_written_over_when_nothing_is_left(void **state)
+{
+	struct disk_reservation all;
+	struct world w;
+	uint64_t seq = 0;
+
+	(void)state;
+	world_open(&w, 10, 1, "block_size=4k", 4096);
+	struct file *f = &w.files[1];
+	struct data_write_target target = target_of(f);
+	op_write(&w, f, 0, 100);
+	uint64_t left = counters_sectors_available(w.fs->allocator);
+	assert_int_equal(disk_reservation_get(w.fs->allocator, &all, 2 * left, 1, DISK_RESERVATION_NOFAIL), 0);
+	assert_int_equal(data_write(w.fs->data, &target, 0, f->bytes, 200, NULL, &seq), -ENOSPC);
+	op_write(&w, f, 20, 80);
+	file_check(&w, f);
+	disk_reservation_put(w.fs->allocator, &all);
+	world_close(&w, true);
+}
+
 /* No block is free, two of a file are shared, and another has all the rest promised. */
 static void world_open_full(struct world *w, struct file **promised, struct file **shared)
 {
@@ -2059,6 +2097,8 @@ int main(void)
 		cmocka_unit_test(promised_space_reads_as_zeroes_and_is_a_hole),
 		cmocka_unit_test(zeroing_keeps_the_space),
 		cmocka_unit_test(promised_space_is_kept_for_who_has_it),
+		cmocka_unit_test(promised_space_can_be_filled_a_little_at_a_time),
+		cmocka_unit_test(short_files_can_be_written_over_when_nothing_is_left),
 		cmocka_unit_test(a_hole_is_not_copied_where_there_is_no_space),
 		cmocka_unit_test(what_is_not_zeroed_for_want_of_space_is_an_error),
 		cmocka_unit_test(whole_blocks_are_shared_until_they_are_written),
