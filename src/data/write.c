@@ -442,31 +442,30 @@ int write_new_sectors(struct data *data, const struct data_write_target *file, u
 }
 
 /*
- * Have the owners' quotas promise what the write of *@len bytes adds. Mostly that is no question; near a limit it is
- * looked at what the file has there already, and the write ends where the limit is. -EDQUOT: not a byte more.
+ * Have the owners' quotas promise what the write of *@len bytes adds to what the file has there, and no more: others
+ * may want it. Near a limit the write ends where the limit is. -EDQUOT: not a byte more.
  */
 static int quota_take(struct write_op *op, const struct inode *inode, uint64_t offset, size_t *len)
 {
 	struct allocator *a = op->data->writer->allocator;
 	uint64_t block = block_bytes_of(op->data);
 	uint64_t begin = offset / block * block >> SECTOR_SHIFT;
-	uint64_t end = round_up_u64(offset + *len, block) >> SECTOR_SHIFT, added, to;
-	int err = allocator_quota_reserve(a, &op->reservation, inode, op->file->snapshot, end - begin);
+	uint64_t end = round_up_u64(offset + *len, block) >> SECTOR_SHIFT, room = UINT64_MAX, added, to = end;
+	int err = allocator_quotas(a) ? -EDQUOT : 0;
 
+	/* Others may have taken what there was room for in the meantime. */
 	while (err == -EDQUOT) {
-		uint64_t room = allocator_quota_room(a, inode);
-
-		room -= room % (block >> SECTOR_SHIFT);
 		int count_err = write_new_sectors(op->data, op->file, begin, end, room, &added, &to);
 		if (count_err)
 			return count_err;
 		if (to << SECTOR_SHIFT <= offset)
 			return -EDQUOT;
-		/* Others may have taken it in the meantime. */
 		err = allocator_quota_reserve(a, &op->reservation, inode, op->file->snapshot, added);
-		if (!err)
-			*len = min(*len, (size_t)((to << SECTOR_SHIFT) - offset));
+		room = allocator_quota_room(a, inode);
+		room -= room % (block >> SECTOR_SHIFT);
 	}
+	if (!err)
+		*len = min(*len, (size_t)((to << SECTOR_SHIFT) - offset));
 	return err;
 }
 

@@ -56,12 +56,15 @@ static int quotas_of(kiln_fs *fs, unsigned type, struct quotas **quotas)
 	return state.types >> type & 1 ? quotas_wait(*quotas) : -ESRCH;
 }
 
+/* What is stored may be more than can be said in bytes: no limit that anybody meets. */
+static uint64_t in_units(uint64_t nr, unsigned shift) { return nr > UINT64_MAX >> shift ? UINT64_MAX : nr << shift; }
+
 static void value_fill(struct kiln_quota_value *v, const struct quota_info *info, unsigned counter, unsigned shift)
 {
 	*v = (struct kiln_quota_value){
-		.used = info->used[counter] << shift,
-		.soft = info->limits.limits[counter].soft << shift,
-		.hard = info->limits.limits[counter].hard << shift,
+		.used = in_units(info->used[counter], shift),
+		.soft = in_units(info->limits.limits[counter].soft, shift),
+		.hard = in_units(info->limits.limits[counter].hard, shift),
 		.grace_end = (int64_t)info->grace_end[counter],
 	};
 }

@@ -6,6 +6,7 @@
 #include <inttypes.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -496,6 +497,9 @@ static void space_limits_hold(void **state)
 	assert_int_equal(kiln_quota_privileged(v.fs, false), 0);
 	assert_int_equal(kiln_write(v.fs, other.node, 30 * BLOCK, data, 4 * BLOCK), -EDQUOT);
 	counts_must_be_right(&v);
+	/* One that is larger than all there is isn't taken for none. */
+	limits_set(&v, KILN_QUOTA_GROUP, 1, UINT64_MAX, 0);
+	assert_int_equal(quota_of(&v, KILN_QUOTA_GROUP, 1).space.hard, UINT64_MAX);
 	/* Limits are stored. */
 	volume_close(&v);
 	volume_open(&v, KILN_OPEN_WRITE);
@@ -591,6 +595,49 @@ static void all_together_get_what_the_limit_allows(void **state)
 	volume_remove(&v);
 }
 
+struct overwriter {
+	kiln_fs *fs;
+	struct kiln_node node;
+	atomic_bool must_stop;
+};
+
+static void overwriter_task(void *arg)
+{
+	static const uint8_t zeroes[20 * BLOCK];
+	struct overwriter *o = arg;
+
+	while (!atomic_load(&o->must_stop))
+		MUST(kiln_write(o->fs, o->node, 0, zeroes, sizeof(zeroes)) == sizeof(zeroes));
+}
+
+/* Not for a moment. */
+static void what_is_overwritten_takes_nothing_from_others(void **state)
+{
+	static const uint8_t zeroes[20 * BLOCK];
+	struct overwriter o = { .must_stop = false };
+	struct kiln_stat st;
+	struct task *task;
+	struct volume v;
+
+	(void)state;
+	volume_make(&v, "usrquota,block_size=4k");
+	limits_set(&v, KILN_QUOTA_USER, 1, 40 * BLOCK, 0);
+	assert_int_equal(kiln_quota_wait(v.fs), 0);
+	assert_int_equal(file_new(&v, "a", S_IFREG, 1, 0, &st), 0);
+	assert_int_equal(kiln_write(v.fs, st.node, 0, zeroes, sizeof(zeroes)), sizeof(zeroes));
+	o.fs = v.fs;
+	o.node = st.node;
+	assert_int_equal(file_new(&v, "b", S_IFREG, 1, 0, &st), 0);
+	assert_int_equal(task_start(&task, "overwriter", overwriter_task, &o), 0);
+	for (unsigned i = 0; i < OPS; i++) {
+		assert_int_equal(kiln_write(v.fs, st.node, 0, zeroes, sizeof(zeroes)), sizeof(zeroes));
+		assert_int_equal(kiln_punch(v.fs, st.node, 0, sizeof(zeroes)), 0);
+	}
+	atomic_store(&o.must_stop, true);
+	task_join(task);
+	volume_remove(&v);
+}
+
 static void the_checker_sees_wrong_counts(void **state)
 {
 	static const struct {
@@ -627,6 +674,7 @@ int main(void)
 		cmocka_unit_test(soft_limits_hold_after_the_grace_period),
 		cmocka_unit_test(the_checker_sees_wrong_counts),
 		cmocka_unit_test(all_together_get_what_the_limit_allows),
+		cmocka_unit_test(what_is_overwritten_takes_nothing_from_others),
 		cmocka_unit_test(counts_are_those_of_a_walk_whatever_happens),
 	};
 
