@@ -121,8 +121,10 @@ struct kiln_open_options {
 	 */
 	const uint8_t *key;
 };
-#define KILN_KEY_BYTES	32
-#define KILN_MEMORY_MIN (32ull << 20)
+#define KILN_KEY_BYTES 32
+/* Longer passphrases aren't asked for, and can't be set. */
+#define KILN_PASSPHRASE_BYTES_MAX 4096
+#define KILN_MEMORY_MIN		  (32ull << 20)
 
 /*
  * Open, read-only unless asked otherwise. @devices: paths of block devices or image files, "a:b:c", or "UUID=...";
@@ -190,8 +192,9 @@ struct kiln_format_options {
 	enum kiln_log_level log_level;
 	void (*report)(void *ctx, const struct kiln_report *report);
 	/*
-	 * With KILN_FORMAT_ENCRYPTED: what it is opened with, @passphrase_bytes long. NULL: nothing, the key stands in
-	 * the superblock, until kiln_passphrase_set() changes that.
+	 * With KILN_FORMAT_ENCRYPTED: what it is opened with, @passphrase_bytes long, at most
+	 * KILN_PASSPHRASE_BYTES_MAX. NULL: nothing, the key stands in the superblock, until kiln_passphrase_set()
+	 * changes that.
 	 */
 	const char *passphrase;
 	size_t passphrase_bytes;
@@ -216,7 +219,8 @@ KILN_API int kiln_format(const struct kiln_format_device *devices, size_t nr, co
  * stands in the superblock. Data isn't touched. Nobody may have it open; all devices must be there. It is opened with
  * @options, whose callback (or key) says the old passphrase. A crash leaves the old one or the new one.
  *
- * Besides what kiln_open() returns: -EINVAL it isn't encrypted, or mount_options forbid writing.
+ * Besides what kiln_open() returns: -EINVAL it isn't encrypted, mount_options forbid writing, or the passphrase is too
+ * long.
  */
 KILN_API int kiln_passphrase_set(const char *const *devices, size_t nr, const struct kiln_open_options *options,
 				 const char *passphrase, size_t passphrase_bytes, char why[KILN_ERROR_BYTES]);

@@ -126,6 +126,9 @@ static int format_init(struct format *f, const struct kiln_format_device *device
 		snprintf(why, KILN_ERROR_BYTES, "a passphrase is for filesystems that are encrypted");
 		return -EINVAL;
 	}
+	int err = f->opts.passphrase ? fs_passphrase_check(f->opts.passphrase_bytes, why) : 0;
+	if (err)
+		return err;
 	f->user_key = f->opts.passphrase ? secret_alloc(sizeof(*f->user_key)) : NULL;
 	if (f->opts.passphrase && !f->user_key)
 		return -ENOMEM;

@@ -12,7 +12,6 @@
 #include "device/scan.h"
 #include "engine/fs_write.h"
 
-enum { PASSPHRASE_BYTES_MAX = 4096 };
 static const uint64_t memory_default = 256ull << 20;
 
 /* How the memory budget is shared out: the node cache gets what the others leave. */
@@ -182,18 +181,18 @@ static int unlock(struct kiln_fs *fs, const struct kiln_open_options *options)
 	if (!fs->super->needs_passphrase || !options->passphrase)
 		return err;
 
-	char *buf = secret_alloc(PASSPHRASE_BYTES_MAX);
+	char *buf = secret_alloc(KILN_PASSPHRASE_BYTES_MAX);
 	if (!buf)
 		return -ENOMEM;
 	for (unsigned attempt = 0; fs->super->needs_passphrase; attempt++) {
-		ssize_t len = options->passphrase(options->ctx, uuid, attempt, buf, PASSPHRASE_BYTES_MAX);
+		ssize_t len = options->passphrase(options->ctx, uuid, attempt, buf, KILN_PASSPHRASE_BYTES_MAX);
 
 		/* When the user gives up after wrong ones, "wrong passphrase" is what happened. */
 		if (len < 0)
 			err = attempt ? err : len == -ENOKEY ? -KILN_E_NEED_PASSPHRASE : (int)len;
 		else
-			err = super_unlock(fs->super, buf, (size_t)min(len, (ssize_t)PASSPHRASE_BYTES_MAX));
-		secret_wipe(buf, PASSPHRASE_BYTES_MAX);
+			err = super_unlock(fs->super, buf, (size_t)min(len, (ssize_t)KILN_PASSPHRASE_BYTES_MAX));
+		secret_wipe(buf, KILN_PASSPHRASE_BYTES_MAX);
 		if (len < 0 || (err && err != -KILN_E_BAD_PASSPHRASE))
 			break;
 	}
@@ -451,10 +450,20 @@ int fs_passphrase_unlock(struct kiln_fs *fs, const struct kiln_open_options *opt
 	return error_to_errno(err);
 }
 
+int fs_passphrase_check(size_t bytes, char why[KILN_ERROR_BYTES])
+{
+	if (bytes <= KILN_PASSPHRASE_BYTES_MAX)
+		return 0;
+	snprintf(why, KILN_ERROR_BYTES, "a passphrase has at most %d bytes", KILN_PASSPHRASE_BYTES_MAX);
+	return -EINVAL;
+}
+
 int fs_passphrase_set(struct kiln_fs *fs, const char *passphrase, size_t bytes, char why[KILN_ERROR_BYTES])
 {
-	int err = super_passphrase_set(fs->super, passphrase, bytes);
+	int err = fs_passphrase_check(bytes, why);
 
+	if (!err)
+		err = super_passphrase_set(fs->super, passphrase, bytes);
 	if (err == -ENODEV)
 		snprintf(why, KILN_ERROR_BYTES,
 			 "a device of the filesystem is missing, and would go on opening with the old passphrase");

@@ -91,6 +91,8 @@ int fs_open_namespace(struct kiln_fs *fs, uint64_t memory_bytes);
  */
 int fs_passphrase_unlock(struct kiln_fs *fs, const struct kiln_open_options *options, char why[KILN_ERROR_BYTES]);
 int fs_passphrase_set(struct kiln_fs *fs, const char *passphrase, size_t bytes, char why[KILN_ERROR_BYTES]);
+/* May a new one be so long? 0, or -EINVAL with @why. */
+int fs_passphrase_check(size_t bytes, char why[KILN_ERROR_BYTES]);
 
 /* An error code in words that can stand alone, where nothing says more. */
 const char *fs_error_text(int err);

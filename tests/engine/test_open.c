@@ -331,6 +331,29 @@ static void options_that_forbid_writing_are_heeded_in_every_form(void **state)
 	assert_non_null(strstr(why, "nochanges"));
 }
 
+/* Nobody could open it again. */
+static void a_passphrase_is_no_longer_than_is_asked_for(void **state)
+{
+	static char passphrase[KILN_PASSPHRASE_BYTES_MAX + 1];
+	struct kiln_open_options options = { .struct_bytes = sizeof(options) };
+	const char *path = path_of("long-passphrase");
+	struct kiln_format_device dev = { .path = path, .file_bytes = 32 << 20 };
+	struct kiln_format_options format = formatting();
+	char why[KILN_ERROR_BYTES] = "";
+
+	(void)state;
+	memset(passphrase, 'p', sizeof(passphrase));
+	format.flags |= KILN_FORMAT_ENCRYPTED;
+	format.passphrase = passphrase;
+	format.passphrase_bytes = sizeof(passphrase);
+	assert_int_equal(kiln_format(&dev, 1, &format, NULL, why), -EINVAL);
+	assert_non_null(strstr(why, "4096"));
+	format.passphrase = NULL;
+	assert_int_equal(kiln_format(&dev, 1, &format, NULL, why), 0);
+	assert_int_equal(kiln_passphrase_set(&path, 1, &options, passphrase, sizeof(passphrase), why), -EINVAL);
+	assert_non_null(strstr(why, "4096"));
+}
+
 /* Sectors of files that each of two devices holds, after some were written. */
 static void data_write(kiln_fs *fs, const char *name, uint64_t sectors[2])
 {
@@ -508,6 +531,7 @@ int main(void)
 		cmocka_unit_test(options_that_forbid_writing_are_heeded_in_every_form),
 		cmocka_unit_test(targets_hold_for_one_opening),
 		cmocka_unit_test(passphrases_are_asked_for_until_one_fits),
+		cmocka_unit_test(a_passphrase_is_no_longer_than_is_asked_for),
 		cmocka_unit_test(threads_open_and_close_independently),
 	};
 
