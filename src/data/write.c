@@ -354,10 +354,29 @@ static int chunk_complete(struct write_chunk *c, bool is_last, uint64_t *put_to)
 	return err;
 }
 
-/* From *@put_to up to @end; *@put_to moves on to where everything is there. */
+/* A chunk from @begin on, up to @end if that isn't too far. */
+static int chunk_start(struct write_chunk *c, const struct write_source *s, uint64_t begin, uint64_t end)
+{
+	c->begin = begin;
+	c->end = chunk_end(begin, end);
+	size_t bytes = (c->end - c->begin) << SECTOR_SHIFT;
+	c->given = write_source_at(s, begin << SECTOR_SHIFT, bytes);
+	if (!c->given) {
+		int err = write_chunk_buffer(c, &c->buf);
+		if (err)
+			return err;
+		write_source_copy(s, block_bytes_of(c->op->data), begin << SECTOR_SHIFT, c->buf, bytes);
+	}
+	return write_chunk_start(c);
+}
+
+/*
+ * From *@put_to up to @end; *@put_to moves on to where everything is there. What is written at once, on a memory
+ * device, is completed at once: then its buffers serve for the next chunk, while they are in the processor's cache.
+ */
 static int chunks_write(struct write_op *op, const struct write_source *s, uint64_t *put_to, uint64_t end)
 {
-	uint64_t block = block_bytes_of(op->data), next = *put_to;
+	uint64_t next = *put_to;
 	struct write_chunk chunks[CHUNKS_IN_FLIGHT];
 	unsigned first = 0, nr = 0, made = 0;
 	int err = 0;
@@ -368,17 +387,11 @@ static int chunks_write(struct write_op *op, const struct write_source *s, uint6
 	while (made < wanted && !err)
 		err = write_chunk_init(&chunks[made++], op);
 	while (!err && (next < end || nr)) {
-		if (next < end && nr < wanted) {
+		if (next < end && nr < wanted && !(nr && write_chunk_is_written(&chunks[first]))) {
 			struct write_chunk *c = &chunks[(first + nr) % wanted];
 
 			c->is_alone = wanted == 1;
-			c->begin = next;
-			c->end = chunk_end(next, end);
-			size_t bytes = (c->end - c->begin) << SECTOR_SHIFT;
-			c->given = write_source_at(s, c->begin << SECTOR_SHIFT, bytes);
-			if (!c->given)
-				write_source_copy(s, block, c->begin << SECTOR_SHIFT, c->buf, bytes);
-			int start_err = write_chunk_start(c);
+			int start_err = chunk_start(c, s, next, end);
 			if (!start_err) {
 				next = c->end;
 				nr++;
@@ -391,8 +404,8 @@ static int chunks_write(struct write_op *op, const struct write_source *s, uint6
 			continue;
 		}
 		err = chunk_complete(&chunks[first], nr == 1 && next >= end, put_to);
-		first = (first + 1) % wanted;
 		nr--;
+		first = nr ? (first + 1) % wanted : 0;
 	}
 	/* After an error: let go of what is in flight. */
 	while (nr--) {

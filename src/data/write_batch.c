@@ -47,7 +47,7 @@ struct data_batch *data_batch_new(struct data *data)
 		return NULL;
 	b->op = (struct write_op){ .data = data, .file = &b->no_file };
 	b->inline_bytes = malloc(INLINE_BYTES_ALL);
-	if (write_chunk_init(&b->chunk, &b->op) || !b->inline_bytes) {
+	if (write_chunk_init(&b->chunk, &b->op) || write_chunk_buffer(&b->chunk, &b->chunk.buf) || !b->inline_bytes) {
 		data_batch_free(b);
 		return NULL;
 	}

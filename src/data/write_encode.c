@@ -122,10 +122,9 @@ int write_regions_make(struct write_chunk *c)
 	}
 	if (err || !c->op->compression)
 		return err;
-	if (!c->stored)
-		c->stored = write_buffer_take(c->op->data->writer);
-	if (!c->stored)
-		return -ENOMEM;
+	err = write_chunk_buffer(c, &c->stored);
+	if (err)
+		return err;
 	crew_run(&c->op->data->writer->crew, c->region_nr, compress_job, c);
 	for (size_t i = 0; i < c->region_nr && !err; i++)
 		err = c->regions[i].err;
@@ -180,6 +179,11 @@ int write_region_divide(struct write_chunk *c, size_t i, uint32_t room)
 
 /* --- sealing --- */
 
+static bool must_be_copied(const struct write_chunk *c, const struct write_region *r)
+{
+	return c->given && r->bytes == region_input(c, r);
+}
+
 /* What is stored as it was given, and might change there; who reads it next finds it in the processor's cache. */
 static void region_copy(const struct write_chunk *c, struct write_region *r)
 {
@@ -199,7 +203,7 @@ static void region_seal(const struct write_chunk *c, struct write_region *r)
 	size_t bytes = (size_t)r->crc.compressed_sectors << SECTOR_SHIFT;
 
 	if (!checksum_is_mac(r->crc.csum_type)) {
-		if (c->given && r->bytes == region_input(c, r))
+		if (must_be_copied(c, r))
 			region_copy(c, r);
 		if (r->crc.csum_type)
 			r->crc.csum = checksum_compute(r->crc.csum_type, NULL, (struct nonce){ 0 }, r->bytes, bytes);
@@ -220,16 +224,22 @@ static void seal_job(void *ctx, unsigned i)
 	region_seal(c, &c->regions[i]);
 }
 
+static bool is_any_copied(const struct write_chunk *c)
+{
+	for (size_t i = 0; i < c->region_nr; i++)
+		if (must_be_copied(c, &c->regions[i]))
+			return true;
+	return false;
+}
+
 /* Versions for regions that are encrypted, and room for their stored form. */
 static int encryption_prepare(struct write_chunk *c)
 {
 	uint64_t version;
 
-	if (!c->stored)
-		c->stored = write_buffer_take(c->op->data->writer);
-	if (!c->stored)
-		return -ENOMEM;
-	int err = allocator_key_versions_get(c->op->data->writer->allocator, (unsigned)c->region_nr, &version);
+	int err = write_chunk_buffer(c, &c->stored);
+	if (!err)
+		err = allocator_key_versions_get(c->op->data->writer->allocator, (unsigned)c->region_nr, &version);
 	if (err)
 		return err;
 	for (size_t i = 0; i < c->region_nr; i++)
@@ -240,8 +250,12 @@ static int encryption_prepare(struct write_chunk *c)
 int write_regions_seal(struct write_chunk *c)
 {
 	bool is_encrypted = checksum_is_mac(c->op->csum_type);
-	int err = is_encrypted ? encryption_prepare(c) : 0;
+	int err = 0;
 
+	if (is_encrypted)
+		err = encryption_prepare(c);
+	else if (is_any_copied(c))
+		err = write_chunk_buffer(c, &c->buf);
 	if (err || (!c->op->csum_type && !c->given))
 		return err;
 	if (is_encrypted || (c->op->csum_type && c->end - c->begin >= CREW_CHECKSUM_SECTORS_MIN))

@@ -160,10 +160,11 @@ struct write_region {
 struct write_chunk {
 	struct write_op *op;
 	uint64_t begin, end;
-	void *buf; /* aligned; the file's bytes, when they are sealed */
+	/* Buffers, taken when they are first needed, by write_chunk_buffer(). */
+	void *buf;    /* the file's bytes, when they are sealed */
+	void *stored; /* what of it is stored in another form */
 	/* Where they are until then, if that isn't buf; NULL else. */
 	const uint8_t *given;
-	void *stored; /* what of it is stored in another form; NULL while nothing is */
 	/* Ascending sectors where keys end, besides the ends of regions: of one file behind another (write_batch.c). */
 	const uint32_t *cuts;
 	unsigned cut_nr;
@@ -185,11 +186,15 @@ struct write_chunk {
 struct alloc_request write_space_request(const struct write_op *op);
 int write_chunk_init(struct write_chunk *c, struct write_op *op);
 void write_chunk_destroy(struct write_chunk *c);
+/* See that *@buf is there, which is c->buf or c->stored. 0 or -ENOMEM. */
+int write_chunk_buffer(struct write_chunk *c, void **buf);
 /*
  * Encode, allocate and submit what is in c->buf, or given. Fewer sectors than asked for may be taken: c->end says. 0 or
  * error.
  */
 int write_chunk_start(struct write_chunk *c);
+/* Is there nothing left to wait for? Where nobody has looked yet, there may be. */
+bool write_chunk_is_written(const struct write_chunk *c);
 /* Wait for it; keys of what was written remain. 0 or -EIO. */
 int write_chunk_finish(struct write_chunk *c);
 /* Its keys are there, or never will be. */

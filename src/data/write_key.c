@@ -17,9 +17,15 @@
 int write_chunk_init(struct write_chunk *c, struct write_op *op)
 {
 	*c = (struct write_chunk){ .op = op };
-	c->buf = write_buffer_take(op->data->writer);
 	c->ios = calloc(ARRAY_NR(c->extents) * ALLOC_PTRS_MAX, sizeof(*c->ios));
-	return c->buf && c->ios ? 0 : -ENOMEM;
+	return c->ios ? 0 : -ENOMEM;
+}
+
+int write_chunk_buffer(struct write_chunk *c, void **buf)
+{
+	if (!*buf)
+		*buf = write_buffer_take(c->op->data->writer);
+	return *buf ? 0 : -ENOMEM;
 }
 
 void write_chunk_destroy(struct write_chunk *c)
@@ -399,6 +405,8 @@ static int failed_drop(struct write_chunk *c, unsigned i, uint32_t failed)
 		}
 	return 0;
 }
+
+bool write_chunk_is_written(const struct write_chunk *c) { return !c->group.in_flight; }
 
 int write_chunk_finish(struct write_chunk *c)
 {

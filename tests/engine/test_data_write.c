@@ -1342,10 +1342,7 @@ static void a_write_that_ends_early_is_a_write(void **state)
 	struct inode inode;
 	unsigned ended_early = 0;
 
-	world_open(&w, 14, 1, "block_size=4k", 4096);
-	struct data_write_target file = target_of(&w.files[0]);
-	memset(w.buf, 0x5a, FILE_BYTES_MAX);
-	for (unsigned good = 1; good < 12; good++) {
+	for (unsigned good = 1; good < 3; good++) {
 		struct device_fault pass = { .kind = FAULT_LATENCY,
 					     .op = DEVICE_WRITE,
 					     .per_million = 1000000,
@@ -1354,20 +1351,25 @@ static void a_write_that_ends_early_is_a_write(void **state)
 		struct data_write_times times = { .is_set = true, .mtime = good, .ctime = good, .clear_setid = true };
 		uint64_t seq = 0;
 
+		world_open(&w, 14, 1, "block_size=4k", 4096);
+		struct data_write_target file = target_of(&w.files[0]);
+		/* With the first data the superblock is written: that isn't to be what fails. */
+		op_write(&w, &w.files[1], 0, 4096);
 		all_flush(&w);
+		memset(w.buf, 0x5a, FILE_BYTES_MAX);
 		assert_int_equal(device_fault_add(w.devices[0], &pass), 0);
 		writes_fail(&w, 0, 1);
 		ssize_t n = data_write(w.fs->data, &file, 0, w.buf, FILE_BYTES_MAX, &times, &seq);
 		device_fault_clear(w.devices[0]);
-		if (n <= 0)
-			continue;
-		ended_early += n < FILE_BYTES_MAX;
-		inode_of(&w, &w.files[0], &inode);
-		assert_int_equal(inode.mtime, good);
-		assert_int_equal(inode.mode & 06000, 0);
+		ended_early += n > 0 && n < FILE_BYTES_MAX;
+		if (n > 0) {
+			inode_of(&w, &w.files[0], &inode);
+			assert_int_equal(inode.mtime, good);
+			assert_int_equal(inode.mode & 06000, 0);
+		}
+		world_close(&w, false);
 	}
 	assert_true(ended_early > 0);
-	world_close(&w, true);
 }
 
 static void what_one_replica_takes_in_place_is_written_elsewhere(void **state)
