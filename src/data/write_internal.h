@@ -36,7 +36,7 @@ enum {
 	CHUNK_EXTENTS_MAX = 16, /* pieces it may lie in */
 	CHUNKS_IN_FLIGHT = 3,
 	BUFFERS_IDLE_MAX = 8 * CHUNKS_IN_FLIGHT, /* kept: fresh memory costs a fault a page */
-	PUTS_PER_TXN_MAX = 8,			 /* extents that one transaction puts */
+	PUTS_PER_TXN_MAX = 16,			 /* extents that one transaction puts: a chunk's, mostly */
 	PLACE_DEVS_MAX = 64,			 /* devices whose data may be overwritten in place */
 };
 
