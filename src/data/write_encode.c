@@ -3,8 +3,8 @@
  *
  * The chunk is divided into regions, each with a checksum of its own; they are compressed at once, on all cores. Only
  * then it is known how much space they take, and where one ends that is left of a bucket: a region that goes beyond it
- * is divided there. What has its place is sealed, on all cores again, with a checksum over just what will be on the
- * disk.
+ * is divided there. What has its place is sealed, on all cores again where it pays, with a checksum over just what will
+ * be on the disk.
  *
  * The stored form of a region lies at the same offset of c->stored as its bytes in c->buf: it is never larger, so no
  * division gets in another's way. What is stored as it came stays where it is.
@@ -16,8 +16,11 @@
 #include "data/compress.h"
 #include "data/write_internal.h"
 
-/* Less than that is checksummed by the time that others are awake. */
-enum { CREW_CHECKSUM_SECTORS_MIN = 512 };
+/*
+ * A checksum is there by the time that others are awake, unless it is one of much; and a single other one takes as much
+ * off as waking it takes.
+ */
+enum { CREW_CHECKSUM_SECTORS_MIN = 512, CREW_CHECKSUM_CPUS_MIN = 3 };
 
 static uint32_t region_sectors_max(const struct write_op *op)
 {
@@ -247,6 +250,11 @@ static int encryption_prepare(struct write_chunk *c)
 	return 0;
 }
 
+static bool is_checksum_shared(const struct write_chunk *c)
+{
+	return c->op->csum_type && c->end - c->begin >= CREW_CHECKSUM_SECTORS_MIN && cpu_nr() >= CREW_CHECKSUM_CPUS_MIN;
+}
+
 int write_regions_seal(struct write_chunk *c)
 {
 	bool is_encrypted = checksum_is_mac(c->op->csum_type);
@@ -258,7 +266,7 @@ int write_regions_seal(struct write_chunk *c)
 		err = write_chunk_buffer(c, &c->buf);
 	if (err || (!c->op->csum_type && !c->given))
 		return err;
-	if (is_encrypted || (c->op->csum_type && c->end - c->begin >= CREW_CHECKSUM_SECTORS_MIN))
+	if (is_encrypted || is_checksum_shared(c))
 		crew_run(&c->op->data->writer->crew, (unsigned)c->region_nr, seal_job, c);
 	else
 		for (size_t i = 0; i < c->region_nr; i++)
