@@ -12,6 +12,7 @@
  */
 #include <errno.h>
 
+#include "alloc/bucket.h"
 #include "data/write_internal.h"
 #include "format/file_data.h"
 
@@ -140,6 +141,31 @@ static int lack_sum(struct allocate_op *op, uint64_t from, uint64_t to, uint64_t
 	return ret;
 }
 
+/* What [begin, end) of a key takes, in @replicas copies at most, and gives back when it is overwritten. */
+static uint64_t key_space_held(const struct data *data, struct bkey_ref k, uint64_t begin, uint64_t end,
+			       uint32_t snapshot, unsigned replicas)
+{
+	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
+	uint64_t sectors = 0;
+
+	if (k.k.type != KEY_EXTENT || k.k.p.snapshot != snapshot)
+		return (end - begin) * min(key_replicas(data, k, snapshot), replicas);
+	int nr = extent_decode(k, &data->super->kctx, ptrs, NULL, NULL);
+	for (int i = 0; i < nr && replicas; i++) {
+		const struct extent_crc *crc = &ptrs[i].crc;
+
+		if (ptrs[i].ptr.is_cached)
+			continue;
+		/* Each part of what is compressed takes a share, rounded up. */
+		uint64_t left = bucket_sectors_of_extent(crc, (uint32_t)(begin - bkey_start_offset(&k.k))) +
+				bucket_sectors_of_extent(crc, (uint32_t)(k.k.p.offset - end));
+		uint64_t all = bucket_sectors_of_extent(crc, k.k.size);
+		sectors += all - min(all, left);
+		replicas--;
+	}
+	return sectors;
+}
+
 int write_space_held(struct data *data, const struct data_write_target *file, uint64_t from, uint64_t to,
 		     unsigned replicas, uint64_t *sectors)
 {
@@ -153,7 +179,7 @@ int write_space_held(struct data *data, const struct data_write_target *file, ui
 		uint64_t begin = max(bkey_start_offset(&k.k), from), end = min(k.k.p.offset, to);
 
 		if (end > begin)
-			*sectors += (end - begin) * min(key_replicas(data, k, file->snapshot), replicas);
+			*sectors += key_space_held(data, k, begin, end, file->snapshot, replicas);
 		btree_iter_advance(&it);
 	}
 	btree_iter_close(&it);

@@ -23,7 +23,7 @@
 #include "engine/fs_write.h"
 #include "engine/whole.h"
 
-enum { FILES = 4, BLOCK = 4096, WRITE_BLOCKS_MAX = 256 };
+enum { FILES = 4, BLOCK = 4096, WRITE_BLOCKS_MAX = 256, DEVS_MAX = 4 };
 
 struct file {
 	struct kiln_node node;
@@ -32,7 +32,8 @@ struct file {
 };
 
 struct world {
-	char path[64];
+	char paths[DEVS_MAX][64];
+	unsigned dev_nr;
 	kiln_fs *fs;
 	bool is_compressible; /* what is written */
 	struct rng rng;
@@ -47,22 +48,39 @@ static uint64_t from_env(const char *name, uint64_t usual)
 	return text ? strtoull(text, NULL, 0) : usual;
 }
 
-static void world_open(struct world *w, const char *options)
+/* A device. */
+struct part {
+	unsigned percent; /* of the size of a filesystem of one device */
+	unsigned durability;
+	const char *label;
+};
+
+static void world_open_on(struct world *w, const char *options, const struct part *parts, unsigned nr)
 {
-	struct kiln_format_device dev = { .path = w->path, .file_bytes = from_env("KILN_TEST_MIB", 40) << 20 };
+	struct kiln_format_device devs[DEVS_MAX] = { 0 };
 	struct kiln_format_options format = { .struct_bytes = sizeof(format),
-					      .device_struct_bytes = sizeof(dev),
+					      .device_struct_bytes = sizeof(devs[0]),
 					      .flags = KILN_FORMAT_FORCE,
 					      .options = options };
 	char why[KILN_ERROR_BYTES];
 
 	memset(w, 0, sizeof(*w));
 	rng_init(&w->rng, seed_print());
-	strcpy(w->path, access("/dev/shm", W_OK) ? "/tmp/kiln-copygc-XXXXXX" : "/dev/shm/kiln-copygc-XXXXXX");
-	int fd = mkstemp(w->path);
-	assert_true(fd >= 0);
-	close(fd);
-	if (kiln_format(&dev, 1, &format, &w->fs, why))
+	w->dev_nr = nr;
+	for (unsigned i = 0; i < nr; i++) {
+		strcpy(w->paths[i],
+		       access("/dev/shm", W_OK) ? "/tmp/kiln-copygc-XXXXXX" : "/dev/shm/kiln-copygc-XXXXXX");
+		int fd = mkstemp(w->paths[i]);
+		assert_true(fd >= 0);
+		close(fd);
+		devs[i] = (struct kiln_format_device){
+			.path = w->paths[i],
+			.label = parts[i].label,
+			.file_bytes = (from_env("KILN_TEST_MIB", 40) << 20) * parts[i].percent / 100,
+			.durability = parts[i].durability,
+		};
+	}
+	if (kiln_format(devs, nr, &format, &w->fs, why))
 		fail_msg("%s", why);
 	w->buf = malloc(WRITE_BLOCKS_MAX * BLOCK);
 	assert_non_null(w->buf);
@@ -77,25 +95,36 @@ static void world_open(struct world *w, const char *options)
 	}
 }
 
+static void world_open(struct world *w, const char *options)
+{
+	static const struct part whole = { 100, 1, NULL };
+
+	world_open_on(w, options, &whole, 1);
+}
+
 static void world_reopen(struct world *w)
 {
+	const char *paths[DEVS_MAX];
+
+	for (unsigned i = 0; i < w->dev_nr; i++)
+		paths[i] = w->paths[i];
 	assert_int_equal(kiln_shutdown(w->fs), 0);
 	kiln_close(w->fs);
-	w->fs = must_open(w->path, 0);
+	w->fs = must_open_all(paths, w->dev_nr, 0);
 	must_be_consistent(w->fs);
 	kiln_close(w->fs);
-	w->fs = must_open(w->path, KILN_OPEN_WRITE);
-	assert_null(kiln_write_refused(w->fs));
+	w->fs = must_open_all(paths, w->dev_nr, KILN_OPEN_WRITE);
 }
 
 static void world_close(struct world *w)
 {
 	assert_int_equal(kiln_shutdown(w->fs), 0);
 	kiln_close(w->fs);
-	if (getenv("KILN_TEST_KEEP"))
-		print_message("%s\n", w->path);
-	else
-		unlink(w->path);
+	for (unsigned i = 0; i < w->dev_nr; i++)
+		if (getenv("KILN_TEST_KEEP"))
+			print_message("%s\n", w->paths[i]);
+		else
+			unlink(w->paths[i]);
 	for (unsigned i = 0; i < FILES; i++)
 		free(w->files[i].versions);
 	free(w->buf);
@@ -195,8 +224,9 @@ static void overwrite(struct world *w, uint64_t bytes, unsigned large_one_in)
 			struct kiln_usage u = usage_of(w);
 
 			stats_print(w);
-			fail_msg("write of %" PRIu64 " blocks: %zd; %" PRIu64 " of %" PRIu64 " used, %" PRIu64 " left",
-				 nr, n, u.used >> 10, (u.capacity - u.hidden) >> 10, bytes >> 10);
+			fail_msg("write of %" PRIu64 " blocks: %zd; %" PRIu64 " of %" PRIu64 " KiB used, %" PRIu64
+				 " available; %" PRIu64 " left to do",
+				 nr, n, u.used >> 10, (u.capacity - u.hidden) >> 10, u.available >> 10, bytes >> 10);
 		}
 		bytes -= min(bytes, nr * BLOCK);
 	}
@@ -222,11 +252,13 @@ static void stats_print(struct world *w)
 		      s.passes, s.passes_needed, s.passes_gainless, s.buckets_emptied, s.extents_moved,
 		      s.nodes_rewritten, s.bytes_moved >> 10, s.extents_changed, s.buckets_left_alone);
 	assert_int_equal(allocator_usage(w->fs->allocator, &u), 0);
-	for (unsigned t = 0; t < DATA_NR_1_4; t++)
-		if (u.devs[0].types[t].buckets)
-			print_message("%s: %" PRIu64 " buckets, %" PRIu64 " sectors, %" PRIu64 " fragmented\n",
-				      data_type_name(t), u.devs[0].types[t].buckets, u.devs[0].types[t].sectors,
-				      u.devs[0].types[t].fragmented);
+	for (unsigned dev = 0; dev < w->dev_nr; dev++)
+		for (unsigned t = 0; t < DATA_NR_1_4; t++)
+			if (u.devs[dev].types[t].buckets)
+				print_message("%u: %s: %" PRIu64 " buckets, %" PRIu64 " sectors, %" PRIu64
+					      " fragmented\n",
+					      dev, data_type_name(t), u.devs[dev].types[t].buckets,
+					      u.devs[dev].types[t].sectors, u.devs[dev].types[t].fragmented);
 	usage_free(&u);
 }
 
@@ -258,23 +290,21 @@ static void jobs_check(struct world *w)
 	assert_int_equal(found, ARRAY_NR(busy));
 }
 
-/* @live_percent of what is offered; more than that if it can be compressed. */
-static void full_of_small_pieces(const char *options, unsigned live_percent)
+/* @live_percent of what is offered for @copies of it; more than that if it can be compressed. */
+static void pieces_are_overwritten(struct world *w, unsigned live_percent, unsigned copies)
 {
-	struct world w;
 	struct copygc_stats stats;
 
-	world_open(&w, options);
-	w.is_compressible = live_percent > 100;
-	uint64_t offered = usage_of(&w).available, times = from_env("KILN_TEST_TIMES", 1);
+	w->is_compressible = live_percent > 100;
+	uint64_t offered = usage_of(w).available / copies, times = from_env("KILN_TEST_TIMES", 1);
 	uint64_t begin_ns = clock_monotonic_ns(), live = offered / 100 * live_percent;
 
-	fill_to(&w, live);
-	overwrite(&w, live, 0);
-	files_check(&w);
-	overwrite(&w, offered * times, 20);
-	files_check(&w);
-	copygc_stats(w.fs->data, &stats);
+	fill_to(w, live);
+	overwrite(w, live, 0);
+	files_check(w);
+	overwrite(w, offered * times, 20);
+	files_check(w);
+	copygc_stats(w->fs->data, &stats);
 	print_message("%" PRIu64 " MiB offered, overwritten %" PRIu64
 		      " times in %.1f s: %.2f bytes moved for each, %" PRIu64 " passes (%" PRIu64
 		      " because of need, %" PRIu64 " in vain), %" PRIu64 " buckets, %" PRIu64
@@ -283,10 +313,18 @@ static void full_of_small_pieces(const char *options, unsigned live_percent)
 		      (double)stats.bytes_moved / (double)(live + offered * times), stats.passes, stats.passes_needed,
 		      stats.passes_gainless, stats.buckets_emptied, stats.extents_changed);
 	assert_true(stats.buckets_emptied > 0);
-	jobs_check(&w);
-	world_reopen(&w);
-	files_check(&w);
-	world_close(&w);
+	jobs_check(w);
+	world_reopen(w);
+	files_check(w);
+	world_close(w);
+}
+
+static void full_of_small_pieces(const char *options, unsigned live_percent)
+{
+	struct world w;
+
+	world_open(&w, options);
+	pieces_are_overwritten(&w, live_percent, 1);
 }
 
 static void data_at_ninety_percent_is_overwritten_in_small_pieces(void **state)
@@ -307,6 +345,32 @@ static void so_is_compressed_data(void **state)
 {
 	(void)state;
 	full_of_small_pieces("block_size=512,compression=lz4", 132);
+}
+
+static void so_is_data_on_several_devices(void **state)
+{
+	static const struct {
+		const char *options;
+		unsigned live_percent, copies;
+		struct part parts[DEVS_MAX];
+	} rows[] = {
+		{ "block_size=512,compression=lz4,data_replicas=2,metadata_replicas=2",
+		  120,
+		  2,
+		  { { 100, 1 }, { 80, 1 }, { 120, 1 } } },
+		{ "block_size=4096", 90, 1, { { 100, 2 }, { 80, 1 }, { 80, 1 } } },
+	};
+
+	(void)state;
+	for (unsigned i = 0; i < ARRAY_NR(rows); i++) {
+		struct world w;
+		unsigned nr = 0;
+
+		while (nr < DEVS_MAX && rows[i].parts[nr].percent)
+			nr++;
+		world_open_on(&w, rows[i].options, rows[i].parts, nr);
+		pieces_are_overwritten(&w, rows[i].live_percent, rows[i].copies);
+	}
 }
 
 /* --- filled, emptied, filled again --- */
@@ -373,6 +437,33 @@ static void the_last_byte_is_given_each_time(void **state)
 		assert_int_equal(kiln_deletions_wait(w.fs), 0);
 	}
 	world_reopen(&w);
+	world_close(&w);
+}
+
+/* What is overwritten gives back what it takes, compressed: no more than the rest of the new data needs room. */
+static void compressed_data_is_overwritten_where_little_is_left(void **state)
+{
+	struct kiln_create attr = { .mode = S_IFREG | 0644 };
+	struct kiln_stat st;
+	struct world w;
+
+	(void)state;
+	world_open(&w, "block_size=512,compression=lz4");
+	w.is_compressible = true;
+	fill_to(&w, 8 << 20);
+	w.is_compressible = false;
+	for (unsigned i = 0; i < WRITE_BLOCKS_MAX; i++)
+		block_fill(&w, w.buf + (size_t)i * BLOCK, 0, i, 0);
+	assert_int_equal(kiln_create(w.fs, kiln_root(w.fs), "full", 4, &attr, &st), 0);
+	fill(&w, st.node);
+	for (uint64_t at = 0; usage_of(&w).available < 640 << 10; at += 64 << 10)
+		assert_int_equal(kiln_punch(w.fs, st.node, at, 64 << 10), 0);
+	assert_true(usage_of(&w).available < WRITE_BLOCKS_MAX * BLOCK);
+	w.is_compressible = true;
+	assert_int_equal(blocks_write(&w, 0, 0, WRITE_BLOCKS_MAX), WRITE_BLOCKS_MAX * BLOCK);
+	files_check(&w);
+	world_reopen(&w);
+	files_check(&w);
 	world_close(&w);
 }
 
@@ -466,7 +557,9 @@ int main(void)
 		cmocka_unit_test(data_at_ninety_percent_is_overwritten_in_small_pieces),
 		cmocka_unit_test(so_is_data_without_checksums_in_small_buckets),
 		cmocka_unit_test(so_is_compressed_data),
+		cmocka_unit_test(so_is_data_on_several_devices),
 		cmocka_unit_test(the_last_byte_is_given_each_time),
+		cmocka_unit_test(compressed_data_is_overwritten_where_little_is_left),
 		cmocka_unit_test(what_was_unlinked_is_room_at_once),
 	};
 

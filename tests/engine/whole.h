@@ -26,18 +26,20 @@ static inline uint64_t seed_print(void)
 	return seed;
 }
 
-static inline kiln_fs *must_open(const char *path, unsigned flags)
+static inline kiln_fs *must_open_all(const char *const *paths, unsigned nr, unsigned flags)
 {
 	struct kiln_open_options options = { .struct_bytes = sizeof(options), .flags = flags };
 	char why[KILN_ERROR_BYTES];
 	kiln_fs *fs;
 
-	if (kiln_open(&path, 1, &options, &fs, why))
+	if (kiln_open(paths, nr, &options, &fs, why))
 		fail_msg("%s", why);
 	if (flags & KILN_OPEN_WRITE)
 		assert_null(kiln_write_refused(fs));
 	return fs;
 }
+
+static inline kiln_fs *must_open(const char *path, unsigned flags) { return must_open_all(&path, 1, flags); }
 
 /* The checker, with all data read, finds nothing. */
 static inline void must_be_consistent(kiln_fs *fs)
