@@ -98,17 +98,19 @@ char *mounted_at(const char *fs_arg)
 	return mount_find(mount_point_of, device ? device : fs_arg);
 }
 
+/* The servers of others aren't asked: one may not answer. */
 static char *whole_at(const struct mount_line *mount, const void *devices)
 {
 	struct stat st;
 	char device[sizeof("4294967295:4294967295")];
 
-	if (strcmp(mount->type, "fuse.kiln") || strcmp(mount->root, "/") || mounted_is_dead(mount->mount_point) ||
+	if (strcmp(mount->type, "fuse.kiln") || strcmp(mount->root, "/") ||
+	    !mounted_lists_meet(devices, mount->source) || mounted_is_dead(mount->mount_point) ||
 	    stat(mount->mount_point, &st))
 		return NULL;
 	/* Something else may be mounted there since. */
 	snprintf(device, sizeof(device), "%u:%u", major(st.st_dev), minor(st.st_dev));
-	return strcmp(device, mount->device) ? NULL : mount_point_of(mount, devices);
+	return strcmp(device, mount->device) ? NULL : strdup(mount->mount_point);
 }
 
 char *mounted_whole_at(const char *fs_arg)

@@ -178,6 +178,26 @@ def a_mount_is_found_by_any_member(to):
         subprocess.run(["umount", directory], check=True)
 
 
+def a_server_that_does_not_answer_holds_up_no_other(to):
+    """mount(8) asks only a server of what it is to mount."""
+    one, other = os.path.join(to, "one"), os.path.join(to, "other")
+    helper = os.path.join(to, "mount.kiln")
+    os.symlink(KILN, helper)
+    os.mkdir(one)
+    os.mkdir(other)
+    server = foreground(images.unpack(FOLDER, "small-zstd-replicas2", to), one)
+    try:
+        os.kill(server.pid, signal.SIGSTOP)
+        p = subprocess.run([helper, images.unpack(FOLDER, "v1.4-snapshots", to)[0], other, "-o", "ro"], stdin=subprocess.DEVNULL,
+                           capture_output=True, timeout=WAIT_S)
+        assert p.returncode == 0 and os.listdir(other), p
+        subprocess.run(["umount", other], check=True)
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+        subprocess.run(["umount", one], check=True)
+    assert_ends_cleanly(server, one)
+
+
 def holes_are_seen(to):
     devices = images.unpack(FOLDER, "small-zstd-replicas2", to)
     with doors.Mount(KILN, devices, os.path.join(to, "mnt")) as m:
@@ -287,6 +307,7 @@ CASES = [
     reading_never_writes,
     only_damaged_pages_fail,
     a_mount_is_found_by_any_member,
+    a_server_that_does_not_answer_holds_up_no_other,
     holes_are_seen,
     statfs_says_how_full_it_is,
     options_are_seen_as_attributes,
