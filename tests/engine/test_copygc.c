@@ -17,6 +17,7 @@
 #include <cmocka.h>
 
 #include "base/clock.h"
+#include "base/sanitizer.h"
 #include "base/sync.h"
 #include "base/util.h"
 #include "data/copygc.h"
@@ -290,13 +291,16 @@ static void jobs_check(struct world *w)
 	assert_int_equal(found, ARRAY_NR(busy));
 }
 
-/* @live_percent of what is offered for @copies of it; more than that if it can be compressed. */
-static void pieces_are_overwritten(struct world *w, unsigned live_percent, unsigned copies)
+/*
+ * @live_percent of what is offered for @copies of it; more than that if it can be compressed. @times_usual: how often
+ * as much as is offered is written, where KILN_TEST_TIMES doesn't say it.
+ */
+static void pieces_are_overwritten(struct world *w, unsigned live_percent, unsigned copies, unsigned times_usual)
 {
 	struct copygc_stats stats;
 
 	w->is_compressible = live_percent > 100;
-	uint64_t offered = usage_of(w).available / copies, times = from_env("KILN_TEST_TIMES", 1);
+	uint64_t offered = usage_of(w).available / copies, times = from_env("KILN_TEST_TIMES", times_usual);
 	uint64_t begin_ns = clock_monotonic_ns(), live = offered / 100 * live_percent;
 
 	fill_to(w, live);
@@ -319,32 +323,32 @@ static void pieces_are_overwritten(struct world *w, unsigned live_percent, unsig
 	world_close(w);
 }
 
-static void full_of_small_pieces(const char *options, unsigned live_percent)
+static void full_of_small_pieces(const char *options, unsigned live_percent, unsigned times_usual)
 {
 	struct world w;
 
 	world_open(&w, options);
-	pieces_are_overwritten(&w, live_percent, 1);
+	pieces_are_overwritten(&w, live_percent, 1, times_usual);
 }
 
 static void data_at_ninety_percent_is_overwritten_in_small_pieces(void **state)
 {
 	(void)state;
-	full_of_small_pieces("block_size=4096", 90);
+	full_of_small_pieces("block_size=4096", 90, KILN_SANITIZED ? 1 : 10);
 }
 
 /* It has descriptors all the same, since it can't be compressed. */
 static void so_is_data_without_checksums_in_small_buckets(void **state)
 {
 	(void)state;
-	full_of_small_pieces("block_size=512,btree_node_size=16k,data_checksum=none,compression=lz4", 90);
+	full_of_small_pieces("block_size=512,btree_node_size=16k,data_checksum=none,compression=lz4", 90, 1);
 }
 
 /* What is left of a compressed region has no copy of all of it. */
 static void so_is_compressed_data(void **state)
 {
 	(void)state;
-	full_of_small_pieces("block_size=512,compression=lz4", 132);
+	full_of_small_pieces("block_size=512,compression=lz4", 132, 1);
 }
 
 static void so_is_data_on_several_devices(void **state)
@@ -369,7 +373,7 @@ static void so_is_data_on_several_devices(void **state)
 		while (nr < DEVS_MAX && rows[i].parts[nr].percent)
 			nr++;
 		world_open_on(&w, rows[i].options, rows[i].parts, nr);
-		pieces_are_overwritten(&w, rows[i].live_percent, rows[i].copies);
+		pieces_are_overwritten(&w, rows[i].live_percent, rows[i].copies, 1);
 	}
 }
 
