@@ -337,6 +337,22 @@ static void on_served(void *ctx)
 	event_tell(EVENT_SERVED);
 }
 
+/*
+ * Nobody answers any more: who waits for an answer gets an error. Not to be unmounted again, or what was there before
+ * would be, where what is open has kept this one alive: the descriptor is made one that says it is unmounted, to
+ * libfuse.
+ */
+static void sever(struct fuse_session *session)
+{
+	int fds[2];
+
+	if (pipe2(fds, O_CLOEXEC))
+		return;
+	close(fds[0]);
+	dup3(fds[1], fuse_session_fd(session), O_CLOEXEC);
+	close(fds[1]);
+}
+
 static int serve(struct mount_server *s, int events_fd, void (*mounted)(void *ctx), void *ctx)
 {
 	struct ending ending = { .device = device_of(s->options->mountpoint) };
@@ -369,8 +385,10 @@ static int serve(struct mount_server *s, int events_fd, void (*mounted)(void *ct
 	fuse_session_exit(s->session);
 	loop_stop(loop);
 	prune_free(s);
-	if (ending.task)
+	if (ending.task) {
+		sever(s->session);
 		task_join(ending.task);
+	}
 	/* What it waits for won't come any more once the session is gone. */
 	if (remount.child)
 		kill(remount.child, SIGKILL);

@@ -1603,6 +1603,63 @@ def signals_write_back_what_is_cached(to):
             assert read(fs.path(name)) == b"CACHED" + b"cached" * 999
 
 
+def a_second_signal_ends_it_though_much_is_cached(to):
+    """Its unmounting has the kernel write back what it has cached, and waits for that."""
+    fs = FaultyFilesystem(to)
+    fs.mount()
+    for i in range(600):
+        write(fs.path("f%d" % i), bytes(5000))
+    fs.slow("flush", 300)
+
+    def sync_again_and_again(i):
+        fd = os.open(fs.path("f%d" % i), os.O_RDWR)
+        try:
+            while True:
+                os.pwrite(fd, b"x" * 4096, 0)
+                os.fsync(fd)
+        except OSError as e:
+            assert e.errno in (errno.EIO, errno.ENOTCONN, errno.ECONNABORTED), e
+        close_unserved(fd)
+
+    with concurrent.futures.ThreadPoolExecutor(600) as pool:
+        done = [pool.submit(sync_again_and_again, i) for i in range(600)]
+        time.sleep(1)
+        for _ in range(2):
+            fs.server.send_signal(signal.SIGTERM)
+            time.sleep(1)
+        fs.server.communicate(timeout=WAIT_S)
+        for d in done:
+            d.result()
+    assert not os.path.ismount(fs.directory)
+    fs.check()
+
+
+def close_unserved(fd):
+    try:
+        os.close(fd)
+    except OSError as e:
+        assert e.errno in (errno.EIO, errno.ENOTCONN, errno.ECONNABORTED), e
+
+
+def what_was_mounted_there_before_stays(to):
+    fs = Filesystem(to)
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", fs.directory]).returncode:
+        raise tap.Skip("no tmpfs here")
+    try:
+        write(fs.path("below"), b"below")
+        below = os.stat(fs.directory).st_dev
+        fs.mount()
+        wait_until("mounted", lambda: os.stat(fs.directory).st_dev != below)
+        fd = os.open(fs.path("f"), os.O_CREAT | os.O_RDWR)
+        fs.server.send_signal(signal.SIGTERM)
+        assert "in use" in fs.ended()
+        close_unserved(fd)
+        assert read(fs.path("below")) == b"below"
+    finally:
+        umount(fs.directory)
+    fs.check()
+
+
 def signals_end_it_wherever_it_is_mounted(to):
     fs, other = Filesystem(to), os.path.join(to, "other \\ place")
     os.mkdir(other)
@@ -2136,6 +2193,8 @@ CASES = [
     failing_writes_and_flushes_end_in_readonly,
     a_device_that_fails_now_and_then_hangs_nobody,
     signals_write_back_what_is_cached,
+    a_second_signal_ends_it_though_much_is_cached,
+    what_was_mounted_there_before_stays,
     signals_end_it_wherever_it_is_mounted,
     a_mount_that_is_looked_at_for_a_moment_is_not_in_use,
 ]
