@@ -26,13 +26,15 @@
 #include "mount/loop.h"
 
 #include <errno.h>
-#include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/util.h"
 #include "mount/heap.h"
+#include "mount/ring.h"
 
 enum {
 	THREADS_MAX = 256, /* requests that wait for something at once */
@@ -40,7 +42,6 @@ enum {
 	READERS_MIN = 4,
 	BUFFERS_PARKED_MAX = 4,
 	NS_PER_S = 1000000000,
-	STOP_SIGNAL = SIGUSR1,
 };
 static const uint64_t stop_again_ns = 1000 * 1000;
 static const uint64_t buffer_again_ns = 100 * 1000 * 1000;
@@ -50,7 +51,7 @@ struct worker {
 	struct task *task;
 	struct fuse_buf buf;
 	/* Under the lock: */
-	pthread_t thread;
+	pid_t thread;
 	bool is_reading;
 	bool is_called; /* to read, where it was parked */
 	bool lacks_buffer;
@@ -59,6 +60,7 @@ struct worker {
 };
 
 struct loop {
+	struct mount_server *server;
 	struct fuse_session *session;
 	void (*ended)(void *ctx);
 	void *ctx;
@@ -142,17 +144,23 @@ static void stop_begin(struct loop *l)
 
 static void on_stop_signal(int signal) { (void)signal; }
 
+void loop_stop_signal_hear(void)
+{
+	sigset_t stop;
+
+	sigemptyset(&stop);
+	sigaddset(&stop, LOOP_STOP_SIGNAL);
+	sigprocmask(SIG_UNBLOCK, &stop, NULL);
+}
+
 static void worker_run(void *arg)
 {
 	struct worker *w = arg;
 	struct loop *l = w->loop;
-	sigset_t stop;
 
-	sigemptyset(&stop);
-	sigaddset(&stop, STOP_SIGNAL);
-	pthread_sigmask(SIG_UNBLOCK, &stop, NULL);
+	loop_stop_signal_hear();
 	mutex_lock(&l->lock);
-	w->thread = pthread_self();
+	w->thread = gettid();
 	while (reader_become(w)) {
 		w->is_reading = true;
 		mutex_unlock(&l->lock);
@@ -210,20 +218,44 @@ static void heap_run(void *arg)
 	mutex_unlock(&l->lock);
 }
 
-int loop_start(struct fuse_session *session, void (*ended)(void *ctx), void *ctx, struct loop **loop)
+/* A request came another way. */
+static void request_note(void *ctx)
+{
+	struct loop *l = ctx;
+
+	mutex_lock(&l->lock);
+	l->requests_nr++;
+	if (l->is_heap_asleep)
+		waitq_wake_one(&l->heap_wake);
+	mutex_unlock(&l->lock);
+}
+
+/* Before INIT is read. Without them all goes on as it would where the kernel doesn't have them. */
+static void rings_prepare(struct loop *l)
+{
+	struct mount_server *s = l->server;
+	int err = s->options->io_uring == MOUNT_IO_URING_NEVER ? 0 : rings_new(s, request_note, l, &s->rings);
+
+	if (err && s->options->io_uring == MOUNT_IO_URING_WANTED)
+		fuse_log(FUSE_LOG_WARNING, "io_uring can't be used for requests: %s", strerror(-err));
+}
+
+int loop_start(struct mount_server *s, void (*ended)(void *ctx), void *ctx, struct loop **loop)
 {
 	struct sigaction on_stop = { .sa_handler = on_stop_signal }; /* it ends read(2): no SA_RESTART */
 	struct loop *l = calloc(1, sizeof(*l));
 
 	if (!l)
 		return -ENOMEM;
-	l->session = session;
+	l->server = s;
+	l->session = s->session;
 	l->ended = ended;
 	l->ctx = ctx;
 	mutex_init(&l->lock);
 	waitq_init(&l->reader_gone);
 	waitq_init(&l->heap_wake);
-	sigaction(STOP_SIGNAL, &on_stop, &l->signal_before);
+	sigaction(LOOP_STOP_SIGNAL, &on_stop, &l->signal_before);
+	rings_prepare(l);
 
 	mutex_lock(&l->lock);
 	while (l->readers_nr < READERS_MAX) {
@@ -246,6 +278,8 @@ int loop_start(struct fuse_session *session, void (*ended)(void *ctx), void *ctx
 
 void loop_stop(struct loop *l)
 {
+	rings_stop(l->server->rings);
+	l->server->rings = NULL;
 	mutex_lock(&l->lock);
 	stop_begin(l);
 	for (;;) {
@@ -255,7 +289,7 @@ void loop_stop(struct loop *l)
 			if (!l->workers[i].is_reading)
 				continue;
 			is_one_reading = true;
-			pthread_kill(l->workers[i].thread, STOP_SIGNAL);
+			tgkill(getpid(), l->workers[i].thread, LOOP_STOP_SIGNAL);
 		}
 		if (!is_one_reading)
 			break;
@@ -269,7 +303,7 @@ void loop_stop(struct loop *l)
 	}
 	if (l->heap_task)
 		task_join(l->heap_task);
-	sigaction(STOP_SIGNAL, &l->signal_before, NULL);
+	sigaction(LOOP_STOP_SIGNAL, &l->signal_before, NULL);
 	waitq_destroy(&l->reader_gone);
 	waitq_destroy(&l->heap_wake);
 	mutex_destroy(&l->lock);

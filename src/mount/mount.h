@@ -11,6 +11,9 @@
 
 enum mount_atime { MOUNT_RELATIME, MOUNT_NOATIME, MOUNT_STRICTATIME };
 
+/* Requests come through it where the kernel offers that; the same, and a warning where it doesn't; they don't. */
+enum mount_io_uring { MOUNT_IO_URING_OFFERED, MOUNT_IO_URING_WANTED, MOUNT_IO_URING_NEVER };
+
 struct mount_options {
 	const char *mountpoint;
 	const char *source; /* shown in the mount table */
@@ -18,6 +21,7 @@ struct mount_options {
 	bool has_acls;	    /* POSIX ACLs count */
 	bool allow_other;   /* users besides the one who mounts */
 	enum mount_atime atime;
+	enum mount_io_uring io_uring;
 	bool keeps_diratime;	  /* reading directories doesn't change it */
 	uint64_t remembered_max;  /* objects that the kernel may make the server remember; 0: any number */
 	const char *fuse_options; /* further options for FUSE, comma separated, or NULL */

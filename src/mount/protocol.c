@@ -6,6 +6,8 @@
  * - HANDLE_KILLPRIV_V2 is put into the answer to INIT. Without it the kernel asks for the attribute security.capability
  *   before every single write. With it, a request says whether who writes or truncates may leave a file setuid, and
  *   that becomes a note.
+ * - Requests through io_uring are accepted in that answer, too, where they are wanted. They and their answers pass
+ *   through here like those that are read and written (ring.c).
  *
  * The structures are those of linux/fuse.h; what is newer than Debian's is repeated here.
  */
@@ -20,8 +22,9 @@
 #include <unistd.h>
 
 #include "base/util.h"
+#include "mount/ring.h"
 
-enum { OPCODE_STATX = 52 };
+enum { OPCODE_STATX = 52, INIT_2_OVER_IO_URING = 1 << 9 };
 
 struct statx_time {
 	int64_t sec;
@@ -46,15 +49,20 @@ _Static_assert(sizeof(struct statx_out) == 32 + 256, "as the kernel has it");
 
 /* --- requests --- */
 
-/* A request as the kernel sent it, with @bytes behind its header. */
-static void request_rewrite(struct mount_server *s, struct fuse_in_header *in, size_t bytes)
+void protocol_request(struct mount_server *s, void *request, size_t bytes)
 {
+	struct fuse_in_header *in = request;
 	void *body = in + 1;
 
+	if (bytes < sizeof(*in))
+		return;
+	bytes -= sizeof(*in);
 	if (in->opcode == FUSE_INIT && bytes >= offsetof(struct fuse_init_in, flags2)) {
 		const struct fuse_init_in *init = body;
 
 		s->has_killpriv_v2 = init->flags & FUSE_HANDLE_KILLPRIV_V2;
+		s->is_io_uring_offered =
+			bytes >= sizeof(*init) && init->flags & FUSE_INIT_EXT && init->flags2 & INIT_2_OVER_IO_URING;
 		s->init_unique = in->unique;
 	} else if (in->opcode == FUSE_WRITE && bytes >= sizeof(struct fuse_write_in)) {
 		struct fuse_write_in *w = body;
@@ -81,24 +89,41 @@ static ssize_t read_request(int fd, void *buf, size_t size, void *userdata)
 {
 	ssize_t n = read(fd, buf, size);
 
-	if (n >= (ssize_t)sizeof(struct fuse_in_header))
-		request_rewrite(userdata, buf, (size_t)n - sizeof(struct fuse_in_header));
+	if (n > 0)
+		protocol_request(userdata, buf, (size_t)n);
 	return n;
+}
+
+/* The answer to INIT: what else is accepted. True: requests through rings, which the kernel then waits for. */
+static bool init_accept(const struct mount_server *s, struct fuse_init_out *init, size_t bytes)
+{
+	bool has_rings = s->rings && s->is_io_uring_offered && bytes >= sizeof(*init);
+
+	if (s->has_killpriv_v2 && bytes >= offsetof(struct fuse_init_out, max_background))
+		init->flags |= FUSE_HANDLE_KILLPRIV_V2;
+	if (has_rings) {
+		init->flags |= FUSE_INIT_EXT;
+		init->flags2 |= INIT_2_OVER_IO_URING;
+	}
+	return has_rings;
 }
 
 static ssize_t write_reply(int fd, struct iovec *iov, int count, void *userdata)
 {
 	struct mount_server *s = userdata;
 	const struct fuse_out_header *out = iov[0].iov_base;
+	bool has_rings = false;
 
-	if (s->has_killpriv_v2 && out->unique == s->init_unique && out->unique && !out->error && count == 2 &&
-	    iov[1].iov_len >= offsetof(struct fuse_init_out, max_background)) {
-		struct fuse_init_out *init = iov[1].iov_base;
-
-		init->flags |= FUSE_HANDLE_KILLPRIV_V2;
+	if (ring_answer(iov, count))
+		return out->len;
+	if (out->unique == s->init_unique && out->unique && !out->error && count == 2) {
 		s->init_unique = 0;
+		has_rings = init_accept(s, iov[1].iov_base, iov[1].iov_len);
 	}
-	return writev(fd, iov, count);
+	ssize_t n = writev(fd, iov, count);
+	if (n > 0 && has_rings)
+		rings_start(s->rings, fd);
+	return n;
 }
 
 int protocol_extend(struct fuse_session *session)

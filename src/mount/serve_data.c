@@ -7,6 +7,7 @@
 #include "base/util.h"
 #include "mount/atime.h"
 #include "mount/protocol.h"
+#include "mount/ring.h"
 
 enum { BUFFER_ALIGNMENT = 4096 };
 
@@ -52,7 +53,7 @@ void serve_read(fuse_req_t req, fuse_ino_t id, size_t size, off_t offset, struct
 	(void)fi;
 	if (!request_node(req, id, &node))
 		return;
-	void *buf = buffer_take(s);
+	void *own = ring_answer_buffer(), *buf = own ? own : buffer_take(s);
 	if (!buf) {
 		fuse_reply_err(req, ENOMEM);
 		return;
@@ -65,7 +66,8 @@ void serve_read(fuse_req_t req, fuse_ino_t id, size_t size, off_t offset, struct
 		fuse_reply_err(req, n < 0 ? (int)-n : EIO);
 	else
 		fuse_reply_buf(req, buf, (size_t)n);
-	buffer_give(s, buf);
+	if (!own)
+		buffer_give(s, buf);
 }
 
 /*

@@ -35,8 +35,10 @@ struct mount_server {
 	struct pruner *pruner; /* prune.c; NULL: none */
 	/* protocol.c: of the first request; the kernel sends no other before it is answered. */
 	bool has_killpriv_v2;
+	bool is_io_uring_offered;
 	uint64_t init_unique;
-	bool has_quotas; /* some type is counted, so limits may hold */
+	struct rings *rings; /* loop.c, ring.c; NULL: requests are only read */
+	bool has_quotas;     /* some type is counted, so limits may hold */
 	/* Buffers of REQUEST_BYTES_MAX for reading, kept so that their pages needn't be made again. */
 	struct mutex buffers_lock;
 	void *buffers[BUFFERS_IDLE_MAX];

@@ -361,7 +361,7 @@ static int serve(struct mount_server *s, int events_fd, void (*mounted)(void *ct
 	struct loop *loop;
 
 	prune_start(s);
-	int err = loop_start(s->session, on_served, NULL, &loop);
+	int err = loop_start(s, on_served, NULL, &loop);
 	if (err) {
 		prune_stop(s);
 		prune_free(s);

@@ -113,6 +113,10 @@ static void options_split(struct mount_command *m, char *list)
 			m->mount.allow_other = true;
 		else if (!strcmp(item, "noallow_other"))
 			m->mount.allow_other = false;
+		else if (!strcmp(item, "io_uring"))
+			m->mount.io_uring = MOUNT_IO_URING_WANTED;
+		else if (!strcmp(item, "noio_uring"))
+			m->mount.io_uring = MOUNT_IO_URING_NEVER;
 		else if (!strncmp(item, "remember=", 9) && item[9] >= '0' && item[9] <= '9')
 			m->mount.remembered_max = strtoull(item + 9, NULL, 10);
 		else if (!strcmp(item, "strictatime"))

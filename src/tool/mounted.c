@@ -152,8 +152,11 @@ bool mounted_is_dead(const char *path)
 {
 	struct statfs st;
 
-	/* What stat() tells the kernel remembers. */
-	return statfs(path, &st) && errno == ENOTCONN;
+	/*
+	 * What stat() tells the kernel remembers. The second error is a moment's, of one whose requests came through
+	 * io_uring.
+	 */
+	return statfs(path, &st) && (errno == ENOTCONN || errno == ECONNABORTED);
 }
 
 bool mounted_tell(const char *fs_arg)

@@ -1340,7 +1340,7 @@ def a_server_may_die_under_load(to):
                     begun.discard(name)
                     synced[name] = 0
         except OSError as e:
-            assert e.errno in (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ENOENT), e
+            assert e.errno in (errno.ENOTCONN, errno.ECONNABORTED, errno.ECANCELED, errno.EIO, errno.ENOENT), e
 
     for round_nr in range(int(os.environ.get("KILN_KILL_ROUNDS", "2"))):
         fs.mount()
@@ -1879,6 +1879,44 @@ def who_waits_for_a_flush_holds_up_nobody_else(to):
     fs.check()
 
 
+URING_PARAMETER = "/sys/module/fuse/parameters/enable_uring"
+
+
+@contextlib.contextmanager
+def io_uring_offered():
+    """By the kernel, to whoever mounts something meanwhile."""
+    try:
+        with open(URING_PARAMETER) as f:
+            before = f.read()
+        write(URING_PARAMETER, b"Y")
+    except OSError as e:
+        raise tap.Skip("no FUSE over io_uring: %s" % e)
+    try:
+        yield
+    finally:
+        write(URING_PARAMETER, before.encode())
+
+
+def rings(fs):
+    folder = "/proc/%d/task" % fs.server.pid
+    return sum(read(os.path.join(folder, task, "comm")) == b"mount-ring\n" for task in os.listdir(folder))
+
+
+def requests_come_through_io_uring_where_the_kernel_offers_it(to):
+    with io_uring_offered():
+        fs = Filesystem(to)
+        for options, has_rings in (([], True), (["-o", "io_uring"], True), (["-o", "noio_uring"], False)):
+            fs.options = options
+            with fs:
+                assert bool(rings(fs)) == has_rings
+                write(fs.path("f"), b"x" * 5000)
+                assert read(fs.path("f")) == b"x" * 5000
+        for case in (who_waits_for_a_flush_holds_up_nobody_else, direct_and_buffered_io_agree, many_threads_write_and_read_their_files,
+                     signals_write_back_what_is_cached, a_server_may_die_under_load):
+            os.mkdir(os.path.join(to, case.__name__))
+            case(os.path.join(to, case.__name__))
+
+
 def sync_tells_what_had_no_room_and_makes_the_rest_durable(to):
     fs = Filesystem(to, size="64M")
     fs.mount()
@@ -2140,6 +2178,7 @@ CASES = [
     writes_are_durable_at_once_where_that_is_asked_for,
     what_the_system_syncs_is_durable_soon,
     who_waits_for_a_flush_holds_up_nobody_else,
+    requests_come_through_io_uring_where_the_kernel_offers_it,
     sync_tells_what_had_no_room_and_makes_the_rest_durable,
     opening_waits_for_the_last_server,
     a_server_that_takes_long_to_end_says_so,
