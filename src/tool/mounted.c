@@ -153,10 +153,10 @@ bool mounted_is_dead(const char *path)
 	struct statfs st;
 
 	/*
-	 * What stat() tells the kernel remembers. The second error is a moment's, of one whose requests came through
+	 * What stat() tells the kernel remembers. The other errors are a moment's, of one whose requests came through
 	 * io_uring.
 	 */
-	return statfs(path, &st) && (errno == ENOTCONN || errno == ECONNABORTED);
+	return statfs(path, &st) && (errno == ENOTCONN || errno == ECONNABORTED || errno == ECANCELED);
 }
 
 bool mounted_tell(const char *fs_arg)
