@@ -21,11 +21,19 @@
  * The end: reading fails for all when the filesystem is unmounted. Where it isn't, each thread that reads is sent a
  * signal, again and again until it has heard it, as one that comes just before read(2) isn't heard.
  *
+ * Draining: the kernel has no more than BACKGROUND_MAX requests under way of those that nobody waits for, reads ahead
+ * and writes of the page cache; others stand in a queue of its own, first in, first out. So when there is nothing to be
+ * read, and fewer than that are being served, that queue is empty, and whatever it was to hand out is being served
+ * or done. A thread that has a request already, and hasn't said so yet, is told from one that waits for one by a
+ * signal.
+ *
  * All state is under one lock, which is held for a few instructions.
  */
 #include "mount/loop.h"
 
 #include <errno.h>
+#include <linux/fuse.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,8 +50,9 @@ enum {
 	READERS_MIN = 4,
 	BUFFERS_PARKED_MAX = 4,
 	NS_PER_S = 1000000000,
+	DRAIN_S = 600,
 };
-static const uint64_t stop_again_ns = 1000 * 1000;
+static const uint64_t look_again_ns = 1000 * 1000;
 static const uint64_t buffer_again_ns = 100 * 1000 * 1000;
 
 struct worker {
@@ -55,6 +64,8 @@ struct worker {
 	bool is_reading;
 	bool is_called; /* to read, where it was parked */
 	bool lacks_buffer;
+	bool is_background;   /* what it serves may be a request that nobody waits for */
+	uint64_t requests_nr; /* times that it came back from reading */
 	struct waitq wake;
 	struct worker *parked_below;
 };
@@ -76,6 +87,7 @@ struct loop {
 	unsigned workers_nr;
 	struct worker workers[THREADS_MAX];
 	uint64_t requests_nr;
+	uint64_t background_done_nr;
 	bool is_heap_asleep;
 	struct waitq heap_wake;
 };
@@ -142,15 +154,20 @@ static void stop_begin(struct loop *l)
 	waitq_wake_all(&l->heap_wake);
 }
 
-static void on_stop_signal(int signal) { (void)signal; }
+static void on_come_back(int signal) { (void)signal; }
 
-void loop_stop_signal_hear(void)
+bool loop_is_background(uint32_t opcode)
 {
-	sigset_t stop;
+	return opcode == FUSE_READ || opcode == FUSE_WRITE || opcode == FUSE_RELEASE;
+}
 
-	sigemptyset(&stop);
-	sigaddset(&stop, LOOP_STOP_SIGNAL);
-	sigprocmask(SIG_UNBLOCK, &stop, NULL);
+void loop_signal_hear(void)
+{
+	sigset_t come_back;
+
+	sigemptyset(&come_back);
+	sigaddset(&come_back, LOOP_SIGNAL);
+	sigprocmask(SIG_UNBLOCK, &come_back, NULL);
 }
 
 static void worker_run(void *arg)
@@ -158,7 +175,7 @@ static void worker_run(void *arg)
 	struct worker *w = arg;
 	struct loop *l = w->loop;
 
-	loop_stop_signal_hear();
+	loop_signal_hear();
 	mutex_lock(&l->lock);
 	w->thread = gettid();
 	while (reader_become(w)) {
@@ -171,6 +188,8 @@ static void worker_run(void *arg)
 		w->is_called = false;
 		l->readers_nr--;
 		l->requests_nr++;
+		w->requests_nr++;
+		w->is_background = n > 0 && loop_is_background(((struct fuse_in_header *)w->buf.mem)->opcode);
 		w->lacks_buffer = n == -ENOMEM;
 		bool is_end = n <= 0 && n != -EINTR && n != -EAGAIN && !w->lacks_buffer;
 		bool is_first_to_end = is_end && !l->is_stopping;
@@ -188,6 +207,8 @@ static void worker_run(void *arg)
 		if (is_first_to_end)
 			l->ended(l->ctx);
 		mutex_lock(&l->lock);
+		l->background_done_nr += w->is_background;
+		w->is_background = false;
 	}
 	mutex_unlock(&l->lock);
 	free(w->buf.mem);
@@ -242,7 +263,7 @@ static void rings_prepare(struct loop *l)
 
 int loop_start(struct mount_server *s, void (*ended)(void *ctx), void *ctx, struct loop **loop)
 {
-	struct sigaction on_stop = { .sa_handler = on_stop_signal }; /* it ends read(2): no SA_RESTART */
+	struct sigaction come_back = { .sa_handler = on_come_back }; /* it ends read(2): no SA_RESTART */
 	struct loop *l = calloc(1, sizeof(*l));
 
 	if (!l)
@@ -254,7 +275,7 @@ int loop_start(struct mount_server *s, void (*ended)(void *ctx), void *ctx, stru
 	mutex_init(&l->lock);
 	waitq_init(&l->reader_gone);
 	waitq_init(&l->heap_wake);
-	sigaction(LOOP_STOP_SIGNAL, &on_stop, &l->signal_before);
+	sigaction(LOOP_SIGNAL, &come_back, &l->signal_before);
 	rings_prepare(l);
 
 	mutex_lock(&l->lock);
@@ -268,18 +289,116 @@ int loop_start(struct mount_server *s, void (*ended)(void *ctx), void *ctx, stru
 	mutex_unlock(&l->lock);
 	if (!err)
 		err = task_start(&l->heap_task, "mount-heap", heap_run, l);
-	if (err) {
-		loop_stop(l);
-		return err;
-	}
 	*loop = l;
-	return 0;
+	if (err)
+		loop_stop(l);
+	return err;
 }
+
+/* --- draining --- */
+
+/* A request that a thread reads or serves: its number there; 0: none. */
+typedef uint64_t requests[THREADS_MAX];
+
+/* Have the threads come back that were reading, as @reading has them. False: it is time to stop. */
+static bool readers_come_back(struct loop *l, const requests reading)
+{
+	bool is_one_reading = true;
+
+	mutex_lock(&l->lock);
+	while (is_one_reading && !l->is_stopping) {
+		is_one_reading = false;
+		for (unsigned i = 0; i < THREADS_MAX; i++) {
+			const struct worker *w = &l->workers[i];
+
+			if (!reading[i] || !w->is_reading || w->requests_nr + 1 != reading[i])
+				continue;
+			is_one_reading = true;
+			tgkill(getpid(), w->thread, LOOP_SIGNAL);
+		}
+		if (is_one_reading)
+			waitq_wait_until(&l->reader_gone, &l->lock, clock_monotonic_ns() + look_again_ns);
+	}
+	bool is_stopping = l->is_stopping;
+	mutex_unlock(&l->lock);
+	return !is_stopping;
+}
+
+/*
+ * What is being served that the kernel may have begun by itself. False: it may have more of that, or it is time to
+ * stop.
+ */
+static bool background_see(struct loop *l, requests serving)
+{
+	struct pollfd kernel = { .fd = fuse_session_fd(l->session), .events = POLLIN };
+	requests reading = { 0 };
+
+	mutex_lock(&l->lock);
+	uint64_t done_nr = l->background_done_nr;
+	bool is_all_read = !l->is_stopping && !poll(&kernel, 1, 0);
+	for (unsigned i = 0; i < l->workers_nr; i++)
+		reading[i] = l->workers[i].is_reading ? l->workers[i].requests_nr + 1 : 0;
+	mutex_unlock(&l->lock);
+	if (!is_all_read || !readers_come_back(l, reading))
+		return false;
+
+	mutex_lock(&l->lock);
+	uint64_t nr = l->background_done_nr - done_nr;
+	for (unsigned i = 0; i < THREADS_MAX; i++) {
+		serving[i] = l->workers[i].is_background ? l->workers[i].requests_nr : 0;
+		nr += l->workers[i].is_background;
+	}
+	mutex_unlock(&l->lock);
+	return nr < BACKGROUND_MAX;
+}
+
+static bool is_served(struct loop *l, const requests serving)
+{
+	bool is_one_left = false;
+
+	mutex_lock(&l->lock);
+	for (unsigned i = 0; i < THREADS_MAX; i++)
+		is_one_left |= serving[i] && l->workers[i].is_background && l->workers[i].requests_nr == serving[i];
+	mutex_unlock(&l->lock);
+	return !is_one_left;
+}
+
+static bool is_stopping(struct loop *l)
+{
+	mutex_lock(&l->lock);
+	bool is_stopping = l->is_stopping;
+	mutex_unlock(&l->lock);
+	return is_stopping;
+}
+
+int loop_drain(struct loop *l)
+{
+	uint64_t until = clock_monotonic_ns() + (uint64_t)DRAIN_S * NS_PER_S;
+	bool is_seen = false;
+	requests serving;
+
+	if (!l)
+		return 0;
+	int err = l->server->rings ? rings_drain(l->server->rings, until) : 0;
+	if (err)
+		return err;
+	for (;;) {
+		is_seen = is_seen || background_see(l, serving);
+		if (is_seen && is_served(l, serving))
+			return 0;
+		if (is_stopping(l))
+			return -ESHUTDOWN;
+		if (clock_monotonic_ns() > until)
+			return -ETIMEDOUT;
+		sleep_ns(look_again_ns);
+	}
+}
+
+/* --- the end --- */
 
 void loop_stop(struct loop *l)
 {
 	rings_stop(l->server->rings);
-	l->server->rings = NULL;
 	mutex_lock(&l->lock);
 	stop_begin(l);
 	for (;;) {
@@ -289,11 +408,11 @@ void loop_stop(struct loop *l)
 			if (!l->workers[i].is_reading)
 				continue;
 			is_one_reading = true;
-			tgkill(getpid(), l->workers[i].thread, LOOP_STOP_SIGNAL);
+			tgkill(getpid(), l->workers[i].thread, LOOP_SIGNAL);
 		}
 		if (!is_one_reading)
 			break;
-		waitq_wait_until(&l->reader_gone, &l->lock, clock_monotonic_ns() + stop_again_ns);
+		waitq_wait_until(&l->reader_gone, &l->lock, clock_monotonic_ns() + look_again_ns);
 	}
 	mutex_unlock(&l->lock);
 	/* No thread makes another one when it is time to stop. */
@@ -303,7 +422,15 @@ void loop_stop(struct loop *l)
 	}
 	if (l->heap_task)
 		task_join(l->heap_task);
-	sigaction(LOOP_STOP_SIGNAL, &l->signal_before, NULL);
+	sigaction(LOOP_SIGNAL, &l->signal_before, NULL);
+}
+
+void loop_free(struct loop *l)
+{
+	if (!l)
+		return;
+	rings_free(l->server->rings);
+	l->server->rings = NULL;
 	waitq_destroy(&l->reader_gone);
 	waitq_destroy(&l->heap_wake);
 	mutex_destroy(&l->lock);

@@ -41,7 +41,10 @@ void mount_server_free(struct mount_server *server);
  */
 int mount_serve(struct mount_server *server, void (*mounted)(void *ctx), void *ctx);
 
-/* Make all that the server was given durable. As long as the server and its filesystem are there. */
+/*
+ * Make all that the server was given durable, and what the kernel had begun to write back (syncfs(2)) when it was
+ * called. As long as the server and its filesystem are there.
+ */
 int mount_server_sync(struct mount_server *server);
 
 /*

@@ -26,6 +26,11 @@
  * kernel holds all requests back until each queue has an entry; so by then threads and rings must be there. If it then
  * refuses an entry after all it goes back to the device by itself.
  *
+ * Draining (loop.c): the kernel has a queue of what is to be written back for each processor, too. As long as there is
+ * something in it, at least one such request has been given to an entry of the queue, or waits for one. So it was empty
+ * when there was an entry that waited, none of its threads had such a request, and none got one until each that waited
+ * had come back, as one that had got it before would have come back with it.
+ *
  * The end: the kernel gives the entries back when the filesystem is unmounted. Where it isn't, threads that wait are
  * sent a signal, as in loop.c.
  */
@@ -95,6 +100,11 @@ struct ring_thread {
 	bool is_ready, has_ended;
 	/* Atomic: */
 	bool is_waiting;
+	bool is_background;	/* the request that it had last may be one that nobody waits for */
+	uint64_t turns;		/* times that it came back from waiting */
+	uint64_t background_nr; /* such requests */
+	/* For who drains: how they were. */
+	uint64_t seen_turns, seen_background_nr;
 };
 
 struct ring_queue {
@@ -117,6 +127,7 @@ struct rings {
 	struct mutex lock;
 	bool is_started;
 	struct waitq changed;
+	struct mutex drain_lock; /* before the lock */
 	unsigned queues_nr;
 	struct ring_queue queues[];
 };
@@ -243,6 +254,18 @@ static int wait_once(struct ring_thread *t, struct io_uring_cqe **cqe)
 	return err == -ETIME || err == -EINTR || err >= 0 ? -EAGAIN : err;
 }
 
+/* What comes of it is seen by who drains before it sees that the thread came back. */
+static void turn_end(struct ring_thread *t, bool has_request)
+{
+	struct fuse_in_header in;
+
+	memcpy(&in, t->header->in_out, sizeof(in));
+	bool is_background = has_request && loop_is_background(in.opcode);
+	__atomic_store_n(&t->is_background, is_background, __ATOMIC_SEQ_CST);
+	__atomic_fetch_add(&t->background_nr, is_background, __ATOMIC_SEQ_CST);
+	__atomic_fetch_add(&t->turns, 1, __ATOMIC_SEQ_CST);
+}
+
 /* Until the kernel has put a request into the entry: 0. Or an error of the command; -ECANCELED: it is time to stop. */
 static int request_wait(struct ring_thread *t)
 {
@@ -253,6 +276,7 @@ static int request_wait(struct ring_thread *t)
 	while (!is_stopping(t->queue->rings)) {
 		int err = wait_once(t, &cqe);
 
+		turn_end(t, !err && !cqe->res);
 		if (err == -EAGAIN)
 			continue;
 		res = err ? err : cqe->res;
@@ -320,7 +344,7 @@ static void thread_run(void *arg)
 	struct rings *r = t->queue->rings;
 	int err = thread_prepare(t);
 
-	loop_stop_signal_hear();
+	loop_signal_hear();
 	mutex_lock(&r->lock);
 	t->thread = gettid();
 	t->is_ready = !err;
@@ -414,6 +438,7 @@ int rings_new(struct mount_server *s, void (*noted)(void *ctx), void *ctx, struc
 	r->server = s;
 	r->noted = noted;
 	r->ctx = ctx;
+	mutex_init_ranked(&r->drain_lock, LOCK_OUTERMOST);
 	mutex_init(&r->lock);
 	waitq_init(&r->changed);
 	r->queues_nr = queues_nr;
@@ -435,6 +460,7 @@ int rings_new(struct mount_server *s, void (*noted)(void *ctx), void *ctx, struc
 	mutex_unlock(&r->lock);
 	if (!is_whole) {
 		rings_stop(r);
+		rings_free(r);
 		return -EOPNOTSUPP;
 	}
 	*rings = r;
@@ -450,6 +476,86 @@ void rings_start(struct rings *r, int fd)
 	mutex_unlock(&r->lock);
 }
 
+/* --- draining --- */
+
+/* Those that wait, and haven't come back since they were seen, are called. Under the lock. True: there are none. */
+static bool threads_are_back(struct rings *r)
+{
+	bool is_over = true;
+
+	for (unsigned i = 0; i < r->queues_nr; i++) {
+		for (unsigned k = 0; k < r->queues[i].threads_nr; k++) {
+			struct ring_thread *t = r->queues[i].threads[k];
+
+			if (t->has_ended || !__atomic_load_n(&t->is_waiting, __ATOMIC_SEQ_CST) ||
+			    __atomic_load_n(&t->turns, __ATOMIC_SEQ_CST) != t->seen_turns)
+				continue;
+			is_over = false;
+			tgkill(getpid(), t->thread, LOOP_SIGNAL);
+		}
+	}
+	return is_over;
+}
+
+/* Has the queue an entry that waits, and had no background request since it was seen? Under the lock. */
+static bool queue_was_quiet(const struct ring_queue *q)
+{
+	bool has_entry = false;
+
+	for (unsigned k = 0; k < q->threads_nr; k++) {
+		const struct ring_thread *t = q->threads[k];
+
+		if (__atomic_load_n(&t->is_background, __ATOMIC_SEQ_CST) ||
+		    __atomic_load_n(&t->background_nr, __ATOMIC_SEQ_CST) != t->seen_background_nr)
+			return false;
+		has_entry |= __atomic_load_n(&t->is_waiting, __ATOMIC_SEQ_CST);
+	}
+	return has_entry;
+}
+
+/* See how the threads are, and have all of them come back. True: the kernel had nothing that it was to write back. */
+static bool is_drained(struct rings *r)
+{
+	bool is_drained = true;
+
+	mutex_lock(&r->lock);
+	for (unsigned i = 0; i < r->queues_nr; i++) {
+		for (unsigned k = 0; k < r->queues[i].threads_nr; k++) {
+			struct ring_thread *t = r->queues[i].threads[k];
+
+			is_drained &= !__atomic_load_n(&t->is_background, __ATOMIC_SEQ_CST);
+			t->seen_background_nr = __atomic_load_n(&t->background_nr, __ATOMIC_SEQ_CST);
+			t->seen_turns = __atomic_load_n(&t->turns, __ATOMIC_SEQ_CST);
+		}
+	}
+	while (!is_stopping(r) && !threads_are_back(r))
+		waitq_wait_until(&r->changed, &r->lock, clock_monotonic_ns() + NS_PER_MS);
+	for (unsigned i = 0; i < r->queues_nr; i++)
+		is_drained &= queue_was_quiet(&r->queues[i]);
+	mutex_unlock(&r->lock);
+	return is_drained;
+}
+
+int rings_drain(struct rings *r, uint64_t until_ns)
+{
+	int err = 0;
+
+	mutex_lock(&r->lock);
+	bool is_started = r->is_started;
+	mutex_unlock(&r->lock);
+	if (!is_started)
+		return 0;
+	mutex_lock(&r->drain_lock);
+	while (!is_drained(r) && !err) {
+		err = is_stopping(r) ? -ESHUTDOWN : clock_monotonic_ns() > until_ns ? -ETIMEDOUT : 0;
+		sleep_ns(NS_PER_MS);
+	}
+	mutex_unlock(&r->drain_lock);
+	return err;
+}
+
+/* --- the end --- */
+
 /* Those that wait for a request are sent a signal. Under the lock. True: all have ended. */
 static bool threads_call_to_end(struct rings *r)
 {
@@ -463,7 +569,7 @@ static bool threads_call_to_end(struct rings *r)
 				continue;
 			is_over = false;
 			if (__atomic_load_n(&t->is_waiting, __ATOMIC_SEQ_CST))
-				tgkill(getpid(), t->thread, LOOP_STOP_SIGNAL);
+				tgkill(getpid(), t->thread, LOOP_SIGNAL);
 		}
 	}
 	return is_over;
@@ -479,13 +585,20 @@ void rings_stop(struct rings *r)
 	while (!threads_call_to_end(r))
 		waitq_wait_until(&r->changed, &r->lock, clock_monotonic_ns() + NS_PER_MS);
 	mutex_unlock(&r->lock);
-	for (unsigned i = 0; i < r->queues_nr; i++) {
-		for (unsigned k = 0; k < r->queues[i].threads_nr; k++) {
+	for (unsigned i = 0; i < r->queues_nr; i++)
+		for (unsigned k = 0; k < r->queues[i].threads_nr; k++)
 			task_join(r->queues[i].threads[k]->task);
+}
+
+void rings_free(struct rings *r)
+{
+	if (!r)
+		return;
+	for (unsigned i = 0; i < r->queues_nr; i++)
+		for (unsigned k = 0; k < r->queues[i].threads_nr; k++)
 			free(r->queues[i].threads[k]);
-		}
-	}
 	waitq_destroy(&r->changed);
 	mutex_destroy(&r->lock);
+	mutex_destroy(&r->drain_lock);
 	free(r);
 }

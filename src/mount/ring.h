@@ -16,8 +16,14 @@ struct rings;
 int rings_new(struct mount_server *s, void (*noted)(void *ctx), void *ctx, struct rings **rings);
 /* The kernel was promised it, on @fd, in the answer to INIT. */
 void rings_start(struct rings *r, int fd);
-/* Requests under way are finished, no more are taken. Frees @r. NULL is fine. */
+/*
+ * Wait until what the kernel was to write back has been answered, or until then. 0, -ETIMEDOUT, or -ESHUTDOWN. At any
+ * time before rings_free().
+ */
+int rings_drain(struct rings *r, uint64_t until_ns);
+/* Requests under way are finished, no more are taken. NULL is fine. */
 void rings_stop(struct rings *r);
+void rings_free(struct rings *r); /* likewise */
 
 /*
  * Whether @iov, an answer as it would be written to the kernel's device, is that to the request that this thread has

@@ -53,6 +53,7 @@
 
 #include "base/util.h"
 #include "mount/atime.h"
+#include "mount/loop.h"
 #include "mount/prune.h"
 #include "mount/session.h"
 
@@ -190,7 +191,7 @@ static void serve_init(void *userdata, struct fuse_conn_info *conn)
 	conn->max_write = REQUEST_BYTES_MAX;
 	conn->max_readahead = READ_AHEAD_BYTES;
 	/* What reads ahead and writes back waits in the kernel beyond that: each takes up to two MiB here. */
-	conn->max_background = 16;
+	conn->max_background = BACKGROUND_MAX;
 	conn->congestion_threshold = 12;
 }
 
@@ -266,6 +267,7 @@ void mount_server_free(struct mount_server *s)
 	mutex_destroy(&s->buffers_lock);
 	mutex_destroy(&s->failed_lock);
 	atimes_free(s->atimes);
+	loop_free(s->loop);
 	free(s->failed);
 	nodes_free(s->nodes);
 	free(s);
@@ -282,8 +284,10 @@ int mount_serve(struct mount_server *s, void (*mounted)(void *ctx), void *ctx)
 
 int mount_server_sync(struct mount_server *s)
 {
+	int drain_err = loop_drain(__atomic_load_n(&s->loop, __ATOMIC_ACQUIRE));
 	atimes_write(s->atimes);
-	return kiln_sync(s->fs);
+	int err = kiln_sync(s->fs);
+	return err ? err : drain_err;
 }
 
 void mount_server_failed(struct mount_server *s)

@@ -18,6 +18,7 @@
 enum {
 	REQUEST_BYTES_MAX = 1 << 20, /* of data in one read or write */
 	READ_AHEAD_BYTES = 2 << 20,
+	BACKGROUND_MAX = 16, /* requests of the page cache that the kernel has under way */
 	BUFFERS_IDLE_MAX = 16,
 };
 
@@ -32,6 +33,7 @@ struct mount_server {
 	struct nodes *nodes;
 	const struct mount_options *options;
 	struct fuse_session *session;
+	struct loop *loop;     /* once it serves; atomic */
 	struct pruner *pruner; /* prune.c; NULL: none */
 	/* protocol.c: of the first request; the kernel sends no other before it is answered. */
 	bool has_killpriv_v2;

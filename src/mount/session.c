@@ -88,6 +88,7 @@ static volatile int events_write_fd = -1;
 static const int end_signals[] = { SIGTERM, SIGINT, SIGHUP };
 
 struct ending {
+	struct loop *loop;
 	dev_t device; /* as the mount table has it */
 	struct task *task;
 };
@@ -175,8 +176,8 @@ static int unmount(const char *mountpoint, bool is_lazy)
 	return WIFEXITED(status) && !WEXITSTATUS(status) ? 0 : -EBUSY;
 }
 
-/* Have the kernel write back what it has cached of the mount. */
-static void write_back_cached(const char *mountpoint)
+/* Have the kernel write back what it has cached of the mount, and wait for it. */
+static void write_back_cached(struct loop *loop, const char *mountpoint)
 {
 	int fd = open(mountpoint, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
@@ -185,6 +186,9 @@ static void write_back_cached(const char *mountpoint)
 	if (syncfs(fd))
 		fuse_log(FUSE_LOG_ERR, "what was cached can't be written back: %s", strerror(errno));
 	close(fd);
+	/* After a second signal it is as that asked for. */
+	if (loop_drain(loop) == -ETIMEDOUT)
+		fuse_log(FUSE_LOG_ERR, "what was cached isn't all written back, as so much is read and written");
 }
 
 /* Whoever looks a path up, or at what others have open, holds a mount for a moment. That is no use of it. */
@@ -224,14 +228,16 @@ static char *mounted_last(dev_t device)
 	return last;
 }
 
-static int end_mount_at(const char *mountpoint)
+static int end_mount_at(struct loop *loop, const char *mountpoint)
 {
+	/* Where it is in use in another namespace as well, unmounting writes nothing back. */
+	write_back_cached(loop, mountpoint);
 	int err = unmount_unless_in_use(mountpoint);
 
 	if (err == -EBUSY) {
 		fuse_log(FUSE_LOG_WARNING,
 			 "%s is in use: it is unmounted all the same, and what is open there gives errors", mountpoint);
-		write_back_cached(mountpoint);
+		write_back_cached(loop, mountpoint);
 		err = unmount(mountpoint, true);
 	}
 	if (err)
@@ -245,9 +251,8 @@ static void end_mount(void *arg)
 	char *mountpoint;
 	int err = 0;
 
-	/* The last one that goes has the kernel write back what it has cached. */
 	while (!err && (mountpoint = mounted_last(e->device))) {
-		err = end_mount_at(mountpoint);
+		err = end_mount_at(e->loop, mountpoint);
 		free(mountpoint);
 	}
 	/* Unmounted, serving ends by itself; where files are still open it must be told. */
@@ -294,9 +299,12 @@ static void remount_try(struct remount *r, const char *mountpoint)
 	}
 	/* Both calls ask this server: who waits for them must not be a part of it, or it might never die. */
 	r->child = fork();
-	if (!r->child)
+	if (!r->child) {
+		/* As long as it had the session's descriptor, its own request would be waited for. */
+		close_range(STDERR_FILENO + 1, ~0u, 0);
 		_exit(mount(NULL, mountpoint, NULL, mount_flags(mountpoint) | MS_REMOUNT | MS_RDONLY, NULL) ? errno
 													    : 0);
+	}
 	if (r->child < 0)
 		r->child = 0;
 }
@@ -358,10 +366,12 @@ static int serve(struct mount_server *s, int events_fd, void (*mounted)(void *ct
 	struct ending ending = { .device = device_of(s->options->mountpoint) };
 	struct remount remount = { 0 };
 	bool is_over = false;
-	struct loop *loop;
+	struct loop *loop = NULL;
 
 	prune_start(s);
 	int err = loop_start(s, on_served, NULL, &loop);
+	__atomic_store_n(&s->loop, loop, __ATOMIC_RELEASE);
+	ending.loop = loop;
 	if (err) {
 		prune_stop(s);
 		prune_free(s);

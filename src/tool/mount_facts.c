@@ -236,11 +236,22 @@ static int do_sync(struct mount_facts_of *f, json_t *reply) { return mount_serve
 static const struct {
 	const char *name;
 	int (*fn)(struct mount_facts_of *f, json_t *reply); /* adds to @reply; 0 or a negative errno */
+	int ending_err;					    /* what it comes to when the server is ending */
 } control_commands[] = {
-	{ "status", add_status },
-	{ "debug", add_debug },
-	{ "sync", do_sync },
+	{ "status", add_status, 0 },
+	{ "debug", add_debug, 0 },
+	{ "sync", do_sync, -ESHUTDOWN },
 };
+
+static const char *error_text(int err)
+{
+	switch (err) {
+	case -EINVAL: return "unknown command";
+	case -ESHUTDOWN: return "it has been unmounted: all is durable when it has ended";
+	case -ETIMEDOUT: return "so much is written and read that what is cached can't be waited for";
+	default: return strerror(-err);
+	}
+}
 
 static json_t *answer(struct mount_facts_of *f, const char *request)
 {
@@ -253,10 +264,10 @@ static json_t *answer(struct mount_facts_of *f, const char *request)
 
 	for (size_t i = 0; name && i < ARRAY_NR(control_commands); i++)
 		if (!strcmp(name, control_commands[i].name))
-			err = f->is_ending ? 0 : control_commands[i].fn(f, reply);
+			err = f->is_ending ? control_commands[i].ending_err : control_commands[i].fn(f, reply);
 	json_object_set_new(reply, "ok", json_boolean(!err));
 	if (err)
-		json_object_set_new(reply, "error", json_string(err == -EINVAL ? "unknown command" : strerror(-err)));
+		json_object_set_new(reply, "error", json_string(error_text(err)));
 	json_decref(parsed);
 	return reply;
 }

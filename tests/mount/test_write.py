@@ -1684,6 +1684,37 @@ def signals_end_it_wherever_it_is_mounted(to):
             assert read(fs.path("sub", os.path.basename(name))) == b"CACHED" + b"cached" * 999
 
 
+def signals_write_back_what_open_files_have(to):
+    """However long the device takes."""
+    fs = FaultyFilesystem(to)
+    fs.mount()
+    fd, data = os.open(fs.path("f"), os.O_CREAT | os.O_RDWR), os.urandom(8 << 20)
+    os.write(fd, data)
+    fs.slow("write", 2000, 4)
+    fs.server.send_signal(signal.SIGTERM)
+    _, err = fs.server.communicate(timeout=WAIT_S)
+    assert fs.server.returncode == 0 and b"is in use" in err, err
+    with contextlib.suppress(OSError):
+        os.close(fd)
+    fs.mount()
+    assert read(fs.path("f")) == data
+    assert fs.end()[0] == 0
+
+
+def signals_write_back_what_other_namespaces_have_open(to):
+    fs = Filesystem(to)
+    fs.mount()
+    hold = "import os, sys; os.write(os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY), b'cached'); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(["unshare", "--mount", "--propagation", "private", sys.executable, "-c", hold, fs.path("f")],
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"\n"
+        fs.server.send_signal(signal.SIGTERM)
+        fs.ended()
+        holder.stdin.close()
+    with fs:
+        assert read(fs.path("f")) == b"cached"
+
+
 def a_mount_that_is_looked_at_for_a_moment_is_not_in_use(to):
     with Filesystem(to) as fs:
         fd = os.open(fs.directory, os.O_PATH)
@@ -1912,9 +1943,32 @@ def requests_come_through_io_uring_where_the_kernel_offers_it(to):
                 write(fs.path("f"), b"x" * 5000)
                 assert read(fs.path("f")) == b"x" * 5000
         for case in (who_waits_for_a_flush_holds_up_nobody_else, direct_and_buffered_io_agree, many_threads_write_and_read_their_files,
-                     signals_write_back_what_is_cached, a_server_may_die_under_load, who_finds_it_in_use_is_told_where):
+                     signals_write_back_what_is_cached, a_server_may_die_under_load,
+                     sync_waits_until_the_kernel_has_written_back, who_finds_it_in_use_is_told_where):
             os.mkdir(os.path.join(to, case.__name__))
             case(os.path.join(to, case.__name__))
+
+
+def sync_waits_until_the_kernel_has_written_back(to):
+    """syncfs() doesn't. The image lies on a filesystem whose device is slow."""
+    below = FaultyFilesystem(os.path.join(to, "below"), size="1G")
+    below.mount()
+    fs = Filesystem(below.path("above"))
+    fs.directory = to
+    fs.mount()
+    # Not open here: a child that is made writes it back when it closes what it has inherited.
+    hold = "import os, sys; os.write(os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY), b'cached' * 5000000); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", hold, fs.path("f")], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"\n"
+        below.slow("write", 300, 12)
+        status, _, err = doors.run([KILN, "sync", fs.directory])
+        assert status == 0, err
+        below.tell("clear")
+        fs.kill()
+        holder.stdin.close()
+    with fs:
+        assert read(fs.path("f")) == b"cached" * 5000000
+    assert below.end()[0] == 0
 
 
 def sync_tells_what_had_no_room_and_makes_the_rest_durable(to):
@@ -1969,6 +2023,8 @@ def a_server_that_takes_long_to_end_says_so(to):
     write(fs.path("f"), b"x" * 10000)
     below.slow("flush", 13000, 1)
     umount(fs.directory)
+    status, out, err = doors.run([KILN, "sync", fs.image])
+    assert status == 1 and "has been unmounted" in err, (status, err)
     status, out, err = doors.run([KILN, "ls", fs.image, "/"])
     assert status == 0 and "waiting for the last mount of %s to end" % fs.image in err, (status, err)
     said = fs.ended()
@@ -2180,6 +2236,7 @@ CASES = [
     what_the_system_syncs_is_durable_soon,
     who_waits_for_a_flush_holds_up_nobody_else,
     requests_come_through_io_uring_where_the_kernel_offers_it,
+    sync_waits_until_the_kernel_has_written_back,
     sync_tells_what_had_no_room_and_makes_the_rest_durable,
     opening_waits_for_the_last_server,
     a_server_that_takes_long_to_end_says_so,
@@ -2236,6 +2293,8 @@ CASES = [
     a_second_signal_ends_it_though_much_is_cached,
     what_was_mounted_there_before_stays,
     signals_end_it_wherever_it_is_mounted,
+    signals_write_back_what_open_files_have,
+    signals_write_back_what_other_namespaces_have_open,
     a_mount_that_is_looked_at_for_a_moment_is_not_in_use,
 ]
 
