@@ -71,16 +71,16 @@ void serve_read(fuse_req_t req, fuse_ino_t id, size_t size, off_t offset, struct
 }
 
 /*
- * A write from the page cache: whoever wrote was told "done" long ago, and the kernel has seen to times and setuid. It
- * doesn't look how much of it was written, so all of it must be, or it fails.
+ * A write from the page cache: whoever wrote was told "done" long ago, and the kernel has seen to setuid and, where it
+ * collects writes, to times. It doesn't look how much of it was written, so all of it must be, or it fails.
  */
-static ssize_t write_back(kiln_fs *fs, struct kiln_node node, const char *buf, size_t size, uint64_t offset)
+static ssize_t write_back(struct mount_server *s, struct kiln_node node, const char *buf, size_t size, uint64_t offset)
 {
+	unsigned flags = KILN_WRITE_KEEP_SETID | (s->has_quotas ? 0 : KILN_WRITE_KEEP_TIMES);
 	size_t done = 0;
 
 	while (done < size) {
-		ssize_t n = kiln_write_with(fs, node, offset + done, buf + done, size - done,
-					    KILN_WRITE_KEEP_TIMES | KILN_WRITE_KEEP_SETID);
+		ssize_t n = kiln_write_with(s->fs, node, offset + done, buf + done, size - done, flags);
 		if (n <= 0)
 			return n ? n : -EIO;
 		done += (size_t)n;
@@ -155,7 +155,7 @@ void serve_write(fuse_req_t req, fuse_ino_t id, const char *buf, size_t size, of
 	/* Pages come from the kernel, whoever wrote to them. */
 	if (fi->writepage && server_of(req)->has_quotas)
 		kiln_quota_privileged(fs, false);
-	ssize_t n = fi->writepage ? write_back(fs, node, buf, size, (uint64_t)offset)
+	ssize_t n = fi->writepage ? write_back(server_of(req), node, buf, size, (uint64_t)offset)
 				  : kiln_write_with(fs, node, (uint64_t)offset, buf, size, flags);
 	if (n < 0 && fi->writepage)
 		failure_note(server_of(req), node, (int)-n);

@@ -1180,6 +1180,20 @@ def quotas_hold_for_users_and_not_for_root(to):
         assert as_user(1234, lambda: write(fs.path("file"), b"x" * 100000, os.O_WRONLY | os.O_APPEND)) == errno.EDQUOT
 
 
+def mappings_change_times_with_quotas_too(to):
+    with Filesystem(to, format_options=["--usrquota"]) as fs:
+        write(fs.path("f"), b"x" * 8192)
+        before = os.stat(fs.path("f"))
+        time.sleep(TICK_S)
+        fd = os.open(fs.path("f"), os.O_RDWR)
+        with mmap.mmap(fd, 8192) as m:
+            m[0:3] = b"abc"
+            m.flush()
+        os.close(fd)
+        after = os.stat(fs.path("f"))
+        assert after.st_mtime_ns > before.st_mtime_ns and after.st_ctime_ns > before.st_ctime_ns
+
+
 def a_full_filesystem_is_told_once_and_goes_on(to):
     with Filesystem(to, size="64M") as fs:
         fd = os.open(fs.path("big"), os.O_CREAT | os.O_WRONLY)
@@ -2279,6 +2293,7 @@ CASES = [
     flags_and_the_project_are_set_by_the_newer_call_too,
     options_of_files_are_attributes,
     quotas_hold_for_users_and_not_for_root,
+    mappings_change_times_with_quotas_too,
     a_full_filesystem_is_told_once_and_goes_on,
     an_error_of_writing_back_is_told_and_then_over,
     close_tells_what_setting_times_has_swallowed,
