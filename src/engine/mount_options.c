@@ -8,10 +8,11 @@
 
 /* Options of mount(8) itself and of fstab that mean nothing to the filesystem. */
 static const char *const generic_options[] = {
-	"defaults",   "noatime", "relatime", "atime",  "nodiratime", "diratime", "strictatime", "lazytime",
-	"nolazytime", "dev",	 "nodev",    "suid",   "nosuid",     "exec",	 "noexec",	"auto",
-	"noauto",     "user",	 "nouser",   "users",  "owner",	     "group",	 "nofail",	"_netdev",
-	"sync",	      "async",	 "mand",     "nomand", "silent",     "loud",
+	"defaults", "noatime",	  "relatime", "atime",	    "nodiratime", "diratime",	   "strictatime",
+	"lazytime", "nolazytime", "dev",      "nodev",	    "suid",	  "nosuid",	   "exec",
+	"noexec",   "auto",	  "noauto",   "user",	    "nouser",	  "users",	   "owner",
+	"group",    "nofail",	  "_netdev",  "sync",	    "async",	  "mand",	   "nomand",
+	"silent",   "loud",	  "iversion", "noiversion", "norelatime", "nostrictatime",
 };
 
 static bool is_generic(const char *name)
@@ -19,7 +20,7 @@ static bool is_generic(const char *name)
 	for (size_t i = 0; i < ARRAY_NR(generic_options); i++)
 		if (!strcmp(name, generic_options[i]))
 			return true;
-	return !strncmp(name, "x-", 2);
+	return !strncmp(name, "x-", 2) || !strncmp(name, "X-", 2) || !strcmp(name, "comment");
 }
 
 /* What options of mount(8) are called here, and other short names. */

@@ -45,7 +45,7 @@
 #include "mount/ring.h"
 
 enum {
-	THREADS_MAX = 256, /* requests that wait for something at once */
+	THREADS_MAX = 1024, /* requests that wait for something at once */
 	READERS_MAX = 16,
 	READERS_MIN = 4,
 	BUFFERS_PARKED_MAX = 4,

@@ -74,7 +74,7 @@ _Static_assert(sizeof(struct command) == 24 && sizeof(struct entry_header) == 28
 
 enum {
 	QUEUES_MAX = 256,
-	THREADS_MAX = 128, /* of one queue */
+	THREADS_MAX = 1024, /* of one queue */
 	IDLE_MIN = 2,
 	PAGE_BYTES = 4096,
 	LARGE_BYTES = 64 << 10,

@@ -156,6 +156,8 @@ void server_forget(struct mount_server *s, uint64_t id, uint64_t count)
 	if (!nodes_forget(s->nodes, id, count, &node))
 		return;
 	atimes_forget(s->atimes, node);
+	/* Who gets its number is another. */
+	failure_take(s, node);
 	kiln_release(s->fs, node);
 }
 
@@ -257,6 +259,7 @@ struct mount_server *mount_server_new(kiln_fs *fs, const struct mount_options *o
 		s->atimes = atimes_new(fs, options->atime == MOUNT_STRICTATIME);
 	mutex_init(&s->buffers_lock);
 	mutex_init(&s->failed_lock);
+	mutex_init(&s->seeks_lock);
 	return s;
 }
 
@@ -266,6 +269,7 @@ void mount_server_free(struct mount_server *s)
 		free(s->buffers[--s->buffers_nr]);
 	mutex_destroy(&s->buffers_lock);
 	mutex_destroy(&s->failed_lock);
+	mutex_destroy(&s->seeks_lock);
 	atimes_free(s->atimes);
 	loop_free(s->loop);
 	free(s->failed);

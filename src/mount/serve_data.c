@@ -113,8 +113,7 @@ static void failure_note(struct mount_server *s, struct kiln_node node, int erro
 	mutex_unlock(&s->failed_lock);
 }
 
-/* The error that is to be told of @node, which it then has been; or 0. */
-static int failure_take(struct mount_server *s, struct kiln_node node)
+int failure_take(struct mount_server *s, struct kiln_node node)
 {
 	int error = 0;
 
@@ -195,23 +194,85 @@ void serve_fsync(fuse_req_t req, fuse_ino_t id, int is_datasync, struct fuse_fil
 /*
  * Where data is, is asked of us, but what was written lately is in the page cache and nobody else knows of it. So the
  * cache is emptied first, which writes it back. No lock on pages is held by who asks.
+ *
+ * The kernel returns from that when threads of ours have served the writes. So that these find one, only so many seek
+ * at a time; what others ask waits in a list without a thread, until one of those is done with its own. A request from
+ * a ring (ring.c) must be answered by the thread that got it, so there the kernel is told that no more can be asked:
+ * from then on it takes all of each file for data, which is never wrong.
  */
+struct seek {
+	struct seek *next;
+	fuse_req_t req;
+	fuse_ino_t id;
+	struct kiln_node node;
+	off_t offset;
+	int whence;
+};
+
+static void seek_serve(struct mount_server *s, const struct seek *k)
+{
+	if (!s->options->is_readonly)
+		fuse_lowlevel_notify_inval_inode(s->session, k->id, 0, 0);
+	int64_t found = k->whence == SEEK_DATA	 ? kiln_seek_data(s->fs, k->node, (uint64_t)k->offset)
+			: k->whence == SEEK_HOLE ? kiln_seek_hole(s->fs, k->node, (uint64_t)k->offset)
+						 : -EINVAL;
+	if (found < 0)
+		fuse_reply_err(k->req, (int)-found);
+	else
+		fuse_reply_lseek(k->req, found);
+}
+
+/* True: this thread serves it now. False: it waits in the list, or was refused. */
+static bool seek_begin(struct mount_server *s, const struct seek *k)
+{
+	bool is_of_ring = ring_answer_buffer();
+	struct seek *waiting = NULL;
+
+	mutex_lock(&s->seeks_lock);
+	bool is_now = s->seeks_nr < SEEKS_MAX;
+	if (is_now)
+		s->seeks_nr++;
+	else if (!is_of_ring && (waiting = malloc(sizeof(*waiting)))) {
+		*waiting = *k;
+		*(s->seeks_last ? &s->seeks_last->next : &s->seeks_first) = waiting;
+		s->seeks_last = waiting;
+	}
+	mutex_unlock(&s->seeks_lock);
+	if (!is_now && !waiting)
+		fuse_reply_err(k->req, is_of_ring ? ENOSYS : ENOMEM);
+	return is_now;
+}
+
+/* The next one that waits; NULL: there is none, and this thread is done. */
+static struct seek *seek_next(struct mount_server *s)
+{
+	mutex_lock(&s->seeks_lock);
+	struct seek *k = s->seeks_first;
+	if (k)
+		s->seeks_first = k->next;
+	else
+		s->seeks_nr--;
+	if (!s->seeks_first)
+		s->seeks_last = NULL;
+	mutex_unlock(&s->seeks_lock);
+	return k;
+}
+
 void serve_lseek(fuse_req_t req, fuse_ino_t id, off_t offset, int whence, struct fuse_file_info *fi)
 {
-	struct kiln_node node;
+	struct seek k = { .req = req, .id = id, .offset = offset, .whence = whence }, *next;
+	struct mount_server *s = server_of(req);
 
 	(void)fi;
-	if (!request_node(req, id, &node))
+	if (!request_node(req, id, &k.node))
 		return;
-	if (!server_of(req)->options->is_readonly)
-		fuse_lowlevel_notify_inval_inode(server_of(req)->session, id, 0, 0);
-	int64_t found = whence == SEEK_DATA   ? kiln_seek_data(server_of(req)->fs, node, (uint64_t)offset)
-			: whence == SEEK_HOLE ? kiln_seek_hole(server_of(req)->fs, node, (uint64_t)offset)
-					      : -EINVAL;
-	if (found < 0)
-		fuse_reply_err(req, (int)-found);
-	else
-		fuse_reply_lseek(req, found);
+	if (!seek_begin(s, &k))
+		return;
+	seek_serve(s, &k);
+	while ((next = seek_next(s))) {
+		seek_serve(s, next);
+		free(next);
+	}
 }
 
 /* --- what takes setuid and setgid away, besides writing --- */

@@ -111,7 +111,7 @@ static int dir_add(void *ctx, const struct kiln_dirent *d)
 
 		/* An entry whose inode can't be read is listed without attributes: asking for it gives the error. */
 		if (!is_dot && !kiln_stat(r->server->fs, d->node, &st) && entry_fill(r->server, &st, &e))
-			return -1;
+			return -ENOMEM;
 		need = fuse_add_direntry_plus(r->req, r->buf + r->used, r->size - r->used, d->name, &e,
 					      (off_t)d->next_cookie);
 		if (need > r->size - r->used && e.ino)

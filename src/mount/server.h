@@ -20,6 +20,7 @@ enum {
 	READ_AHEAD_BYTES = 2 << 20,
 	BACKGROUND_MAX = 16, /* requests of the page cache that the kernel has under way */
 	BUFFERS_IDLE_MAX = 16,
+	SEEKS_MAX = 16, /* at a time (serve_data.c) */
 };
 
 /* A file of which not all that was written could be written back, and nobody has been told yet. */
@@ -45,6 +46,9 @@ struct mount_server {
 	struct mutex buffers_lock;
 	void *buffers[BUFFERS_IDLE_MAX];
 	unsigned buffers_nr;
+	struct mutex seeks_lock;
+	unsigned seeks_nr;
+	struct seek *seeks_first, *seeks_last; /* that wait, without a thread */
 	struct mutex failed_lock;
 	struct failed_file *failed;
 	size_t failed_nr;      /* looked at without the lock, too */
@@ -66,6 +70,8 @@ int entry_fill(struct mount_server *s, const struct kiln_stat *st, struct fuse_e
 /* Answer with an entry of @st, or with @err. */
 void reply_entry(fuse_req_t req, int err, const struct kiln_stat *st);
 void reply_attr(fuse_req_t req, int err, const struct kiln_stat *st);
+/* serve_data.c: the error of writing back that is to be told of @node, which it then has been; or 0. */
+int failure_take(struct mount_server *s, struct kiln_node node);
 /* The kernel forgets references that it had, or never got. */
 void server_forget(struct mount_server *s, uint64_t id, uint64_t count);
 

@@ -235,11 +235,10 @@ static void mount_options_parse_as_in_fstab(void **state)
 	bool is_set[OPT_NR] = { false };
 	char why[KILN_ERROR_BYTES];
 
-	assert_int_equal(
-		mount_options_parse(
-			"defaults,ro,noacl,degraded,errors=continue,nochanges,sb=2056,quota,x-systemd.automount", NULL,
-			values, is_set, why),
-		0);
+	assert_int_equal(mount_options_parse("defaults,ro,noacl,degraded,errors=continue,nochanges,sb=2056,quota,"
+					     "x-systemd.automount,X-mount.mkdir,comment=mine,iversion,norelatime",
+					     NULL, values, is_set, why),
+			 0);
 	assert_true(is_set[OPT_ACL] && !values[OPT_ACL]);
 	assert_true(is_set[OPT_DEGRADED] && values[OPT_DEGRADED]);
 	assert_true(is_set[OPT_NOCHANGES] && values[OPT_NOCHANGES]);

@@ -817,7 +817,7 @@ def servers_without_room_for_threads_say_so_or_serve(to):
         except OSError as e:
             assert e.errno in (errno.ENOMEM, errno.EIO), e  # EIO: from writing back, so the kernel has it
 
-    for mib in range(160, 640, 16):
+    for mib in range(160, 1280, 32):
         limits = (mib << 20, mib << 20)
         p = subprocess.run([KILN, "mount", image, directory], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=WAIT_S,
                            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, limits))
@@ -1924,6 +1924,38 @@ def who_waits_for_a_flush_holds_up_nobody_else(to):
     fs.check()
 
 
+def threads_that_serve(fs):
+    folder = "/proc/%d/task" % fs.server.pid
+    return sum(read(os.path.join(folder, task, "comm")) in (b"mount\n", b"mount-ring\n") for task in os.listdir(folder))
+
+
+def many_who_look_for_holes_leave_threads_for_others(to):
+    """Each has the kernel write back first, for which threads of the server are needed."""
+    fs = FaultyFilesystem(to)
+    fs.mount()
+    nr = 300
+    fds = [os.open(fs.path("f%d" % i), os.O_CREAT | os.O_RDWR) for i in range(nr)]
+    for fd in fds:
+        os.write(fd, b"x" * 5000)
+    fs.slow("write", 100)
+    with concurrent.futures.ThreadPoolExecutor(nr) as pool:
+        done = [pool.submit(os.lseek, fd, 0, os.SEEK_HOLE) for fd in fds]
+        time.sleep(1)
+        threads = threads_that_serve(fs)
+        begin = time.monotonic()
+        assert not os.path.exists(fs.path("nothing"))
+        took = time.monotonic() - begin
+        fs.tell("clear")
+        assert [d.result() for d in done] == [5000] * nr
+    for fd in fds:
+        os.close(fd)
+    status, said = fs.end()
+    assert status == 0, said
+    assert threads < 100, threads
+    assert took < 0.3, took
+    fs.check()
+
+
 URING_PARAMETER = "/sys/module/fuse/parameters/enable_uring"
 
 
@@ -1958,7 +1990,7 @@ def requests_come_through_io_uring_where_the_kernel_offers_it(to):
                 assert read(fs.path("f")) == b"x" * 5000
         for case in (who_waits_for_a_flush_holds_up_nobody_else, direct_and_buffered_io_agree, many_threads_write_and_read_their_files,
                      signals_write_back_what_is_cached, a_server_may_die_under_load,
-                     sync_waits_until_the_kernel_has_written_back, who_finds_it_in_use_is_told_where):
+                     sync_waits_until_the_kernel_has_written_back, many_who_look_for_holes_leave_threads_for_others, who_finds_it_in_use_is_told_where):
             os.mkdir(os.path.join(to, case.__name__))
             case(os.path.join(to, case.__name__))
 
@@ -2249,6 +2281,7 @@ CASES = [
     writes_are_durable_at_once_where_that_is_asked_for,
     what_the_system_syncs_is_durable_soon,
     who_waits_for_a_flush_holds_up_nobody_else,
+    many_who_look_for_holes_leave_threads_for_others,
     requests_come_through_io_uring_where_the_kernel_offers_it,
     sync_waits_until_the_kernel_has_written_back,
     sync_tells_what_had_no_room_and_makes_the_rest_durable,
