@@ -25,6 +25,7 @@
 static const char *const rank_names[LOCK_RANK_NR] = {
 	[LOCK_UNORDERED] = "unordered",
 	[LOCK_OUTERMOST] = "outermost",
+	[LOCK_DRAIN] = "draining",
 	[LOCK_ATIMES] = "times of access",
 	[LOCK_USAGE] = "usage",
 	[LOCK_BATCHES] = "batches",

@@ -23,6 +23,7 @@ struct strbuf;
 enum lock_rank {
 	LOCK_UNORDERED, /* in order with all others, and may be held over any wait: for tests of the primitives */
 	LOCK_OUTERMOST, /* of programs and the mount, over calls of others */
+	LOCK_DRAIN,	/* of the mount, while what the kernel writes back is waited for */
 	LOCK_ATIMES,	/* of the mount, while one is written */
 	LOCK_USAGE,
 	LOCK_BATCHES,

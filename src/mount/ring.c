@@ -438,7 +438,7 @@ int rings_new(struct mount_server *s, void (*noted)(void *ctx), void *ctx, struc
 	r->server = s;
 	r->noted = noted;
 	r->ctx = ctx;
-	mutex_init_ranked(&r->drain_lock, LOCK_OUTERMOST);
+	mutex_init_ranked(&r->drain_lock, LOCK_DRAIN);
 	mutex_init(&r->lock);
 	waitq_init(&r->changed);
 	r->queues_nr = queues_nr;
