@@ -72,7 +72,6 @@ struct worker {
 
 struct loop {
 	struct mount_server *server;
-	struct fuse_session *session;
 	void (*ended)(void *ctx);
 	void *ctx;
 	struct sigaction signal_before;
@@ -170,6 +169,14 @@ void loop_signal_hear(void)
 	sigprocmask(SIG_UNBLOCK, &come_back, NULL);
 }
 
+/* Under the lock. */
+static void request_count(struct loop *l)
+{
+	l->requests_nr++;
+	if (l->is_heap_asleep)
+		waitq_wake_one(&l->heap_wake);
+}
+
 static void worker_run(void *arg)
 {
 	struct worker *w = arg;
@@ -181,13 +188,13 @@ static void worker_run(void *arg)
 	while (reader_become(w)) {
 		w->is_reading = true;
 		mutex_unlock(&l->lock);
-		int n = fuse_session_receive_buf(l->session, &w->buf);
+		int n = fuse_session_receive_buf(l->server->session, &w->buf);
 
 		mutex_lock(&l->lock);
 		w->is_reading = false;
 		w->is_called = false;
 		l->readers_nr--;
-		l->requests_nr++;
+		request_count(l);
 		w->requests_nr++;
 		w->is_background = n > 0 && loop_is_background(((struct fuse_in_header *)w->buf.mem)->opcode);
 		w->lacks_buffer = n == -ENOMEM;
@@ -199,11 +206,9 @@ static void worker_run(void *arg)
 			waitq_wake_all(&l->reader_gone);
 		else if (l->readers_nr < READERS_MIN && !w->lacks_buffer)
 			reader_call(l);
-		if (l->is_heap_asleep)
-			waitq_wake_one(&l->heap_wake);
 		mutex_unlock(&l->lock);
 		if (n > 0)
-			fuse_session_process_buf(l->session, &w->buf);
+			fuse_session_process_buf(l->server->session, &w->buf);
 		if (is_first_to_end)
 			l->ended(l->ctx);
 		mutex_lock(&l->lock);
@@ -245,9 +250,7 @@ static void request_note(void *ctx)
 	struct loop *l = ctx;
 
 	mutex_lock(&l->lock);
-	l->requests_nr++;
-	if (l->is_heap_asleep)
-		waitq_wake_one(&l->heap_wake);
+	request_count(l);
 	mutex_unlock(&l->lock);
 }
 
@@ -269,7 +272,6 @@ int loop_start(struct mount_server *s, void (*ended)(void *ctx), void *ctx, stru
 	if (!l)
 		return -ENOMEM;
 	l->server = s;
-	l->session = s->session;
 	l->ended = ended;
 	l->ctx = ctx;
 	mutex_init(&l->lock);
@@ -300,25 +302,28 @@ int loop_start(struct mount_server *s, void (*ended)(void *ctx), void *ctx, stru
 /* A request that a thread reads or serves: its number there; 0: none. */
 typedef uint64_t requests[THREADS_MAX];
 
+/* Call the threads that still read what @reading has; NULL: that read. Under the lock. False: there are none. */
+static bool readers_signal(struct loop *l, const uint64_t *reading)
+{
+	bool is_one_reading = false;
+
+	for (unsigned i = 0; i < l->workers_nr; i++) {
+		const struct worker *w = &l->workers[i];
+
+		if (!w->is_reading || (reading && w->requests_nr + 1 != reading[i]))
+			continue;
+		is_one_reading = true;
+		tgkill(getpid(), w->thread, LOOP_SIGNAL);
+	}
+	return is_one_reading;
+}
+
 /* Have the threads come back that were reading, as @reading has them. False: it is time to stop. */
 static bool readers_come_back(struct loop *l, const requests reading)
 {
-	bool is_one_reading = true;
-
 	mutex_lock(&l->lock);
-	while (is_one_reading && !l->is_stopping) {
-		is_one_reading = false;
-		for (unsigned i = 0; i < THREADS_MAX; i++) {
-			const struct worker *w = &l->workers[i];
-
-			if (!reading[i] || !w->is_reading || w->requests_nr + 1 != reading[i])
-				continue;
-			is_one_reading = true;
-			tgkill(getpid(), w->thread, LOOP_SIGNAL);
-		}
-		if (is_one_reading)
-			waitq_wait_until(&l->reader_gone, &l->lock, clock_monotonic_ns() + look_again_ns);
-	}
+	while (!l->is_stopping && readers_signal(l, reading))
+		waitq_wait_until(&l->reader_gone, &l->lock, clock_monotonic_ns() + look_again_ns);
 	bool is_stopping = l->is_stopping;
 	mutex_unlock(&l->lock);
 	return !is_stopping;
@@ -330,7 +335,7 @@ static bool readers_come_back(struct loop *l, const requests reading)
  */
 static bool background_see(struct loop *l, requests serving)
 {
-	struct pollfd kernel = { .fd = fuse_session_fd(l->session), .events = POLLIN };
+	struct pollfd kernel = { .fd = fuse_session_fd(l->server->session), .events = POLLIN };
 	requests reading = { 0 };
 
 	mutex_lock(&l->lock);
@@ -401,19 +406,8 @@ void loop_stop(struct loop *l)
 	rings_stop(l->server->rings);
 	mutex_lock(&l->lock);
 	stop_begin(l);
-	for (;;) {
-		bool is_one_reading = false;
-
-		for (unsigned i = 0; i < l->workers_nr; i++) {
-			if (!l->workers[i].is_reading)
-				continue;
-			is_one_reading = true;
-			tgkill(getpid(), l->workers[i].thread, LOOP_SIGNAL);
-		}
-		if (!is_one_reading)
-			break;
+	while (readers_signal(l, NULL))
 		waitq_wait_until(&l->reader_gone, &l->lock, clock_monotonic_ns() + look_again_ns);
-	}
 	mutex_unlock(&l->lock);
 	/* No thread makes another one when it is time to stop. */
 	for (unsigned i = 0; i < l->workers_nr; i++) {

@@ -426,7 +426,6 @@ static void deletion_task(void *arg)
 {
 	struct namespace *ns = arg;
 	struct deletions *d = &ns->write->deletions;
-
 	uint64_t done = 0; /* since there was nothing to do */
 
 	task_rank_set(TASK_DELETIONS);

@@ -1995,13 +1995,18 @@ def requests_come_through_io_uring_where_the_kernel_offers_it(to):
             case(os.path.join(to, case.__name__))
 
 
-def sync_waits_until_the_kernel_has_written_back(to):
-    """syncfs() doesn't. The image lies on a filesystem whose device is slow."""
+def mounted_above_another(to):
+    """Two filesystems, both mounted: the image of the second lies on the first, whose device does what it is told."""
     below = FaultyFilesystem(os.path.join(to, "below"), size="1G")
     below.mount()
     fs = Filesystem(below.path("above"))
     fs.directory = to
-    fs.mount()
+    return below, fs.mount()
+
+
+def sync_waits_until_the_kernel_has_written_back(to):
+    """syncfs() doesn't. The image lies on a filesystem whose device is slow."""
+    below, fs = mounted_above_another(to)
     # Not open here: a child that is made writes it back when it closes what it has inherited.
     hold = "import os, sys; os.write(os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY), b'cached' * 5000000); print(flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", hold, fs.path("f")], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
@@ -2061,11 +2066,7 @@ def opening_waits_for_the_last_server(to):
 
 def a_server_that_takes_long_to_end_says_so(to):
     """So does who waits for it. Its image lies on a filesystem whose device is slow."""
-    below = FaultyFilesystem(os.path.join(to, "below"), size="1G")
-    below.mount()
-    fs = Filesystem(below.path("above"))
-    fs.directory = to
-    fs.mount()
+    below, fs = mounted_above_another(to)
     write(fs.path("f"), b"x" * 10000)
     below.slow("flush", 13000, 1)
     umount(fs.directory)
