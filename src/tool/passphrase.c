@@ -13,7 +13,7 @@
 #include "tool/terminal.h"
 #include "tool/tool.h"
 
-enum { ATTEMPTS_MAX = 3, NEW_BYTES_MAX = 4096 };
+enum { ATTEMPTS_MAX = 3 };
 
 bool passphrase_fd_parse(const char *text, int *fd)
 {
@@ -32,15 +32,18 @@ bool passphrase_fd_parse(const char *text, int *fd)
  */
 static ssize_t read_line(int fd, char *buf, size_t size)
 {
+	char beyond; /* the newline of the longest line that has room */
 	size_t len = 0;
 
-	while (len < size) {
-		ssize_t n = read(fd, buf + len, 1);
+	while (len <= size) {
+		char *byte = len < size ? buf + len : &beyond;
+		ssize_t n = read(fd, byte, 1);
+
 		if (n < 0 && errno == EINTR && !tool_interrupted)
 			continue;
 		if (n < 0 || (!n && !len))
 			return n ? -errno : -ENODATA;
-		if (!n || buf[len] == '\n')
+		if (!n || *byte == '\n')
 			return (ssize_t)len;
 		len++;
 	}
@@ -163,12 +166,12 @@ static ssize_t new_on_terminal(char *buf, char *again, size_t size)
 
 char *passphrase_new(const struct passphrase_source *source, const char *option, size_t *len)
 {
-	char *buf = secret_alloc(NEW_BYTES_MAX), *again = secret_alloc(NEW_BYTES_MAX);
+	char *buf = secret_alloc(KILN_PASSPHRASE_BYTES_MAX), *again = secret_alloc(KILN_PASSPHRASE_BYTES_MAX);
 	ssize_t n = -ENOMEM;
 
 	if (buf && again)
-		n = passphrase_source_is_given(source) ? read_source(source, buf, NEW_BYTES_MAX)
-						       : new_on_terminal(buf, again, NEW_BYTES_MAX);
+		n = passphrase_source_is_given(source) ? read_source(source, buf, KILN_PASSPHRASE_BYTES_MAX)
+						       : new_on_terminal(buf, again, KILN_PASSPHRASE_BYTES_MAX);
 	secret_free(again);
 	if (n > 0) {
 		*len = (size_t)n;

@@ -87,12 +87,15 @@ static ssize_t byte_read(const struct quiet *q, char *byte)
 
 static ssize_t line_read(const struct quiet *q, char *buf, size_t size)
 {
-	for (size_t len = 0; len < size; len++) {
-		ssize_t n = byte_read(q, buf + len);
+	char beyond; /* the newline of the longest answer that has room */
+
+	for (size_t len = 0; len <= size; len++) {
+		char *byte = len < size ? buf + len : &beyond;
+		ssize_t n = byte_read(q, byte);
 
 		if (n < 0 || (!n && !len))
 			return n ? n : -ENODATA;
-		if (!n || buf[len] == '\n')
+		if (!n || *byte == '\n')
 			return (ssize_t)len;
 	}
 	return -ENAMETOOLONG;

@@ -116,6 +116,12 @@ def a_passphrase_is_set_changed_and_removed(work):
     assert b"wrong" in kiln("ls", "--passphrase-file", "-", image, says=b"first\n", status=FAILED).stderr
     kiln("remove-passphrase", "--passphrase-file", "-", image, says=b"second\n")
     assert is_open_without(image)
+    longest = bytes(i % 10 + ord("0") for i in range(4096))
+    assert b"too long" in kiln("set-passphrase", "--new-passphrase-file", "-", image, says=longest + b"x\n", status=FAILED).stderr
+    kiln("set-passphrase", "--new-passphrase-file", "-", image, says=longest + b"\n")
+    assert b"wrong" in kiln("ls", "--passphrase-file", "-", image, says=longest[:-1] + b"\n", status=FAILED).stderr
+    kiln("remove-passphrase", "--passphrase-file", "-", image, says=longest)
+    assert is_open_without(image)
     if QUICK:  # each derivation of a key takes long, and nothing of it is our code
         return
     if changes.has_upstream():
