@@ -23,7 +23,9 @@ static const char *const advice_files = "Copy what matters before anything is re
 static const char *const advice_nodes = "If there is another replica it serves; copy what matters.";
 static const char *const advice_size =
 	"Nothing is written to the filesystem before the device is as large again; copy what matters off it.";
-static const char *const advice_super = "A mount that writes renews it.";
+static const char *const advice_copy = "A mount that writes renews it.";
+static const char *const advice_layout =
+	"It tells where the copies are only when the superblock behind it is bad as well. Formatting alone writes it.";
 
 static const struct {
 	struct check_pass pass;
@@ -78,8 +80,10 @@ static const char *advice(const struct check_pass *pass, unsigned id)
 {
 	if (id == CHECK_device_too_small)
 		return advice_size;
+	if (id == CHECK_sb_layout_bad)
+		return advice_layout;
 	switch (pass->id) {
-	case CHECK_PASS_SUPER: return advice_super;
+	case CHECK_PASS_SUPER: return id == CHECK_feature_not_marked ? advice_files : advice_copy;
 	case PASS_CHECK_TOPOLOGY:
 	case CHECK_PASS_DATA: return advice_nodes;
 	case PASS_CHECK_ALLOCATIONS:

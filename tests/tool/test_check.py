@@ -68,7 +68,24 @@ def a_device_that_is_cut_off_is_told_as_such():
             assert status == (1 if wanted == "device_too_small" else 0)
 
 
-cases = [("a_device_that_is_cut_off_is_told_as_such", a_device_that_is_cut_off_is_told_as_such), ("passes_are_listed", passes_are_listed)]
+def a_bad_layout_block_is_told_for_what_it_is():
+    """Nothing but formatting writes it, and a mount doesn't."""
+    with images.temporary() as work:
+        image = os.path.join(work, "image")
+        subprocess.run([KILN, "format", "-q", "--size=64M", image], check=True)
+        with open(image, "r+b") as f:
+            f.seek(7 * 512)
+            f.write(bytes(512))
+        for _ in range(2):
+            p = subprocess.run([KILN, "check", image], capture_output=True, text=True)
+            assert p.returncode == 4 and p.stderr.count("[sb_layout_bad]") == 1, p.stderr
+            assert "Formatting alone writes it" in p.stderr and "renews" not in p.stderr, p.stderr
+            subprocess.run([KILN, "touch", image, "file"], check=True)
+
+
+cases = [("a_bad_layout_block_is_told_for_what_it_is", a_bad_layout_block_is_told_for_what_it_is),
+         ("a_device_that_is_cut_off_is_told_as_such", a_device_that_is_cut_off_is_told_as_such),
+         ("passes_are_listed", passes_are_listed)]
 for folder in images.folders():
     cases += [good(folder, name) for name in images.names(folder)]
 cases += [damaged(folder, name) for folder in images.folders()[:1] for name in images.damaged_names(folder)]
