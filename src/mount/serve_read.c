@@ -57,12 +57,12 @@ void serve_getattr(fuse_req_t req, fuse_ino_t id, struct fuse_file_info *fi)
 	if (!request_node(req, id, &node))
 		return;
 	int err = kiln_stat(server_of(req)->fs, node, &st);
-	if (!err)
+	if (!err && fi && fi->fh == PROTOCOL_STATX) {
 		st.atime = atimes_show(server_of(req)->atimes, &st);
-	if (!err && fi && fi->fh == PROTOCOL_STATX)
 		protocol_reply_statx(req, &st);
-	else
+	} else {
 		reply_attr(req, err, &st);
+	}
 }
 
 void serve_readlink(fuse_req_t req, fuse_ino_t id)
