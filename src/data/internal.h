@@ -188,6 +188,14 @@ struct region {
 	uint32_t rebuild_failed;
 	unsigned failure_nr;
 	struct region_failure failures[2 * EXTENT_PTRS_MAX];
+
+	/* parts: no source gave the whole, so what is wanted, above, is a part of it */
+	bool is_divided;
+	bool is_lost_run;				 /* the part before was lost */
+	uint64_t part_blocks;				 /* the part, in blocks */
+	uint64_t rest_bytes;				 /* wanted behind it */
+	uint32_t divided_failed, divided_rebuild_failed; /* sources that aren't tried for any part */
+	unsigned served_idx;				 /* the last one that gave a part; EXTENT_PTRS_MAX: none */
 };
 
 enum region_result { REGION_IN_FLIGHT, REGION_DONE, REGION_ZEROES, REGION_LOST };
@@ -205,6 +213,11 @@ bool region_is_plain(const struct region *r);
 enum region_result region_start(struct region *r);
 /* Its I/O is done: finish, or try another replica. */
 enum region_result region_continue(struct region *r);
+/*
+ * The region, or a part of it, came to @result, which was noted. True: what is wanted is now the next part, which is to
+ * be started.
+ */
+bool region_next_part(struct region *r, enum region_result result);
 
 /* --- stripe.c --- */
 

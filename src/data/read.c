@@ -9,7 +9,8 @@
  * when too many are in flight, or buffers are short, the reader finishes some first. So the devices work while the
  * processor verifies and decompresses what has come, all on the caller's thread.
  *
- * A piece that can't be read becomes zeroes and a note; the notes are told in order at the end.
+ * A piece that can't be read becomes zeroes and a note; the notes are told in order at the end. What has no checksum is
+ * lost block by block only.
  */
 #include "data/data.h"
 
@@ -256,17 +257,23 @@ static void damage_tell(struct reader *r, data_damage_fn damage, void *ctx)
 
 /* --- regions in flight --- */
 
-/* Note how a region stands; its slot becomes free unless it is in flight. */
+/* Note how a region stands; its slot becomes free unless it, or the next part of it, is in flight. */
 static void region_settle(struct region *region, enum region_result result)
 {
 	struct reader *r = region->reader;
-	uint64_t begin = region->file_offset_bytes, end = begin + region->len_bytes;
 
-	switch (result) {
-	case REGION_IN_FLIGHT: r->in_flight++; return;
-	case REGION_DONE: break;
-	case REGION_ZEROES: part_zero(r, begin, end); break;
-	case REGION_LOST: part_lost(r, begin, end, -EIO); break;
+	for (;;) {
+		uint64_t begin = region->file_offset_bytes, end = begin + region->len_bytes;
+
+		switch (result) {
+		case REGION_IN_FLIGHT: r->in_flight++; return;
+		case REGION_DONE: break;
+		case REGION_ZEROES: part_zero(r, begin, end); break;
+		case REGION_LOST: part_lost(r, begin, end, -EIO); break;
+		}
+		if (r->err || !region_next_part(region, result))
+			break;
+		result = region_start(region);
 	}
 	pool_give(&r->data->regions, region->buffers, ARRAY_NR(region->buffers));
 	region->next = r->free;

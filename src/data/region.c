@@ -9,6 +9,11 @@
  * should be readable, by latency; then the stripe; at last devices that were marked as failed but are there. Every
  * pointer has its own descriptor (a cached copy may be compressed when the others aren't), so sizes and places are
  * computed anew for each attempt.
+ *
+ * When all have failed, some because of their devices, what has neither checksum nor compression is tried again in
+ * parts: half as large after one that no source gives, twice as large after one that some source gave, whoever gave the
+ * last one first. So each block is taken from whoever can give it, exactly those that nobody can are lost, and reading
+ * what is left of a disk takes few attempts for each bad place, and one for each bad block.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -199,6 +204,9 @@ int region_decode(struct region *r, const void *value)
 	struct bkey_ref k = { r->k, value };
 	struct fault fault = { 0 };
 	bool is_poisoned;
+
+	r->is_divided = false;
+	r->rest_bytes = 0;
 	int nr = extent_decode(k, &r->reader->data->super->kctx, r->ptrs, &is_poisoned, &fault);
 
 	if (nr < 0) {
@@ -250,6 +258,9 @@ static unsigned replica_choose(struct region *r, bool is_distrusted)
 		if (super_member_online(s, devs[i]) && device_is_distrusted(s, devs[i]) != is_distrusted)
 			excluded |= 1u << i;
 	}
+	/* Who gave the part before hasn't failed just now. */
+	if (r->is_divided && r->served_idx < r->ptr_nr && !(excluded >> r->served_idx & 1))
+		return r->served_idx;
 	unsigned i = super_replica_choose(s, devs, r->ptr_nr, excluded, rng_u64(&r->reader->rng));
 	return i < r->ptr_nr ? i : (unsigned)PTR_NONE;
 }
@@ -338,11 +349,80 @@ static enum region_result region_give_up(struct region *r)
 	if (is_cached_only && !r->failure_nr && r->ptr_nr)
 		return REGION_ZEROES;
 
-	failures_report(r, false);
+	if (!r->is_divided || !r->is_lost_run)
+		failures_report(r, false);
 	if (!r->failure_nr)
 		region_report_lost(r, ERROR_data_lost_device_removed, "a replica on a device that is there", "none",
 				   "Attach the missing device and open the filesystem with it.");
 	return REGION_LOST;
+}
+
+/* --- parts --- */
+
+/* The device said no: it may have other blocks nevertheless. */
+static bool is_device_error(int err) { return err > -KILN_E_FIRST && err != -ENODEV && err != -ENOMEM; }
+
+static uint64_t block_bytes(const struct region *r)
+{
+	return (uint64_t)r->reader->data->super->kctx.block_sectors << SECTOR_SHIFT;
+}
+
+/* What is wanted is [file_offset_bytes, @end), so many blocks of it at most; the rest waits. */
+static void part_set(struct region *r, uint64_t end, uint64_t blocks)
+{
+	uint64_t begin = r->file_offset_bytes, block = block_bytes(r);
+	uint64_t part_end = min(end, round_down_u64(begin, block) + blocks * block);
+
+	r->part_blocks = blocks;
+	r->len_bytes = part_end - begin;
+	r->rest_bytes = end - part_end;
+	r->failed = r->divided_failed;
+	r->rebuild_failed = r->divided_rebuild_failed;
+	r->failure_nr = 0;
+}
+
+/* No source is left: go on with half of it, where a part can be read at all. */
+static bool region_divide(struct region *r)
+{
+	uint64_t begin = r->file_offset_bytes, end = begin + r->len_bytes, block = block_bytes(r);
+	uint64_t blocks = div_round_up_u64(end, block) - begin / block;
+	uint32_t failed = r->failed, rebuild_failed = r->rebuild_failed;
+
+	for (unsigned i = 0; i < r->failure_nr; i++) {
+		const struct region_failure *f = &r->failures[i];
+
+		if (!is_device_error(f->err) || crc_is_encoded(&r->ptrs[f->ptr_idx].crc))
+			continue;
+		if (f->was_rebuild)
+			rebuild_failed &= ~(1u << f->ptr_idx);
+		else
+			failed &= ~(1u << f->ptr_idx);
+	}
+	if (blocks < 2 || (failed == r->failed && rebuild_failed == r->rebuild_failed))
+		return false;
+	if (!r->is_divided) {
+		r->is_divided = true;
+		r->is_lost_run = false;
+		r->served_idx = PTR_NONE;
+	}
+	r->divided_failed = failed;
+	r->divided_rebuild_failed = rebuild_failed;
+	part_set(r, end + r->rest_bytes, blocks / 2);
+	return true;
+}
+
+bool region_next_part(struct region *r, enum region_result result)
+{
+	if (!r->rest_bytes)
+		return false;
+	uint64_t end = r->file_offset_bytes + r->len_bytes + r->rest_bytes;
+
+	r->is_lost_run = result == REGION_LOST;
+	r->file_offset_bytes += r->len_bytes;
+	r->out += r->len_bytes;
+	r->skip_bytes += r->len_bytes;
+	part_set(r, end, r->is_lost_run ? 1 : 2 * r->part_blocks);
+	return true;
 }
 
 /* --- attempts --- */
@@ -428,7 +508,9 @@ static void attempt_begin(struct region *r)
 	read_range(r, &p->crc, &begin, &end);
 	r->device_sector = p->ptr.sector + begin;
 	r->read_sectors = (uint32_t)(end - begin);
-	r->is_direct = !r->must_bounce && ptr_is_direct(r, r->ptr_idx);
+	/* A part of what was direct, of blocks that are smaller than what the device likes, has no buffer. */
+	r->is_direct =
+		!r->must_bounce && (ptr_is_direct(r, r->ptr_idx) || (r->is_divided && !r->buffers[BUFFER_STORED].data));
 }
 
 static void attempt_submit(struct region *r)
@@ -443,7 +525,7 @@ static void attempt_submit(struct region *r)
 		.iov = &r->iov,
 		.iov_nr = 1,
 		.len_bytes = bytes,
-		.may_be_cached = !r->must_bounce && !r->failed && reader_is_small(r->reader),
+		.may_be_cached = !r->must_bounce && !r->failed && !r->is_divided && reader_is_small(r->reader),
 		.ctx = r,
 	};
 	data_count(r->reader->data, COUNTER_IOS, 1);
@@ -488,20 +570,22 @@ static bool attempt_end(struct region *r, int err)
 
 enum region_result region_start(struct region *r)
 {
-	while (source_choose(r)) {
-		const struct extent_ptr_decoded *p = &r->ptrs[r->ptr_idx];
+	do {
+		while (source_choose(r)) {
+			const struct extent_ptr_decoded *p = &r->ptrs[r->ptr_idx];
 
-		attempt_begin(r);
-		if (!r->is_rebuild) {
-			attempt_submit(r);
-			return REGION_IN_FLIGHT;
+			attempt_begin(r);
+			if (!r->is_rebuild) {
+				attempt_submit(r);
+				return REGION_IN_FLIGHT;
+			}
+			if (attempt_end(r, stripe_rebuild(r->reader->data, &p->stripe, &p->ptr, r->device_sector,
+							  r->read_sectors, stored_data(r)))) {
+				failures_recovered(r);
+				return REGION_DONE;
+			}
 		}
-		if (attempt_end(r, stripe_rebuild(r->reader->data, &p->stripe, &p->ptr, r->device_sector,
-						  r->read_sectors, stored_data(r)))) {
-			failures_recovered(r);
-			return REGION_DONE;
-		}
-	}
+	} while (region_divide(r));
 	return region_give_up(r);
 }
 
@@ -514,6 +598,7 @@ enum region_result region_continue(struct region *r)
 	if (!attempt_end(r, r->io.err))
 		return region_start(r);
 	const struct data *data = r->reader->data;
+	r->served_idx = r->ptr_idx;
 	if (r->ptrs[r->ptr_idx].ptr.is_cached && data->writer)
 		allocator_cached_read(data->writer->allocator, &r->ptrs[r->ptr_idx].ptr);
 	failures_recovered(r);

@@ -138,6 +138,142 @@ static void check_all_replicas_bad(uint64_t seed)
 
 static void exactly_the_unreadable_extent_is_damage_and_zero(void **state) { seeds_run(check_all_replicas_bad, 12); }
 
+/* --- without checksums --- */
+
+enum { PLAIN_SECTORS = 3000, PLAIN_BYTES = PLAIN_SECTORS * SECTOR_BYTES, BAD_MAX = 12 };
+
+static const struct data_file plain_file = { VOLUME_INUM, VOLUME_SNAPSHOT, PLAIN_BYTES };
+
+/* Bad sectors of each of two devices that have a copy of the same file, and which of the file's no device can give. */
+struct plain_model {
+	uint8_t bytes[PLAIN_BYTES], is_bad[2][PLAIN_SECTORS];
+};
+
+static bool is_lost(const struct plain_model *m, uint64_t sector)
+{
+	return m->is_bad[0][sector] && m->is_bad[1][sector];
+}
+
+static void plain_make(struct volume *v, struct plain_model *m, uint64_t seed)
+{
+	struct region_spec spec = { .devs = 3 };
+
+	memset(m->is_bad, 0, sizeof(m->is_bad));
+	volume_init(v, seed);
+	fill_random(&v->rng, m->bytes, PLAIN_BYTES);
+	struct stored_region r = volume_region_store(v, &spec, m->bytes, PLAIN_SECTORS);
+	volume_region_add(v, BTREE_EXTENTS, &r, 0, 0, PLAIN_SECTORS);
+	for (unsigned i = 0; i < BAD_MAX; i++) {
+		uint64_t begin = rng_below(&v->rng, PLAIN_SECTORS), end = begin + 1 + rng_below(&v->rng, 4) / 3 * 20;
+
+		end = min(end, (uint64_t)PLAIN_SECTORS);
+		/* Some are bad on both. */
+		for (unsigned dev = 0; dev < 2; dev++) {
+			if (i % 3 != 2 && i % 3 != dev)
+				continue;
+			volume_fault(v, dev, FAULT_ERROR, r.ptrs[dev].sector + begin, r.ptrs[dev].sector + end,
+				     1000000);
+			memset(m->is_bad[dev] + begin, 1, end - begin);
+		}
+	}
+	volume_open(v, 0);
+}
+
+/* Read, and see that exactly the sectors that nobody can give are told, and all others are right. */
+static void plain_check(struct volume *v, const struct plain_model *m, uint64_t offset, size_t len, uint8_t *buf)
+{
+	struct damage_list damage = { 0 };
+	uint64_t at = offset, end = offset + len;
+	unsigned nr = 0;
+
+	memset(buf, 0xa5, len);
+	assert_int_equal(data_read(v->data, &plain_file, offset, buf, len, damage_note, &damage), len);
+	while (at < end) {
+		uint64_t from = at;
+		bool lost = is_lost(m, at / SECTOR_BYTES);
+
+		while (at < end && is_lost(m, at / SECTOR_BYTES) == lost)
+			at = min(end, (at / SECTOR_BYTES + 1) * SECTOR_BYTES);
+		if (!lost) {
+			assert_memory_equal(buf + (from - offset), m->bytes + from, at - from);
+			continue;
+		}
+		for (uint64_t i = from; i < at; i++)
+			assert_int_equal(buf[i - offset], 0);
+		assert_true(nr < damage.nr);
+		assert_int_equal(damage.ranges[nr].offset, from);
+		assert_int_equal(damage.ranges[nr++].len, at - from);
+	}
+	assert_int_equal(nr, damage.nr);
+}
+
+static void check_plain_blocks(uint64_t seed)
+{
+	struct plain_model *m = bytes_alloc(sizeof(*m));
+	uint8_t *buf = bytes_alloc(PLAIN_BYTES + 8);
+	struct volume v;
+
+	plain_make(&v, m, seed);
+	plain_check(&v, m, 0, PLAIN_BYTES, buf);
+	assert_true(v.reports[REPORT_DAMAGE] > 0);
+	for (unsigned i = 0; i < 30; i++) {
+		uint64_t offset = rng_below(&v.rng, PLAIN_BYTES);
+
+		plain_check(&v, m, offset, 1 + (size_t)rng_below(&v.rng, PLAIN_BYTES - offset),
+			    buf + rng_below(&v.rng, 8));
+	}
+	assert_true(v.reports[REPORT_RECOVERED] > 0);
+	volume_free(&v);
+	free(m);
+	free(buf);
+}
+
+static void without_checksums_exactly_the_unreadable_blocks_are_damage(void **state)
+{
+	seeds_run(check_plain_blocks, 20);
+}
+
+/* Reads beyond those that a healthy file takes, for one bad place of @sectors on both devices. */
+static uint64_t reads_for(uint64_t begin, uint64_t sectors, uint64_t *damaged_bytes)
+{
+	struct region_spec spec = { .devs = 3 };
+	uint8_t *bytes = bytes_alloc(PLAIN_BYTES);
+	struct data_stats before, after;
+	struct volume v;
+
+	volume_init(&v, 1);
+	fill_random(&v.rng, bytes, PLAIN_BYTES);
+	struct stored_region r = volume_region_store(&v, &spec, bytes, PLAIN_SECTORS);
+	volume_region_add(&v, BTREE_EXTENTS, &r, 0, 0, PLAIN_SECTORS);
+	volume_open(&v, 0);
+	assert_int_equal(data_read(v.data, &plain_file, 0, bytes, PLAIN_BYTES, NULL, NULL), PLAIN_BYTES);
+	data_stats(v.data, &before);
+	for (unsigned dev = 0; dev < 2; dev++)
+		volume_fault(&v, dev, FAULT_ERROR, r.ptrs[dev].sector + begin, r.ptrs[dev].sector + begin + sectors,
+			     1000000);
+	assert_int_equal(data_read(v.data, &plain_file, 0, bytes, PLAIN_BYTES, NULL, NULL), PLAIN_BYTES);
+	data_stats(v.data, &after);
+	*damaged_bytes = after.damaged_bytes;
+	/* Each that failed was counted. */
+	assert_true(after.retries_io > 0);
+	volume_free(&v);
+	free(bytes);
+	return after.ios - 2 * before.ios;
+}
+
+static void a_dying_disk_is_asked_a_bounded_number_of_times(void **state)
+{
+	enum { LOG = 11 }; /* parts of a MiB, down to a sector */
+	uint64_t damaged;
+
+	/* A bad place costs what finding it takes. */
+	assert_true(reads_for(777, 1, &damaged) <= 2 * 3 * LOG);
+	assert_int_equal(damaged, SECTOR_BYTES);
+	/* A whole MiB without a good block: each block once, besides. */
+	assert_true(reads_for(0, 2048, &damaged) <= 2 * (2048 + LOG));
+	assert_int_equal(damaged, 2048 * SECTOR_BYTES);
+}
+
 /* An extent whose key breaks a rule is not a hole. */
 static void an_extent_with_a_bad_key_is_damage(void **state)
 {
@@ -658,6 +794,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_teardown(another_replica_serves_and_the_bad_one_is_reported, seeds_teardown),
 		cmocka_unit_test_teardown(exactly_the_unreadable_extent_is_damage_and_zero, seeds_teardown),
+		cmocka_unit_test_teardown(without_checksums_exactly_the_unreadable_blocks_are_damage, seeds_teardown),
+		cmocka_unit_test(a_dying_disk_is_asked_a_bounded_number_of_times),
 		cmocka_unit_test(an_extent_with_a_bad_key_is_damage),
 		cmocka_unit_test(stale_pointers_without_checksum_are_not_read),
 		cmocka_unit_test(what_is_known_to_be_lost_is_damage),
