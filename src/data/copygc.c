@@ -142,6 +142,7 @@ static void extent_move(struct bucket_pass *b, const struct backpointer *bp)
 	struct data_move move = { .watermark = WATERMARK_COPYGC,
 				  .is_to_background = true,
 				  .is_form_kept = b->is_needed };
+	uint64_t from = 0; /* what is before it has been tried */
 	struct bkey_copy copy;
 
 	for (;;) {
@@ -151,13 +152,16 @@ static void extent_move(struct bucket_pass *b, const struct backpointer *bp)
 			error_note(b, err);
 			return;
 		}
-		if (!bpos_eq(copy.k.k.p, bp->pos) || !(move.rewrite = pointers_into(b, copy.k)))
+		if (!bpos_eq(copy.k.k.p, bp->pos) || bkey_start_offset(&copy.k.k) < from ||
+		    !(move.rewrite = pointers_into(b, copy.k)))
 			return; /* it is another key by now */
 		err = data_mover_add(b->c->mover, bp->btree_id, copy.k, &move);
-		if (err != -ENOBUFS) {
+		if (err != -ENOBUFS && err != 1) {
 			error_note(b, err);
 			return;
 		}
+		if (err == 1)
+			from = bkey_start_offset(&copy.k.k) + 1;
 		error_note(b, batch_run(b));
 		data_mover_begin(b->c->mover);
 	}

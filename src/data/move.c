@@ -17,44 +17,7 @@
 #include "device/device.h"
 #include "format/error_ids.h"
 
-enum {
-	MOVE_ITEMS_MAX = 128,
-	MOVE_BYTES = 1 << 20, /* read together; a larger item has a buffer of its own, and is alone */
-	MOVE_VALUES_BYTES = 64 << 10,
-	MOVE_PUTS_PER_TXN_MAX = 8,
-};
-
-/* Space for parts that lie behind one another. */
-struct move_space {
-	struct alloc_extent e;
-	uint32_t used;	      /* sectors */
-	size_t first, nr;     /* of its parts */
-	uint64_t failed_devs; /* a bit for each that didn't take its copy */
-};
-
-struct data_mover {
-	struct data *data;
-	bool has_section; /* readers are counted: buckets stay */
-	unsigned section;
-	struct move_item items[MOVE_ITEMS_MAX];
-	unsigned item_nr;
-	uint8_t *in; /* MOVE_BYTES */
-	size_t in_used;
-	struct device_io ios[MOVE_ITEMS_MAX];
-	struct iovec iovs[MOVE_ITEMS_MAX];
-	unsigned io_nr;
-	uint8_t io_of[MOVE_ITEMS_MAX];
-	struct move_part *parts;
-	size_t part_nr, part_max;
-	/* Held from reading to putting: who overwrites data in place stays out. */
-	uint16_t *locks;
-	size_t lock_nr, lock_max;
-	struct move_space *spaces;
-	size_t space_nr, space_max;
-	struct disk_reservation reservation;
-	size_t values_used;
-	uint8_t values[MOVE_VALUES_BYTES] __attribute__((aligned(8)));
-};
+enum { MOVE_PUTS_PER_TXN_MAX = 8 };
 
 struct data_mover *data_mover_new(struct data *data)
 {
@@ -81,6 +44,7 @@ static void section_end(struct data_mover *m)
 static void items_forget(struct data_mover *m)
 {
 	for (unsigned i = 0; i < m->item_nr; i++) {
+		free(m->items[i].gaps);
 		io_buffer_free(m->items[i].own);
 		io_buffer_free(m->items[i].decoded);
 		io_buffer_free(m->items[i].recoded);
@@ -112,46 +76,6 @@ void data_mover_begin(struct data_mover *m)
 }
 
 /* --- taking keys --- */
-
-/* What is read through pointer @i. */
-static uint32_t sectors_to_read(const struct move_item *item, unsigned i)
-{
-	const struct extent_crc *crc = &item->v.ptrs[i].crc;
-
-	return crc_is_encoded(crc) ? crc->compressed_sectors : item->k.size;
-}
-
-static bool ptr_is_readable(const struct data_mover *m, const struct move_item *item, unsigned i)
-{
-	const struct super *s = m->data->super;
-	const struct extent_ptr *p = &item->v.ptrs[i].ptr;
-	const struct extent_crc *crc = &item->v.ptrs[i].crc;
-	uint8_t gen;
-
-	if (!super_member_online(s, p->dev) ||
-	    !crc_is_sane(crc, ((uint64_t)crc->offset_sectors + item->k.size) << SECTOR_SHIFT))
-		return false;
-	if (!p->is_cached)
-		return true;
-	return bucket_gen_lookup(m->data->trees, p->dev, p->sector / s->members[p->dev].m.bucket_sectors, &gen) > 0 &&
-	       gen == p->gen;
-}
-
-/*
- * The next pointer to read, of those that are not in @tried: what is to be replaced first, because that is what lies
- * together. EXTENT_PTRS_MAX: none.
- */
-static unsigned source_next(const struct data_mover *m, const struct move_item *item, uint32_t tried)
-{
-	for (unsigned pass = 0; pass < 2; pass++)
-		for (unsigned i = 0; i < item->v.ptr_nr; i++) {
-			bool is_first = (item->move.rewrite >> i & 1) && !item->v.ptrs[i].ptr.is_cached;
-
-			if (is_first == !pass && !(tried >> i & 1) && ptr_is_readable(m, item, i))
-				return i;
-		}
-	return EXTENT_PTRS_MAX;
-}
 
 /* What can't be read now counts for nothing, whatever comes back later. */
 static bool ptr_is_there(const struct super *s, const struct extent_ptr *p)
@@ -224,7 +148,38 @@ static void item_aim(struct data_mover *m, struct move_item *item)
 	item->compression = item->aim.wanted.compression ? item->aim.wanted.compression : op.compression;
 }
 
-int data_mover_add(struct data_mover *m, unsigned btree_id, struct bkey_ref k, const struct data_move *move)
+/* Memory for what is read, whichever copy serves. */
+static size_t room_wanted(const struct move_item *item)
+{
+	uint32_t sectors = 0;
+
+	for (unsigned i = 0; i < item->v.ptr_nr; i++) {
+		const struct extent_crc *crc = &item->v.ptrs[i].crc;
+
+		if (crc_is_sane(crc, ((uint64_t)crc->offset_sectors + item->k.size) << SECTOR_SHIFT))
+			sectors = max(sectors, move_sectors_to_read(item, i));
+	}
+	return (size_t)sectors << SECTOR_SHIFT;
+}
+
+/* Of what may be read in parts, as much as is read together. */
+static bool key_is_cut(const struct data_mover *m, struct bkey_ref k, struct key_buf *front)
+{
+	const struct key_context *kctx = &m->data->super->kctx;
+	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
+	int nr = k.k.size > MOVE_BYTES >> SECTOR_SHIFT ? extent_decode(k, kctx, ptrs, NULL, NULL) : 0;
+
+	for (int i = 0; i < nr; i++)
+		if (crc_is_encoded(&ptrs[i].crc) || ptrs[i].ptr.is_unwritten)
+			return false;
+	if (nr <= 0)
+		return false;
+	key_buf_load(front, k);
+	key_cut_back(front, bkey_start_offset(&k.k) + (MOVE_BYTES >> SECTOR_SHIFT), kctx);
+	return true;
+}
+
+static int key_add(struct data_mover *m, unsigned btree_id, struct bkey_ref k, const struct data_move *move)
 {
 	size_t bytes = bkey_value_bytes(&k.k);
 
@@ -247,21 +202,21 @@ int data_mover_add(struct data_mover *m, unsigned btree_id, struct bkey_ref k, c
 	if (!item->wanted && !item->move.rewrite && !item->kill)
 		return -EINVAL;
 	if (item->wanted && !item->is_unwritten) {
-		item->source = source_next(m, item, move->avoid);
-		item->in_sectors = item->source < EXTENT_PTRS_MAX ? sectors_to_read(item, item->source) : 0;
+		item->source = move_source_next(m, item, move->avoid);
+		item->in_sectors = item->source < EXTENT_PTRS_MAX ? move_sectors_to_read(item, item->source) : 0;
 	}
-	size_t in_bytes = (size_t)item->in_sectors << SECTOR_SHIFT;
-	if (in_bytes > MOVE_BYTES - m->in_used) {
-		if (in_bytes <= MOVE_BYTES || m->item_nr)
+	size_t room = item->in_sectors ? room_wanted(item) : 0;
+	if (room > MOVE_BYTES - m->in_used) {
+		if (room <= MOVE_BYTES || m->item_nr)
 			return -ENOBUFS;
-		item->own = io_buffer_alloc(in_bytes);
+		item->own = io_buffer_alloc(room);
 		if (!item->own)
 			return -ENOMEM;
 		item->in = item->own;
 		m->in_used = MOVE_BYTES;
 	} else {
 		item->in = m->in + m->in_used;
-		m->in_used += in_bytes;
+		m->in_used += room;
 	}
 	memcpy(m->values + m->values_used, k.value, bytes);
 	m->values_used += round_up_u64(bytes, 8);
@@ -269,153 +224,13 @@ int data_mover_add(struct data_mover *m, unsigned btree_id, struct bkey_ref k, c
 	return 0;
 }
 
-/* --- reading --- */
-
-/* Of a region that is read as a whole its begin; else that of what is live, which may lie behind it. */
-static uint64_t source_offset_bytes(const struct move_item *item)
+int data_mover_add(struct data_mover *m, unsigned btree_id, struct bkey_ref k, const struct data_move *move)
 {
-	const struct extent_ptr_decoded *source = &item->v.ptrs[item->source];
-	uint32_t skipped = crc_is_encoded(&source->crc) ? 0 : source->crc.offset_sectors;
+	struct key_buf front;
+	bool is_front = key_is_cut(m, k, &front);
+	int err = key_add(m, btree_id, is_front ? key_buf_ref(&front) : k, move);
 
-	return (source->ptr.sector + skipped) << SECTOR_SHIFT;
-}
-
-/* Is the I/O that [the item] goes on with there: the one before, in the same place on the device and in memory? */
-static struct device_io *read_before(struct data_mover *m, const struct device *dev, const struct move_item *item)
-{
-	struct device_io *io = m->io_nr ? &m->ios[m->io_nr - 1] : NULL;
-
-	if (!io || io->dev != dev || io->offset_bytes + io->len_bytes != source_offset_bytes(item) ||
-	    (uint8_t *)io->iov->iov_base + io->len_bytes != item->in)
-		return NULL;
-	return io;
-}
-
-static void read_all(struct data_mover *m)
-{
-	struct io_group group;
-
-	m->io_nr = 0;
-	for (unsigned i = 0; i < m->item_nr; i++) {
-		struct move_item *item = &m->items[i];
-		size_t bytes = (size_t)item->in_sectors << SECTOR_SHIFT;
-
-		if (!bytes)
-			continue;
-		struct device *dev = m->data->super->members[item->v.ptrs[item->source].ptr.dev].dev;
-		struct device_io *io = read_before(m, dev, item);
-
-		if (!io) {
-			struct iovec *iov = &m->iovs[m->io_nr];
-
-			io = &m->ios[m->io_nr++];
-			*iov = (struct iovec){ item->in, 0 };
-			*io = (struct device_io){ .op = DEVICE_READ,
-						  .dev = dev,
-						  .offset_bytes = source_offset_bytes(item),
-						  .iov = iov,
-						  .iov_nr = 1 };
-		}
-		io->iov->iov_len += bytes;
-		io->len_bytes += bytes;
-		m->io_of[i] = (uint8_t)(io - m->ios);
-	}
-	io_group_init_for(&group, m->io_nr);
-	for (unsigned i = 0; i < m->io_nr; i++)
-		io_submit(&group, &m->ios[i]);
-	io_group_wait(&group);
-}
-
-static bool region_is_good(const struct data_mover *m, const struct move_item *item)
-{
-	const struct extent_crc *crc = &item->v.ptrs[item->source].crc;
-
-	return data_region_verify(m->data->super, crc, item->k.version, item->in,
-				  (size_t)item->in_sectors << SECTOR_SHIFT);
-}
-
-static void item_report(const struct data_mover *m, const struct move_item *item, enum report_level level, unsigned id,
-			int err, const char *expected)
-{
-	const struct super *s = m->data->super;
-	unsigned dev = item->source < EXTENT_PTRS_MAX ? item->v.ptrs[item->source].ptr.dev : UINT32_MAX;
-	char position[120], key[80];
-	struct strbuf text = strbuf_fixed(key, sizeof(key));
-
-	bpos_to_text(&text, item->k.p);
-	snprintf(position, sizeof(position), "%s %s", btree_name(item->btree_id), key);
-	report_emit(m->data->reports, &(struct report){
-					      .level = level,
-					      .id = id,
-					      .err = err,
-					      .device = dev < s->member_nr ? s->members[dev].name : NULL,
-					      .structure = "extent to be moved",
-					      .position = position,
-					      .expected = expected,
-					      .found = error_name(err),
-				      });
-}
-
-/* Through the source's pointer, to where the item's memory is. */
-static int source_read(const struct data_mover *m, const struct move_item *item)
-{
-	return device_read(m->data->super->members[item->v.ptrs[item->source].ptr.dev].dev, source_offset_bytes(item),
-			   item->in, (size_t)item->in_sectors << SECTOR_SHIFT);
-}
-
-/* Another replica, until one is good. 0, or -EIO: none is. */
-static int read_again(struct data_mover *m, struct move_item *item, int err)
-{
-	uint32_t tried = item->move.avoid;
-	bool is_good = false;
-
-	while (!is_good) {
-		data_count(m->data, err == -KILN_E_CHECKSUM ? COUNTER_RETRIES_CSUM : COUNTER_RETRIES_IO, 1);
-		if (err == -KILN_E_CHECKSUM)
-			super_checksum_error_count((struct super *)m->data->super, item->v.ptrs[item->source].ptr.dev);
-		tried |= 1u << item->source;
-		unsigned next = source_next(m, item, tried);
-		item_report(m, item, next < EXTENT_PTRS_MAX ? REPORT_RECOVERED : REPORT_DAMAGE,
-			    err == -KILN_E_CHECKSUM ? ERROR_data_read_csum_err : ERROR_data_read_io_err, err, NULL);
-		if (next == EXTENT_PTRS_MAX)
-			return -EIO;
-		item->source = next;
-		item->in_sectors = sectors_to_read(item, next);
-		io_buffer_free(item->own);
-		item->own = item->in = io_buffer_alloc((size_t)item->in_sectors << SECTOR_SHIFT);
-		if (!item->own)
-			return -ENOMEM;
-		err = source_read(m, item);
-		if (!err && !region_is_good(m, item))
-			err = -KILN_E_CHECKSUM;
-		is_good = !err;
-	}
-	return 0;
-}
-
-static void items_read(struct data_mover *m, struct data_move_stats *stats)
-{
-	read_all(m);
-	for (unsigned i = 0; i < m->item_nr; i++) {
-		struct move_item *item = &m->items[i];
-
-		if (!item->wanted || item->is_unwritten)
-			continue;
-		if (!item->in_sectors) {
-			item->err = -EIO;
-			item_report(m, item, REPORT_DAMAGE, ERROR_data_read_io_err, -EIO, "a replica that can be read");
-			continue;
-		}
-		const struct device_io *io = &m->ios[m->io_of[i]];
-		int err = io->err;
-		/* What was read together with it may be all that is bad. */
-		if (err && io->len_bytes > (uint64_t)item->in_sectors << SECTOR_SHIFT)
-			err = source_read(m, item);
-		if (!err && !region_is_good(m, item))
-			err = -KILN_E_CHECKSUM;
-		item->err = err ? read_again(m, item, err) : 0;
-		stats->sectors_read += item->in_sectors;
-	}
+	return err ? err : is_front;
 }
 
 /* --- what is to be written --- */
@@ -428,10 +243,10 @@ struct item_form {
 	uint32_t sectors_max;	/* in one part */
 };
 
-/* To be stored as its file's options ask by now, not as it is. */
+/* To be stored as its file's options ask by now, not as it is; what has gaps isn't one piece. */
 static bool wants_other_form(const struct move_item *item)
 {
-	return item->move.is_to_background && !item->move.is_form_kept;
+	return item->move.is_to_background && !item->move.is_form_kept && !item->gap_nr;
 }
 
 /* Shared data goes on wanting what it has wanted. */
@@ -468,7 +283,7 @@ static int item_decompress(struct data_mover *m, struct move_item *item)
 	int err = decompress_region(crc->compression, item->in, (size_t)crc->compressed_sectors << SECTOR_SHIFT,
 				    item->decoded, bytes);
 	if (err && err != -ENOMEM)
-		item_report(m, item, REPORT_DAMAGE, ERROR_data_decompress_err_unknown, err, NULL);
+		move_item_report(m, item, REPORT_DAMAGE, ERROR_data_decompress_err_unknown, err, NULL);
 	if (err)
 		return err;
 	/* As it would have been stored without compression. */
@@ -733,18 +548,32 @@ static bool space_fits(const struct data_mover *m, unsigned i, uint32_t sectors_
 	return wants_same_space(&m->items[i], m->parts[space->first].item);
 }
 
+/* The next sectors of the item, from @at on, that were read: up to *@end. */
+static uint32_t next_readable(const struct move_item *item, uint32_t at, uint32_t *end)
+{
+	*end = item->k.size;
+	for (size_t i = 0; i < item->gap_nr; i++) {
+		if (item->gaps[i].begin > at) {
+			*end = item->gaps[i].begin;
+			break;
+		}
+		at = max(at, item->gaps[i].end);
+	}
+	return at;
+}
+
 /* Space and parts for item @i. */
 static int item_place(struct data_mover *m, unsigned i)
 {
 	struct move_item *item = &m->items[i];
-	uint32_t block = m->data->super->kctx.block_sectors, at = 0;
+	uint32_t block = m->data->super->kctx.block_sectors, at = 0, end;
 	struct item_form f;
 
 	if (!item->wanted)
 		return part_new(m, item) ? 0 : -ENOMEM;
 	int err = item_form(m, item, &f);
-	while (!err && at < item->k.size) {
-		uint32_t left = f.is_whole ? f.crc.compressed_sectors : item->k.size - at;
+	while (!err && (at = next_readable(item, at, &end)) < item->k.size) {
+		uint32_t left = f.is_whole ? f.crc.compressed_sectors : end - at;
 		uint32_t sectors_min = f.is_whole ? left : min(block, left);
 
 		if (!space_fits(m, i, sectors_min)) {
@@ -1066,7 +895,7 @@ int data_mover_run(struct data_mover *m, struct data_move_stats *stats)
 		items_forget(m);
 		return err;
 	}
-	items_read(m, stats);
+	move_items_read(m, stats);
 	section_end(m);
 	items_place(m);
 	parts_note_merges(m);
@@ -1081,8 +910,10 @@ int data_mover_run(struct data_mover *m, struct data_move_stats *stats)
 	if (m->reservation.sectors)
 		disk_reservation_put(allocator, &m->reservation);
 	for (unsigned i = 0; i < m->item_nr; i++) {
-		stats->keys_failed += m->items[i].err != 0;
-		err = err ? err : m->items[i].err;
+		int item_err = m->items[i].err ? m->items[i].err : m->items[i].gap_nr ? -EIO : 0;
+
+		stats->keys_failed += item_err != 0;
+		err = err ? err : item_err;
 	}
 	items_forget(m);
 	return err;

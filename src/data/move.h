@@ -10,7 +10,8 @@
  * 1. *Take.* data_mover_begin(); look keys up; data_mover_add() those to be moved. From begin to run, what the keys
  *    point at isn't used again, whatever happens to the keys.
  * 2. *Read.* Stored regions are read as they are, those that lie behind one another in one I/O, and verified; where
- *    one is bad another replica serves, and if none does the key stays as it is.
+ *    one is bad another replica serves, and if none does the key stays as it is. What has no checksum is taken block by
+ *    block then, from whichever replica gives it; blocks that none gives stay where they are, without what is between.
  * 3. *Write.* The stored bytes go to new space as they are, compressed and encrypted. Of a region that isn't
  *    compressed only what the key still needs, with a checksum of its own (narrowing, 06 §6.4); of one that is, that
  *    part compressed anew where it takes less, and, where it has shrunk below its size on disk, at least decompressed.
@@ -54,9 +55,9 @@ struct data_mover *data_mover_new(struct data *data);
 void data_mover_free(struct data_mover *m); /* NULL is allowed */
 void data_mover_begin(struct data_mover *m);
 /*
- * Move @k, as it is in @btree_id (extents, reflink). It is copied. 0; -ENOBUFS: the batch is full, run it first;
- * -EINVAL: there is nothing to be done; -EOPNOTSUPP: it can't be moved (stripes); -KILN_E_INVALID: it can't be
- * understood.
+ * Move @k, as it is in @btree_id (extents, reflink). It is copied. 0; 1: its front alone, as it is long and needn't be
+ * read as a whole: run, and then add what is there of it; -ENOBUFS: the batch is full, run it first; -EINVAL: there is
+ * nothing to be done; -EOPNOTSUPP: it can't be moved (stripes); -KILN_E_INVALID: it can't be understood.
  */
 int data_mover_add(struct data_mover *m, unsigned btree_id, struct bkey_ref k, const struct data_move *move);
 /*

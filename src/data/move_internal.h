@@ -1,7 +1,8 @@
 /*
  * What the files of the mover share.
  *
- *   move.c       batches: taking keys, reading, writing
+ *   move.c       batches: taking keys, writing
+ *   move_read.c  reading what is to be moved
  *   move_key.c   changing the pointers of one key
  */
 #ifndef KILN_DATA_MOVE_INTERNAL_H
@@ -11,6 +12,11 @@
 #include "data/move.h"
 #include "data/write_internal.h"
 #include "format/key_edit.h"
+
+/* Sectors of a key, from its start, that no copy of it gives. */
+struct move_gap {
+	uint32_t begin, end;
+};
 
 /* A key that is being moved. */
 struct move_item {
@@ -30,6 +36,8 @@ struct move_item {
 	bool is_unwritten;
 	uint8_t *in; /* what was read: the region of the source, or its live part where it isn't encoded */
 	uint32_t in_sectors;
+	struct move_gap *gaps; /* ascending; they stay where they are */
+	size_t gap_nr, gap_max;
 	uint8_t *own;	  /* a buffer that only it uses: io_buffer_free(); NULL else */
 	uint8_t *decoded; /* the region, decompressed, the same way */
 	uint8_t *recoded; /* what is live of it, compressed anew, the same way */
@@ -51,6 +59,44 @@ struct move_part {
 	struct extent_ptr ptrs[ALLOC_PTRS_MAX];
 };
 
+enum {
+	MOVE_ITEMS_MAX = 128,
+	MOVE_BYTES = 1 << 20, /* read together; a larger item has a buffer of its own, and is alone */
+	MOVE_VALUES_BYTES = 64 << 10,
+};
+
+/* Space for parts that lie behind one another. */
+struct move_space {
+	struct alloc_extent e;
+	uint32_t used;	      /* sectors */
+	size_t first, nr;     /* of its parts */
+	uint64_t failed_devs; /* a bit for each that didn't take its copy */
+};
+
+struct data_mover {
+	struct data *data;
+	bool has_section; /* readers are counted: buckets stay */
+	unsigned section;
+	struct move_item items[MOVE_ITEMS_MAX];
+	unsigned item_nr;
+	uint8_t *in; /* MOVE_BYTES */
+	size_t in_used;
+	struct device_io ios[MOVE_ITEMS_MAX];
+	struct iovec iovs[MOVE_ITEMS_MAX];
+	unsigned io_nr;
+	uint8_t io_of[MOVE_ITEMS_MAX];
+	struct move_part *parts;
+	size_t part_nr, part_max;
+	/* Held from reading to putting: who overwrites data in place stays out. */
+	uint16_t *locks;
+	size_t lock_nr, lock_max;
+	struct move_space *spaces;
+	size_t space_nr, space_max;
+	struct disk_reservation reservation;
+	size_t values_used;
+	uint8_t values[MOVE_VALUES_BYTES] __attribute__((aligned(8)));
+};
+
 static inline struct bkey_ref move_item_key(const struct move_item *i)
 {
 	return (struct bkey_ref){ .k = i->k, .value = i->value };
@@ -62,5 +108,25 @@ static inline struct bkey_ref move_item_key(const struct move_item *i)
  */
 int move_part_put(struct data *data, struct btree_txn *txn, const struct move_part *part, uint64_t from,
 		  uint64_t *done_to, uint64_t *sectors);
+
+/* --- move_read.c --- */
+
+/* What is read through pointer @i. */
+static inline uint32_t move_sectors_to_read(const struct move_item *item, unsigned i)
+{
+	const struct extent_crc *crc = &item->v.ptrs[i].crc;
+
+	return crc_is_encoded(crc) ? crc->compressed_sectors : item->k.size;
+}
+bool move_ptr_is_readable(const struct data_mover *m, const struct move_item *item, unsigned i);
+/*
+ * The next pointer to read, of those that are not in @tried: what is to be replaced first, because that is what lies
+ * together. EXTENT_PTRS_MAX: none.
+ */
+unsigned move_source_next(const struct data_mover *m, const struct move_item *item, uint32_t tried);
+/* Read and verify all items. What can't be read has an error, or gaps. */
+void move_items_read(struct data_mover *m, struct data_move_stats *stats);
+void move_item_report(const struct data_mover *m, const struct move_item *item, enum report_level level, unsigned id,
+		      int err, const char *expected);
 
 #endif

@@ -108,9 +108,12 @@ void data_repair_node(struct data *data, unsigned btree_id, unsigned level, stru
 
 /* --- repairing --- */
 
-/* Pointers of the key, as it is by now, that lead to one of the bad copies of it in the batch. */
+/*
+ * Pointers of the key, as it is by now, that lead to one of the bad copies of it in the batch; 0 where that are all.
+ * But they may have their bad blocks in different places where blocks can be read apart.
+ */
 static uint32_t bad_pointers(const struct data *data, struct bkey_ref k, const struct bad_copy *batch, unsigned nr,
-			     const struct bad_copy *of)
+			     const struct bad_copy *of, bool *is_any_good)
 {
 	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
 	uint32_t mask = 0;
@@ -123,7 +126,11 @@ static uint32_t bad_pointers(const struct data *data, struct bkey_ref k, const s
 			if (!batch[b].level && batch[b].btree_id == of->btree_id && bpos_eq(batch[b].pos, of->pos) &&
 			    extent_ptr_is_same(&ptrs[i].ptr, &batch[b].ptr))
 				mask |= 1u << i;
-	return ptr_nr > 0 && mask != (1u << ptr_nr) - 1 ? mask : 0;
+	*is_any_good = ptr_nr > 0 && mask != (1u << ptr_nr) - 1;
+	for (int i = 0; i < ptr_nr && !*is_any_good; i++)
+		if (crc_is_encoded(&ptrs[i].crc))
+			return 0;
+	return mask;
 }
 
 static int mover_run(struct data_mover *m, struct data_repair_stats *stats)
@@ -142,18 +149,24 @@ static void extent_repair(struct data *data, struct data_mover *m, const struct 
 {
 	struct bkey_copy copy;
 	struct data_move move = { .watermark = WATERMARK_STRIPE };
+	uint64_t from = 0; /* what is before it has been tried */
+	bool is_any_good;
 	int err;
 
 	/* Where the bits are wrong but the device works, the new copy is wanted in the same place as the old one. */
 	move.target = (uint16_t)(c->err == -KILN_E_CHECKSUM ? TARGET_DEVICE_FIRST + c->ptr.dev : 0);
 	do {
-		if (btree_lookup(data->trees, c->btree_id, c->pos, &copy) <= 0 || !bpos_eq(copy.k.k.p, c->pos))
+		if (btree_lookup(data->trees, c->btree_id, c->pos, &copy) <= 0 || !bpos_eq(copy.k.k.p, c->pos) ||
+		    bkey_start_offset(&copy.k.k) < from)
 			return;
-		move.rewrite = move.avoid = bad_pointers(data, copy.k, batch, nr, c);
+		move.rewrite = bad_pointers(data, copy.k, batch, nr, c, &is_any_good);
+		move.avoid = is_any_good ? move.rewrite : 0;
 		if (!move.rewrite)
 			return;
 		err = data_mover_add(m, c->btree_id, copy.k, &move);
-	} while (err == -ENOBUFS && (mover_run(m, stats), true));
+		if (err == 1)
+			from = bkey_start_offset(&copy.k.k) + 1;
+	} while ((err == -ENOBUFS || err == 1) && (mover_run(m, stats), true));
 	stats->failed += err && err != -EINVAL;
 }
 

@@ -1696,6 +1696,154 @@ static void what_cannot_be_read_does_not_keep_its_neighbours(void **state)
 	world_close(&w, true);
 }
 
+/* --- bad sectors of what has no checksum --- */
+
+/* Reading @sectors of the file, from @at on, from the copy that pointer @ptr leads to fails from now on. */
+static void copy_fails(struct world *w, const struct file *f, uint64_t at, uint64_t sectors, unsigned ptr)
+{
+	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
+	struct device_fault fault = {
+		.kind = FAULT_ERROR, .op = DEVICE_READ, .per_million = 1000000, .err = -EIO, .remaining = UINT64_MAX
+	};
+	struct btree_iter it;
+	struct bkey_ref k;
+
+	btree_iter_open(&it, w->fs->trees, BTREE_EXTENTS, BPOS(f->inum, at + 1, SNAPSHOT), 0, SNAPSHOT);
+	assert_int_equal(btree_iter_peek(&it, &k), 1);
+	assert_true(extent_decode(k, &w->fs->super->kctx, ptrs, NULL, NULL) > (int)ptr);
+	assert_true(bkey_start_offset(&k.k) <= at && at + sectors <= k.k.p.offset);
+	fault.begin_bytes = (ptrs[ptr].ptr.sector + ptrs[ptr].crc.offset_sectors + at - bkey_start_offset(&k.k))
+			    << SECTOR_SHIFT;
+	fault.end_bytes = fault.begin_bytes + (sectors << SECTOR_SHIFT);
+	btree_iter_close(&it);
+	assert_int_equal(device_fault_add(w->devices[ptrs[ptr].ptr.dev], &fault), 0);
+}
+
+/* Reads of all copies of the file's data that fail. */
+static unsigned bad_reads(struct world *w, const struct file *f)
+{
+	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
+	struct btree_iter it;
+	struct bkey_ref k;
+	unsigned nr = 0;
+
+	btree_iter_open(&it, w->fs->trees, BTREE_EXTENTS, BPOS(f->inum, 1, SNAPSHOT), 0, SNAPSHOT);
+	it.end = BPOS(f->inum, UINT64_MAX, UINT32_MAX);
+	for (; btree_iter_peek(&it, &k) > 0; btree_iter_advance(&it))
+		for (int i = extent_decode(k, &w->fs->super->kctx, ptrs, NULL, NULL); i-- > 0;)
+			nr += device_read(w->devices[ptrs[i].ptr.dev],
+					  (ptrs[i].ptr.sector + ptrs[i].crc.offset_sectors) << SECTOR_SHIFT, w->buf,
+					  (size_t)k.k.size << SECTOR_SHIFT) != 0;
+	btree_iter_close(&it);
+	return nr;
+}
+
+/* Each copy lacks another sector: reads take each from the other, and so does whoever replaces them. */
+static void copies_that_lack_different_sectors_make_good_ones(void **state)
+{
+	struct data_repair_stats stats;
+	struct world w;
+	unsigned reads = 0;
+
+	(void)state;
+	world_open(&w, test_seed(), 2, "block_size=4k,data_checksum=none,metadata_replicas=2,data_replicas=2", 4096);
+	struct file *f = &w.files[0];
+	op_write(&w, f, 0, 900 << 10);
+	all_flush(&w);
+	for (uint64_t at = 64; at < (900 << 10) / SECTOR_BYTES - 128; at += 512)
+		for (unsigned ptr = 0; ptr < 2; ptr++)
+			copy_fails(&w, f, at + ptr * 64, 1, ptr);
+	assert_true(bad_reads(&w, f) >= 4);
+	for (; bad_reads(&w, f) && reads < 100; reads++) {
+		file_check(&w, f);
+		data_repair_wait(w.fs->data);
+	}
+	print_message("good after %u reads\n", reads);
+	assert_int_equal(bad_reads(&w, f), 0);
+	data_repair_stats(w.fs->data, &stats);
+	assert_int_equal(stats.failed, 0);
+	assert_int_equal(degraded_keys(&w, f), 0);
+	file_check(&w, f);
+	fs_check(&w);
+	world_close(&w, true);
+}
+
+/* All copies of what the file has in [@begin, @end) are moved. What the mover said last. */
+static int range_move(struct world *w, const struct file *f, uint64_t begin, uint64_t end)
+{
+	struct data_mover *m = data_mover_new(w->fs->data);
+	struct data_move move = { .watermark = WATERMARK_COPYGC, .rewrite = 3, .is_to_background = true };
+	struct data_move_stats stats = { 0 };
+	struct bkey_copy copy;
+	int err = 0;
+
+	assert_non_null(m);
+	while (begin < end) {
+		struct btree_iter it;
+		struct bkey_ref k;
+
+		data_mover_begin(m);
+		btree_iter_open(&it, w->fs->trees, BTREE_EXTENTS, BPOS(f->inum, begin + 1, SNAPSHOT), 0, SNAPSHOT);
+		assert_int_equal(btree_iter_peek(&it, &k), 1);
+		struct bpos pos = k.k.p;
+		btree_iter_close(&it);
+		assert_int_equal(btree_lookup(w->fs->trees, BTREE_EXTENTS, pos, &copy), 1);
+		int added = data_mover_add(m, BTREE_EXTENTS, copy.k, &move);
+		assert_true(added == 0 || added == 1);
+		assert_int_equal(added, copy.k.k.size > 2048);
+		int move_err = data_mover_run(m, &stats);
+		err = err ? err : move_err;
+		begin = added ? bkey_start_offset(&copy.k.k) + 2048 : copy.k.k.p.offset;
+	}
+	data_mover_free(m);
+	return err;
+}
+
+/*
+ * What can be read is moved, in pieces of a MiB at most; what no copy gives stays where it is, and is there again when
+ * the device gives it.
+ */
+static void what_no_copy_gives_stays_alone(void **state)
+{
+	enum { BYTES = 5 << 19, SECTORS = BYTES / SECTOR_BYTES };
+	static const uint64_t bad[] = { 0, 800, 808, 2056, SECTORS - 8 }; /* blocks */
+	static const char *const options[] = { "", ",background_compression=lz4" };
+
+	(void)state;
+	for (unsigned replicas = 1; replicas <= 2; replicas++)
+		for (unsigned o = 0; o < ARRAY_NR(options); o++) {
+			struct extent_ptr_decoded ptr;
+			char text[160];
+			uint64_t was[SECTORS / 8];
+			struct world w;
+
+			snprintf(text, sizeof(text), "block_size=4k,data_checksum=none,data_replicas=%u%s", replicas,
+				 options[o]);
+			world_open_with(&w, 31, &"11"[2 - replicas], text, 4096, 4 << 20);
+			struct file *f = &w.files[0];
+			op_write(&w, f, 0, BYTES);
+			all_flush(&w);
+			for (unsigned i = 0; i < SECTORS / 8; i++)
+				was[i] = place_of(&w, f, i * 8, &ptr);
+			for (unsigned i = 0; i < ARRAY_NR(bad); i++)
+				for (unsigned r = 0; r < replicas; r++)
+					copy_fails(&w, f, bad[i] + 3, 1, r);
+			assert_int_equal(range_move(&w, f, 0, SECTORS), -EIO);
+			for (unsigned i = 0; i < SECTORS / 8; i++) {
+				bool is_bad = false;
+
+				for (unsigned k = 0; k < ARRAY_NR(bad); k++)
+					is_bad |= i * 8 == bad[k];
+				assert_int_equal(place_of(&w, f, i * 8, &ptr) == was[i], is_bad);
+			}
+			for (unsigned i = 0; i < w.dev_nr; i++)
+				device_fault_clear(w.devices[i]);
+			file_check(&w, f);
+			fs_check(&w);
+			world_close(&w, true);
+		}
+}
+
 /* As a read that meets it. */
 static void rot_that_a_move_meets_is_counted(void **state)
 {
@@ -2138,6 +2286,8 @@ int main(void)
 		cmocka_unit_test(what_is_overwritten_where_it_was_moved_to_is_durable),
 		cmocka_unit_test(what_one_device_does_not_take_is_moved_to_others),
 		cmocka_unit_test(what_cannot_be_read_does_not_keep_its_neighbours),
+		cmocka_unit_test(copies_that_lack_different_sectors_make_good_ones),
+		cmocka_unit_test(what_no_copy_gives_stays_alone),
 		cmocka_unit_test(rot_that_a_move_meets_is_counted),
 		cmocka_unit_test(what_counts_twice_is_moved_to_as_many_as_are_asked_for),
 		cmocka_unit_test(what_is_moved_says_what_it_lacks),
