@@ -101,6 +101,7 @@ static void draw_format_options(struct sim *s, uint64_t bucket_kib)
 	s->has_checksums = metadata != checksums[0];
 	s->has_data_checksums = data != checksums[0];
 	s->block_bytes = one_in(s, 2) ? 512 : one_in(s, 6) ? 1024u << below(s, 2) : 4096;
+	s->block_bytes = min(s->block_bytes, (uint32_t)(bucket_kib << 10) / 8);
 	do {
 		/* The smaller ones more often: they split. */
 		unsigned one = below(s, ARRAY_NR(node_kib)), other = below(s, ARRAY_NR(node_kib));
@@ -336,6 +337,9 @@ int config_make(struct sim *s)
 	unsigned nr;
 
 	s->disks_nr = 1 + (one_in(s, 2) ? below(s, DISKS_MAX) : 0);
+	/* The smallest that hold an entry of the journal: of seeds that aren't one of these nothing changes by it. */
+	if (s->seed % 16 == 10)
+		bucket = s->disks_nr == 1 ? 16 : 32;
 	draw_format_options(s, bucket);
 	s->is_redundant = s->metadata_replicas > 1 && s->data_replicas > 1;
 	s->power = power_new(rng_u64(&s->rng));

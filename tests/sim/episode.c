@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -489,6 +490,74 @@ static int episode_no_memory(struct sim *s, uint64_t ops)
 }
 
 /*
+ * Files without names take nearly all space that there is, so that the workload takes the rest: one whole, then, in turns
+ * with it, pieces of another, which often goes again and leaves buckets that are half used.
+ */
+struct ballast {
+	struct kiln_node node[2];
+	bool is_held[2];
+};
+
+static int ballast_add(struct sim *s, struct ballast *b, unsigned nr, uint64_t at, uint64_t bytes)
+{
+	static const struct kiln_create attr = { .mode = S_IFREG | 0600 };
+	struct kiln_stat st;
+
+	if (!b->is_held[nr]) {
+		int err = kiln_create_unnamed(s->fs, kiln_root(s->fs), &attr, &st);
+		if (err)
+			return err;
+		b->node[nr] = st.node;
+		b->is_held[nr] = true;
+	}
+	return kiln_fallocate(s->fs, b->node[nr], 0, at, bytes);
+}
+
+static void ballast_release(struct sim *s, struct ballast *b, unsigned nr)
+{
+	if (b->is_held[nr])
+		kiln_release(s->fs, b->node[nr]);
+	b->is_held[nr] = false;
+}
+
+static void ballast_make(struct sim *s, struct ballast *b)
+{
+	uint64_t left = rng_below(&s->rng, 8 << 20), pieces = rng_below(&s->rng, 4 << 20);
+	uint64_t piece = s->block_bytes << below(s, 7), at = 0;
+	struct kiln_usage u;
+
+	if (kiln_usage(s->fs, &u) || u.available <= left + pieces)
+		return;
+	uint64_t bytes = (u.available - left - pieces) / piece * piece;
+	for (uint64_t chunk = 1 << 20; chunk >= piece && at < bytes;) {
+		uint64_t now = min(chunk, bytes - at);
+
+		if (!ballast_add(s, b, 0, at, now))
+			at += now;
+		else
+			chunk /= 2;
+	}
+	for (uint64_t end = at + pieces; at < end && !ballast_add(s, b, at / piece % 2, at, piece);)
+		at += piece;
+	if (one_in(s, 2))
+		ballast_release(s, b, 1);
+}
+
+/* Filled up, or nearly: the end of that is a clean one, or not. */
+static int end_full(struct sim *s, bool is_cut)
+{
+	if (s->has_failed)
+		return -EPROTO;
+	if (is_cut) {
+		power_cut(s->power);
+		count_cut(s, false);
+		fs_kill(s);
+		return recover(s);
+	}
+	return s->fs->shut_down ? end_faulty(s) : reopen(s);
+}
+
+/*
  * Filled up, then emptied. Where not even a node finds space any more the filesystem goes read-only; what was promised
  * is there all the same.
  */
@@ -496,23 +565,36 @@ static int episode_full(struct sim *s, uint64_t ops)
 {
 	struct operation_limits usual = s->limits;
 	uint64_t before = s->totals->no_space;
+	struct ballast ballast = { 0 };
+	bool is_cut = one_in(s, 3);
 
 	s->limits.total_bytes_max = s->limits.file_bytes_max = 24 << 20;
 	s->limits.weights[OP_WRITE] *= 8;
 	s->is_faulty = true;
+	ballast_make(s, &ballast);
+	if (is_cut)
+		power_cut_after(s->power, 1 + rng_below(&s->rng, 2 + 6 * ops * s->tasks_nr));
 	workload_run(s, ops * 2);
 	s->is_faulty = false;
 	COUNT(s, faults[s->kind], s->totals->no_space - before);
-	int err = s->has_failed ? -EPROTO : s->fs->shut_down ? end_faulty(s) : reopen(s);
+	int err = end_full(s, is_cut);
 	s->limits = usual;
 	s->limits.weights[OP_UNLINK] *= 20;
 	s->limits.weights[OP_TRUNCATE] *= 10;
 	s->is_faulty = true;
-	if (!err)
+	if (!err) {
+		ballast = (struct ballast){ 0 };
+		ballast_make(s, &ballast);
 		workload_run(s, ops);
+	}
+	if (!err && one_in(s, 2)) {
+		/* All of it goes at once, while others go on. */
+		ballast_release(s, &ballast, 0);
+		workload_run(s, ops);
+	}
 	s->is_faulty = false;
 	s->limits = usual;
-	return err ? err : s->has_failed ? -EPROTO : s->fs->shut_down ? end_faulty(s) : reopen(s);
+	return err ? err : end_full(s, false);
 }
 
 /* --- what is on the disks changes --- */
@@ -940,16 +1022,6 @@ static bool is_undetectable(const struct sim *s, unsigned kind)
 	       (kind == EPISODE_ROLLED_BACK && s->disks_nr == 1);
 }
 
-/* About how much fits. */
-static uint64_t room_bytes(struct sim *s)
-{
-	uint64_t bytes = 0;
-
-	for (unsigned i = 0; i < s->disks_nr; i++)
-		bytes += disk_bytes(s, i);
-	return bytes / s->data_replicas;
-}
-
 static enum episode_kind kind_draw(struct sim *s)
 {
 	unsigned kind;
@@ -960,8 +1032,7 @@ static enum episode_kind kind_draw(struct sim *s)
 	do
 		kind = below(s, EPISODE_KIND_NR);
 	while (!(s->args->kinds >> kind & 1));
-	bool is_too_large = kind == EPISODE_FULL && room_bytes(s) > 64 << 20;
-	return is_undetectable(s, kind) || is_too_large ? EPISODE_CLEAN : kind;
+	return is_undetectable(s, kind) ? EPISODE_CLEAN : kind;
 }
 
 static void limits_make(struct sim *s)
