@@ -490,8 +490,8 @@ static int episode_no_memory(struct sim *s, uint64_t ops)
 }
 
 /*
- * Files without names take nearly all space that there is, so that the workload takes the rest: one whole, then, in turns
- * with it, pieces of another, which often goes again and leaves buckets that are half used.
+ * Files without names take nearly all space that there is, so that the workload takes the rest: one whole, then, in
+ * turns with it, pieces of another, which often goes again and leaves buckets that are half used.
  */
 struct ballast {
 	struct kiln_node node[2];
