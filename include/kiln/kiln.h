@@ -473,9 +473,11 @@ enum kiln_fallocate_flags {
  * COLLAPSE_RANGE and INSERT_RANGE stand alone. They move what is behind the range, without reading or writing data, and
  * change the size by @len. Offset and length are whole blocks, the offset (of what is taken out, the end as well) lies
  * before the end of the file: else -EINVAL. After a crash they are finished when the filesystem is opened for writing.
+ * After an error on the way (the file may read as moved in part then) whoever changes the file next finishes it first,
+ * or gets the error too.
  *
  * -EOPNOTSUPP for other modes; -EINVAL @len 0; -ENOSPC: nothing has changed but, with ZERO_RANGE or PUNCH_HOLE, what
- * kiln_punch() says; -EFBIG; -EISDIR.
+ * kiln_punch() says, and what the last two got half way with; -EFBIG; -EISDIR.
  */
 KILN_API int kiln_fallocate(kiln_fs *fs, struct kiln_node node, unsigned mode, uint64_t offset, uint64_t len);
 /*

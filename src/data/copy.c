@@ -383,8 +383,10 @@ static ssize_t copy_run(struct copy_op *op, uint64_t at, uint64_t to_at, uint64_
 {
 	struct inode from, to;
 	uint64_t done = at;
-	int err = write_inode_read(op->data, op->from, &from);
+	int err = write_ops_finish(op->data, op->from->inum, op->from->snapshot);
 
+	if (!err)
+		err = write_inode_read(op->data, op->from, &from);
 	if (!err)
 		err = write_inode_begin(op->data, op->to, to_at, &to);
 	if (err)

@@ -12,9 +12,8 @@
  * reference to it is what moves. Two keys of extents never point at the same space.
  */
 #include <errno.h>
-#include <stdio.h>
+#include <stdlib.h>
 
-#include "base/array.h"
 #include "data/write_internal.h"
 
 struct shift_op {
@@ -42,62 +41,6 @@ static int shift_txn(struct shift_op *s, const char *name, btree_txn_fn fn, void
 	struct btree_commit_opts opts = { .name = name, .watermark = WATERMARK_NORMAL, .journal_seq = s->journal_seq };
 
 	return btree_txn_run(s->data->trees, &opts, fn, args);
-}
-
-/* --- files that an error left in the midst --- */
-
-bool write_is_stuck(struct data *data, uint64_t inum)
-{
-	struct data_writer *w = data->writer;
-	bool is_stuck = false;
-
-	if (!__atomic_load_n(&w->stuck_nr, __ATOMIC_RELAXED) && !__atomic_load_n(&w->has_lost_stuck, __ATOMIC_RELAXED))
-		return false;
-	mutex_lock(&w->stuck_lock);
-	is_stuck = w->has_lost_stuck;
-	for (size_t i = 0; i < w->stuck_nr; i++)
-		is_stuck |= w->stuck[i] == inum;
-	mutex_unlock(&w->stuck_lock);
-	return is_stuck;
-}
-
-void write_stuck_add(struct data *data, uint64_t inum, int err, const char *what)
-{
-	struct data_writer *w = data->writer;
-	char position[64];
-
-	snprintf(position, sizeof(position), "inode %llu", (unsigned long long)inum);
-	/* Nothing at all is written any more then, and that has been told. */
-	if (err != -EROFS)
-		report_emit(data->reports,
-			    &(struct report){
-				    .level = REPORT_DAMAGE,
-				    .err = err,
-				    .structure = "file",
-				    .position = position,
-				    .expected = what,
-				    .found = error_name(err),
-				    .advice = "It is finished when the filesystem is opened for writing again; "
-					      "until then the file can't be changed.",
-			    });
-	mutex_lock(&w->stuck_lock);
-	if (!array_grow(&w->stuck, &w->stuck_capacity, w->stuck_nr + 1, sizeof(*w->stuck)))
-		w->stuck[w->stuck_nr] = inum;
-	else
-		__atomic_store_n(&w->has_lost_stuck, true, __ATOMIC_RELAXED);
-	if (!w->has_lost_stuck)
-		__atomic_store_n(&w->stuck_nr, w->stuck_nr + 1, __ATOMIC_RELAXED);
-	mutex_unlock(&w->stuck_lock);
-}
-
-int data_unfinished(struct data *data)
-{
-	struct data_writer *w = data->writer;
-
-	mutex_lock(&w->stuck_lock);
-	int err = w->stuck_nr || w->has_lost_stuck ? -EIO : 0;
-	mutex_unlock(&w->stuck_lock);
-	return err;
 }
 
 /* --- which extent is next --- */
@@ -388,14 +331,16 @@ static int shift_locked(struct shift_op *s)
 
 	if (!err)
 		err = aim_take(s, &inode);
-	if (!err)
-		err = start(s);
 	if (err)
 		return err;
+	struct write_op_left *left = write_op_left_new(s->file->inum, s->file->snapshot);
+	err = left ? start(s) : -ENOMEM;
+	if (err) {
+		free(left);
+		return err;
+	}
 	err = shift_run(s);
-	if (err)
-		write_stuck_add(s->data, s->file->inum, err,
-				is_insert(s) ? "a range to be inserted" : "a range to be taken out");
+	write_op_end(s->data, left, s->nr, err, is_insert(s) ? "a range to be inserted" : "a range to be taken out");
 	return err;
 }
 
@@ -442,7 +387,7 @@ int data_collapse_range(struct data *data, const struct data_write_target *file,
 
 static int drop_run(struct btree_txn *txn, void *ctx) { return write_op_delete(txn, ((struct shift_op *)ctx)->nr); }
 
-int data_resume_shift(struct data *data, uint64_t op_nr, uint32_t snapshot, const struct logged_op_finsert *op)
+int write_resume_shift(struct data *data, uint64_t op_nr, uint32_t snapshot, const struct logged_op_finsert *op)
 {
 	struct data_write_target file = { .inum = op->inum, .snapshot = snapshot, .subvol = op->subvol };
 	struct shift_op s = { .data = data, .file = &file, .nr = op_nr, .op = *op };

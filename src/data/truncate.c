@@ -7,6 +7,7 @@
  * with the last of it.
  */
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "data/write_internal.h"
@@ -128,23 +129,6 @@ struct size_args {
 	bool is_too_big;    /* out: the hole doesn't fit one transaction */
 };
 
-int write_op_nr_new(struct btree_txn *txn, uint64_t *nr)
-{
-	struct btree_iter it;
-	struct bkey_ref k;
-	int ret;
-
-	*nr = 1;
-	btree_txn_iter_open(&it, txn, BTREE_LOGGED_OPS, BPOS(0, 0, 0), 0, 0);
-	it.end = BPOS(0, UINT64_MAX, 0);
-	while ((ret = btree_iter_peek(&it, &k)) > 0) {
-		*nr = k.k.p.offset + 1;
-		btree_iter_advance(&it);
-	}
-	btree_iter_close(&it);
-	return ret;
-}
-
 static int logged_op_put(struct btree_txn *txn, struct size_args *a)
 {
 	struct logged_op_truncate op = { .subvol = a->file->subvol, .inum = a->file->inum, .new_size_bytes = a->size };
@@ -188,13 +172,6 @@ static int size_run(struct btree_txn *txn, void *ctx)
 	return inode_txn_put(txn, &inode);
 }
 
-int write_op_delete(struct btree_txn *txn, uint64_t nr)
-{
-	struct bkey k = { .p = BPOS(0, nr, 0), .type = KEY_DELETED };
-
-	return btree_txn_put(txn, BTREE_LOGGED_OPS, &k, NULL, 0);
-}
-
 struct op_end_args {
 	uint64_t nr;
 };
@@ -224,15 +201,17 @@ static int size_set(struct data *data, struct size_args *a, uint64_t *journal_se
 
 	if (err != -E2BIG || !a->is_too_big)
 		return err;
+	struct write_op_left *left = write_op_left_new(a->file->inum, a->file->snapshot);
 	a->is_logged = true;
-	err = btree_txn_run(data->trees, &opts, size_run, a);
-	if (err)
+	err = left ? btree_txn_run(data->trees, &opts, size_run, a) : -ENOMEM;
+	if (err) {
+		free(left);
 		return err;
+	}
 	err = write_hole_make(data, a->file, a->hole_from, UINT64_MAX, journal_seq);
 	if (!err)
 		err = op_end(data, a->op_nr, journal_seq);
-	if (err)
-		write_stuck_add(data, a->file->inum, err, "to be cut to its new size");
+	write_op_end(data, left, a->op_nr, err, "to be cut to its new size");
 	return err;
 }
 
@@ -393,18 +372,18 @@ int data_punch(struct data *data, const struct data_write_target *file, uint64_t
 	return err;
 }
 
-int data_resume_truncate(struct data *data, uint64_t op_nr, uint32_t snapshot, uint64_t inum, uint64_t new_size_bytes)
+int write_resume_truncate(struct data *data, uint64_t op_nr, uint32_t snapshot, const struct logged_op_truncate *op)
 {
-	struct data_write_target file = { .inum = inum, .snapshot = snapshot };
-	uint64_t block_end = round_up_u64(new_size_bytes, block_bytes_of(data));
+	struct data_write_target file = { .inum = op->inum, .snapshot = snapshot };
+	uint64_t block_end = round_up_u64(op->new_size_bytes, block_bytes_of(data));
 	struct inode inode;
 
-	if (new_size_bytes > INT64_MAX)
+	if (op->new_size_bytes > INT64_MAX)
 		return -EUCLEAN;
 	int err = write_inode_read(data, &file, &inode);
 	/* The inode may have been deleted since. */
-	if (!err && inode.size != new_size_bytes) {
-		struct size_args a = { .file = &file, .size = new_size_bytes, .hole_from = UINT64_MAX };
+	if (!err && inode.size != op->new_size_bytes) {
+		struct size_args a = { .file = &file, .size = op->new_size_bytes, .hole_from = UINT64_MAX };
 
 		err = size_set(data, &a, NULL);
 	}

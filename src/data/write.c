@@ -56,7 +56,7 @@ int data_start_write(struct data *data, struct allocator *allocator, struct jour
 	bucket_locks_init(&w->in_place.locks);
 	mutex_init(&w->buffers_lock);
 	mutex_init_ranked(&w->shared_lock, LOCK_SHARED_EXTENTS);
-	mutex_init(&w->stuck_lock);
+	mutex_init(&w->ops_lock);
 	data->writer = w;
 	return 0;
 }
@@ -78,8 +78,8 @@ void data_stop_write(struct data *data)
 	bucket_locks_destroy(&w->in_place.locks);
 	mutex_destroy(&w->buffers_lock);
 	mutex_destroy(&w->shared_lock);
-	mutex_destroy(&w->stuck_lock);
-	free(w->stuck);
+	write_ops_forget(w);
+	mutex_destroy(&w->ops_lock);
 	free(w);
 }
 
@@ -96,8 +96,6 @@ int write_inode_read(struct data *data, const struct data_write_target *file, st
 {
 	struct bkey_copy copy;
 
-	if (write_is_stuck(data, file->inum))
-		return -EIO;
 	int found = btree_lookup(data->trees, BTREE_INODES, BPOS(0, file->inum, file->snapshot), &copy);
 	if (found < 0)
 		return found;
@@ -109,8 +107,10 @@ int write_inode_read(struct data *data, const struct data_write_target *file, st
 int write_inode_begin(struct data *data, const struct data_write_target *file, uint64_t offset_bytes,
 		      struct inode *inode)
 {
-	int err = write_inode_read(data, file, inode);
+	int err = write_ops_finish(data, file->inum, file->snapshot);
 
+	if (!err)
+		err = write_inode_read(data, file, inode);
 	if (err)
 		return err;
 	bool is_inside = offset_bytes < inode->size;

@@ -22,8 +22,16 @@ int data_start_write(struct data *data, struct allocator *allocator, struct jour
 void data_stop_write(struct data *data);
 /* Add what its background does to @list. */
 void data_jobs(struct data *data, struct job_list *list);
-/* -EIO when a logged operation ended in an error: the filesystem isn't clean, and recovery has something to finish. */
-int data_unfinished(struct data *data);
+
+/*
+ * Operations that take many transactions (logged_op.c). Go on with one found after a crash, in the snapshot of its
+ * subvolume, and delete its key. Where there is no space for that now, it stays for later (0).
+ */
+int data_resume_op(struct data *data, uint64_t nr, uint32_t snapshot, struct bkey_ref k);
+/* Finish those that an error has stopped. An error: there is one left, the filesystem isn't clean. No calls go on. */
+int data_finish_ops(struct data *data);
+/* In the transaction in which an inode goes: so does what was stopped of its file. */
+int data_txn_drop_op(struct data *data, struct btree_txn *txn, uint64_t inum, uint32_t snapshot);
 
 /*
  * Inodes in transactions, for data and namespace alike (inode_txn.c). Get: the inode that @snapshot sees, with
@@ -78,14 +86,13 @@ int data_allocate(struct data *data, const struct data_write_target *file, uint6
  * Insert a hole of @len at @offset, what is behind it moving up; or take a range out, what is behind it moving down.
  * Both are logged operations (06 §14.3): done whole, after a crash by recovery. Offset and length are whole blocks
  * (-EINVAL), the offset (of what is taken out, the end as well) lies before the end of the file (-EINVAL). No data is
- * read or written. When an error stops it on the way, the file can't be changed before the filesystem is opened anew.
+ * read or written. When an error stops it on the way, which is told, whoever changes the file next finishes it first,
+ * or gets the error in his turn.
  */
 int data_insert_range(struct data *data, const struct data_write_target *file, uint64_t offset_bytes,
 		      uint64_t len_bytes, const struct data_write_times *times, uint64_t *journal_seq);
 int data_collapse_range(struct data *data, const struct data_write_target *file, uint64_t offset_bytes,
 			uint64_t len_bytes, const struct data_write_times *times, uint64_t *journal_seq);
-/* Resume one of these found in logged_ops after a crash, and remove its key. */
-int data_resume_shift(struct data *data, uint64_t op_nr, uint32_t snapshot, const struct logged_op_finsert *op);
 
 enum data_copy_flags { DATA_COPY_SHARE_ONLY = 1 }; /* -EINVAL rather than copy what isn't whole blocks on both sides */
 /*
@@ -100,8 +107,6 @@ ssize_t data_copy_range(struct data *data, const struct data_write_target *from,
 int data_delete_extents(struct data *data, const struct data_write_target *file, uint64_t *journal_seq);
 /* The same as a part of the transaction in which the inode goes, if they are few. 1: they are too many. */
 int data_txn_delete_extents(struct btree_txn *txn, const struct data_write_target *file);
-/* Resume a truncation found in logged_ops after a crash (04 §8), and remove its key. */
-int data_resume_truncate(struct data *data, uint64_t op_nr, uint32_t snapshot, uint64_t inum, uint64_t new_size_bytes);
 
 /*
  * No entry of the journal covers what was overwritten in place (nocow files): flush the devices that such writes of the

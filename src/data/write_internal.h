@@ -12,6 +12,7 @@
  *   fallocate.c   space promised
  *   copy.c        ranges copied, and what they share
  *   shift.c       ranges inserted and taken out
+ *   logged_op.c   operations of many transactions, and finishing those that an error stopped
  *
  * One call at a time changes the data of an inode (inode_lock()): so what a call reads to complete partial blocks is
  * still there when it puts them, and sizes only change under it.
@@ -64,10 +65,8 @@ struct data_writer {
 	struct mutex shared_lock; /* of what follows: the end of the reflink btree */
 	bool has_shared_end;
 	uint64_t shared_end;
-	struct mutex stuck_lock; /* of what follows: inodes that an error left half shifted */
-	uint64_t *stuck;
-	size_t stuck_nr, stuck_capacity;
-	bool has_lost_stuck; /* memory ran out for one: no file can be changed any more */
+	struct mutex ops_lock; /* of what follows: operations that an error stopped on the way */
+	struct write_op_left *ops_left;
 };
 
 /* Which of the locks is an inode's. */
@@ -233,11 +232,11 @@ bool write_options_are_same(const struct write_op *a, const struct write_op *b);
 size_t write_inline_bytes_max(const struct data *data);
 /* A data_damage_fn that sets a bool. */
 void data_damage_note(void *ctx, uint64_t offset, uint64_t len, int err);
-/* The inode of a file that is to be changed, as it is now. 0, -ENOENT or an error. */
+/* The inode of a file as it is now. 0, -ENOENT or an error. */
 int write_inode_read(struct data *data, const struct data_write_target *file, struct inode *inode);
 /*
- * The same where a call begins that changes the file from @offset on. -EPERM when the inode has flags that @file says
- * forbid it.
+ * The same where a call begins that changes the file from @offset on: what was stopped half way is finished. -EPERM
+ * when the inode has flags that @file says forbid it.
  */
 int write_inode_begin(struct data *data, const struct data_write_target *file, uint64_t offset_bytes,
 		      struct inode *inode);
@@ -262,20 +261,33 @@ int write_punch(struct data *data, const struct data_write_target *file, uint64_
 /* The size becomes @size unless it is larger; and times, unless NULL. */
 int write_size_raise(struct data *data, const struct data_write_target *file, uint64_t size,
 		     const struct data_write_times *times, uint64_t *journal_seq);
+/* Go on with a truncation, and delete its key. 0, also where the file is gone, or an error. */
+int write_resume_truncate(struct data *data, uint64_t op_nr, uint32_t snapshot, const struct logged_op_truncate *op);
+
+/* --- shift.c; the same for it --- */
+
+int write_resume_shift(struct data *data, uint64_t op_nr, uint32_t snapshot, const struct logged_op_finsert *op);
+
+/* --- logged_op.c; the inode is locked --- */
 
 /* The number of a new logged operation: one higher than the highest (04 §8). Its key goes away with the last of it. */
 int write_op_nr_new(struct btree_txn *txn, uint64_t *nr);
 int write_op_delete(struct btree_txn *txn, uint64_t nr);
-
-/* --- shift.c --- */
-
+/* What it takes to remember an operation that may fail on the way: made before it begins. NULL: -ENOMEM. */
+struct write_op_left {
+	struct write_op_left *next;
+	uint64_t nr, inum;
+	uint32_t snapshot;
+};
+struct write_op_left *write_op_left_new(uint64_t inum, uint32_t snapshot);
 /*
- * An error, which is reported, ended a logged operation on the way: recovery will finish it, so the file must stay as
- * it is until then. @what was to happen to it.
+ * Operation @nr is over, and @left is freed; or an error, which is reported where it isn't an ordinary one, has stopped
+ * it, and @left is kept. @what was to happen to the file.
  */
-void write_stuck_add(struct data *data, uint64_t inum, int err, const char *what);
-/* Is the file one that can't be changed before the filesystem is opened anew, which finishes what was begun? */
-bool write_is_stuck(struct data *data, uint64_t inum);
+void write_op_end(struct data *data, struct write_op_left *left, uint64_t nr, int err, const char *what);
+/* Finish what was stopped of the file. Until that is done (0) it mustn't be changed. */
+int write_ops_finish(struct data *data, uint64_t inum, uint32_t snapshot);
+void write_ops_forget(struct data_writer *w);
 
 /* --- fallocate.c --- */
 

@@ -505,8 +505,9 @@ static int write_back_all(struct kiln_fs *fs)
 	int err = namespace_delete_dead_inodes(fs->ns);
 
 	namespace_stop_write(fs->ns);
-	if (!err)
-		err = data_unfinished(fs->data);
+	/* What can't be finished isn't clean; all else is written back. */
+	stop_step_set(fs, "finishing what was stopped half way");
+	int unfinished = err ? 0 : data_finish_ops(fs->data);
 	if (!err) {
 		stop_step_set(fs, "replacing bad copies");
 		data_repair_wait(fs->data);
@@ -528,6 +529,8 @@ static int write_back_all(struct kiln_fs *fs)
 		do
 			err = btrees_flush_all(fs->trees);
 		while (!err && allocator_stirred(fs->allocator));
+	if (!err)
+		err = unfinished;
 	return err ? err : __atomic_load_n(&fs->shut_down, __ATOMIC_ACQUIRE);
 }
 

@@ -229,6 +229,7 @@ bool deletions_allow_link(struct namespace *ns, struct object o)
 /* --- deleting one inode --- */
 
 struct dead_inode {
+	struct data *data;
 	uint64_t inum;
 	uint32_t subvol; /* whose snapshot it is in; 0: that is known */
 	uint32_t snapshot;
@@ -247,10 +248,13 @@ static int dead_get(struct btree_txn *txn, struct dead_inode *dead, struct inode
 	return err == -ENOENT ? 0 : err;
 }
 
-static int dead_put_generation(struct btree_txn *txn, const struct inode *inode)
+static int dead_put_generation(struct btree_txn *txn, const struct dead_inode *dead, const struct inode *inode)
 {
 	uint8_t value[8] = { 0 };
+	int err = data_txn_drop_op(dead->data, txn, inode->inum, inode->snapshot);
 
+	if (err)
+		return err;
 	le32_store(value, inode->generation + 1);
 	return btree_txn_put(txn, BTREE_INODES,
 			     &(struct bkey){ .p = BPOS(0, inode->inum, inode->snapshot),
@@ -299,7 +303,7 @@ static int dead_delete_small(struct btree_txn *txn, void *ctx)
 	dead->is_large = ret > 0;
 	if (dead->is_large)
 		return -E2BIG; /* with what was put already */
-	return ret ? ret : dead_put_generation(txn, &inode);
+	return ret ? ret : dead_put_generation(txn, dead, &inode);
 }
 
 struct clear_args {
@@ -356,7 +360,7 @@ static int dead_finish(struct btree_txn *txn, void *ctx)
 	struct inode inode;
 	int err = dead_get(txn, dead, &inode);
 
-	return err || !dead->is_dead ? err : dead_put_generation(txn, &inode);
+	return err || !dead->is_dead ? err : dead_put_generation(txn, dead, &inode);
 }
 
 static int dead_delete_large(struct namespace *ns, struct dead_inode *dead)
@@ -387,7 +391,7 @@ static int dead_delete(struct namespace *ns, struct dead_inode *dead)
 
 static int object_delete(struct namespace *ns, struct object o)
 {
-	struct dead_inode dead = { .inum = o.inum, .subvol = o.subvol };
+	struct dead_inode dead = { .data = ns->data, .inum = o.inum, .subvol = o.subvol };
 	int err = dead_delete(ns, &dead);
 
 	/* A subvolume that is gone or became read-only takes its dead with it, or keeps them for the next scan. */
@@ -699,7 +703,7 @@ static int listed_process(struct namespace *ns, struct bpos pos)
 		listed_report(ns, &l);
 		return 0;
 	}
-	struct dead_inode dead = { .inum = pos.offset, .snapshot = pos.snapshot };
+	struct dead_inode dead = { .data = ns->data, .inum = pos.offset, .snapshot = pos.snapshot };
 	return dead_delete(ns, &dead);
 }
 

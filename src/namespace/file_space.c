@@ -37,12 +37,17 @@ int namespace_fallocate(struct namespace *ns, struct object o, enum fallocate_op
 		file.forbidding |= INODE_APPEND;
 	uint64_t now = change_time(ns->super);
 	struct data_write_times times = { .is_set = true, .mtime = now, .ctime = now, .clear_setid = !keeps_setid };
-	/* What shifts extents may have got half way, and isn't begun again. */
-	bool is_whole = op != FALLOCATE_INSERT && op != FALLOCATE_COLLAPSE;
+	bool is_shift = op == FALLOCATE_INSERT || op == FALLOCATE_COLLAPSE;
 	struct room_wait room = deletions_room_begin(ns);
 	do {
+		/* What is taken out gives the room that it takes. */
+		err = op == FALLOCATE_INSERT ? change_room_check(ns) : 0;
+		if (!err && !is_shift)
+			err = range_change(ns, &file, op, offset, len, &times, journal_seq);
+	} while (deletions_give_room(ns, err, &room));
+	/* That may get half way, and isn't begun again. */
+	if (!err && is_shift)
 		err = range_change(ns, &file, op, offset, len, &times, journal_seq);
-	} while (is_whole && deletions_give_room(ns, err, &room));
 	return err;
 }
 

@@ -69,24 +69,33 @@ static int resume_where(struct recovery *r, uint32_t subvol, uint32_t *snapshot)
 	return err ? err : 1;
 }
 
-static int resume_truncate(struct recovery *r, uint64_t nr, struct bkey_ref k)
+/* The subvolume that an operation is in. False: it is one of newer versions, theirs to finish. */
+static bool resume_subvol(struct bkey_ref k, uint32_t *subvol)
 {
-	struct logged_op_truncate op;
-	uint32_t snapshot;
+	struct logged_op_truncate truncate;
+	struct logged_op_finsert finsert;
 
-	logged_op_truncate_decode(k, &op);
-	int ret = resume_where(r, op.subvol, &snapshot);
-	return ret <= 0 ? ret : data_resume_truncate(r->data, nr, snapshot, op.inum, op.new_size_bytes);
+	switch (k.k.type) {
+	case KEY_LOGGED_OP_TRUNCATE:
+		logged_op_truncate_decode(k, &truncate);
+		*subvol = truncate.subvol;
+		return true;
+	case KEY_LOGGED_OP_FINSERT:
+		logged_op_finsert_decode(k, &finsert);
+		*subvol = finsert.subvol;
+		return true;
+	default: return false;
+	}
 }
 
-static int resume_shift(struct recovery *r, uint64_t nr, struct bkey_ref k)
+static int resume_logged_op(struct recovery *r, uint64_t nr, struct bkey_ref k)
 {
-	struct logged_op_finsert op;
-	uint32_t snapshot;
+	uint32_t subvol, snapshot;
 
-	logged_op_finsert_decode(k, &op);
-	int ret = resume_where(r, op.subvol, &snapshot);
-	return ret <= 0 ? ret : data_resume_shift(r->data, nr, snapshot, &op);
+	if (!resume_subvol(k, &subvol))
+		return 0;
+	int ret = resume_where(r, subvol, &snapshot);
+	return ret <= 0 ? ret : data_resume_op(r->data, nr, snapshot, k);
 }
 
 static int resume_logged_ops(struct recovery *r)
@@ -98,11 +107,7 @@ static int resume_logged_ops(struct recovery *r)
 	if (is_mutant(MUTANT_LOGGED_OPS))
 		return 0;
 	for (; !(err = logged_op_next(r->trees, &nr, &op)); nr++) {
-		switch (op.k.k.type) {
-		case KEY_LOGGED_OP_TRUNCATE: err = resume_truncate(r, nr, op.k); break;
-		case KEY_LOGGED_OP_FINSERT: err = resume_shift(r, nr, op.k); break;
-		default: /* of newer versions: theirs to finish */ break;
-		}
+		err = resume_logged_op(r, nr, op.k);
 		if (err || nr == UINT64_MAX)
 			return err;
 	}

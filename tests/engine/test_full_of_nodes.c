@@ -17,6 +17,7 @@
 #include "base/sanitizer.h"
 #include "base/sync.h"
 #include "base/util.h"
+#include "data/write_internal.h"
 #include "device/power.h"
 #include "engine/format.h"
 #include "engine/fs.h"
@@ -34,6 +35,11 @@ enum {
 	CUTS = 6,
 	CUT_IOS_MAX = 2000,
 	STANDSTILL_SECONDS = 300, /* much more than it takes */
+	PIECES = 1000,
+	PIECES_BLOCKS_MAX = 1 << 14,
+	SHIFTS = 60,
+	SHIFT_BLOCKS_MAX = 8,
+	SHIFT_BUSY = 4, /* files that come or go in between, at most */
 };
 
 struct small_fs {
@@ -261,12 +267,107 @@ static void holes_survive_losses_of_power(void **state)
 	small_fs_free(&s);
 }
 
+/* --- a file in many pieces, which ranges are inserted into and taken out of --- */
+
+struct pieces {
+	struct kiln_node node;
+	uint8_t blocks[PIECES_BLOCKS_MAX]; /* what each is full of; 0: a hole */
+	unsigned nr;
+};
+
+static int pieces_write(struct small_fs *s, struct pieces *p, unsigned at, uint8_t byte)
+{
+	char block[SECTOR_BYTES];
+
+	memset(block, byte, sizeof(block));
+	int64_t ret = kiln_write(s->fs, p->node, (uint64_t)at * SECTOR_BYTES, block, sizeof(block));
+	if (ret < 0)
+		return (int)ret;
+	p->blocks[at] = byte;
+	p->nr = max(p->nr, at + 1);
+	return 0;
+}
+
+static void pieces_make(struct small_fs *s, struct pieces *p)
+{
+	struct kiln_create attr = { .mode = S_IFREG | 0644 };
+	struct kiln_stat st;
+
+	assert_int_equal(kiln_create(s->fs, kiln_root(s->fs), "pieces", 6, &attr, &st), 0);
+	*p = (struct pieces){ .node = st.node };
+	for (unsigned i = 0; i < PIECES; i++)
+		assert_int_equal(pieces_write(s, p, 2 * i, (uint8_t)(1 + i % 255)), 0);
+}
+
+static void pieces_check(struct small_fs *s, const struct pieces *p)
+{
+	static uint8_t got[PIECES_BLOCKS_MAX * SECTOR_BYTES];
+	struct kiln_stat st;
+
+	assert_int_equal(kiln_stat(s->fs, p->node, &st), 0);
+	assert_int_equal(st.size, p->nr * SECTOR_BYTES);
+	assert_int_equal(kiln_read(s->fs, p->node, 0, got, sizeof(got)), st.size);
+	for (unsigned i = 0; i < p->nr; i++)
+		for (unsigned k = 0; k < SECTOR_BYTES; k++)
+			assert_int_equal(got[i * SECTOR_BYTES + k], p->blocks[i]);
+}
+
+static bool has_stopped(struct small_fs *s) { return s->fs->data->writer->ops_left; }
+
+/* A range somewhere in it. What stops on the way is done when something else is done to the file. */
+static int pieces_shift(struct small_fs *s, struct pieces *p, bool is_insert)
+{
+	unsigned nr = 1 + (unsigned)rng_below(&s->rng, SHIFT_BLOCKS_MAX);
+	unsigned at = (unsigned)rng_below(&s->rng, p->nr - nr);
+	unsigned behind = p->nr - at - (is_insert ? 0 : nr);
+	int err = kiln_fallocate(s->fs, p->node, is_insert ? KILN_FALLOC_INSERT_RANGE : KILN_FALLOC_COLLAPSE_RANGE,
+				 (uint64_t)at * SECTOR_BYTES, nr * SECTOR_BYTES);
+
+	if (err && !has_stopped(s))
+		return err;
+	if (is_insert) {
+		memmove(p->blocks + at + nr, p->blocks + at, behind);
+		memset(p->blocks + at, 0, nr);
+	} else {
+		memmove(p->blocks + at, p->blocks + at + nr, behind);
+	}
+	p->nr = p->nr + (is_insert ? nr : 0) - (is_insert ? 0 : nr);
+	return err;
+}
+
+static void ranges_are_inserted_and_taken_out_of_a_full_filesystem(void **state)
+{
+	static struct small_fs s;
+	static struct pieces p;
+	unsigned refused = 0, stopped = 0;
+
+	(void)state;
+	small_fs_make(&s, 1, 8, "4k");
+	pieces_make(&s, &p);
+	fill(&s);
+	for (unsigned i = 0; i < SHIFTS; i++) {
+		assert_int_equal(change(&s, (unsigned)rng_below(&s.rng, SHIFT_BUSY)), 0);
+		int err = pieces_shift(&s, &p, rng_below(&s.rng, 2));
+		assert_true(!err || err == -ENOSPC);
+		refused += err != 0;
+		stopped += has_stopped(&s);
+		if (!has_stopped(&s))
+			pieces_check(&s, &p);
+	}
+	print_message("%u refused, %u stopped on the way\n", refused, stopped);
+	empty(&s, s.nr / 2);
+	assert_int_equal(pieces_write(&s, &p, 1, 1), 0);
+	pieces_check(&s, &p);
+	small_fs_end(&s);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = { cmocka_unit_test(a_filesystem_full_of_small_nodes_goes_on),
 					    cmocka_unit_test(so_does_one_of_two_copies),
 					    cmocka_unit_test(a_filesystem_of_two_copies_goes_on_when_copygc_moves_data),
-					    cmocka_unit_test(holes_survive_losses_of_power) };
+					    cmocka_unit_test(holes_survive_losses_of_power),
+					    cmocka_unit_test(ranges_are_inserted_and_taken_out_of_a_full_filesystem) };
 
 	cmocka_set_test_filter(getenv("KILN_TEST_FILTER"));
 	return cmocka_run_group_tests(tests, NULL, NULL);
