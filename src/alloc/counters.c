@@ -120,25 +120,30 @@ int alloc_txn_count_replicas(struct btree_txn *txn, unsigned data_type, unsigned
 
 /* --- free space (07 §12.6); counters.lock is held --- */
 
-static uint64_t not_negative(int64_t v) { return v > 0 ? (uint64_t)v : 0; }
+/* What superblocks and the journal have of it. */
+static __int128 dev_hidden_locked(const struct allocator *a, unsigned dev)
+{
+	const int64_t *now = a->counters.now;
+
+	return ((__int128)now[counter_dev(dev, DATA_SB, COUNTER_DEV_BUCKETS)] +
+		now[counter_dev(dev, DATA_JOURNAL, COUNTER_DEV_BUCKETS)]) *
+	       a->devs[dev].bucket_sectors;
+}
 
 static uint64_t sectors_available_locked(const struct allocator *a)
 {
 	const struct counters *c = &a->counters;
 	struct usage u = { .capacity_sectors = a->capacity_sectors };
-	uint64_t reserved = c->online_reserved;
-	int64_t used = 0, hidden = 0;
+	__int128 used = 0, hidden = 0, reserved = c->online_reserved;
 
 	for (unsigned dev = 0; dev < a->dev_nr; dev++)
-		hidden += (c->now[counter_dev(dev, DATA_SB, COUNTER_DEV_BUCKETS)] +
-			   c->now[counter_dev(dev, DATA_JOURNAL, COUNTER_DEV_BUCKETS)]) *
-			  a->devs[dev].bucket_sectors;
+		hidden += dev_hidden_locked(a, dev);
 	for (size_t i = 0; i < c->row_nr; i++)
 		used += usage_type_is_used(c->rows[i].entry.data_type) ? c->rows[i].now : 0;
 	for (unsigned i = 0; i < 4; i++)
-		reserved += not_negative(c->now[COUNTER_RESERVED + i]);
-	u.hidden_sectors = not_negative(hidden);
-	u.used_sectors = not_negative(used) + usage_of_reserved(reserved);
+		reserved += u64_clamp(c->now[COUNTER_RESERVED + i]);
+	u.hidden_sectors = u64_clamp(hidden);
+	u.used_sectors = u64_clamp(max(used, (__int128)0) + usage_of_reserved(u64_clamp(reserved)));
 	return usage_available_sectors(&u);
 }
 
@@ -156,13 +161,11 @@ static uint64_t dev_room_locked(const struct allocator *a, unsigned dev)
 	static const uint8_t written[] = { DATA_BTREE, DATA_USER, DATA_PARITY, DATA_STRIPE };
 	const struct alloc_dev *d = &a->devs[dev];
 	const int64_t *now = a->counters.now;
-	int64_t taken = (now[counter_dev(dev, DATA_SB, COUNTER_DEV_BUCKETS)] +
-			 now[counter_dev(dev, DATA_JOURNAL, COUNTER_DEV_BUCKETS)]) *
-			d->bucket_sectors;
+	__int128 taken = dev_hidden_locked(a, dev);
 
 	for (unsigned i = 0; i < ARRAY_NR(written); i++)
 		taken += now[counter_dev(dev, written[i], COUNTER_DEV_SECTORS)];
-	return d->capacity_sectors - min(not_negative(taken), d->capacity_sectors);
+	return d->capacity_sectors - min(u64_clamp(taken), d->capacity_sectors);
 }
 
 /*
@@ -173,25 +176,25 @@ static uint64_t dev_room_locked(const struct allocator *a, unsigned dev)
 static bool copies_fit_locked(const struct allocator *a, uint64_t sectors, unsigned replicas)
 {
 	const struct counters *c = &a->counters;
-	uint64_t data = (c->online_reserved + sectors) / replicas, found = 0;
+	__int128 copied = ((__int128)c->online_reserved + sectors) / replicas, wanted, found = 0;
 	unsigned durability = 0;
 
 	for (unsigned dev = 0; dev < a->dev_nr; dev++)
 		durability += dev_counts(a, dev);
-	uint64_t wanted = data * min(replicas, durability);
+	wanted = copied * min(replicas, durability);
 	for (unsigned i = 0; i < 4; i++) {
-		uint64_t promised = not_negative(c->now[COUNTER_RESERVED + i]) / (i + 1);
+		uint64_t promised = u64_clamp(c->now[COUNTER_RESERVED + i]) / (i + 1);
 
-		data += promised;
-		wanted += promised * min(i + 1, durability);
+		copied += promised;
+		wanted += (__int128)promised * min(i + 1, durability);
 	}
-	data = usage_of_reserved(data);
+	uint64_t data = usage_of_reserved(u64_clamp(copied));
 	for (unsigned dev = 0; dev < a->dev_nr; dev++) {
 		unsigned counts = dev_counts(a, dev);
 
-		found += counts ? counts * min(data, dev_room_locked(a, dev)) : 0;
+		found += counts ? (__int128)counts * min(data, dev_room_locked(a, dev)) : 0;
 	}
-	return !durability || found >= usage_of_reserved(wanted);
+	return !durability || found >= usage_of_reserved(u64_clamp(wanted));
 }
 
 /* Of @sectors_max that the totals leave, what the devices can take. */
@@ -412,7 +415,7 @@ static void counters_apply(struct counters *c, const struct counter_record *r, b
 			counter = is_base ? &c->base[n] : &c->now[n];
 		else
 			counter = is_base ? &c->rows[n - COUNTER_ROWS].base : &c->rows[n - COUNTER_ROWS].now;
-		*counter += r->deltas[i].delta;
+		*counter = i64_clamp((__int128)*counter + r->deltas[i].delta);
 	}
 }
 
@@ -621,7 +624,7 @@ static int row_add(struct counters *c, const struct usage_replicas *e, uint64_t 
 	int counter = row_counter(c, &key);
 	if (counter < 0)
 		return counter;
-	c->rows[counter - COUNTER_ROWS].now = c->rows[counter - COUNTER_ROWS].base = (int64_t)sectors;
+	c->rows[counter - COUNTER_ROWS].now = c->rows[counter - COUNTER_ROWS].base = i64_clamp(sectors);
 	return 0;
 }
 
@@ -654,15 +657,17 @@ int counters_read(struct allocator *a)
 
 	if (err)
 		return err;
-	c->now[COUNTER_INODES] = (int64_t)a->state->nr_inodes;
+	c->now[COUNTER_INODES] = i64_clamp(a->state->nr_inodes);
 	for (unsigned i = 0; i < 4; i++)
-		c->now[COUNTER_RESERVED + i] = (int64_t)a->state->reserved[i];
+		c->now[COUNTER_RESERVED + i] = i64_clamp(a->state->reserved[i]);
 	for (unsigned dev = 0; dev < min(u.dev_nr, a->dev_nr); dev++)
 		for (unsigned type = 0; type < DATA_NR_1_4; type++) {
-			c->now[counter_dev(dev, type, COUNTER_DEV_BUCKETS)] = (int64_t)u.devs[dev].types[type].buckets;
-			c->now[counter_dev(dev, type, COUNTER_DEV_SECTORS)] = (int64_t)u.devs[dev].types[type].sectors;
+			c->now[counter_dev(dev, type, COUNTER_DEV_BUCKETS)] =
+				i64_clamp(min(u.devs[dev].types[type].buckets, a->devs[dev].bucket_nr));
+			c->now[counter_dev(dev, type, COUNTER_DEV_SECTORS)] =
+				i64_clamp(u.devs[dev].types[type].sectors);
 			c->now[counter_dev(dev, type, COUNTER_DEV_FRAGMENTED)] =
-				(int64_t)u.devs[dev].types[type].fragmented;
+				i64_clamp(u.devs[dev].types[type].fragmented);
 		}
 	memcpy(c->base, c->now, sizeof(c->base));
 	for (size_t i = 0; !err && i < u.replicas_nr; i++)
@@ -702,33 +707,34 @@ int64_t counters_dev_buckets(struct counters *c, unsigned dev, unsigned type)
 uint64_t counters_dev_fragmented(struct counters *c, unsigned dev)
 {
 	mutex_lock(&c->lock);
-	int64_t sectors = c->now[counter_dev(dev, DATA_BTREE, COUNTER_DEV_FRAGMENTED)] +
-			  c->now[counter_dev(dev, DATA_USER, COUNTER_DEV_FRAGMENTED)];
+	__int128 sectors = (__int128)c->now[counter_dev(dev, DATA_BTREE, COUNTER_DEV_FRAGMENTED)] +
+			   c->now[counter_dev(dev, DATA_USER, COUNTER_DEV_FRAGMENTED)];
 	mutex_unlock(&c->lock);
-	return (uint64_t)max(sectors, (int64_t)0);
+	return u64_clamp(sectors);
 }
 
 static void usage_fill(struct allocator *a, struct usage *u)
 {
 	struct counters *c = &a->counters;
 
-	u->inodes = not_negative(c->now[COUNTER_INODES]);
-	u->reserved_sectors = c->online_reserved;
+	u->inodes = u64_clamp(c->now[COUNTER_INODES]);
+	__int128 reserved = c->online_reserved;
 	for (unsigned i = 0; i < 4; i++)
-		u->reserved_sectors += not_negative(c->now[COUNTER_RESERVED + i]);
+		reserved += u64_clamp(c->now[COUNTER_RESERVED + i]);
+	u->reserved_sectors = u64_clamp(reserved);
 	for (unsigned dev = 0; dev < a->dev_nr; dev++) {
 		u->devs[dev].is_known = a->devs[dev].is_member;
 		for (unsigned type = 0; type < DATA_NR_1_4; type++) {
 			const int64_t *now = &c->now[counter_dev(dev, type, 0)];
 
-			u->devs[dev].types[type].buckets = not_negative(now[COUNTER_DEV_BUCKETS]);
-			u->devs[dev].types[type].sectors = not_negative(now[COUNTER_DEV_SECTORS]);
-			u->devs[dev].types[type].fragmented = not_negative(now[COUNTER_DEV_FRAGMENTED]);
+			u->devs[dev].types[type].buckets = u64_clamp(now[COUNTER_DEV_BUCKETS]);
+			u->devs[dev].types[type].sectors = u64_clamp(now[COUNTER_DEV_SECTORS]);
+			u->devs[dev].types[type].fragmented = u64_clamp(now[COUNTER_DEV_FRAGMENTED]);
 		}
 	}
 	for (size_t i = 0; i < c->row_nr; i++) {
 		u->replicas[i] = c->rows[i].entry;
-		u->replicas[i].sectors = not_negative(c->rows[i].now);
+		u->replicas[i].sectors = u64_clamp(c->rows[i].now);
 	}
 	u->replicas_nr = c->row_nr;
 }

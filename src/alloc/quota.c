@@ -138,10 +138,7 @@ void quotas_recount(struct quotas *q)
 
 /* --- limits --- */
 
-static uint64_t used_of(const struct quota_row *row, unsigned counter)
-{
-	return row->used[counter] > 0 ? (uint64_t)row->used[counter] : 0;
-}
+static uint64_t used_of(const struct quota_row *row, unsigned counter) { return u64_clamp(row->used[counter]); }
 
 uint64_t quota_now_seconds(void) { return clock_realtime_ns() / 1000000000; }
 
@@ -179,7 +176,8 @@ static uint64_t row_limit(const struct quota_row *row, unsigned counter, uint64_
 
 static uint64_t row_room(const struct quota_row *row, unsigned counter, uint64_t now_seconds)
 {
-	uint64_t limit = row_limit(row, counter, now_seconds), used = used_of(row, counter) + row->taken[counter];
+	uint64_t limit = row_limit(row, counter, now_seconds),
+		 used = u64_clamp(used_of(row, counter) + row->taken[counter]);
 
 	return limit > used ? limit - used : 0;
 }

@@ -18,7 +18,7 @@
  * (allocator_quota_reserve()). Deleting never fails. The grace periods are in the superblock; when they began is only
  * in memory, as upstream has it. They end when use is back at the soft limit (upstream: at the unmount).
  *
- * Memory: 128 bytes per id that owns something or has limits.
+ * Memory: 144 bytes per id that owns something or has limits.
  */
 #ifndef KILN_ALLOC_QUOTA_H
 #define KILN_ALLOC_QUOTA_H

@@ -15,8 +15,9 @@ struct quota_row {
 	struct quota_row *next;
 	unsigned type;
 	uint32_t id;
-	int64_t used[QUOTA_COUNTER_NR];
-	uint64_t taken[QUOTA_COUNTER_NR]; /* by transactions under way, and promised */
+	/* Inodes may claim any number of sectors: these sums are exact, and what goes is what came. */
+	__int128 used[QUOTA_COUNTER_NR];
+	__int128 taken[QUOTA_COUNTER_NR]; /* by transactions under way, and promised */
 	struct quota limits;
 	uint64_t grace_end[QUOTA_COUNTER_NR];
 };

@@ -168,7 +168,7 @@ static void batch_committed(void *ctx, uint64_t seq)
 
 				if (!row)
 					continue;
-				row->used[QUOTA_SPACE] += (int64_t)b->counted[i].sectors;
+				row->used[QUOTA_SPACE] += b->counted[i].sectors;
 				row->used[QUOTA_INODES]++;
 			}
 		q->is_partial |= b->is_partial;

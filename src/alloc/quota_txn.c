@@ -261,11 +261,11 @@ static void change_apply(struct quotas *q, struct quota_change *c, uint64_t now)
 		struct quota_row *old = c->old_rows[type], *new = c->new_rows[type];
 
 		if (old) {
-			old->used[QUOTA_SPACE] -= (int64_t)c->old.sectors;
+			old->used[QUOTA_SPACE] -= c->old.sectors;
 			old->used[QUOTA_INODES]--;
 		}
 		if (new) {
-			new->used[QUOTA_SPACE] += (int64_t)c->new.sectors;
+			new->used[QUOTA_SPACE] += c->new.sectors;
 			new->used[QUOTA_INODES]++;
 		}
 		if (!quotas_are_counted(q))

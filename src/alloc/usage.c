@@ -70,7 +70,7 @@ void usage_free(struct usage *usage)
 
 /* --- totals --- */
 
-uint64_t usage_of_reserved(uint64_t sectors) { return sectors + div_round_up_u64(sectors, 64); }
+uint64_t usage_of_reserved(uint64_t sectors) { return u64_clamp((__int128)sectors + div_round_up_u64(sectors, 64)); }
 
 bool usage_type_is_used(unsigned data_type)
 {
@@ -79,21 +79,25 @@ bool usage_type_is_used(unsigned data_type)
 
 void usage_totals_compute(const struct super *s, struct usage *u)
 {
-	u->used_sectors = usage_of_reserved(u->reserved_sectors);
+	__int128 used = usage_of_reserved(u->reserved_sectors), cached = 0, hidden = 0;
+
 	for (size_t i = 0; i < u->replicas_nr; i++) {
 		const struct usage_replicas *r = &u->replicas[i];
 
-		u->used_sectors += usage_type_is_used(r->data_type) ? r->sectors : 0;
-		u->cached_sectors += r->data_type == DATA_CACHED ? r->sectors : 0;
+		used += usage_type_is_used(r->data_type) ? r->sectors : 0;
+		cached += r->data_type == DATA_CACHED ? r->sectors : 0;
 	}
 	for (unsigned i = 0; i < u->dev_nr; i++)
-		u->hidden_sectors += (u->devs[i].types[DATA_SB].buckets + u->devs[i].types[DATA_JOURNAL].buckets) *
-				     s->geometry[i].bucket_sectors;
+		hidden += ((__int128)u->devs[i].types[DATA_SB].buckets + u->devs[i].types[DATA_JOURNAL].buckets) *
+			  s->geometry[i].bucket_sectors;
+	u->used_sectors = u64_clamp(used);
+	u->cached_sectors = u64_clamp(cached);
+	u->hidden_sectors = u64_clamp(hidden);
 }
 
 uint64_t usage_available_sectors(const struct usage *u)
 {
-	uint64_t taken = u->used_sectors + u->hidden_sectors;
+	uint64_t taken = u64_clamp((__int128)u->used_sectors + u->hidden_sectors);
 	uint64_t free_sectors = u->capacity_sectors - min(u->capacity_sectors, taken);
 
 	return free_sectors / AVAIL_DEN * AVAIL_NUM + free_sectors % AVAIL_DEN * AVAIL_NUM / AVAIL_DEN;
@@ -259,7 +263,7 @@ static int journal_usage_read(const struct super *s, struct journal_state *journ
 	u->is_known = true;
 	u->inodes = journal->nr_inodes;
 	for (unsigned i = 0; i < ARRAY_NR(journal->reserved); i++)
-		u->reserved_sectors += journal->reserved[i];
+		u->reserved_sectors = u64_clamp((__int128)u->reserved_sectors + journal->reserved[i]);
 
 	if ((journal->was_clean || journal->is_from_stale_clean) && sb_clean(s->sb, &seq, &begin, &end))
 		err = sub_entries_apply(s, (struct jset_walk){ begin, end }, u, &walk.capacity);
@@ -353,7 +357,9 @@ static int counter_apply(struct usage *u, size_t *capacity, const uint8_t *name,
 		values[i] = sums[i] > 0 ? (uint64_t)sums[i] : 0;
 	switch (name[0]) {
 	case ACCOUNTING_NR_INODES: u->inodes = values[0]; return 0;
-	case ACCOUNTING_PERSISTENT_RESERVED: u->reserved_sectors += values[0] * name[1]; return 0;
+	case ACCOUNTING_PERSISTENT_RESERVED:
+		u->reserved_sectors = u64_clamp(u->reserved_sectors + (__int128)values[0] * name[1]);
+		return 0;
 	case ACCOUNTING_REPLICAS:
 		if (row.nr_devs > ARRAY_NR(row.devs) || !values[0])
 			return 0;

@@ -31,6 +31,16 @@ static inline uint64_t round_down_u64(uint64_t v, uint64_t unit) { return v / un
 static inline uint64_t div_round_up_u64(uint64_t v, uint64_t unit) { return v / unit + (v % unit != 0); }
 static inline bool is_power_of_2(uint64_t v) { return v && !(v & (v - 1)); }
 
+/*
+ * What devices say may be any number, and so may what is made of it: it is added up in 128 bits, and then brought to
+ * the nearest number that there is room for.
+ */
+static inline uint64_t u64_clamp(__int128 v) { return v < 0 ? 0 : v > UINT64_MAX ? UINT64_MAX : (uint64_t)v; }
+static inline int64_t i64_clamp(__int128 v)
+{
+	return v < INT64_MIN ? INT64_MIN : v > INT64_MAX ? INT64_MAX : (int64_t)v;
+}
+
 /* Number of bits needed to write @v: 0 for 0, 1 for 1, 64 for 2^64 - 1. */
 static inline unsigned bit_length_u64(uint64_t v) { return v ? 64 - (unsigned)__builtin_clzll(v) : 0; }
 

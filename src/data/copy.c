@@ -224,7 +224,7 @@ static int share_run(struct btree_txn *txn, void *ctx)
 		err = inode_txn_get(txn, to->inum, to->snapshot, &inode);
 	if (err)
 		return err;
-	inode.sectors += (uint64_t)change.sectors;
+	inode_sectors_add(&inode, change.sectors);
 	inode.size = max(inode.size, min(change.end_offset << SECTOR_SHIFT, a->op->size));
 	return inode_txn_put(txn, &inode);
 }

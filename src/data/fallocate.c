@@ -261,7 +261,7 @@ static int promise_run(struct btree_txn *txn, void *ctx)
 		err = inode_txn_get(txn, file->inum, file->snapshot, &inode);
 	if (err)
 		return err;
-	inode.sectors += (uint64_t)change.sectors;
+	inode_sectors_add(&inode, change.sectors);
 	return inode_txn_put(txn, &inode);
 }
 

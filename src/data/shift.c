@@ -161,7 +161,7 @@ static int sectors_add(struct btree_txn *txn, const struct shift_op *s, int64_t 
 
 	if (err || !sectors)
 		return err;
-	inode.sectors += (uint64_t)sectors;
+	inode_sectors_add(&inode, sectors);
 	return inode_txn_put(txn, &inode);
 }
 

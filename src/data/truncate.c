@@ -78,7 +78,7 @@ static int hole_run(struct btree_txn *txn, void *ctx)
 	err = inode_txn_get(txn, a->file->inum, a->file->snapshot, &inode);
 	if (err)
 		return err;
-	inode.sectors += (uint64_t)sectors;
+	inode_sectors_add(&inode, sectors);
 	return inode_txn_put(txn, &inode);
 }
 
@@ -167,7 +167,7 @@ static int size_run(struct btree_txn *txn, void *ctx)
 	if (err)
 		return err;
 	inode.size = a->size;
-	inode.sectors += (uint64_t)sectors;
+	inode_sectors_add(&inode, sectors);
 	write_times_set(&inode, a->times);
 	return inode_txn_put(txn, &inode);
 }

@@ -41,6 +41,11 @@ int data_txn_drop_op(struct data *data, struct btree_txn *txn, uint64_t inum, ui
  */
 int inode_txn_get(struct btree_txn *txn, uint64_t inum, uint32_t snapshot, struct inode *inode);
 int inode_txn_put(struct btree_txn *txn, const struct inode *inode);
+/* So many sectors more, or less. What damage left of the count stays a number that can be. */
+static inline void inode_sectors_add(struct inode *inode, int64_t sectors)
+{
+	inode->sectors = u64_clamp((__int128)inode->sectors + sectors);
+}
 
 struct data_write_target {
 	uint64_t inum;

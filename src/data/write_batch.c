@@ -197,7 +197,7 @@ static int key_put(struct btree_txn *txn, const struct key_buf *key, struct inod
 	/* Nothing was there, so it can't have stopped early; but what isn't there now must not be said to be. */
 	if (!err && change.end_offset != key->k.p.offset)
 		err = -EIO;
-	inode->sectors += (uint64_t)change.sectors;
+	inode_sectors_add(inode, change.sectors);
 	return err;
 }
 

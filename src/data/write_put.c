@@ -69,7 +69,7 @@ static int put_run(struct btree_txn *txn, void *ctx)
 	int err = inode_txn_get(txn, file->inum, file->snapshot, &inode);
 	if (err)
 		return err;
-	inode.sectors += (uint64_t)sectors;
+	inode_sectors_add(&inode, sectors);
 	if (!a->op->is_size_kept)
 		inode.size = max(inode.size, min(a->next_begin << SECTOR_SHIFT, a->op->end_bytes));
 	if (a->is_last && a->next_at == a->nr)

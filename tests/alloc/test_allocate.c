@@ -12,6 +12,7 @@
 
 #include "base/fiber.h"
 #include "base/sanitizer.h"
+#include "format/file_data.h"
 #include "format/key_edit.h"
 
 static const uint64_t MIB = 1 << 20;
@@ -483,6 +484,48 @@ static void reservations_bound_what_is_promised(void **state)
 	disk_reservation_put(s.allocator, &b);
 	disk_reservation_put(s.allocator, &a);
 	assert_int_equal(s.allocator->counters.online_reserved, 0);
+	space_close(&s);
+}
+
+static int promise_txn(struct btree_txn *txn, void *ctx)
+{
+	struct bkey k = { .p = BPOS(4096, 8, UINT32_MAX), .size = 8, .type = KEY_RESERVATION, .value_u64s = 1 };
+	struct reservation r = { .nr_replicas = 1 };
+	uint8_t value[RESERVATION_BYTES];
+
+	(void)ctx;
+	reservation_encode(&r, value);
+	return btree_txn_put_extent(txn, BTREE_EXTENTS, &k, value, NULL);
+}
+
+/* Counters as damage or malice left them: all is taken, and stays so. */
+static void counters_may_claim_anything(void **state)
+{
+	struct space s;
+	struct disk_reservation r;
+
+	space_open(&s, &(struct space_opts){ .dev_nr = 1, .dev_bytes = 24 * MIB });
+	struct counters *c = &s.allocator->counters;
+	int64_t good[COUNTER_ROWS];
+	memcpy(good, c->now, sizeof(good));
+	assert_int_equal(c->row_nr, 0);
+	s.state.has_usage = true;
+	for (unsigned i = 0; i < ARRAY_NR(s.state.reserved); i++)
+		s.state.reserved[i] = UINT64_MAX - i;
+	assert_int_equal(counters_read(s.allocator), 0);
+	for (unsigned type = 0; type < DATA_NR_1_4; type++)
+		for (unsigned what = 0; what < COUNTER_DEV_NR; what++)
+			c->now[counter_dev(0, type, what)] = INT64_MAX;
+	assert_int_equal(counters_sectors_available(s.allocator), 0);
+	assert_int_equal(disk_reservation_get(s.allocator, &r, 8, 1, 0), -ENOSPC);
+	space_run(&s, promise_txn, NULL, NULL);
+	assert_true(c->now[COUNTER_RESERVED] == INT64_MAX);
+	assert_int_equal(counters_sectors_available(s.allocator), 0);
+	remove_at(&s, 0, 8);
+
+	memcpy(c->now, good, sizeof(good));
+	memcpy(c->base, good, sizeof(good));
+	space_check(&s);
 	space_close(&s);
 }
 
@@ -1117,6 +1160,7 @@ int main(void)
 		cmocka_unit_test(of_two_who_take_all_places_one_gets_them),
 		cmocka_unit_test(places_for_nodes_are_given_up_for_data),
 		cmocka_unit_test(reservations_bound_what_is_promised),
+		cmocka_unit_test(counters_may_claim_anything),
 		cmocka_unit_test(what_cannot_be_used_is_not_promised),
 		cmocka_unit_test(many_empty_buckets_become_free_in_few_transactions),
 		cmocka_unit_test(an_empty_bucket_that_is_open_may_be_used_again),

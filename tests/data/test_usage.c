@@ -133,6 +133,15 @@ static void counters_below_1_9_are_the_last_ones_of_the_journal(void **state)
 	assert_int_equal(u.used_sectors, 2048 + 130 + 3);
 	usage_free(&u);
 
+	/* What claims more than all is all; nothing is free then. */
+	journal.reserved[0] = journal.reserved[1] = INT64_MAX;
+	journal.reserved[2] = UINT64_MAX;
+	assert_int_equal(usage_read(&v.super, &journal, NULL, &u), 0);
+	assert_true(u.reserved_sectors == UINT64_MAX);
+	assert_true(u.used_sectors == UINT64_MAX);
+	assert_int_equal(u.available_sectors, 0);
+	usage_free(&u);
+
 	journal.has_usage = false;
 	assert_int_equal(usage_read(&v.super, &journal, NULL, &u), 0);
 	assert_false(u.is_known);

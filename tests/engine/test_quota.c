@@ -19,6 +19,7 @@
 #include "base/clock.h"
 #include "base/sync.h"
 #include "base/util.h"
+#include "data/write.h"
 #include "engine/fs.h"
 #include "kiln/kiln.h"
 
@@ -656,13 +657,91 @@ static void the_checker_sees_wrong_counts(void **state)
 		struct quotas *q = allocator_quotas(v.fs->allocator);
 
 		mutex_lock(&q->lock);
-		int64_t *used = &quota_row_get(q, wrongs[i].type, wrongs[i].id)->used[wrongs[i].counter];
+		__int128 *used = &quota_row_get(q, wrongs[i].type, wrongs[i].id)->used[wrongs[i].counter];
 		mutex_unlock(&q->lock);
 		*used += 1;
 		assert_int_equal(quota_errors(&v), 1);
 		*used -= 1;
 	}
 	assert_int_equal(quota_errors(&v), 0);
+	volume_remove(&v);
+}
+
+/* --- damage --- */
+
+struct claim {
+	struct kiln_node node;
+	uint64_t sectors;
+};
+
+static int claim_run(struct btree_txn *txn, void *ctx)
+{
+	const struct claim *c = ctx;
+	struct inode inode;
+	int err = inode_txn_get(txn, c->node.ino, UINT32_MAX, &inode);
+
+	inode.sectors = c->sectors;
+	return err ? err : inode_txn_put(txn, &inode);
+}
+
+static void sectors_claim(struct volume *v, const char *name, uint64_t sectors)
+{
+	struct btree_commit_opts opts = { .name = "claim", .watermark = WATERMARK_NORMAL };
+	struct kiln_stat st;
+
+	assert_int_equal(kiln_lookup(v->fs, kiln_root(v->fs), name, strlen(name), &st), 0);
+	struct claim c = { .node = st.node, .sectors = sectors };
+	assert_int_equal(btree_txn_run(v->fs->trees, &opts, claim_run, &c), 0);
+}
+
+static uint64_t used_sectors(struct volume *v, uint32_t id)
+{
+	struct quotas *q = allocator_quotas(v->fs->allocator);
+	struct quota_info info;
+
+	assert_int_equal(quotas_wait(q), 0);
+	quotas_get(q, QUOTA_USER, id, &info);
+	return info.used[QUOTA_SPACE];
+}
+
+static void inodes_may_claim_any_number_of_sectors(void **state)
+{
+	static const char *const names[] = { "a", "b", "c" };
+	struct volume v;
+
+	(void)state;
+	volume_make(&v, "usrquota");
+	for (size_t i = 0; i < ARRAY_NR(names); i++) {
+		assert_int_equal(file_new(&v, names[i], S_IFREG, 1, 1, NULL), 0);
+		sectors_claim(&v, names[i], INT64_MAX);
+	}
+	assert_int_equal(used_sectors(&v, 1), UINT64_MAX);
+	/* So has who counts them anew. */
+	assert_int_equal(quota_errors(&v), 0);
+	sectors_claim(&v, "b", 8);
+	sectors_claim(&v, "c", 0);
+	assert_int_equal(used_sectors(&v, 1), (uint64_t)INT64_MAX + 8);
+	sectors_claim(&v, "a", 0);
+	assert_int_equal(used_sectors(&v, 1), 8);
+	sectors_claim(&v, "b", 0);
+	volume_remove(&v);
+}
+
+/* What is given back is no more than there was. */
+static void an_inode_that_claims_too_little_has_nothing_left(void **state)
+{
+	static const char bytes[BLOCK];
+	struct kiln_stat st;
+	struct volume v;
+
+	(void)state;
+	volume_make(&v, "usrquota");
+	assert_int_equal(file_new(&v, "a", S_IFREG, 1, 1, &st), 0);
+	assert_int_equal(kiln_write(v.fs, st.node, 0, bytes, BLOCK), BLOCK);
+	sectors_claim(&v, "a", 1);
+	assert_int_equal(
+		kiln_setattr(v.fs, st.node, &(struct kiln_setattr){ .fields = KILN_SET_SIZE, .size = 0 }, NULL), 0);
+	assert_int_equal(used_sectors(&v, 1), 0);
 	volume_remove(&v);
 }
 
@@ -673,6 +752,8 @@ int main(void)
 		cmocka_unit_test(space_limits_hold),
 		cmocka_unit_test(soft_limits_hold_after_the_grace_period),
 		cmocka_unit_test(the_checker_sees_wrong_counts),
+		cmocka_unit_test(inodes_may_claim_any_number_of_sectors),
+		cmocka_unit_test(an_inode_that_claims_too_little_has_nothing_left),
 		cmocka_unit_test(all_together_get_what_the_limit_allows),
 		cmocka_unit_test(what_is_overwritten_takes_nothing_from_others),
 		cmocka_unit_test(counts_are_those_of_a_walk_whatever_happens),
