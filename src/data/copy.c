@@ -147,35 +147,27 @@ struct share_args {
 	bool is_hole; /* [at, next) has nothing to share */
 };
 
-static bool key_is_unwritten(const struct data *data, struct bkey_ref k)
+/* Is there nothing at @at of the source? @k: what is next, NULL if nothing is. *@next, @end at most: so far. */
+static bool source_is_hole(const struct data *data, const struct bkey_ref *k, uint64_t at, uint64_t end, uint64_t *next)
 {
-	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
+	bool is_gap = !k || bkey_start_offset(&k->k) > at;
 
-	return extent_decode(k, &data->super->kctx, ptrs, NULL, NULL) > 0 && ptrs[0].ptr.is_unwritten;
-}
-
-static bool key_is_hole(const struct data *data, struct bkey_ref k)
-{
-	return span_kind(k.k.type) == SPAN_HOLE || (k.k.type == KEY_EXTENT && key_is_unwritten(data, k));
+	*next = !k ? end : min(is_gap ? bkey_start_offset(&k->k) : k->k.p.offset, end);
+	return is_gap || key_is_hole(data, *k);
 }
 
 /* The key of the source that covers a->at, into @key. 1; 0: nothing does before a->next; or an error. */
 static int source_get(struct btree_txn *txn, struct share_args *a, struct key_buf *key)
 {
-	const struct data_write_target *from = a->op->from;
 	struct btree_iter it;
 	struct bkey_ref k;
 
-	btree_txn_iter_open(&it, txn, BTREE_EXTENTS, BPOS(from->inum, a->at + 1, from->snapshot), 0, from->snapshot);
-	it.end = BPOS(from->inum, UINT64_MAX, UINT32_MAX);
+	write_extents_open(&it, txn, a->op->from, a->at);
 	int found = btree_iter_peek(&it, &k);
-	a->next = a->end;
-	a->is_hole = found <= 0 || bkey_start_offset(&k.k) > a->at;
-	if (found > 0) {
-		a->next = min(a->is_hole ? bkey_start_offset(&k.k) : k.k.p.offset, a->end);
-		a->is_hole = a->is_hole || key_is_hole(a->op->data, k);
+	if (found >= 0)
+		a->is_hole = source_is_hole(a->op->data, found ? &k : NULL, a->at, a->end, &a->next);
+	if (found > 0)
 		key_buf_load(key, k);
-	}
 	btree_iter_close(&it);
 	return found < 0 ? found : !a->is_hole;
 }
@@ -229,22 +221,47 @@ static int share_run(struct btree_txn *txn, void *ctx)
 	return inode_txn_put(txn, &inode);
 }
 
-/* What is shared takes no space, but counts for who owns the copy: at most what the source has, where there is nothing.
+/*
+ * What is shared takes no space, but counts for who owns the copy: where the source has something, and the copy has
+ * nothing yet. Where it's the other way round the copy gives back what it has; so *@most, from the front on, is what it
+ * has more than before at any time.
  */
+static int share_sectors_most(const struct copy_op *op, uint64_t at, uint64_t end, uint64_t to_at, uint64_t *most)
+{
+	struct btree_iter it;
+	struct bkey_ref k;
+	int64_t more = 0;
+	int ret = 0;
+
+	*most = 0;
+	extents_open(&it, op->data->trees, op->from->inum, op->from->snapshot, at);
+	while (at < end && (ret = btree_iter_peek(&it, &k)) >= 0) {
+		uint64_t next, added, unused;
+		bool is_hole = source_is_hole(op->data, ret ? &k : NULL, at, end, &next);
+
+		ret = write_new_sectors(op->data, op->to, to_at, to_at + (next - at), UINT64_MAX, &added, &unused);
+		if (ret)
+			break;
+		more += (int64_t)added - (is_hole ? (int64_t)(next - at) : 0);
+		*most = max(*most, (uint64_t)max(more, (int64_t)0));
+		to_at += next - at;
+		at = next;
+		btree_iter_seek(&it, pos_of_sector(op->from->inum, at));
+	}
+	btree_iter_close(&it);
+	return min(ret, 0);
+}
+
 static int share_quota_take(const struct copy_op *op, const struct inode *to, uint64_t at, uint64_t end, uint64_t to_at,
 			    struct disk_reservation *reservation)
 {
 	struct allocator *allocator = op->data->writer->allocator;
-	uint64_t holes, added, unused;
+	uint64_t most;
 
 	if (!allocator_quotas(allocator))
 		return 0;
-	int err = write_new_sectors(op->data, op->from, at, end, UINT64_MAX, &holes, &unused);
-	if (!err)
-		err = write_new_sectors(op->data, op->to, to_at, to_at + (end - at), UINT64_MAX, &added, &unused);
-	return err ? err
-		   : allocator_quota_reserve(allocator, reservation, to, op->to->snapshot,
-					     min(added, end - at - holes));
+	int err = share_sectors_most(op, at, end, to_at, &most);
+	return err ? err : allocator_quota_reserve(allocator, reservation, to, op->to->snapshot, most);
 }
 
 /* Share the sectors [at, end) of the source, whole blocks. *@done: how far it got. */

@@ -48,11 +48,7 @@ static unsigned key_replicas(const struct data *data, struct bkey_ref k, uint32_
 
 static bool key_is_promise(const struct data *data, struct bkey_ref k)
 {
-	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
-
-	if (k.k.type == KEY_EXTENT)
-		return extent_decode(k, &data->super->kctx, ptrs, NULL, NULL) > 0 && ptrs[0].ptr.is_unwritten;
-	return k.k.type == KEY_RESERVATION;
+	return k.k.type == KEY_RESERVATION || key_is_unwritten(data, k);
 }
 
 /* For how many copies the places count that an unwritten extent has. */
@@ -79,12 +75,6 @@ static bool key_must_go(const struct allocate_op *op, struct bkey_ref k)
 	return op->is_zeroing || span_kind(k.k.type) == SPAN_HOLE;
 }
 
-static void extents_open(struct btree_iter *it, struct data *data, const struct data_write_target *file, uint64_t at)
-{
-	btree_iter_open(it, data->trees, BTREE_EXTENTS, BPOS(file->inum, at + 1, 0), 0, file->snapshot);
-	it->end = BPOS(file->inum, UINT64_MAX, UINT32_MAX);
-}
-
 /*
  * The first range in [at, to) that lacks a promise, as far as it goes on: 1 with [*begin, *end), and in *@sectors what
  * it takes, in all replicas; 0: there is none; or an error.
@@ -98,7 +88,7 @@ static int lack_next(struct allocate_op *op, uint64_t at, uint64_t to, uint64_t 
 
 	*begin = UINT64_MAX;
 	*sectors = 0;
-	extents_open(&it, op->data, op->file, at);
+	extents_open(&it, op->data->trees, op->file->inum, op->file->snapshot, at);
 	while (at < to) {
 		found = found ? btree_iter_peek(&it, &k) : 0;
 		if (found < 0)
@@ -174,7 +164,7 @@ int write_space_held(struct data *data, const struct data_write_target *file, ui
 	int found;
 
 	*sectors = 0;
-	extents_open(&it, data, file, from);
+	extents_open(&it, data->trees, file->inum, file->snapshot, from);
 	while ((found = btree_iter_peek(&it, &k)) > 0 && bkey_start_offset(&k.k) < to) {
 		uint64_t begin = max(bkey_start_offset(&k.k), from), end = min(k.k.p.offset, to);
 

@@ -117,9 +117,7 @@ static int pieces_find(struct place_write *w)
 	int found = 0;
 
 	w->piece_nr = w->lock_nr = 0;
-	btree_iter_open(&it, w->op->data->trees, BTREE_EXTENTS, BPOS(file->inum, at + 1, file->snapshot), 0,
-			file->snapshot);
-	it.end = BPOS(file->inum, UINT64_MAX, UINT32_MAX);
+	extents_open(&it, w->op->data->trees, file->inum, file->snapshot, at);
 	while (at < w->end && w->piece_nr < PIECES_MAX && (found = btree_iter_peek(&it, &k)) > 0) {
 		struct place_piece *piece = &w->pieces[w->piece_nr];
 
@@ -310,8 +308,7 @@ static int promise_keep(struct btree_txn *txn, const struct place_write *w, cons
 
 	if (!key)
 		return -ENOMEM;
-	btree_txn_iter_open(&it, txn, BTREE_EXTENTS, BPOS(file->inum, from + 1, file->snapshot), 0, file->snapshot);
-	it.end = BPOS(file->inum, UINT64_MAX, UINT32_MAX);
+	write_extents_open(&it, txn, file, from);
 	int found = btree_iter_peek(&it, &k);
 	if (found > 0)
 		key_buf_load(key, k);

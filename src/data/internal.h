@@ -107,6 +107,15 @@ static inline unsigned iovs_append(struct iovec *iovs, unsigned nr, const uint8_
 
 /* --- map.c --- */
 
+/* A sector is at offset + 1, as positions are ends. */
+static inline struct bpos pos_of_sector(uint64_t inum, uint64_t sector) { return BPOS(inum, sector + 1, 0); }
+/* The extents of a file, as @snapshot sees them, from the one on that covers @sector. */
+void extents_open(struct btree_iter *it, struct btrees *trees, uint64_t inum, uint32_t snapshot, uint64_t sector);
+/* Is it space that hasn't been written yet? */
+bool key_is_unwritten(const struct data *data, struct bkey_ref k);
+/* Does it read as zeroes, and take no reading: nothing, or space that is promised or unwritten? */
+bool key_is_hole(const struct data *data, struct bkey_ref k);
+
 enum {
 	MAP_KEYS_MAX = 64,		      /* taken at a time */
 	MAP_SPANS_MAX = 2 * MAP_KEYS_MAX + 2, /* overlapping keys cut each other */

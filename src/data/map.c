@@ -17,16 +17,18 @@
 
 #include "data/internal.h"
 
-/* A sector is at offset + 1, as positions are ends. */
-static struct bpos pos_of_sector(uint64_t inum, uint64_t sector) { return BPOS(inum, sector + 1, 0); }
+void extents_open(struct btree_iter *it, struct btrees *trees, uint64_t inum, uint32_t snapshot, uint64_t sector)
+{
+	btree_iter_open(it, trees, BTREE_EXTENTS, pos_of_sector(inum, sector), 0, snapshot);
+	it->end = BPOS(inum, UINT64_MAX, UINT32_MAX);
+}
 
 void map_open(struct map *m, struct btrees *trees, const struct data_file *file)
 {
 	m->inum = file->inum;
 	m->snapshot = file->snapshot;
 	m->span_nr = 0;
-	btree_iter_open(&m->iter, trees, BTREE_EXTENTS, pos_of_sector(file->inum, 0), 0, file->snapshot);
-	m->iter.end = BPOS(file->inum, UINT64_MAX, UINT32_MAX);
+	extents_open(&m->iter, trees, file->inum, file->snapshot, 0);
 }
 
 void map_close(struct map *m) { btree_iter_close(&m->iter); }
@@ -44,6 +46,20 @@ enum span_kind span_kind(unsigned key_type)
 	case KEY_RESERVATION: return SPAN_HOLE;
 	default: return SPAN_LOST;
 	}
+}
+
+bool key_is_unwritten(const struct data *data, struct bkey_ref k)
+{
+	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
+
+	/* All pointers of a key are, or none. */
+	return k.k.type == KEY_EXTENT && extent_decode(k, &data->super->kctx, ptrs, NULL, NULL) > 0 &&
+	       ptrs[0].ptr.is_unwritten;
+}
+
+bool key_is_hole(const struct data *data, struct bkey_ref k)
+{
+	return span_kind(k.k.type) == SPAN_HOLE || key_is_unwritten(data, k);
 }
 
 /* Where two overlap: does @old stay? What couldn't be looked up always gives way. */

@@ -10,28 +10,6 @@ struct stretch {
 	uint64_t begin, end;
 };
 
-/* An extent whose pointers are unwritten is space without content. */
-static bool key_is_data(const struct data *data, struct bkey_ref k)
-{
-	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
-	enum span_kind kind = span_kind(k.k.type);
-
-	if (kind != SPAN_EXTENT)
-		return kind != SPAN_HOLE;
-	int nr = extent_decode(k, &data->super->kctx, ptrs, NULL, NULL);
-	for (int i = 0; i < nr; i++)
-		if (ptrs[i].ptr.is_unwritten)
-			return false;
-	return true;
-}
-
-/* Start at the key that covers sector @pos, or the next one. */
-static void seek_open(struct btree_iter *it, struct data *data, const struct data_file *file, uint64_t pos)
-{
-	btree_iter_open(it, data->trees, BTREE_EXTENTS, BPOS(file->inum, pos + 1, 0), 0, file->snapshot);
-	it->end = BPOS(file->inum, UINT64_MAX, UINT32_MAX);
-}
-
 /* Next key, or range that can't be read, that covers something behind @pos. 1, 0 none, -ENOMEM. */
 static int stretch_next(const struct data *data, struct btree_iter *it, uint64_t inum, uint64_t pos, struct stretch *s)
 {
@@ -50,7 +28,7 @@ static int stretch_next(const struct data *data, struct btree_iter *it, uint64_t
 		return 1;
 	}
 	*s = (struct stretch){
-		.is_data = key_is_data(data, k),
+		.is_data = !key_is_hole(data, k),
 		.begin = k.k.p.offset > k.k.size ? bkey_start_offset(&k.k) : 0,
 		.end = k.k.p.offset,
 	};
@@ -69,7 +47,7 @@ int data_seek_lost(struct data *data, const struct data_file *file, uint64_t off
 	if (offset_bytes >= file->size_bytes)
 		return -ENXIO;
 
-	seek_open(&it, data, file, pos);
+	extents_open(&it, data->trees, file->inum, file->snapshot, pos);
 	while (pos < file_end && (n = stretch_next(data, &it, file->inum, pos, &s)) > 0) {
 		if (s.is_lost && s.end > pos)
 			break;
@@ -96,7 +74,7 @@ int data_seek(struct data *data, const struct data_file *file, uint64_t offset_b
 		return -ENXIO;
 
 	/* All before pos is known not to be what is looked for. */
-	seek_open(&it, data, file, pos);
+	extents_open(&it, data->trees, file->inum, file->snapshot, pos);
 	while (pos < end && (n = stretch_next(data, &it, file->inum, pos, &s)) > 0) {
 		if (s.end <= pos)
 			continue;

@@ -53,7 +53,7 @@ static int extent_after(struct btree_iter *it, uint64_t inum, uint64_t at, uint6
 
 	if (at == UINT64_MAX)
 		return 0;
-	btree_iter_seek(it, BPOS(inum, at + 1, 0));
+	btree_iter_seek(it, pos_of_sector(inum, at));
 	int found = btree_iter_peek(it, &k);
 	if (found <= 0 || bkey_start_offset(&k.k) >= before)
 		return min(found, 0);
@@ -104,8 +104,7 @@ static int extent_next(struct shift_op *s, uint64_t *begin, uint64_t *end)
 	uint64_t inum = s->file->inum, src = s->op.src_sector;
 	struct btree_iter it;
 
-	btree_iter_open(&it, s->data->trees, BTREE_EXTENTS, BPOS(inum, 0, 0), 0, s->file->snapshot);
-	it.end = BPOS(inum, UINT64_MAX, UINT32_MAX);
+	extents_open(&it, s->data->trees, inum, s->file->snapshot, 0);
 	int found = is_insert(s) ? extent_before(&it, inum, src, s->op.pos_sector, begin, end)
 				 : extent_after(&it, inum, max(s->op.pos_sector, src), UINT64_MAX, begin, end);
 	btree_iter_close(&it);

@@ -35,8 +35,7 @@ static int first_extent(struct btree_txn *txn, const struct data_write_target *f
 
 	if (from >= to)
 		return 0;
-	btree_txn_iter_open(&it, txn, BTREE_EXTENTS, BPOS(file->inum, from + 1, file->snapshot), 0, file->snapshot);
-	it.end = BPOS(file->inum, UINT64_MAX, UINT32_MAX);
+	write_extents_open(&it, txn, file, from);
 	int ret = btree_iter_peek(&it, &k);
 	if (ret > 0) {
 		*begin = max(bkey_start_offset(&k.k), from);

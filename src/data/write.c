@@ -429,9 +429,7 @@ int write_new_sectors(struct data *data, const struct data_write_target *file, u
 
 	*added = 0;
 	*to = begin;
-	btree_iter_open(&it, data->trees, BTREE_EXTENTS, BPOS(file->inum, begin + 1, file->snapshot), 0,
-			file->snapshot);
-	it.end = BPOS(file->inum, UINT64_MAX, UINT32_MAX);
+	extents_open(&it, data->trees, file->inum, file->snapshot, begin);
 	while (*to < end) {
 		ret = btree_iter_peek(&it, &k);
 		if (ret < 0)

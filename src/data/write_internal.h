@@ -135,6 +135,9 @@ int write_in_place(struct write_op *op, const struct write_source *s, uint64_t *
 
 /* --- write_put.c --- */
 
+/* As extents_open(), in a transaction. */
+void write_extents_open(struct btree_iter *it, struct btree_txn *txn, const struct data_write_target *file,
+			uint64_t sector);
 /*
  * Put @nr keys, ascending and without overlap, and what they mean for the inode; the times with the last. In as many
  * transactions as it takes. *@done counts keys that are there for good (the next one may be there in part).

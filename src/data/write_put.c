@@ -7,6 +7,13 @@
 
 #include "data/write_internal.h"
 
+void write_extents_open(struct btree_iter *it, struct btree_txn *txn, const struct data_write_target *file,
+			uint64_t sector)
+{
+	btree_txn_iter_open(it, txn, BTREE_EXTENTS, pos_of_sector(file->inum, sector), 0, file->snapshot);
+	it->end = BPOS(file->inum, UINT64_MAX, UINT32_MAX);
+}
+
 struct put_args {
 	struct write_op *op;
 	struct key_buf *keys;

@@ -667,6 +667,46 @@ static void the_checker_sees_wrong_counts(void **state)
 	volume_remove(&v);
 }
 
+/* What a copy shares counts where there was nothing, and what it loses where the source has a hole makes room. */
+static void a_copy_takes_what_it_has_more(void **state)
+{
+	enum { BLOCKS = 20 };
+	static char data[BLOCKS * BLOCK], got[BLOCKS * BLOCK];
+	struct kiln_stat a, b;
+	struct volume v;
+
+	(void)state;
+	memset(data, 1, sizeof(data));
+	volume_make(&v, "usrquota,grpquota,prjquota,block_size=4k");
+	assert_int_equal(kiln_quota_wait(v.fs), 0);
+	assert_int_equal(file_new(&v, "a", S_IFREG, 1, 0, &a), 0);
+	assert_int_equal(file_new(&v, "b", S_IFREG, 2, 0, &b), 0);
+	/* Every other block, and promises in between. */
+	for (unsigned i = 0; i < BLOCKS; i += 2) {
+		assert_int_equal(kiln_write(v.fs, a.node, i * BLOCK, data, BLOCK), BLOCK);
+		assert_int_equal(kiln_write(v.fs, b.node, i * BLOCK, data, BLOCK), BLOCK);
+	}
+	assert_int_equal(kiln_fallocate(v.fs, a.node, 0, 0, BLOCKS * BLOCK), 0);
+	limits_set(&v, KILN_QUOTA_USER, 2, BLOCKS / 2 * BLOCK, 0);
+	assert_int_equal(kiln_copy_range(v.fs, a.node, 0, b.node, 0, BLOCKS * BLOCK, 0), BLOCKS * BLOCK);
+	assert_int_equal(kiln_copy_range(v.fs, a.node, 0, b.node, 0, BLOCKS * BLOCK, 0), BLOCKS * BLOCK);
+	assert_int_equal(quota_of(&v, KILN_QUOTA_USER, 2).space.used, BLOCKS / 2 * BLOCK);
+	/* The same number of blocks somewhere else: the first of the copy go before it gets those behind. */
+	assert_int_equal(kiln_punch(v.fs, a.node, 0, BLOCKS / 2 * BLOCK), 0);
+	assert_int_equal(kiln_write(v.fs, a.node, BLOCKS / 2 * BLOCK, data, BLOCKS / 2 * BLOCK), BLOCKS / 2 * BLOCK);
+	assert_int_equal(kiln_copy_range(v.fs, a.node, 0, b.node, 0, BLOCKS * BLOCK, 0), BLOCKS * BLOCK);
+	assert_int_equal(quota_of(&v, KILN_QUOTA_USER, 2).space.used, BLOCKS / 2 * BLOCK);
+	assert_int_equal(kiln_read(v.fs, b.node, 0, got, sizeof(got)), sizeof(got));
+	memset(data, 0, sizeof(data) / 2);
+	assert_memory_equal(got, data, sizeof(data));
+	/* A block more is one too many, and nothing is done. */
+	assert_int_equal(kiln_write(v.fs, a.node, 0, data, BLOCK), BLOCK);
+	assert_int_equal(kiln_copy_range(v.fs, a.node, 0, b.node, 0, BLOCKS * BLOCK, 0), -EDQUOT);
+	assert_int_equal(quota_of(&v, KILN_QUOTA_USER, 2).space.used, BLOCKS / 2 * BLOCK);
+	counts_must_be_right(&v);
+	volume_remove(&v);
+}
+
 /* --- damage --- */
 
 struct claim {
@@ -752,6 +792,7 @@ int main(void)
 		cmocka_unit_test(space_limits_hold),
 		cmocka_unit_test(soft_limits_hold_after_the_grace_period),
 		cmocka_unit_test(the_checker_sees_wrong_counts),
+		cmocka_unit_test(a_copy_takes_what_it_has_more),
 		cmocka_unit_test(inodes_may_claim_any_number_of_sectors),
 		cmocka_unit_test(an_inode_that_claims_too_little_has_nothing_left),
 		cmocka_unit_test(all_together_get_what_the_limit_allows),
