@@ -179,6 +179,8 @@ static uint64_t row_room(const struct quota_row *row, unsigned counter, uint64_t
 	uint64_t limit = row_limit(row, counter, now_seconds),
 		 used = u64_clamp(used_of(row, counter) + row->taken[counter]);
 
+	if (limit == UINT64_MAX)
+		return limit;
 	return limit > used ? limit - used : 0;
 }
 

@@ -751,6 +751,7 @@ static void inodes_may_claim_any_number_of_sectors(void **state)
 
 	(void)state;
 	volume_make(&v, "usrquota");
+	assert_int_equal(kiln_quota_wait(v.fs), 0);
 	for (size_t i = 0; i < ARRAY_NR(names); i++) {
 		assert_int_equal(file_new(&v, names[i], S_IFREG, 1, 1, NULL), 0);
 		sectors_claim(&v, names[i], INT64_MAX);
