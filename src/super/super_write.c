@@ -8,8 +8,8 @@
  * copies that are whole while the primary is written. Those that an update which was cut off has torn are made equal to
  * the primary first.
  *
- * Before, each primary's seq is read back. If it isn't what was last written there, a write got lost or somebody else
- * wrote: nothing may be written then.
+ * Before, each primary's seq is read back. If a whole copy has another one than what was last written there, a write
+ * got lost or somebody else wrote: nothing may be written then. A copy that is damaged is written anew.
  *
  * A member that was given up (super_member_fail()) isn't written. One on which a write fails drops out of the update.
  * The update has failed, for good, if no member is left, or if the filesystem could not be opened from those that are.
@@ -232,23 +232,47 @@ static int copies_make(struct super_publish *p)
 
 /* --- step 7: is the device as we left it? --- */
 
+/* What isn't a whole superblock any more tells nothing of who else has written; it is written anew. */
+static void primary_is_damaged(struct super *s, unsigned i, const struct fault *fault)
+{
+	struct super_write_member *w = &s->write->members[i];
+
+	w->is_primary_unknown = true;
+	w->has_stale_backups = false; /* there is nothing that they could be made from */
+	super_checksum_error_count(s, i);
+	report_fault(s->reports, REPORT_RECOVERED, fault, s->members[i].name, "superblock", "the primary copy");
+}
+
 static int primary_check(struct super *s, unsigned i)
 {
 	struct super_write_member *w = &s->write->members[i];
 	struct device *dev = s->members[i].dev;
+	uint64_t sector = le64_get(s->members[i].sb->layout.sb_offset[0]);
 	uint8_t head[4096] __attribute__((aligned(8)));
 	const struct sb_disk *sb = (const struct sb_disk *)head;
+	struct sb_disk *whole;
+	struct fault fault = { 0 };
 	char found[160];
 
 	if (w->is_primary_unknown)
 		return 0;
-	if (device_read(dev, le64_get(s->members[i].sb->layout.sb_offset[0]) << SECTOR_SHIFT, head, sizeof(head)))
+	if (device_read(dev, sector << SECTOR_SHIFT, head, sizeof(head)))
 		return 0; /* the write will tell */
 	if (!memcmp(sb->uuid, s->sb->uuid, sizeof(sb->uuid)) && le64_get(sb->seq) == w->primary_seq)
 		return 0;
-
-	snprintf(found, sizeof(found), "seq %" PRIu64 " where %" PRIu64 " was: %s", le64_get(sb->seq), w->primary_seq,
-		 le64_get(sb->seq) > w->primary_seq ? "somebody else has written it" : "the device has lost a write");
+	int err = super_copy_read(dev, sector, &whole, &fault);
+	if (err == -ENOMEM)
+		return err;
+	if (!whole) {
+		primary_is_damaged(s, i, &fault);
+		return 0;
+	}
+	bool is_ours = !memcmp(whole->uuid, s->sb->uuid, sizeof(whole->uuid));
+	uint64_t seq = le64_get(whole->seq);
+	free(whole);
+	snprintf(found, sizeof(found), "seq %" PRIu64 "%s where %" PRIu64 " was: %s", seq,
+		 is_ours ? "" : " of another filesystem", w->primary_seq,
+		 is_ours && seq < w->primary_seq ? "the device has lost a write" : "somebody else has written it");
 	return report_failed(s, REPORT_FATAL, -EROFS, s->members[i].name, found,
 			     "Nothing is written any more. Find out what else uses the device, and check the "
 			     "filesystem.");

@@ -750,6 +750,15 @@ static void foreign_write_stops_everything(void **state)
 		super_close(s);
 		disks_free(&d);
 	}
+	/* Formatted anew, under us. */
+	disks_init(&d, 1);
+	disks_open(&d, &s);
+	d.fs.uuid[0] ^= 1;
+	fs_write_copies(&d.fs, 0, 1);
+	assert_int_equal(super_mark_dirty(s), -EROFS);
+	assert_non_null(strstr(reports.text, "of another filesystem"));
+	super_close(s);
+	disks_free(&d);
 }
 
 static void damaged_primary_is_written_anew_but_a_different_one_is_not(void **state)
@@ -769,6 +778,45 @@ static void damaged_primary_is_written_anew_but_a_different_one_is_not(void **st
 	assert_int_equal(disks_open_with(&d, (struct super_open_opts){ .is_write = true }, ~0u, &s), -EROFS);
 	assert_non_null(strstr(reports.text, "primary"));
 	disks_free(&d);
+}
+
+/* Rot, or somebody who wiped it: what is no superblock any more can't tell of another writer, and is written anew. */
+static void a_primary_that_is_damaged_while_open_is_written_anew(void **state)
+{
+	/* sequence number, uuid, what only the checksum covers, all of it */
+	static const unsigned at_byte[] = { offsetof(struct sb_disk, seq), offsetof(struct sb_disk, uuid), 0, 0 };
+
+	for (unsigned how = 0; how < ARRAY_NR(at_byte); how++) {
+		struct disks d;
+		struct super *s;
+		struct member m;
+
+		disks_init(&d, 2);
+		if (how == 3) /* nothing but the primary was whole */
+			for (unsigned copy = 1; copy < FS_COPIES; copy++)
+				fs_zero_sectors(d.fs.dev[1], fs_copy_sector(copy), 1);
+		disks_open(&d, &s);
+		if (how >= 2) {
+			fs_zero_sectors(d.fs.dev[1], fs_copy_sector(0), 8);
+		} else {
+			uint8_t sector[512];
+
+			assert_int_equal(device_read(d.fs.dev[1], fs_copy_sector(0) * 512, sector, 512), 0);
+			sector[at_byte[how]] ^= 1;
+			assert_int_equal(device_write(d.fs.dev[1], fs_copy_sector(0) * 512, sector, 512), 0);
+		}
+		assert_int_equal(super_mark_dirty(s), 0);
+		assert_non_null(strstr(reports.text, "primary"));
+		assert_int_equal(le64_get(copy_read(&d, 1, 0)->seq), 8);
+		/* It was counted, and is a member like the other. */
+		assert_int_equal(super_update(s), 0);
+		sb_member(s->sb, 1, &m);
+		assert_int_equal(m.errors[2], 1);
+		assert_int_equal(le64_get(copy_read(&d, 1, 0)->seq), 9);
+		super_close(s);
+		disks_are_in_order(&d);
+		disks_free(&d);
+	}
 }
 
 /* Would the power go again, while the only good copy is written, none would be left. */
@@ -1059,6 +1107,7 @@ int main(void)
 		cmocka_unit_test(power_cuts_leave_the_old_or_the_new_state),
 		cmocka_unit_test(power_cuts_leave_the_old_or_the_new_passphrase),
 		cmocka_unit_test(foreign_write_stops_everything),
+		cmocka_unit_test(a_primary_that_is_damaged_while_open_is_written_anew),
 		cmocka_unit_test(damaged_primary_is_written_anew_but_a_different_one_is_not),
 		cmocka_unit_test(copies_that_an_update_tore_are_made_whole_before_the_primary_is_written),
 		cmocka_unit_test(the_seq_of_a_torn_update_is_not_used_again),
