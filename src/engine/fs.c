@@ -161,6 +161,8 @@ static int open_super(struct kiln_fs *fs, const char *const *args, size_t arg_nr
 	};
 	err = super_open(paths.paths, paths.nr, &opts, &fs->reporter.log, &fs->reporter.sink, &fs->super);
 	device_paths_free(&paths);
+	if (!err)
+		__atomic_store_n(&fs->reporter.counting, fs->super, __ATOMIC_RELEASE);
 	return !err && fs->super->write ? set_targets(fs->super, options->mount_options, why) : err;
 }
 

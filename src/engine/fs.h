@@ -27,7 +27,7 @@ struct reporter {
 	void *ctx; /* the user's */
 	void (*user_report)(void *ctx, const struct kiln_report *report);
 	void (*user_log)(void *ctx, enum kiln_log_level level, const char *line);
-	struct super *counting; /* open for writing: errors are counted in its superblocks (09 §2.2); atomic */
+	struct super *counting; /* if it is open for writing: errors are counted in its superblocks (09 §2.2); atomic */
 	struct mutex lock;
 	uint64_t counts[4];	     /* by level, distinct ones */
 	uint64_t seen[4096];	     /* hashes of texts told, at hash % 4096 */

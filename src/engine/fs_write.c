@@ -418,7 +418,6 @@ static int start_end(struct kiln_fs *fs, int err, const char *reason, char why[K
 		return err;
 	}
 	fs->is_writable = true;
-	__atomic_store_n(&fs->reporter.counting, fs->super, __ATOMIC_RELEASE);
 	return 0;
 }
 

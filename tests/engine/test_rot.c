@@ -41,6 +41,7 @@ struct world {
 	unsigned disks_missing;
 	struct kiln_node files[FILES];
 	uint64_t recovered; /* reports */
+	uint64_t told;	    /* of errors that have a number */
 	uint8_t *bytes, *buf;
 };
 
@@ -53,7 +54,10 @@ static unsigned rots_nr(void)
 
 static void on_report(void *ctx, const struct kiln_report *report)
 {
-	((struct world *)ctx)->recovered += report->level == KILN_REPORT_RECOVERED;
+	struct world *w = ctx;
+
+	w->recovered += report->level == KILN_REPORT_RECOVERED;
+	w->told += report->level != KILN_REPORT_INFO && report->error_id;
 }
 
 static struct kiln_open_options open_options(struct world *w)
@@ -245,6 +249,19 @@ static uint64_t nodes_read(struct world *w)
 	return bad;
 }
 
+static uint64_t errors_counted(struct world *w)
+{
+	const struct sb_disk *sb = w->fs->super->sb;
+	struct sb_error e;
+	uint64_t sum = 0;
+
+	for (unsigned i = 0; i < sb_error_nr(sb, SB_ERRORS); i++) {
+		sb_error(sb, SB_ERRORS, i, &e);
+		sum += e.count;
+	}
+	return sum;
+}
+
 /* Whichever copy it is: readers take any of them, so it takes them a few times to meet all. */
 static void bad_nodes_are_rewritten(void **state)
 {
@@ -272,6 +289,10 @@ static void bad_nodes_are_rewritten(void **state)
 		      passes);
 	assert_true(rewritten > 10);
 	assert_int_equal(bad, 0);
+	/* Those that were met on the way to being writable, too. */
+	world_reopen(&w);
+	assert_int_equal(errors_counted(&w), w.told);
+	world_shut(&w);
 	w.disks_missing = 1u << rng_below(&w.rng, DISKS);
 	world_reopen(&w);
 	files_check(&w);
