@@ -77,10 +77,19 @@ struct bucket_pass {
 	struct data_move_stats moved;
 	uint64_t nodes;
 	bool is_needed; /* somebody waits for space */
-	int err;	/* the first one */
+	bool is_bad;	/* something in it can't be moved: the rest is */
+	int err;	/* that ends it */
 };
 
-static void error_note(struct bucket_pass *b, int err) { b->err = b->err ? b->err : err; }
+/* 0 is none. */
+static void error_note(struct bucket_pass *b, int err)
+{
+	bool is_bad = err == -EIO || err == -EOPNOTSUPP || err == -KILN_E_INVALID;
+
+	b->is_bad |= is_bad;
+	if (!is_bad && !b->err)
+		b->err = err;
+}
 
 struct bucket_user {
 	uint64_t sector; /* on the device */
@@ -181,7 +190,7 @@ static void node_move(struct bucket_pass *b, const struct bucket_user *user)
 static void bucket_evacuate_once(struct bucket_pass *b, struct bucket_user users[BACKPOINTERS_NR])
 {
 	struct bpos pos = BPOS(b->f.dev, b->f.bucket * b->f.bucket_sectors << BACKPOINTER_SHIFT, 0);
-	int nr;
+	int nr = 0;
 
 	while (!b->err && (nr = users_read(b, &pos, users)) > 0) {
 		data_mover_begin(b->c->mover);
@@ -195,8 +204,8 @@ static void bucket_evacuate_once(struct bucket_pass *b, struct bucket_user users
 		if (allocator_evacuator_is_stopping(b->c->allocator))
 			return;
 	}
-	if (!b->err && nr < 0)
-		b->err = nr;
+	if (nr < 0)
+		error_note(b, nr);
 }
 
 /* All of it: also what is trimmed meanwhile, and then has other backpointers. */
@@ -205,12 +214,12 @@ static void bucket_evacuate(struct bucket_pass *b, struct bucket_user users[BACK
 	for (unsigned i = 0; i < EVACUATE_TRIES; i++) {
 		bucket_evacuate_once(b, users);
 		if (!b->err)
-			b->err = allocator_fragment_update(b->c->allocator, &b->f);
+			error_note(b, allocator_fragment_update(b->c->allocator, &b->f));
 		/* Nodes leave their old places a little later. */
-		if (b->err || !b->f.sectors || b->f.data_type == DATA_BTREE ||
+		if (b->err || b->is_bad || !b->f.sectors || b->f.data_type == DATA_BTREE ||
 		    allocator_evacuator_is_stopping(b->c->allocator))
 			return;
-		b->err = btree_write_buffer_flush(b->c->data->trees);
+		error_note(b, btree_write_buffer_flush(b->c->data->trees));
 	}
 }
 
@@ -254,21 +263,22 @@ static void pass_bucket(struct pass *p, const struct allocator_fragment *f)
 
 	bucket_evacuate(&b, p->users);
 	uint64_t node_sectors = b.nodes * c->data->super->kctx.node_sectors;
-	bool is_empty = !b.err && (f->data_type == DATA_BTREE ? b.nodes != 0 : !b.f.sectors);
-	bool is_bad = b.err == -EIO || b.err == -EOPNOTSUPP || b.err == -KILN_E_INVALID;
+	bool is_btree = f->data_type == DATA_BTREE;
+	bool is_empty = !b.err && (is_btree ? b.nodes && !b.is_bad : !b.f.sectors);
+	bool is_bad = b.is_bad && (is_btree || b.f.sectors);
 
 	/* What moving nodes gains is seen by the level alone: more of them may be rewritten because of it. */
-	if (f->data_type != DATA_BTREE)
+	if (!is_btree)
 		p->gained += (is_empty ? (int64_t)f->bucket_sectors : 0) - (int64_t)b.moved.sectors_written;
 	p->emptied += is_empty;
 	p->has_nodes |= b.nodes != 0;
 	p->moved += b.moved.sectors_written + node_sectors;
-	p->was_disturbed |= b.moved.keys_changed || (!is_empty && !b.err && b.moved.keys_moved);
+	p->was_disturbed |= b.moved.keys_changed || (!is_empty && !is_bad && !b.err && b.moved.keys_moved);
 	is_bad |= !is_empty && !b.err && !b.nodes && !b.moved.keys_moved && !b.moved.keys_changed;
 	p->is_out_of_space |= b.err == -ENOSPC;
 	if (is_bad)
 		leave_alone(c, f);
-	else if (b.err != -ENOSPC)
+	if (b.err != -ENOSPC)
 		p->err = b.err;
 
 	job_progress(&c->job, "buckets emptied", p->emptied, 0);

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -17,6 +18,7 @@
 #include "base/clock.h"
 #include "base/sanitizer.h"
 #include "base/util.h"
+#include "data/copygc.h"
 #include "data/move.h"
 #include "data/repair.h"
 #include "data/write.h"
@@ -1696,6 +1698,52 @@ static void what_cannot_be_read_does_not_keep_its_neighbours(void **state)
 	world_close(&w, true);
 }
 
+/* Copygc takes backpointers by the batch: one of which nothing can be read keeps it from none of the others. */
+static void copygc_goes_on_behind_bad_sectors(void **state)
+{
+	enum { BUCKET_BLOCKS = 512, BAD_BLOCKS = 150, GONE_BLOCKS = 300 };
+	struct device_fault fault = {
+		.kind = FAULT_ERROR, .op = DEVICE_READ, .per_million = 1000000, .err = -EIO, .remaining = UINT64_MAX
+	};
+	struct copygc_stats stats = { 0 };
+	struct extent_ptr_decoded ptr;
+	struct world w;
+	unsigned left = 0;
+
+	(void)state;
+	world_open(&w, 27, 1, "block_size=512", 512);
+	struct file *f = &w.files[0];
+	/* Every other block, as then none can be merged. Two buckets that are theirs alone are emptied in part. */
+	for (uint64_t i = 0; i < 4 * BUCKET_BLOCKS; i++)
+		op_write(&w, f, 2 * i * 512, 512);
+	uint64_t first = 0, begin;
+	do
+		begin = place_of(&w, f, 2 * ++first, &ptr);
+	while (begin % BUCKET_BLOCKS);
+	for (uint64_t i = 1; i <= GONE_BLOCKS; i++) {
+		op_punch(&w, f, 2 * (first + BUCKET_BLOCKS - i) * 512, 512);
+		op_punch(&w, f, 2 * (first + 2 * BUCKET_BLOCKS - i) * 512, 512);
+	}
+	all_flush(&w);
+	fault.begin_bytes = begin << SECTOR_SHIFT;
+	fault.end_bytes = (begin + BAD_BLOCKS) << SECTOR_SHIFT;
+	assert_int_equal(device_fault_add(w.devices[0], &fault), 0);
+	copygc_set_eager(w.fs->data);
+	for (unsigned i = 0; i < 1000 && !stats.buckets_left_alone; i++) {
+		op_write(&w, &w.files[1], 0, 256 << 10);
+		usleep(1000);
+		copygc_stats(w.fs->data, &stats);
+	}
+	assert_int_equal(stats.buckets_left_alone, 1);
+	for (uint64_t i = 0; i < BUCKET_BLOCKS - GONE_BLOCKS; i++)
+		left += place_of(&w, f, 2 * (first + i), &ptr) / BUCKET_BLOCKS == begin / BUCKET_BLOCKS;
+	assert_int_equal(left, BAD_BLOCKS);
+	device_fault_clear(w.devices[0]);
+	file_check(&w, f);
+	fs_check(&w);
+	world_close(&w, true);
+}
+
 /* --- bad sectors of what has no checksum --- */
 
 /* Reading @sectors of the file, from @at on, from the copy that pointer @ptr leads to fails from now on. */
@@ -2286,6 +2334,7 @@ int main(void)
 		cmocka_unit_test(what_is_overwritten_where_it_was_moved_to_is_durable),
 		cmocka_unit_test(what_one_device_does_not_take_is_moved_to_others),
 		cmocka_unit_test(what_cannot_be_read_does_not_keep_its_neighbours),
+		cmocka_unit_test(copygc_goes_on_behind_bad_sectors),
 		cmocka_unit_test(copies_that_lack_different_sectors_make_good_ones),
 		cmocka_unit_test(what_no_copy_gives_stays_alone),
 		cmocka_unit_test(rot_that_a_move_meets_is_counted),
