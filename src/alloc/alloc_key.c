@@ -82,6 +82,26 @@ int alloc_inconsistent(struct allocator *a, struct btree_txn *txn, unsigned erro
 	return -KILN_E_INVALID;
 }
 
+int alloc_positions_next(struct allocator *a, unsigned btree_id, struct bpos *pos, struct bpos end, struct bpos *found,
+			 unsigned max)
+{
+	struct btree_iter it;
+	struct bkey_ref k;
+	unsigned nr = 0;
+	int ret = 0;
+
+	btree_iter_open(&it, a->trees, btree_id, *pos, BTREE_ITER_ALL_SNAPSHOTS, 0);
+	it.end = end;
+	while (nr < max && (ret = btree_iter_peek(&it, &k)) > 0) {
+		found[nr++] = k.k.p;
+		btree_iter_advance(&it);
+	}
+	btree_iter_close(&it);
+	if (nr)
+		*pos = bpos_successor(found[nr - 1]);
+	return ret < 0 ? ret : (int)nr;
+}
+
 bool alloc_seq_is_durable(const struct allocator *a, uint64_t seq)
 {
 	return is_mutant(MUTANT_BUCKET_REUSE) || !a->journal || seq < a->seq_first ||

@@ -74,32 +74,30 @@ static int group_txn(struct btree_txn *txn, void *ctx)
 	return err;
 }
 
-/*
- * Making buckets free can wait until the journal has space for that. But where write-back lacks buckets the journal
- * waits for write-back, and write-back for this task.
- */
-void discards_journal_wait(struct allocator *a)
+/* Where write-back lacks buckets, the journal that is waited for here waits for write-back, and that for this task. */
+int discards_txn_run(struct allocator *a, const char *name, btree_txn_fn fn, void *ctx)
 {
+	struct btree_commit_opts opts = {
+		.name = name,
+		.watermark = WATERMARK_BTREE_COPYGC,
+		.flags = BTREE_COMMIT_MAKES_ROOM,
+	};
+
 	while (a->journal && !journal_admits(a->journal, WATERMARK_BTREE_COPYGC) &&
 	       !atomic_load(&a->nodes.is_writeback_starved)) {
 		task_may_wait_for(TASK_RECLAIM);
 		sleep_ns(journal_poll_ns);
 	}
+	return btree_txn_run(a->trees, &opts, fn, ctx);
 }
 
 static int group_commit(struct group *g)
 {
-	static const struct btree_commit_opts opts = {
-		.name = "discard",
-		.watermark = WATERMARK_BTREE_COPYGC,
-		.flags = BTREE_COMMIT_MAKES_ROOM,
-	};
 	int err = 0;
 
 	g->is_one_by_one = false;
 	for (g->at = 0; g->at < g->nr && !err; g->at = g->to) {
-		discards_journal_wait(g->a);
-		err = btree_txn_run(g->a->trees, &opts, group_txn, g);
+		err = discards_txn_run(g->a, "discard", group_txn, g);
 		if (err != -KILN_E_INVALID)
 			continue;
 		/* It has been reported. The others have nothing to do with it. */
@@ -177,24 +175,6 @@ static int group_add(struct group *g, unsigned dev, uint64_t bucket, uint64_t se
 
 /* --- all --- */
 
-/* The next keys at or behind *@pos. Their number, or an error. */
-static int batch_read(struct allocator *a, struct bpos *pos, struct bpos batch[BATCH_NR])
-{
-	struct btree_iter it;
-	struct bkey_ref k;
-	int found = 0, nr = 0;
-
-	btree_iter_open(&it, a->trees, BTREE_NEED_DISCARD, *pos, BTREE_ITER_ALL_SNAPSHOTS, 0);
-	while (nr < BATCH_NR && (found = btree_iter_peek(&it, &k)) > 0) {
-		batch[nr++] = k.k.p;
-		btree_iter_advance(&it);
-	}
-	btree_iter_close(&it);
-	if (nr)
-		*pos = bpos_successor(batch[nr - 1]);
-	return found < 0 ? found : nr;
-}
-
 /* What can become free of a batch. Their number, or an error. */
 static int batch_free(struct allocator *a, const struct bpos *batch, int nr, uint64_t seq_durable,
 		      uint64_t *waiting_seq)
@@ -219,7 +199,7 @@ int discards_run(struct allocator *a, uint64_t *waiting_seq)
 	int nr, handled = 0;
 
 	*waiting_seq = 0;
-	while ((nr = batch_read(a, &pos, batch)) > 0) {
+	while ((nr = alloc_positions_next(a, BTREE_NEED_DISCARD, &pos, SPOS_MAX, batch, BATCH_NR)) > 0) {
 		bool must_wait = a->journal && !is_mutant(MUTANT_BUCKET_REUSE);
 		uint64_t seq_durable = must_wait ? journal_seq_flushed(a->journal) : UINT64_MAX;
 		readers_wait(&a->readers);
@@ -234,29 +214,20 @@ int discards_run(struct allocator *a, uint64_t *waiting_seq)
 
 /* --- the task --- */
 
-/* Is there so little left that waiting for the journal's own rhythm may stop somebody? */
-static bool space_is_low(struct allocator *a)
-{
-	for (unsigned dev = 0; dev < a->dev_nr; dev++)
-		if (a->devs[dev].is_member &&
-		    open_buckets_available(a, dev, WATERMARK_NORMAL) < a->devs[dev].bucket_nr >> 5)
-			return true;
-	return false;
-}
-
 /* What is to be waited for then. *@freed: how many buckets, or an error. */
 static const char *task_round(struct allocator *a, bool is_flush_wanted, unsigned read_notes_min, int *freed)
 {
 	uint64_t waiting_seq = 0;
 
 	/* Places for nodes that are kept at hand may be all that buckets are still open for. */
-	if (is_flush_wanted || space_is_low(a))
+	if (is_flush_wanted || open_buckets_are_low(a, UINT64_MAX))
 		node_pool_sift(a);
 	alloc_task_result(a, "noting what was read", read_times_put(a, read_notes_min), &a->discards.err_told[2]);
 	alloc_task_result(a, "taking back cached buckets", invalidate_run(a), &a->discards.err_told[0]);
 	*freed = discards_run(a, &waiting_seq);
 	alloc_task_result(a, "making empty buckets free", *freed, &a->discards.err_told[1]);
-	if (waiting_seq && a->journal && (is_flush_wanted || space_is_low(a))) {
+	/* Waiting for the journal's own rhythm might stop somebody. */
+	if (waiting_seq && a->journal && (is_flush_wanted || open_buckets_are_low(a, UINT64_MAX))) {
 		atomic_fetch_add(&a->journal_waits, 1);
 		journal_flush_async(a->journal, waiting_seq);
 	}

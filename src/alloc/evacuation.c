@@ -54,25 +54,16 @@ int allocator_fragments_next(struct allocator *a, uint64_t devs, struct bpos *po
 	struct bpos batch[64];
 	unsigned nr = 0;
 
+	*pos = bpos_lt(*pos, first) ? first : *pos;
 	while (nr < max) {
-		struct btree_iter it;
-		struct bkey_ref k;
-		unsigned batch_nr = 0;
-		int found = 0;
+		int batch_nr = alloc_positions_next(a, BTREE_LRU, pos, SPOS_MAX, batch,
+						    min((unsigned)ARRAY_NR(batch), max - nr));
 
-		btree_iter_open(&it, a->trees, BTREE_LRU, bpos_lt(*pos, first) ? first : *pos, BTREE_ITER_ALL_SNAPSHOTS,
-				0);
-		while (batch_nr < min((unsigned)ARRAY_NR(batch), max - nr) && (found = btree_iter_peek(&it, &k)) > 0) {
-			batch[batch_nr++] = k.k.p;
-			btree_iter_advance(&it);
-		}
-		btree_iter_close(&it);
-		if (found < 0)
-			return found;
+		if (batch_nr < 0)
+			return batch_nr;
 		if (!batch_nr)
 			break;
-		*pos = bpos_successor(batch[batch_nr - 1]);
-		for (unsigned i = 0; i < batch_nr; i++) {
+		for (int i = 0; i < batch_nr; i++) {
 			int ret = fragment_read(a, batch[i], devs, &out[nr]);
 
 			if (ret < 0)

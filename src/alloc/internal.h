@@ -194,6 +194,8 @@ uint16_t open_bucket_take_partial(struct allocator *a, unsigned data_type, uint6
 void open_buckets_drop_partial(struct allocator *a, unsigned data_type_kept, uint32_t sectors_min);
 /* Buckets that a request may still take. */
 uint64_t open_buckets_available(struct allocator *a, unsigned dev, enum watermark watermark);
+/* Is there one of @devs on which users get hardly any? */
+bool open_buckets_are_low(struct allocator *a, uint64_t devs);
 /*
  * Find a free bucket and open it, with one reference for the caller. 0; -ENOSPC: none that this watermark may have; or
  * an error of reading.
@@ -388,8 +390,11 @@ void discards_freed(struct allocator *a);
  * Returns the number of buckets handled, or an error.
  */
 int discards_run(struct allocator *a, uint64_t *waiting_seq);
-/* Wait until the journal has space for what makes buckets free, which commits with the watermark of reclaim then. */
-void discards_journal_wait(struct allocator *a);
+/*
+ * A transaction that makes buckets free, or may have to be made before that: when the journal has space for it, with
+ * the watermark of reclaim.
+ */
+int discards_txn_run(struct allocator *a, const char *name, btree_txn_fn fn, void *ctx);
 /*
  * Wait until some bucket of @devs may have become available, after a look at discards.freed_nr that gave @seen. Starts
  * what it takes, with @may_move moving data included. False: nothing is on its way there, or it took too long.
@@ -578,6 +583,10 @@ bool freespace_init_is_marked(struct allocator *a, unsigned dev, uint64_t bucket
 int alloc_key_get(struct allocator *a, struct btree_txn *txn, unsigned dev, uint64_t bucket, struct alloc *value);
 /* Put it; data_type is what the counts make of it (07 §2.1). */
 int alloc_key_put(struct btree_txn *txn, unsigned dev, uint64_t bucket, struct alloc *value, unsigned flags);
+/* Where the next @max keys of a btree are, from *@pos to @end, which *@pos is behind then. Their number, or an error.
+ */
+int alloc_positions_next(struct allocator *a, unsigned btree_id, struct bpos *pos, struct bpos end, struct bpos *found,
+			 unsigned max);
 /* The key in the btree, outside of transactions. 0 or an error. */
 int alloc_key_lookup(struct allocator *a, unsigned dev, uint64_t bucket, struct alloc *value);
 /* A key without value: @is_set puts, else deletes. */

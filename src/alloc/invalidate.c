@@ -48,33 +48,9 @@ static uint64_t buckets_wanted(struct allocator *a, unsigned dev)
 		   (uint64_t)counters_dev_buckets(&a->counters, dev, DATA_CACHED));
 }
 
-/* The next entries of the device's read LRU at or behind *@pos. Their number, or an error. */
-static int lru_read(struct allocator *a, unsigned dev, struct bpos *pos, struct bpos batch[BATCH_NR])
-{
-	struct btree_iter it;
-	struct bkey_ref k;
-	int found = 0, nr = 0;
-
-	btree_iter_open(&it, a->trees, BTREE_LRU, *pos, BTREE_ITER_ALL_SNAPSHOTS, 0);
-	it.end = bpos_predecessor(bucket_lru_pos(dev + 1, 0, 0, 0));
-	while (nr < BATCH_NR && (found = btree_iter_peek(&it, &k)) > 0) {
-		batch[nr++] = k.k.p;
-		btree_iter_advance(&it);
-	}
-	btree_iter_close(&it);
-	if (nr)
-		*pos = bpos_successor(batch[nr - 1]);
-	return found < 0 ? found : nr;
-}
-
 /* Of a batch, until *@wanted more have been taken back. 0 or an error. */
 static int batch_invalidate(struct allocator *a, unsigned dev, const struct bpos *batch, int nr, uint64_t *wanted)
 {
-	static const struct btree_commit_opts opts = {
-		.name = "invalidate",
-		.watermark = WATERMARK_BTREE_COPYGC,
-		.flags = BTREE_COMMIT_MAKES_ROOM,
-	};
 	const uint64_t low = (1ull << LRU_TIME_BITS) - 1;
 	int err = 0;
 
@@ -85,8 +61,7 @@ static int batch_invalidate(struct allocator *a, unsigned dev, const struct bpos
 
 		if (batch[i].offset >> LRU_TIME_BITS != dev || args.bucket >= a->devs[dev].bucket_nr)
 			continue;
-		discards_journal_wait(a);
-		err = btree_txn_run(a->trees, &opts, invalidate_txn, &args);
+		err = discards_txn_run(a, "invalidate", invalidate_txn, &args);
 		if (!err && args.is_taken)
 			--*wanted;
 	}
@@ -95,12 +70,14 @@ static int batch_invalidate(struct allocator *a, unsigned dev, const struct bpos
 
 static int invalidate_dev(struct allocator *a, unsigned dev, uint64_t wanted)
 {
-	struct bpos batch[BATCH_NR], pos = bucket_lru_pos(dev, 0, 0, 0);
+	/* Its read LRU. */
+	struct bpos batch[BATCH_NR], pos = bucket_lru_pos(dev, 0, 0, 0),
+				     end = bpos_predecessor(bucket_lru_pos(dev + 1, 0, 0, 0));
 	int err = read_times_put(a, 0), nr = 0;
 
 	if (!err)
 		err = btree_write_buffer_flush(a->trees);
-	while (!err && wanted && (nr = lru_read(a, dev, &pos, batch)) > 0)
+	while (!err && wanted && (nr = alloc_positions_next(a, BTREE_LRU, &pos, end, batch, BATCH_NR)) > 0)
 		err = batch_invalidate(a, dev, batch, nr, &wanted);
 	return err ? err : min(nr, 0);
 }

@@ -22,7 +22,7 @@ struct btree_node_reserve {
 	struct alloc_extent slots[];
 };
 
-enum { RETRY_NS = 100000000, GAINLESS_NS = 1000000000, SCAN_NS = 1000000000, LOW_SHIFT = 5 };
+enum { RETRY_NS = 100000000, GAINLESS_NS = 1000000000, SCAN_NS = 1000000000 };
 
 void node_pool_init(struct node_pool *p)
 {
@@ -98,16 +98,6 @@ static uint64_t node_devs(const struct allocator *a)
 	return devs_durability(a, wanted) >= node_replicas(a) ? wanted : all;
 }
 
-/* Are there so few buckets that users get hardly any? */
-static bool buckets_are_low(struct allocator *a, uint64_t devs)
-{
-	for (unsigned dev = 0; dev < a->dev_nr; dev++)
-		if (devs >> dev & 1 &&
-		    open_buckets_available(a, dev, WATERMARK_NORMAL) < a->devs[dev].bucket_nr >> LOW_SHIFT)
-			return true;
-	return false;
-}
-
 /* Some are left to those on whom others wait. */
 static bool may_take_holes(struct allocator *a, uint64_t devs, enum watermark watermark)
 {
@@ -126,7 +116,7 @@ static int slot_find(struct allocator *a, enum watermark watermark, struct alloc
 {
 	uint64_t devs = node_devs(a), all = write_point_devs(a, DATA_BTREE), waiting_seq = 0;
 	bool may_take = may_take_holes(a, devs, watermark);
-	bool come_first = may_take && holes_are_room(a) && buckets_are_low(a, devs);
+	bool come_first = may_take && holes_are_room(a) && open_buckets_are_low(a, devs);
 	int err = come_first ? node_holes_slot(a, devs, watermark, slot, &waiting_seq) : -EAGAIN;
 
 	if (err)

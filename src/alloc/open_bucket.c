@@ -105,6 +105,17 @@ uint64_t open_buckets_available(struct allocator *a, unsigned dev, enum watermar
 	return nr;
 }
 
+bool open_buckets_are_low(struct allocator *a, uint64_t devs)
+{
+	enum { LOW_SHIFT = 5 };
+
+	for (unsigned dev = 0; dev < a->dev_nr; dev++)
+		if (devs >> dev & 1 && a->devs[dev].is_member &&
+		    open_buckets_available(a, dev, WATERMARK_NORMAL) < a->devs[dev].bucket_nr >> LOW_SHIFT)
+			return true;
+	return false;
+}
+
 /* Entries of the table that requests with a watermark leave for those above (07 §13). */
 static unsigned table_reserve(enum watermark watermark)
 {

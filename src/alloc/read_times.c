@@ -110,17 +110,10 @@ static int group_txn(struct btree_txn *txn, void *ctx)
 
 static int group_commit(struct read_group *g)
 {
-	static const struct btree_commit_opts opts = {
-		.name = "read_times",
-		.watermark = WATERMARK_BTREE_COPYGC,
-		.flags = BTREE_COMMIT_MAKES_ROOM,
-	};
 	int err = 0;
 
-	for (g->at = 0; g->at < g->nr && !err; g->at = g->to) {
-		discards_journal_wait(g->a);
-		err = btree_txn_run(g->a->trees, &opts, group_txn, g);
-	}
+	for (g->at = 0; g->at < g->nr && !err; g->at = g->to)
+		err = discards_txn_run(g->a, "read_times", group_txn, g);
 	g->nr = 0;
 	return err;
 }

@@ -319,9 +319,8 @@ static int range_zero(struct allocate_op *op, uint64_t size, uint64_t begin, uin
 	uint64_t block = block_bytes_of(op->data);
 	uint64_t first = round_up_u64(begin, block), last = end / block * block;
 
-	int err = write_zero_part(op->data, op->file, size, begin, min(first, end), false, op->journal_seq);
-	if (!err && last >= first)
-		err = write_zero_part(op->data, op->file, size, max(last, begin), end, false, op->journal_seq);
+	int err = write_zero_edges(op->data, op->file, size, begin, end, false, op->journal_seq);
+
 	if (err || last <= first)
 		return err;
 	op->is_zeroing = true;

@@ -234,8 +234,9 @@ static int has_data_at(struct data *data, const struct data_write_target *file, 
 	return err == -ENXIO ? 0 : err;
 }
 
-int write_zero_part(struct data *data, const struct data_write_target *file, uint64_t size, uint64_t begin,
-		    uint64_t end, bool makes_room, uint64_t *journal_seq)
+/* [begin, end) lies in one block. */
+static int zero_part(struct data *data, const struct data_write_target *file, uint64_t size, uint64_t begin,
+		     uint64_t end, bool makes_room, uint64_t *journal_seq)
 {
 	static const uint8_t zeroes[4096];
 	bool has_data;
@@ -250,6 +251,17 @@ int write_zero_part(struct data *data, const struct data_write_target *file, uin
 	return ret < 0 ? (int)ret : ret == (ssize_t)(end - begin) ? 0 : -ENOSPC;
 }
 
+int write_zero_edges(struct data *data, const struct data_write_target *file, uint64_t size, uint64_t begin,
+		     uint64_t end, bool makes_room, uint64_t *journal_seq)
+{
+	uint64_t block = block_bytes_of(data), first = round_up_u64(begin, block), last = end / block * block;
+	int err = zero_part(data, file, size, begin, min(first, end), makes_room, journal_seq);
+
+	if (!err && last >= first)
+		err = zero_part(data, file, size, max(last, begin), end, makes_room, journal_seq);
+	return err;
+}
+
 /* --- for callers --- */
 
 static int truncate_locked(struct data *data, const struct data_write_target *file, uint64_t size,
@@ -261,14 +273,14 @@ static int truncate_locked(struct data *data, const struct data_write_target *fi
 
 	int err = write_inode_begin(data, file, size, &inode);
 	if (!err && size < inode.size)
-		err = write_zero_part(data, file, inode.size, size, block_end, false, journal_seq);
+		err = zero_part(data, file, inode.size, size, block_end, false, journal_seq);
 	if (err == -ENOSPC) {
 		struct size_args whole = a;
 
 		whole.size = min(block_end, inode.size);
 		err = size_set(data, &whole, journal_seq);
 		if (!err)
-			err = write_zero_part(data, file, whole.size, size, block_end, true, journal_seq);
+			err = zero_part(data, file, whole.size, size, block_end, true, journal_seq);
 	}
 	/*
 	 * Growing: what lies behind the old end are promises of space at most, and they stay. Setting the size that it
@@ -317,18 +329,6 @@ int write_size_raise(struct data *data, const struct data_write_target *file, ui
 	return size || times ? btree_txn_run(data->trees, &opts, size_raise_run, &a) : 0;
 }
 
-/* Zero what is of no whole block. */
-static int punch_edges(struct data *data, const struct data_write_target *file, uint64_t size, uint64_t begin,
-		       uint64_t end, bool makes_room, uint64_t *journal_seq)
-{
-	uint64_t block = block_bytes_of(data), first = round_up_u64(begin, block), last = end / block * block;
-	int err = write_zero_part(data, file, size, begin, min(first, end), makes_room, journal_seq);
-
-	if (!err && last >= first)
-		err = write_zero_part(data, file, size, max(last, begin), end, makes_room, journal_seq);
-	return err;
-}
-
 int write_punch(struct data *data, const struct data_write_target *file, uint64_t begin, uint64_t end,
 		const struct data_write_times *times, uint64_t *journal_seq)
 {
@@ -342,12 +342,12 @@ int write_punch(struct data *data, const struct data_write_target *file, uint64_
 	uint64_t last = end / block * block;
 	if (err)
 		return err;
-	err = punch_edges(data, file, inode.size, begin, end, false, journal_seq);
+	err = write_zero_edges(data, file, inode.size, begin, end, false, journal_seq);
 	bool is_hole_first = err == -ENOSPC && last > first;
 	if ((!err || is_hole_first) && last > first)
 		err = write_hole_make(data, file, first >> SECTOR_SHIFT, last >> SECTOR_SHIFT, journal_seq);
 	if (!err && is_hole_first)
-		err = punch_edges(data, file, inode.size, begin, end, true, journal_seq);
+		err = write_zero_edges(data, file, inode.size, begin, end, true, journal_seq);
 	return err ? err : write_size_raise(data, file, 0, times, journal_seq);
 }
 

@@ -253,11 +253,11 @@ unsigned write_replicas(const struct data *data, const struct inode *inode);
 int write_hole_make(struct data *data, const struct data_write_target *file, uint64_t from, uint64_t to,
 		    uint64_t *journal_seq);
 /*
- * Zero [begin, end), which lies in one block; not behind @size, nor where there is nothing but zeroes. That takes a new
- * block; @makes_room: as in write_op.
+ * Zero what of [begin, end) is of no whole block; not behind @size, nor where there is nothing but zeroes. That takes a
+ * new block for each end; @makes_room: as in write_op.
  */
-int write_zero_part(struct data *data, const struct data_write_target *file, uint64_t size, uint64_t begin,
-		    uint64_t end, bool makes_room, uint64_t *journal_seq);
+int write_zero_edges(struct data *data, const struct data_write_target *file, uint64_t size, uint64_t begin,
+		     uint64_t end, bool makes_room, uint64_t *journal_seq);
 /* Make [begin, end), bytes, read as zeroes without space. */
 int write_punch(struct data *data, const struct data_write_target *file, uint64_t begin, uint64_t end,
 		const struct data_write_times *times, uint64_t *journal_seq);
