@@ -133,6 +133,9 @@ void disk_reservation_put(struct allocator *a, struct disk_reservation *r); /* o
  */
 int allocator_key_room(struct allocator *a);
 
+/* How many copies of data the devices that are written now can have, as their durability counts. */
+unsigned allocator_data_durability(const struct allocator *a);
+
 /* What is counted of users, groups and projects. NULL: nothing is. */
 struct quotas *allocator_quotas(struct allocator *a);
 /*

@@ -155,6 +155,15 @@ static unsigned dev_counts(const struct allocator *a, unsigned dev)
 	return atomic_load(&d->is_writable) && d->data_allowed >> DATA_USER & 1 ? d->durability : 0u;
 }
 
+unsigned allocator_data_durability(const struct allocator *a)
+{
+	unsigned durability = 0;
+
+	for (unsigned dev = 0; dev < a->dev_nr; dev++)
+		durability += dev_counts(a, dev);
+	return durability;
+}
+
 /* What may be written on it, promises not counted. */
 static uint64_t dev_room_locked(const struct allocator *a, unsigned dev)
 {
@@ -177,10 +186,8 @@ static bool copies_fit_locked(const struct allocator *a, uint64_t sectors, unsig
 {
 	const struct counters *c = &a->counters;
 	__int128 copied = ((__int128)c->online_reserved + sectors) / replicas, wanted, found = 0;
-	unsigned durability = 0;
+	unsigned durability = allocator_data_durability(a);
 
-	for (unsigned dev = 0; dev < a->dev_nr; dev++)
-		durability += dev_counts(a, dev);
 	wanted = copied * min(replicas, durability);
 	for (unsigned i = 0; i < 4; i++) {
 		uint64_t promised = u64_clamp(c->now[COUNTER_RESERVED + i]) / (i + 1);

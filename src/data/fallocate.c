@@ -347,7 +347,9 @@ static int allocate_locked(struct allocate_op *op, uint64_t begin, uint64_t end,
 	err = write_options_take(&op->write, &inode);
 	if (err)
 		return err;
-	op->replicas = min(write_replicas(op->data, &inode), (unsigned)RESERVATION_REPLICAS_MAX);
+	/* A promise without a place counts for when all devices are there again; a place can only be where one is. */
+	op->replicas = min(op->write.is_nocow ? op->write.replicas_possible : op->write.replicas,
+			   (unsigned)RESERVATION_REPLICAS_MAX);
 	if (flags & DATA_ALLOCATE_ZERO)
 		err = range_zero(op, inode.size, begin, end);
 	bool is_zeroed = !err && flags & DATA_ALLOCATE_ZERO;

@@ -90,7 +90,7 @@ static bool key_qualifies(const struct write_op *op, struct bkey_ref k, struct p
 		piece->is_unwritten = ptrs[0].ptr.is_unwritten;
 		piece->ptr_nr++;
 	}
-	return piece->ptr_nr && durability >= op->replicas;
+	return piece->ptr_nr && durability >= op->replicas_possible;
 }
 
 /*

@@ -152,6 +152,7 @@ int write_options_take(struct write_op *op, const struct inode *inode)
 		return -EOPNOTSUPP;
 	op->compression = (unsigned)option_of(data, inode, INODE_OPT_COMPRESSION, OPT_COMPRESSION);
 	op->replicas = write_replicas(data, inode);
+	op->replicas_possible = min(op->replicas, max(allocator_data_durability(data->writer->allocator), 1u));
 	op->target = (uint16_t)option_of(data, inode, INODE_OPT_FOREGROUND_TARGET, OPT_FOREGROUND_TARGET);
 	op->rebalance = rebalance_aim_of(data, inode);
 	/* What may be overwritten where it is can have nothing that depends on its bytes. */
@@ -297,7 +298,7 @@ static int may_be_inline(const struct write_op *op, const struct write_source *s
 	if (op->makes_room)
 		return 1;
 	int err = write_space_held(op->data, op->file, s->block_begin >> SECTOR_SHIFT, s->block_end >> SECTOR_SHIFT,
-				   op->replicas, &held);
+				   op->replicas_possible, &held);
 	if (err || held)
 		return err;
 	err = allocator_key_room(op->data->writer->allocator);
@@ -486,16 +487,17 @@ static int quota_take(struct write_op *op, const struct inode *inode, uint64_t o
 static int space_reserve(struct write_op *op, uint64_t begin, uint64_t end)
 {
 	struct allocator *allocator = op->data->writer->allocator;
-	uint64_t wanted = (end - begin) * op->replicas, held;
-	int err = disk_reservation_get(allocator, &op->reservation, wanted, op->replicas,
+	unsigned replicas = op->replicas_possible;
+	uint64_t wanted = (end - begin) * replicas, held;
+	int err = disk_reservation_get(allocator, &op->reservation, wanted, replicas,
 				       op->makes_room ? DISK_RESERVATION_NOFAIL : 0);
 
 	if (err != -ENOSPC)
 		return err;
-	int held_err = write_space_held(op->data, op->file, begin, end, op->replicas, &held);
+	int held_err = write_space_held(op->data, op->file, begin, end, replicas, &held);
 	if (held_err || !held)
 		return held_err ? held_err : err;
-	return disk_reservation_get(allocator, &op->reservation, wanted - min(held, wanted), op->replicas, 0);
+	return disk_reservation_get(allocator, &op->reservation, wanted - min(held, wanted), replicas, 0);
 }
 
 /* For as much of [begin, *@end) as there is room for, whole blocks; less is found by halving. */

@@ -141,7 +141,8 @@ static int blocks_write(struct data_batch *b)
 
 	b->chunk.begin = 0;
 	b->chunk.end = end;
-	int err = disk_reservation_get(allocator, &op->reservation, (uint64_t)end * op->replicas, op->replicas, 0);
+	int err = disk_reservation_get(allocator, &op->reservation, (uint64_t)end * op->replicas_possible,
+				       op->replicas_possible, 0);
 	if (err)
 		return err;
 	err = write_chunk_start(&b->chunk);

@@ -106,8 +106,9 @@ struct write_op {
 	bool is_nocow;			      /* in place where that can be */
 	bool is_size_kept;		      /* rewriting what is there: the size doesn't change */
 	unsigned csum_type;
-	unsigned compression; /* option encoding (06 §7.1) */
-	unsigned replicas;
+	unsigned compression;	    /* option encoding (06 §7.1) */
+	unsigned replicas;	    /* wanted */
+	unsigned replicas_possible; /* of these, what the devices that are written now can have */
 	/* On the whole: it may have what is kept for btrees, and isn't asked what was promised to whom. */
 	bool makes_room;
 	uint16_t target;

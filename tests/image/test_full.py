@@ -12,6 +12,7 @@ import functools
 import itertools
 import json
 import os
+import random
 import subprocess
 import sys
 
@@ -282,6 +283,45 @@ def what_is_promised_can_be_written(options):
         usual = promised_and_written([*options, *more], plain)
         got = promised_and_written([*options, *more], with_more, missing)
         assert abs(got - usual) < 1 << 20, "devices of %s MiB: %d bytes; %s: %d" % (plain, usual, with_more, got)
+    # Where there are fewer devices than copies, as many are written as there can be.
+    usual = promised_and_written(options, (32,))
+    got = promised_and_written([*options, "--replicas=2"], (32, 32), (1,))
+    assert abs(got - usual) < 1 << 20, "one device: %d bytes; one of two: %d" % (usual, got)
+
+
+def write_until_full(fs, path):
+    """How many bytes fit."""
+    size, step = 0, 1 << 20
+    while step >= 4096:
+        got = fs.do("write", path, size, step, data=os.urandom(step))
+        assert got == "ENOSPC" or got > 0, got
+        size, step = (size + got, step) if got == step else (size + (0 if got == "ENOSPC" else got), step // 2)
+    return size
+
+
+def overwritten_with_fewer_devices_than_copies(options):
+    """What is there can be overwritten on a full filesystem, whether it was written when all devices were there, or not."""
+    for lost_before in True, False:
+        with images.temporary() as work:
+            devices = [os.path.join(work, "dev%d" % i) for i in range(2)]
+            p = subprocess.run([KILN, "format", *options, "--replicas=2", "--size=32M", *devices], capture_output=True, text=True, timeout=120)
+            assert p.returncode == 0, "format: %s" % p.stderr
+            if not lost_before:
+                with changes.Filesystem(CHANGE_FS, devices) as fs:
+                    fs.must("mknod", "file", changes.S_IFREG | 0o644, 0, 0, 0)
+                    size = write_until_full(fs, "file")
+            with changes.Filesystem(CHANGE_FS, devices[:1], options=["--degraded"]) as fs:
+                if lost_before:
+                    fs.must("mknod", "file", changes.S_IFREG | 0o644, 0, 0, 0)
+                    size = write_until_full(fs, "file")
+                assert size > 8 << 20, "no more than %d bytes fit" % size
+                draw = random.Random(size)
+                for i in range(600):
+                    n = draw.choice((4096, 4096, 65536))
+                    got = fs.do("write", "file", draw.randrange((size - n) // 4096) * 4096, n, data=os.urandom(n))
+                    assert got == n, "overwriting %d bytes, the %dth time: %s" % (n, i, got)
+                    if i % 3 == 0:
+                        fs.must("sync")
 
 
 def nodes_of(devices):
@@ -312,6 +352,8 @@ def main():
         cases.append(("full_where_buckets_hold_many_nodes", functools.partial(full_where_buckets_hold_many_nodes, MORE_LAYOUTS[-1], size=12)))
         cases += [("what_is_promised_can_be_written %s" % " ".join(options), functools.partial(what_is_promised_can_be_written, options))
                   for options in (SMALL, [*SMALL, "--nocow"])]
+        cases += [("overwritten_with_fewer_devices_than_copies %s" % " ".join(options), functools.partial(overwritten_with_fewer_devices_than_copies, options))
+                  for options in (SMALL, [*SMALL, "--nocow"], LAYOUTS[0])]
     for options in [*LAYOUTS[1:], *MORE_LAYOUTS] if ALL else []:
         for test, size in (everything_can_be_deleted_when_full, 32), *((t, 20) for t in TESTS):
             cases.append(("%s %s" % (test.__name__, " ".join(options)), functools.partial(test, options, size=size)))
