@@ -610,6 +610,11 @@ KILN_API int kiln_quota_get(kiln_fs *fs, enum kiln_quota_type type, uint32_t id,
 typedef int (*kiln_quota_fn)(void *ctx, const struct kiln_quota *quota);
 /* The same of all ids that own something or have limits, in ascending order. */
 KILN_API int kiln_quota_list(kiln_fs *fs, enum kiln_quota_type type, kiln_quota_fn fn, void *ctx);
+/*
+ * The same of a type that isn't counted: it is now, for this call. What others change meanwhile may be missing or
+ * counted twice.
+ */
+KILN_API int kiln_quota_count(kiln_fs *fs, enum kiln_quota_type type, kiln_quota_fn fn, void *ctx);
 
 enum kiln_quota_fields {
 	KILN_QUOTA_SPACE_SOFT = 1,

@@ -89,25 +89,46 @@ int kiln_quota_get(kiln_fs *fs, enum kiln_quota_type type, uint32_t id, struct k
 	return 0;
 }
 
-int kiln_quota_list(kiln_fs *fs, enum kiln_quota_type type, kiln_quota_fn fn, void *ctx)
+static int rows_tell(struct quotas *q, unsigned type, kiln_quota_fn fn, void *ctx)
 {
 	struct quota_info *infos = NULL;
 	struct kiln_quota quota;
-	struct quotas *q;
 	size_t nr = 0;
 
-	int err = quotas_of(fs, type, &q);
-	if (!err)
-		err = quotas_list(q, type, &infos, &nr);
-	if (err)
-		return error_to_errno(err);
-	int ret = 0;
+	int ret = error_to_errno(quotas_list(q, type, &infos, &nr));
 	for (size_t i = 0; i < nr && !ret; i++) {
 		quota_fill(&quota, &infos[i]);
 		ret = fn(ctx, &quota);
 	}
 	free(infos);
 	return ret;
+}
+
+int kiln_quota_list(kiln_fs *fs, enum kiln_quota_type type, kiln_quota_fn fn, void *ctx)
+{
+	struct quotas *q;
+	int err = quotas_of(fs, type, &q);
+
+	return err ? error_to_errno(err) : rows_tell(q, type, fn, ctx);
+}
+
+int kiln_quota_count(kiln_fs *fs, enum kiln_quota_type type, kiln_quota_fn fn, void *ctx)
+{
+	struct quota_state state;
+	struct quotas *q;
+
+	if ((unsigned)type >= QUOTA_TYPE_NR)
+		return -EINVAL;
+	int err = quotas_open(fs->trees, 1u << type, NULL, &q);
+	if (err)
+		return error_to_errno(err);
+	err = error_to_errno(quotas_count(q));
+	quotas_state(q, &state);
+	__atomic_store_n(&fs->is_quota_count_partial, state.is_partial, __ATOMIC_RELAXED);
+	if (!err)
+		err = rows_tell(q, type, fn, ctx);
+	quotas_close(q);
+	return err;
 }
 
 static int may_change(const kiln_fs *fs)
@@ -164,7 +185,7 @@ int kiln_quota_info(kiln_fs *fs, enum kiln_quota_type type, struct kiln_quota_in
 	*info = (struct kiln_quota_info){
 		.is_enabled = fs->super->options[options[type]],
 		.is_counted = state.is_counted && state.types >> type & 1,
-		.is_partial = state.is_partial,
+		.is_partial = state.is_partial || __atomic_load_n(&fs->is_quota_count_partial, __ATOMIC_RELAXED),
 		.space_grace = is_stored ? stored.timelimit_seconds[type][QUOTA_SPACE] : SB_QUOTA_TIMELIMIT_SECONDS,
 		.inodes_grace = is_stored ? stored.timelimit_seconds[type][QUOTA_INODES] : SB_QUOTA_TIMELIMIT_SECONDS,
 	};

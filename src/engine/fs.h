@@ -70,7 +70,8 @@ struct kiln_fs {
 	struct mutex usage_lock;
 	bool has_usage;
 	struct kiln_usage usage;
-	struct quotas *quotas; /* counted when somebody asked, under usage_lock; read-only */
+	struct quotas *quotas;	     /* counted when somebody asked, under usage_lock; read-only */
+	bool is_quota_count_partial; /* the last one for a call that asked (kiln_quota_count()); atomic */
 };
 
 /*

@@ -549,6 +549,32 @@ static void soft_limits_hold_after_the_grace_period(void **state)
 	volume_remove(&v);
 }
 
+static void types_that_are_not_counted_can_be_for_a_call(void **state)
+{
+	static const uint8_t data[8 * BLOCK];
+	struct tally t = { 0 };
+	struct kiln_stat st;
+	struct volume v;
+
+	(void)state;
+	volume_make(&v, "usrquota,block_size=4k");
+	assert_int_equal(file_new(&v, "a", S_IFREG, 1, 2, &st), 0);
+	assert_int_equal(kiln_write(v.fs, st.node, 0, data, 8 * BLOCK), 8 * BLOCK);
+	assert_int_equal(file_new(&v, "b", S_IFREG, 3, 3, &st), 0);
+	limits_set(&v, KILN_QUOTA_GROUP, 3, 7 * BLOCK, 0);
+	assert_int_equal(kiln_quota_list(v.fs, KILN_QUOTA_GROUP, tally_list, &t), -ESRCH);
+	assert_int_equal(kiln_walk(v.fs, kiln_root(v.fs), tally_add, &t), 0);
+	for (unsigned type = 0; type < TYPES; type++) {
+		t.last_id = -1;
+		assert_int_equal(kiln_quota_count(v.fs, (enum kiln_quota_type)type, tally_list, &t), 0);
+	}
+	assert_memory_equal(t.listed_space, t.space, sizeof(t.space));
+	assert_memory_equal(t.listed_inodes, t.inodes, sizeof(t.inodes));
+	assert_int_equal(t.space[KILN_QUOTA_GROUP][2], 8 * BLOCK);
+	assert_int_equal(kiln_quota_count(v.fs, (enum kiln_quota_type)TYPES, tally_list, &t), -EINVAL);
+	volume_remove(&v);
+}
+
 struct greedy {
 	kiln_fs *fs;
 	struct kiln_node node;
@@ -792,6 +818,7 @@ int main(void)
 		cmocka_unit_test(inode_limits_hold),
 		cmocka_unit_test(space_limits_hold),
 		cmocka_unit_test(soft_limits_hold_after_the_grace_period),
+		cmocka_unit_test(types_that_are_not_counted_can_be_for_a_call),
 		cmocka_unit_test(the_checker_sees_wrong_counts),
 		cmocka_unit_test(a_copy_takes_what_it_has_more),
 		cmocka_unit_test(inodes_may_claim_any_number_of_sectors),
