@@ -226,6 +226,32 @@ static unsigned copies_max(const struct super *s, unsigned data_type)
 	return nr;
 }
 
+/* Must there be more copies than there can be? Metadata is in btrees and in the journal. */
+static bool copies_are_too_few(const struct super *s, char why[KILN_ERROR_BYTES])
+{
+	static const struct {
+		unsigned data_type;
+		enum option_id option;
+		const char *what;
+	} kinds[] = {
+		{ DATA_BTREE, OPT_METADATA_REPLICAS_REQUIRED, "metadata" },
+		{ DATA_JOURNAL, OPT_METADATA_REPLICAS_REQUIRED, "metadata" },
+		{ DATA_USER, OPT_DATA_REPLICAS_REQUIRED, "data" },
+	};
+
+	for (size_t i = 0; i < ARRAY_NR(kinds); i++) {
+		unsigned copies = copies_max(s, kinds[i].data_type), required = (unsigned)s->options[kinds[i].option];
+
+		if (copies >= required)
+			continue;
+		snprintf(why, KILN_ERROR_BYTES,
+			 "%s must have %u copies (%s_replicas_required), and the devices that are there can have %u",
+			 kinds[i].what, required, kinds[i].what, copies);
+		return true;
+	}
+	return false;
+}
+
 int fs_write_refused(const struct kiln_fs *fs, char why[KILN_ERROR_BYTES])
 {
 	const struct super *s = fs->super;
@@ -246,14 +272,8 @@ int fs_write_refused(const struct kiln_fs *fs, char why[KILN_ERROR_BYTES])
 		snprintf(why, KILN_ERROR_BYTES, "no device that is written has a journal, or one that is large enough");
 		return 1;
 	}
-	unsigned copies = min(copies_max(s, DATA_BTREE), copies_max(s, DATA_JOURNAL));
-	if (copies < s->options[OPT_METADATA_REPLICAS_REQUIRED]) {
-		snprintf(why, KILN_ERROR_BYTES,
-			 "metadata must have %u copies (metadata_replicas_required), and the devices that are there "
-			 "can have %u",
-			 (unsigned)s->options[OPT_METADATA_REPLICAS_REQUIRED], copies);
+	if (copies_are_too_few(s, why))
 		return 1;
-	}
 	uint64_t bytes, needed;
 	if (!journal_entries_fit(s, &bytes, &needed)) {
 		snprintf(why, KILN_ERROR_BYTES,

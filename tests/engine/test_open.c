@@ -139,28 +139,36 @@ static void with_fewer_devices_than_copies_required_it_is_only_read(void **state
 	struct kiln_format_options format = formatting();
 	struct kiln_open_options options = { .struct_bytes = sizeof(options),
 					     .flags = KILN_OPEN_NO_SCAN | KILN_OPEN_WRITE | KILN_OPEN_DEGRADED };
+	static const char *const required[] = { "metadata_replicas_required", "data_replicas_required" };
 	struct kiln_create create = { .mode = 0644 };
 	struct kiln_stat st;
+	char text[80];
 	kiln_fs *fs;
 
 	(void)state;
-	format.options = "metadata_replicas=2,data_replicas=2,metadata_replicas_required=2";
-	assert_int_equal(kiln_format(devs, 2, &format, NULL, NULL), 0);
-	for (unsigned nr = 2; nr; nr--) {
-		assert_int_equal(kiln_open(paths, nr, &options, &fs, NULL), 0);
-		const char *why = kiln_write_refused(fs);
-		assert_int_equal(!why, nr == 2);
-		assert_true(!why || strstr(why, "metadata_replicas_required"));
-		assert_int_equal(kiln_create(fs, kiln_root(fs), "0", 1, &create, &st), why ? -EROFS : 0);
+	format.options = text;
+	for (size_t i = 0; i < ARRAY_NR(required); i++) {
+		snprintf(text, sizeof(text), "metadata_replicas=2,data_replicas=2,%s=2", required[i]);
+		assert_int_equal(kiln_format(devs, 2, &format, NULL, NULL), 0);
+		options.mount_options = NULL;
+		for (unsigned nr = 2; nr; nr--) {
+			assert_int_equal(kiln_open(paths, nr, &options, &fs, NULL), 0);
+			const char *why = kiln_write_refused(fs);
+			assert_int_equal(!why, nr == 2);
+			assert_true(!why ||
+				    strstr(why, i ? "(data_replicas_required)" : "(metadata_replicas_required)"));
+			assert_int_equal(kiln_create(fs, kiln_root(fs), "0", 1, &create, &st), why ? -EROFS : 0);
+			assert_int_equal(kiln_shutdown(fs), 0);
+			kiln_close(fs);
+		}
+		snprintf(text, sizeof(text), "%s=1", required[i]);
+		options.mount_options = text;
+		assert_int_equal(kiln_open(paths, 1, &options, &fs, NULL), 0);
+		assert_null(kiln_write_refused(fs));
+		assert_int_equal(kiln_create(fs, kiln_root(fs), "1", 1, &create, &st), 0);
 		assert_int_equal(kiln_shutdown(fs), 0);
 		kiln_close(fs);
 	}
-	options.mount_options = "metadata_replicas_required=1";
-	assert_int_equal(kiln_open(paths, 1, &options, &fs, NULL), 0);
-	assert_null(kiln_write_refused(fs));
-	assert_int_equal(kiln_create(fs, kiln_root(fs), "1", 1, &create, &st), 0);
-	assert_int_equal(kiln_shutdown(fs), 0);
-	kiln_close(fs);
 }
 
 /* Take the entries of one kind out of what a clean shutdown left. */

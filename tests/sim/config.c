@@ -388,11 +388,47 @@ int fs_try_open(struct sim *s, unsigned flags, char why[KILN_ERROR_BYTES])
 	return err;
 }
 
+bool data_is_refused(const struct sim *s)
+{
+	const struct super *super = s->fs->super;
+	unsigned durability = 0;
+
+	for (unsigned i = 0; i < super->member_nr; i++)
+		if (super->members[i].dev && super_member_state(super, i) == MEMBER_RW &&
+		    super->members[i].m.data_allowed >> DATA_USER & 1)
+			durability += super->members[i].m.durability;
+	return durability < super->options[OPT_DATA_REPLICAS_REQUIRED];
+}
+
+/* It is read-only because of that: go on with what there is. */
+static int open_with_less(struct sim *s, unsigned flags, char why[KILN_ERROR_BYTES])
+{
+	struct kiln_open_options options = open_options(s, flags);
+	struct device *open[DISKS_MAX];
+	char mount_options[600];
+	unsigned nr;
+
+	fs_end(s);
+	snprintf(mount_options, sizeof(mount_options), "%s%sdata_replicas_required=1", s->mount_options,
+		 s->mount_options[0] ? "," : "");
+	options.mount_options = mount_options;
+	int err = open_disks(s, open, &nr);
+	if (!err)
+		err = fs_open(NULL, 0, open, nr, &options, FS_NAMESPACE, &s->fs, why);
+	if (!err)
+		copygc_make_eager(s);
+	return err;
+}
+
 int fs_reopen(struct sim *s, unsigned flags)
 {
 	char why[KILN_ERROR_BYTES] = "";
-	int err = fs_try_open(s, flags | (s->disks_missing ? KILN_OPEN_DEGRADED : 0), why);
 
+	flags |= s->disks_missing ? KILN_OPEN_DEGRADED : 0;
+	int err = fs_try_open(s, flags, why);
+
+	if (!err && flags & KILN_OPEN_WRITE && kiln_write_refused(s->fs) && data_is_refused(s))
+		err = open_with_less(s, flags, why);
 	if (err && power_is_off(s->power))
 		return -EIO;
 	if (err)

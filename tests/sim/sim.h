@@ -164,6 +164,8 @@ void option_count(struct sim *s, const char *option);
 int config_make(struct sim *s);
 /* Open it. 0, -EIO when the power went, or -EPROTO. */
 int fs_reopen(struct sim *s, unsigned flags);
+/* Are there fewer devices, since one was marked as failed or is missing, than data must have copies on? */
+bool data_is_refused(const struct sim *s);
 /* The same, but errors of opening are the caller's, with @why. */
 int fs_try_open(struct sim *s, unsigned flags, char why[KILN_ERROR_BYTES]);
 void fs_end(struct sim *s);

@@ -135,18 +135,6 @@ static bool may_lack_space(struct sim *s, const struct operation *op)
 	return s->disks_nr > 1 || kiln_usage(s->fs, &u) || u.available < u.capacity / 8;
 }
 
-/* Are there fewer devices, since one was marked as failed, than data must have copies on? */
-static bool data_is_refused(struct sim *s)
-{
-	const struct super *super = s->fs->super;
-	unsigned durability = 0;
-
-	for (unsigned i = 0; i < super->member_nr; i++)
-		if (super->members[i].dev && super_member_state(super, i) == MEMBER_RW)
-			durability += super->members[i].m.durability;
-	return durability < super->options[OPT_DATA_REPLICAS_REQUIRED];
-}
-
 static void operation_ended(struct workload *w, struct logged *l, int err, const uint64_t points[TASKS_MAX],
 			    struct strbuf *why)
 {
