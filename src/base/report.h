@@ -79,6 +79,7 @@ struct report {
 	const char *expected;
 	const char *found;
 	const char *advice; /* what to do next, a sentence */
+	bool is_any_place;  /* a device that fails has many of its like: those of other places needn't be told, too */
 };
 
 /* Where reports go. Callable from any thread; must not call back into the filesystem. */

@@ -181,15 +181,21 @@ static void keys_note(struct place_write *w)
 	atomic_store(&writer->in_place.seq[inode_lock_place(w->op->file->inum)], journal_seq(writer->journal));
 }
 
-static void io_failed(const struct place_write *w, const struct device_io *io)
+static void io_failed(const struct place_write *w, const struct device_io *io, uint64_t begin)
 {
+	const struct data_write_target *file = w->op->file;
+	char position[DATA_POSITION_BYTES];
+
+	data_position_text(position, file->inum, file->snapshot, begin << SECTOR_SHIFT);
 	report_emit(w->op->data->reports, &(struct report){ .level = REPORT_RECOVERED,
 							    .err = io->err,
 							    .device = io->dev->name,
 							    .structure = "file data",
+							    .position = position,
 							    .expected = "to be overwritten",
 							    .found = error_name(io->err),
-							    .advice = "It is written elsewhere." });
+							    .advice = "It is written elsewhere.",
+							    .is_any_place = true });
 }
 
 /* All copies of all pieces. The number of pieces, from the front, that are written wherever they are. */
@@ -224,7 +230,7 @@ static unsigned pieces_write(struct place_write *w)
 	io_group_wait(&group);
 	for (unsigned i = 0; i < w->io_nr; i++)
 		if (w->ios[i].err) {
-			io_failed(w, &w->ios[i]);
+			io_failed(w, &w->ios[i], w->pieces[io_piece[i]].begin);
 			w->op->has_failed_in_place = true;
 			good = min(good, io_piece[i]);
 		}

@@ -652,15 +652,22 @@ static unsigned space_iovs(const struct data_mover *m, const struct move_space *
 
 static void space_failed(struct data_mover *m, struct move_space *space, unsigned k, int err)
 {
+	const struct move_part *part = &m->parts[space->first];
+	const struct bpos *pos = &part->item->k.p;
 	unsigned dev = space->e.ptrs[k].dev;
+	char position[DATA_POSITION_BYTES];
 
 	space->failed_devs |= 1ull << dev;
-	report_emit(m->data->reports, &(struct report){ .level = REPORT_RECOVERED,
-							.err = err,
-							.device = m->data->super->members[dev].name,
-							.structure = "a copy of file data",
-							.expected = "to be written",
-							.found = error_name(err) });
+	data_position_text(position, pos->inode, pos->snapshot, part->begin << SECTOR_SHIFT);
+	report_emit(m->data->reports,
+		    &(struct report){ .level = REPORT_RECOVERED,
+				      .err = err,
+				      .device = m->data->super->members[dev].name,
+				      .structure = "a copy of file data",
+				      .position = part->item->btree_id == BTREE_EXTENTS ? position : NULL,
+				      .expected = "to be written",
+				      .found = error_name(err),
+				      .is_any_place = true });
 }
 
 /* All replicas of the spaces from @from on at once. */

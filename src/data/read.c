@@ -179,13 +179,19 @@ static void reader_put(struct reader *r)
 
 /* --- damage and reports --- */
 
+void data_position_text(char text[DATA_POSITION_BYTES], uint64_t inum, uint32_t snapshot, uint64_t offset_bytes)
+{
+	snprintf(text, DATA_POSITION_BYTES, "inode %" PRIu64 " snapshot %" PRIu32 " offset %" PRIu64, inum, snapshot,
+		 offset_bytes);
+}
+
 void reader_report(struct reader *r, const struct report *report, uint64_t offset_bytes, const char *where)
 {
 	struct report full = *report;
-	char position[320];
+	char place[DATA_POSITION_BYTES], position[320];
 
-	snprintf(position, sizeof(position), "inode %" PRIu64 " snapshot %" PRIu32 " offset %" PRIu64 "%s%s",
-		 r->file->inum, r->file->snapshot, offset_bytes, where ? ", " : "", where ? where : "");
+	data_position_text(place, r->file->inum, r->file->snapshot, offset_bytes);
+	snprintf(position, sizeof(position), "%s%s%s", place, where ? ", " : "", where ? where : "");
 	full.position = position;
 	report_emit(r->data->reports, &full);
 }

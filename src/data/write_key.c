@@ -406,6 +406,30 @@ static int failed_drop(struct write_chunk *c, unsigned i, uint32_t failed)
 	return 0;
 }
 
+/* Copy @k of piece @i, which has the regions of one place in the file or of several: the first is told. */
+static void copy_failed(const struct write_chunk *c, unsigned i, unsigned k, int err)
+{
+	const struct data_write_target *file = c->op->file;
+	char position[DATA_POSITION_BYTES] = "";
+	size_t r = 0;
+
+	while (r < c->region_nr && c->regions[r].extent != i)
+		r++;
+	/* A batch is of files that have no number yet. */
+	if (!c->cuts && r < c->region_nr)
+		data_position_text(position, file->inum, file->snapshot, (c->begin + c->regions[r].at) << SECTOR_SHIFT);
+	report_emit(c->op->data->reports, &(struct report){
+						  .level = c->extents[i].ptr_nr > 1 ? REPORT_RECOVERED : REPORT_DAMAGE,
+						  .err = err,
+						  .device = c->op->data->super->members[c->extents[i].ptrs[k].dev].name,
+						  .structure = "file data",
+						  .position = position,
+						  .expected = "to be written",
+						  .found = error_name(err),
+						  .is_any_place = true,
+					  });
+}
+
 bool write_chunk_is_written(const struct write_chunk *c) { return !c->group.in_flight; }
 
 int write_chunk_finish(struct write_chunk *c)
@@ -422,15 +446,7 @@ int write_chunk_finish(struct write_chunk *c)
 			if (!io->err)
 				continue;
 			failed |= 1u << k;
-			report_emit(c->op->data->reports,
-				    &(struct report){
-					    .level = c->extents[i].ptr_nr > 1 ? REPORT_RECOVERED : REPORT_DAMAGE,
-					    .err = io->err,
-					    .device = c->op->data->super->members[c->extents[i].ptrs[k].dev].name,
-					    .structure = "file data",
-					    .expected = "to be written",
-					    .found = error_name(io->err),
-				    });
+			copy_failed(c, i, k, io->err);
 		}
 		if (failed && !err)
 			err = failed_drop(c, i, failed);

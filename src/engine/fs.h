@@ -17,9 +17,18 @@
 #include "namespace/namespace.h"
 #include "super/super.h"
 
+struct reporter_told {
+	uint64_t hash;
+	uint32_t at_seconds, times_since;
+};
+
 /*
- * Where reports and log lines go: counted, and told to the user once each. A report that was told before (same text) is
- * not told again, as far as a fixed table remembers.
+ * Where reports and log lines go: counted, and told to the user. What was told in the last minute (same text, whatever
+ * the place if it is_any_place) is only counted, as far as a fixed table remembers; when it comes again after that, it
+ * is told again, and how often it was.
+ *
+ * While a filesystem is open for writing, errors are counted in its superblocks. They are written for that a moment
+ * after the first one, by a task; while there are more, once a minute.
  */
 struct reporter {
 	struct report_sink sink;
@@ -29,14 +38,21 @@ struct reporter {
 	void (*user_log)(void *ctx, enum kiln_log_level level, const char *line);
 	struct super *counting; /* if it is open for writing: errors are counted in its superblocks (09 §2.2); atomic */
 	struct mutex lock;
-	uint64_t counts[4];	     /* by level, distinct ones */
-	uint64_t seen[4096];	     /* hashes of texts told, at hash % 4096 */
+	uint64_t counts[4];		 /* by level, as told */
+	struct reporter_told told[2048]; /* at hash % 2048 */
+	struct waitq errors_changed;
+	bool has_errors, is_stopping; /* some may not be in the superblocks yet; the task is to end */
+	struct task *errors_task;
+	struct job errors_job;
 	char last[KILN_ERROR_BYTES]; /* text of the gravest last report, for kiln_open()'s @why */
 	enum report_level last_level;
 };
 
 void reporter_init(struct reporter *r, const struct kiln_open_options *options);
 void reporter_destroy(struct reporter *r);
+/* From here on, until stopped, the superblocks of @super are written for what is counted. 0, -EAGAIN or -ENOMEM. */
+int reporter_count_start(struct reporter *r, struct super *super);
+void reporter_count_stop(struct reporter *r);
 /* Text of the gravest last report; "". */
 void reporter_last(struct reporter *r, char text[KILN_ERROR_BYTES]);
 

@@ -431,6 +431,8 @@ static int start_steps(struct kiln_fs *fs)
 /* After the steps: writable from here on, or given up, with @reason unless @why has a better one. */
 static int start_end(struct kiln_fs *fs, int err, const char *reason, char why[KILN_ERROR_BYTES])
 {
+	if (!err)
+		err = reporter_count_start(&fs->reporter, fs->super);
 	if (err) {
 		if (!why[0])
 			snprintf(why, KILN_ERROR_BYTES, "%s", reason);
@@ -573,6 +575,7 @@ static int mark_clean(struct kiln_fs *fs)
 
 static void free_all(struct kiln_fs *fs)
 {
+	reporter_count_stop(&fs->reporter);
 	if (fs->journal_writer)
 		btrees_stop_write(fs->trees);
 	if (fs->allocator)
@@ -582,7 +585,6 @@ static void free_all(struct kiln_fs *fs)
 	fs->allocator = NULL;
 	fs->journal_writer = NULL;
 	fs->is_writable = false;
-	__atomic_store_n(&fs->reporter.counting, NULL, __ATOMIC_RELEASE);
 }
 
 int fs_write_stop(struct kiln_fs *fs)
@@ -626,4 +628,5 @@ void fs_jobs(struct kiln_fs *fs, struct job_list *list)
 	allocator_jobs(fs->allocator, list);
 	data_jobs(fs->data, list);
 	namespace_jobs(fs->ns, list);
+	job_list_add(list, &fs->reporter.errors_job);
 }

@@ -16,10 +16,11 @@
 #include "format/superblock.h"
 
 struct super_member {
-	struct member m;    /* decoded from the master superblock */
-	struct device *dev; /* NULL: not online */
-	struct sb_disk *sb; /* this device's own copy (journal sections are per device); NULL if offline */
-	char name[300];	    /* for messages: path, or "device 2 (label hdd.hdd1, missing)" */
+	struct member m;	  /* decoded from the master superblock */
+	struct device *dev;	  /* NULL: not online */
+	struct sb_disk *sb;	  /* this device's own copy (journal sections are per device); NULL if offline */
+	char name[300];		  /* for messages: path, or "device 2 (label hdd.hdd1, missing)" */
+	uint64_t checksum_errors; /* atomic: since open */
 };
 
 struct super {
@@ -127,6 +128,11 @@ bool super_write_unsupported(const struct super *s, char why[256]);
 
 /* Write all superblocks as they are, with the next seq. */
 int super_update(struct super *s);
+/*
+ * The same if errors have been counted since they were written last; nobody depends on it, so that devices don't take
+ * it is told and nothing more: an error leaves everything as it was, and what was counted for the next update.
+ */
+int super_errors_update(struct super *s);
 void super_lock(struct super *s);
 void super_lock_release(struct super *s);
 
@@ -187,6 +193,15 @@ int super_quota_timelimit_set(struct super *s, unsigned type, unsigned counter, 
 void super_error_count(struct super *s, unsigned error_id);
 /* What a member had stored had a wrong checksum: counted for it, written with the next update. The same. */
 void super_checksum_error_count(struct super *s, unsigned dev);
+/*
+ * What went wrong with a member, by kind: since it was opened; and since its counters were reset, as its superblocks
+ * say or, open for writing, will say after the next update.
+ */
+enum super_error_kind { SUPER_ERROR_READ, SUPER_ERROR_WRITE, SUPER_ERROR_CHECKSUM, SUPER_ERROR_KINDS };
+struct super_errors {
+	uint64_t since_open[SUPER_ERROR_KINDS], total[SUPER_ERROR_KINDS];
+};
+void super_member_errors(const struct super *s, unsigned dev, struct super_errors *errors);
 /* An inconsistency was found and not repaired: noted with the next update. Any context; no switch point. */
 void super_error_note(struct super *s, bool is_topology);
 

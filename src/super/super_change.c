@@ -299,10 +299,41 @@ int super_member_fail(struct super *s, unsigned dev)
 	return err;
 }
 
+static bool errors_are_pending(const struct super *s)
+{
+	struct super_errors errors;
+	uint64_t pending = 0;
+
+	for (unsigned i = 0; i < s->member_nr; i++) {
+		super_member_errors(s, i, &errors);
+		for (unsigned k = 0; k < SUPER_ERROR_KINDS; k++)
+			pending |=
+				s->members[i].dev ? errors.since_open[k] ^ s->write->members[i].errors_counted[k] : 0;
+	}
+	for (unsigned id = 0; id < SUPER_ERROR_IDS; id++)
+		pending |= __atomic_load_n(&s->write->errors_pending[id], __ATOMIC_RELAXED);
+	return pending;
+}
+
+int super_errors_update(struct super *s)
+{
+	int err = super_change_begin(s);
+
+	if (err)
+		return err;
+	if (errors_are_pending(s)) {
+		s->write->is_optional = true;
+		err = super_change_publish(s, 0);
+		s->write->is_optional = false;
+	}
+	super_lock_release(s);
+	return err;
+}
+
 void super_checksum_error_count(struct super *s, unsigned dev)
 {
-	if (s->write && dev < s->member_nr)
-		__atomic_fetch_add(&s->write->members[dev].checksum_errors, 1, __ATOMIC_RELAXED);
+	if (dev < s->member_nr)
+		__atomic_fetch_add(&s->members[dev].checksum_errors, 1, __ATOMIC_RELAXED);
 }
 
 int super_journal_set(struct super *s, unsigned dev, const struct sb_journal_range *ranges, size_t nr)

@@ -52,13 +52,13 @@ int super_copy_read(struct device *dev, uint64_t sector, struct sb_disk **copy, 
 enum { SUPER_REPLICAS_HASH = 64, SUPER_ERROR_IDS = 512 };
 
 struct super_write_member {
-	struct sb_edit copy;	    /* the member's own superblock, with all the room it has */
-	uint64_t primary_seq;	    /* what its primary copy must say: as last read or written */
-	bool is_primary_unknown;    /* damaged, or its last write failed */
-	bool has_stale_backups;	    /* the primary is good, and another copy isn't, or is older */
-	uint64_t errors_counted[2]; /* of the device's read and write errors: how many the superblock has */
-	uint64_t checksum_errors;   /* atomic: not yet in the superblock */
-	bool is_given_up;	    /* it isn't written any more: super_member_fail() */
+	struct sb_edit copy;	 /* the member's own superblock, with all the room it has */
+	uint64_t primary_seq;	 /* what its primary copy must say: as last read or written */
+	bool is_primary_unknown; /* damaged, or its last write failed */
+	bool has_stale_backups;	 /* the primary is good, and another copy isn't, or is older */
+	/* Of the errors since it was opened: how many there were before it was written to, and the superblock has. */
+	uint64_t errors_before[SUPER_ERROR_KINDS], errors_counted[SUPER_ERROR_KINDS];
+	bool is_given_up; /* it isn't written any more: super_member_fail() */
 };
 
 /* A replicas entry that is durable in all superblocks. Only ever added. */
@@ -81,6 +81,7 @@ struct super_write {
 	 */
 	uint64_t seq_torn;
 	bool is_very_degraded_ok;
+	bool is_optional; /* the update under way: that it fails isn't final */
 	struct super_write_member *members;
 	struct super_replicas *replicas[SUPER_REPLICAS_HASH]; /* read without lock */
 	uint64_t errors_pending[SUPER_ERROR_IDS];	      /* atomic: counted, not yet in the errors section */

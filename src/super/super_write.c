@@ -34,7 +34,7 @@ struct super_publish {
 		size_t buf_bytes;
 		struct device_io io;
 		struct iovec iov;
-		uint64_t errors_taken[3]; /* as below: read, write, checksum */
+		uint64_t errors_taken[SUPER_ERROR_KINDS]; /* as below */
 	} members[SB_MEMBERS_MAX];
 	uint64_t errors_taken[SUPER_ERROR_IDS]; /* what the master counts since: given back if it is undone */
 };
@@ -67,6 +67,27 @@ static bool member_is_updated(const struct super *s, unsigned i)
 
 /* --- steps 1 to 3: the master --- */
 
+static void member_errors_now(const struct super *s, unsigned dev, uint64_t now[SUPER_ERROR_KINDS])
+{
+	const struct super_member *m = &s->members[dev];
+
+	now[SUPER_ERROR_READ] = m->dev ? __atomic_load_n(&m->dev->read_errors, __ATOMIC_RELAXED) : 0;
+	now[SUPER_ERROR_WRITE] = m->dev ? __atomic_load_n(&m->dev->write_errors, __ATOMIC_RELAXED) : 0;
+	now[SUPER_ERROR_CHECKSUM] = __atomic_load_n(&m->checksum_errors, __ATOMIC_RELAXED);
+}
+
+void super_member_errors(const struct super *s, unsigned dev, struct super_errors *errors)
+{
+	const struct member *m = &s->members[dev].m;
+
+	member_errors_now(s, dev, errors->since_open);
+	for (unsigned k = 0; k < SUPER_ERROR_KINDS; k++) {
+		errors->total[k] = m->errors[k] - m->errors_at_reset[k];
+		if (s->write && s->members[dev].dev)
+			errors->total[k] += errors->since_open[k] - s->write->members[dev].errors_before[k];
+	}
+}
+
 /* Errors that were counted of the member since the last update. */
 static void member_errors_take(struct super_publish *p, unsigned i)
 {
@@ -74,17 +95,14 @@ static void member_errors_take(struct super_publish *p, unsigned i)
 	uint64_t *taken = p->members[i].errors_taken;
 	struct super_write_member *w = &s->write->members[i];
 	struct sb_member_disk *m = sb_member_record(&s->write->master, i);
-	const struct device *dev = s->members[i].dev;
-	uint64_t now[2] = { __atomic_load_n(&dev->read_errors, __ATOMIC_RELAXED),
-			    __atomic_load_n(&dev->write_errors, __ATOMIC_RELAXED) };
+	uint64_t now[SUPER_ERROR_KINDS];
 
-	for (unsigned k = 0; k < 2; k++) {
+	member_errors_now(s, i, now);
+	for (unsigned k = 0; k < SUPER_ERROR_KINDS; k++) {
 		taken[k] = now[k] - w->errors_counted[k];
 		w->errors_counted[k] = now[k];
-	}
-	taken[2] = __atomic_exchange_n(&w->checksum_errors, 0, __ATOMIC_RELAXED);
-	for (unsigned k = 0; k < 3; k++)
 		m->errors[k] = le64_of(le64_get(m->errors[k]) + taken[k]);
+	}
 }
 
 static int errors_section_update(struct super_publish *p, uint64_t now)
@@ -105,11 +123,9 @@ static void errors_give_back(struct super_publish *p)
 {
 	struct super_write *w = p->s->write;
 
-	for (unsigned i = 0; i < p->s->member_nr; i++) {
-		for (unsigned k = 0; k < 2; k++)
+	for (unsigned i = 0; i < p->s->member_nr; i++)
+		for (unsigned k = 0; k < SUPER_ERROR_KINDS; k++)
 			w->members[i].errors_counted[k] -= p->members[i].errors_taken[k];
-		__atomic_fetch_add(&w->members[i].checksum_errors, p->members[i].errors_taken[2], __ATOMIC_RELAXED);
-	}
 	for (unsigned id = 0; id < SUPER_ERROR_IDS; id++)
 		__atomic_fetch_add(&w->errors_pending[id], p->errors_taken[id], __ATOMIC_RELAXED);
 }
@@ -397,14 +413,13 @@ static int result_check(struct super_publish *p)
 		w->primary_seq = le64_get(s->sb->seq);
 		w->is_primary_unknown = false;
 	}
-	if (!written)
-		return report_failed(s, REPORT_FATAL, -EIO, NULL, "no device could be written",
-				     "Nothing is written any more.");
-	if (super_replicas_are_lost(s, is_there) && !s->write->is_very_degraded_ok)
-		return report_failed(s, REPORT_FATAL, -EIO, NULL,
-				     "too few devices could be written to open the filesystem from them",
-				     "Nothing is written any more.");
-	return 0;
+	if (written && (!super_replicas_are_lost(s, is_there) || s->write->is_very_degraded_ok))
+		return 0;
+	return report_failed(s, s->write->is_optional ? REPORT_DAMAGE : REPORT_FATAL, -EIO, NULL,
+			     written ? "too few devices could be written to open the filesystem from them"
+				     : "no device could be written",
+			     s->write->is_optional ? "It was to note errors only, and the next one does."
+						   : "Nothing is written any more.");
 }
 
 /* What others read without lock isn't written, but for the state (super.h). */
@@ -456,6 +471,11 @@ static int publish(struct super *s, bool *is_final)
 	stale_backups_renew(p);
 	copies_write(p);
 	err = result_check(p);
+	if (err && s->write->is_optional) {
+		/* As after a crash in its midst: what is there of it stays behind the next one. */
+		s->write->seq_torn = max(s->write->seq_torn, le64_get(s->sb->seq));
+		*is_final = false;
+	}
 out:
 	if (err && !*is_final)
 		errors_give_back(p);
@@ -683,8 +703,8 @@ static int member_write_open(struct super *s, unsigned i)
 	free(m->sb);
 	m->sb = sb;
 	w->copy = (struct sb_edit){ sb, room };
-	w->errors_counted[0] = m->dev->read_errors;
-	w->errors_counted[1] = m->dev->write_errors;
+	member_errors_now(s, i, w->errors_before);
+	memcpy(w->errors_counted, w->errors_before, sizeof(w->errors_counted));
 	return primary_read(s, i);
 }
 

@@ -156,6 +156,51 @@ static void print_job(const json_t *job)
 	putchar('\n');
 }
 
+static bool has_errors(const json_t *errors)
+{
+	const char *kind;
+	json_t *nr;
+
+	json_object_foreach((json_t *)errors, kind, nr) if (json_integer_value(nr)) return true;
+	return false;
+}
+
+static void print_errors(const json_t *errors)
+{
+	const char *kind, *separator = "";
+	json_t *nr;
+
+	json_object_foreach((json_t *)errors, kind, nr) if (json_integer_value(nr))
+	{
+		printf("%s%llu %s", separator, (unsigned long long)json_integer_value(nr), kind);
+		separator = ", ";
+	}
+}
+
+/*
+ * "  device   /dev/sdb: rw, 512.0 MiB"
+ * "  device   /dev/sdc: rw, 512.0 MiB; errors: 12 read, 794 write; since it was mounted: 794 write"
+ */
+static void print_device(const json_t *device)
+{
+	const json_t *errors = json_object_get(device, "errors");
+	const json_t *since = json_object_get(device, "errors_since_mount");
+
+	printf("  device   %s: %s, %.1f MiB%s", json_string_value(json_object_get(device, "name")),
+	       json_string_value(json_object_get(device, "state")),
+	       (double)json_integer_value(json_object_get(device, "bytes")) / (1 << 20),
+	       json_is_true(json_object_get(device, "is_online")) ? "" : ", missing");
+	if (has_errors(errors)) {
+		printf("; errors: ");
+		print_errors(errors);
+	}
+	if (has_errors(since)) {
+		printf("; since it was mounted: ");
+		print_errors(since);
+	}
+	putchar('\n');
+}
+
 static void print_status(const json_t *r)
 {
 	static const double mib = 1 << 20;
@@ -196,11 +241,7 @@ static void print_status(const json_t *r)
 	       (unsigned long long)number(r, "reports", "recovered"),
 	       (unsigned long long)number(r, "reports", "damage"), (unsigned long long)number(r, "reports", "fatal"));
 	json_array_foreach(json_object_get(r, "jobs"), i, job) print_job(job);
-	json_array_foreach(json_object_get(r, "devices"), i, device)
-		printf("  device   %s: %s, %.1f MiB%s\n", json_string_value(json_object_get(device, "name")),
-		       json_string_value(json_object_get(device, "state")),
-		       (double)json_integer_value(json_object_get(device, "bytes")) / mib,
-		       json_is_true(json_object_get(device, "is_online")) ? "" : ", missing");
+	json_array_foreach(json_object_get(r, "devices"), i, device) print_device(device);
 }
 
 enum { OPT_JSON = TOOL_OPT_COMMAND, OPT_HELP };

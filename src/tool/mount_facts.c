@@ -31,22 +31,32 @@ static json_t *usage_json(kiln_fs *fs)
 			 u64_json(u.reserved), "hidden", u64_json(u.hidden), "inodes", u64_json(u.inodes));
 }
 
+static json_t *errors_json(const uint64_t errors[SUPER_ERROR_KINDS])
+{
+	return json_pack("{s:o, s:o, s:o}", "read", u64_json(errors[SUPER_ERROR_READ]), "write",
+			 u64_json(errors[SUPER_ERROR_WRITE]), "checksum", u64_json(errors[SUPER_ERROR_CHECKSUM]));
+}
+
 static json_t *devices_json(const struct mount_facts_of *f)
 {
 	const kiln_fs *fs = f->fs;
 	json_t *array = json_array();
+	struct super_errors errors;
 
 	for (unsigned i = 0; i < fs->super->member_nr; i++) {
 		const struct super_member *m = &fs->super->members[i];
 		const char *name = f->device_names && f->device_names[i] ? f->device_names[i] : m->name;
 
-		if (m->m.exists)
-			json_array_append_new(
-				array,
-				json_pack("{s:i, s:o, s:b, s:s, s:o}", "device", (int)i, "name",
-					  tool_json_bytes(name, strlen(name)), "is_online", (int)(m->dev != NULL),
-					  "state", member_state_name(__atomic_load_n(&m->m.state, __ATOMIC_RELAXED)),
-					  "bytes", u64_json(m->m.nbuckets * m->m.bucket_sectors * 512)));
+		if (!m->m.exists)
+			continue;
+		super_member_errors(fs->super, i, &errors);
+		json_array_append_new(
+			array,
+			json_pack("{s:i, s:o, s:b, s:s, s:o, s:o, s:o}", "device", (int)i, "name",
+				  tool_json_bytes(name, strlen(name)), "is_online", (int)(m->dev != NULL), "state",
+				  member_state_name(__atomic_load_n(&m->m.state, __ATOMIC_RELAXED)), "bytes",
+				  u64_json(m->m.nbuckets * m->m.bucket_sectors * 512), "errors_since_mount",
+				  errors_json(errors.since_open), "errors", errors_json(errors.total)));
 	}
 	return array;
 }

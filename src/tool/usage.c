@@ -234,6 +234,25 @@ static void device_line(struct show_usage *u, const char *label, uint64_t sector
 	line_end(l);
 }
 
+static const char *const error_kinds[] = {
+	[SUPER_ERROR_READ] = "read", [SUPER_ERROR_WRITE] = "write", [SUPER_ERROR_CHECKSUM] = "checksum"
+};
+
+/* Of a device that has had none nothing is said. */
+static void device_errors(struct show_usage *u, unsigned dev)
+{
+	struct super_errors errors;
+	unsigned nr = 0;
+
+	super_member_errors(u->super, dev, &errors);
+	for (unsigned k = 0; k < SUPER_ERROR_KINDS; k++)
+		if (errors.total[k])
+			strbuf_printf(&u->out.text, "%s%" PRIu64 " %s", nr++ ? ", " : "  errors: ", errors.total[k],
+				      error_kinds[k]);
+	if (nr)
+		strbuf_add_char(&u->out.text, '\n');
+}
+
 static void device_block(struct show_usage *u, unsigned dev)
 {
 	const struct member *m = &u->super->members[dev].m;
@@ -271,6 +290,7 @@ static void device_block(struct show_usage *u, unsigned dev)
 			    type_is_buckets(type) ? 0 : d->types[type].fragmented);
 	}
 	device_line(u, "  capacity:", m->nbuckets * m->bucket_sectors, m->nbuckets, 0);
+	device_errors(u, dev);
 }
 
 /* Order of the blocks: label, then name, then index. */
@@ -353,6 +373,7 @@ static json_t *device_json(const struct show_usage *u, unsigned dev)
 	const struct usage_dev *d = &u->usage.devs[dev];
 	struct strbuf label = strbuf_growing();
 	json_t *types = json_object();
+	struct super_errors errors;
 
 	for (unsigned type = 0; d->is_known && type < DATA_NR; type++)
 		json_object_set_new(types, data_type_name(type),
@@ -366,6 +387,11 @@ static json_t *device_json(const struct show_usage *u, unsigned dev)
 			      member_state_name(m->m.state), "durability", (int)m->m.durability, "bucket_bytes",
 			      sectors_json(m->m.bucket_sectors), "buckets", raw_json_u64(m->m.nbuckets), "capacity",
 			      sectors_json(m->m.nbuckets * m->m.bucket_sectors));
+	json_t *counts = json_object();
+	super_member_errors(u->super, dev, &errors);
+	for (unsigned k = 0; k < SUPER_ERROR_KINDS; k++)
+		json_object_set_new(counts, error_kinds[k], raw_json_u64(errors.total[k]));
+	json_object_set_new(j, "errors", counts);
 	if (d->is_known)
 		json_object_set(j, "types", types);
 	json_decref(types);

@@ -1810,6 +1810,32 @@ def servers_say_what_they_do(to):
     assert status == 1 and "isn't mounted" in err, err
 
 
+def errors_of_devices_are_told_and_outlive_the_server(to):
+    fs = Filesystem(to).mount()
+    write(fs.path("f"), b"what rots" * 10000)
+    fs.unmount()
+    with open(fs.image, "r+b") as image:
+        at = image.read().find(b"what rots" * 100)
+        assert at > 0
+        image.seek(at)
+        image.write(b"W")
+    fs.mount()
+    raises(errno.EIO, lambda: open(fs.path("f"), "rb").read())
+    status, out, err = doors.run([KILN, "status", "--json", fs.directory])
+    (device,) = json.loads(out)[0]["devices"]
+    errors = device["errors"]
+    assert errors["read"] == errors["write"] == 0 and errors["checksum"] > 0 and device["errors_since_mount"] == errors, device
+    status, out, err = doors.run([KILN, "status", fs.directory])
+    assert re.search(r"^  device .*; errors: \d+ checksum; since it was mounted: \d+ checksum$", out.decode(), re.M), out
+    time.sleep(5)
+    fs.kill()
+    status, out, err = doors.run([KILN, "usage", "--json", fs.image])
+    (device,) = json.loads(out)["devices"]
+    assert device["errors"] == errors, (device, errors)
+    status, out, err = doors.run([KILN, "usage", fs.image])
+    assert "\n  errors: %d checksum\n" % errors["checksum"] in out.decode(), out
+
+
 def a_server_that_was_lazily_unmounted_is_told_from_the_next(to):
     fs, new = Filesystem(to).mount(), Filesystem(os.path.join(to, "new"))
     new.directory = fs.directory
@@ -2276,6 +2302,7 @@ CASES = [
     a_server_that_ends_while_it_is_asked_is_passed_over,
     how_far_jobs_are_is_told,
     servers_say_what_they_do,
+    errors_of_devices_are_told_and_outlive_the_server,
     a_server_that_was_lazily_unmounted_is_told_from_the_next,
     the_kernel_is_made_to_forget,
     sync_makes_all_durable,
