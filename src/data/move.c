@@ -230,6 +230,8 @@ int data_mover_add(struct data_mover *m, unsigned btree_id, struct bkey_ref k, c
 	bool is_front = key_is_cut(m, k, &front);
 	int err = key_add(m, btree_id, is_front ? key_buf_ref(&front) : k, move);
 
+	if (!err)
+		m->items[m->item_nr - 1].is_front = is_front;
 	return err ? err : is_front;
 }
 
@@ -787,14 +789,17 @@ static int put_run(struct btree_txn *txn, void *ctx)
 	a->next_from = a->from;
 	a->keys_moved = a->keys_changed = 0;
 	for (unsigned puts = 0; puts < puts_max && a->next_at < m->part_nr; puts++) {
-		const struct move_part *part = &m->parts[a->next_at];
+		struct move_part *part = &m->parts[a->next_at];
 		uint64_t from = max(a->next_from, part->begin), done_to = part->end, sectors = 0;
 
+		if (!puts || !a->next_from)
+			part->put_sectors = 0;
 		if (!part->item->err) {
 			int err = move_part_put(m->data, txn, part, from, &done_to, &sectors);
 
 			if (err)
 				return err;
+			part->put_sectors += sectors;
 			if (sectors == part->end - part->begin)
 				a->keys_moved++;
 			else
@@ -807,6 +812,13 @@ static int put_run(struct btree_txn *txn, void *ctx)
 		}
 	}
 	return 0;
+}
+
+/* What the last run has put is there. */
+static void puts_count(const struct put_args *a)
+{
+	for (size_t i = a->at; i < a->next_at + (a->next_from != 0); i++)
+		a->m->parts[i].item->put_sectors += a->m->parts[i].put_sectors;
 }
 
 static void parts_put(struct data_mover *m, struct data_move_stats *stats)
@@ -823,6 +835,7 @@ static void parts_put(struct data_mover *m, struct data_move_stats *stats)
 		if (!err) {
 			stats->keys_moved += a.keys_moved;
 			stats->keys_changed += a.keys_changed;
+			puts_count(&a);
 			a.at = a.next_at;
 			a.from = a.next_from;
 		} else if (a.puts_max > 1) {
@@ -917,9 +930,12 @@ int data_mover_run(struct data_mover *m, struct data_move_stats *stats)
 	if (m->reservation.sectors)
 		disk_reservation_put(allocator, &m->reservation);
 	for (unsigned i = 0; i < m->item_nr; i++) {
-		int item_err = m->items[i].err ? m->items[i].err : m->items[i].gap_nr ? -EIO : 0;
+		const struct move_item *item = &m->items[i];
+		int item_err = item->err ? item->err : item->gap_nr ? -EIO : 0;
 
 		stats->keys_failed += item_err != 0;
+		if (!item_err && !item->is_front && item->put_sectors == item->k.size)
+			stats->pointers_replaced += (unsigned)__builtin_popcount(item->move.rewrite);
 		err = err ? err : item_err;
 	}
 	items_forget(m);

@@ -45,6 +45,7 @@ struct data_move {
 struct data_move_stats {
 	uint64_t keys_moved, keys_changed; /* changed: were others when they were to be put, wholly or in part */
 	uint64_t keys_failed;		   /* couldn't be read, or found no space */
+	uint64_t pointers_replaced; /* to be rewritten, of keys that were moved to their last sector, once each */
 	uint64_t sectors_read, sectors_written;
 };
 

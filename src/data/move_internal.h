@@ -32,8 +32,8 @@ struct move_item {
 	unsigned wanted;		 /* durability of new copies; 0: only pointers go */
 	uint64_t failed_devs;		 /* a bit for each that didn't take a copy: it gets none */
 	uint64_t kept_devs;
-	unsigned source; /* which pointer was read */
-	bool is_unwritten;
+	unsigned source;	     /* which pointer was read */
+	bool is_unwritten, is_front; /* front: the rest of the key comes later */
 	uint8_t *in; /* what was read: the region of the source, or its live part where it isn't encoded */
 	uint32_t in_sectors;
 	struct move_gap *gaps; /* ascending; they stay where they are */
@@ -42,6 +42,7 @@ struct move_item {
 	uint8_t *decoded; /* the region, decompressed, the same way */
 	uint8_t *recoded; /* what is live of it, compressed anew, the same way */
 	int err;
+	uint64_t put_sectors; /* of it, with their new pointers */
 };
 
 /* A part of a key with a new copy: what becomes one key. */
@@ -57,6 +58,7 @@ struct move_part {
 	bool may_merge;	       /* what lies before or behind it is moved along, to before or behind it */
 	unsigned ptr_nr;       /* new pointers; 0: none */
 	struct extent_ptr ptrs[ALLOC_PTRS_MAX];
+	uint64_t put_sectors; /* by the transaction under way */
 };
 
 enum {

@@ -138,7 +138,7 @@ static int mover_run(struct data_mover *m, struct data_repair_stats *stats)
 	struct data_move_stats moved = { 0 };
 	int err = data_mover_run(m, &moved);
 
-	stats->extents += moved.keys_moved;
+	stats->extents += moved.pointers_replaced;
 	stats->failed += moved.keys_failed;
 	data_mover_begin(m);
 	return err;

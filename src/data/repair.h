@@ -28,7 +28,7 @@ void data_repair_node(struct data *data, unsigned btree_id, unsigned level, stru
 
 struct data_repair_stats {
 	uint64_t found;		  /* bad copies, each as often as it was met */
-	uint64_t extents, nodes;  /* repaired: keys that got new copies, nodes that were rewritten */
+	uint64_t extents, nodes;  /* repaired: copies of data, each once; nodes, that were rewritten */
 	uint64_t failed, dropped; /* couldn't be repaired; found no place in the list */
 };
 void data_repair_stats(struct data *data, struct data_repair_stats *stats);

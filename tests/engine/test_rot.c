@@ -31,6 +31,7 @@ enum {
 	ROT_END = DISK_BYTES - (4 << 20),
 	FILES = 24,
 	FILE_BYTES = 1 << 20,
+	WRITE_BYTES = 20 << 10,
 	PASSES_MAX = 100,
 };
 
@@ -136,7 +137,11 @@ static void world_make(struct world *w, const char *options)
 
 		assert_int_equal(kiln_create(w->fs, kiln_root(w->fs), name, (size_t)len, &attr, &st), 0);
 		w->files[i] = st.node;
-		assert_int_equal(kiln_write(w->fs, st.node, 0, bytes_of(w, i), FILE_BYTES), FILE_BYTES);
+		/* In extents of different sizes, which don't fill buckets when they are moved: some are divided. */
+		for (unsigned at = 0, len; at < FILE_BYTES; at += len) {
+			len = min((unsigned)WRITE_BYTES, FILE_BYTES - at);
+			assert_int_equal(kiln_write(w->fs, st.node, at, bytes_of(w, i) + at, len), len);
+		}
 	}
 	world_shut(w);
 }
@@ -198,19 +203,17 @@ static void bad_copies_are_replaced_when_they_are_read(void **state)
 	world_reopen(&w);
 	uint64_t bad = bad_copies(&w), left = bad, passes = 0;
 	assert_true(bad > 0);
-	/* Readers take either copy, so it takes them a few times to meet all. */
 	for (; left && passes < PASSES_MAX; passes++) {
 		files_check(&w);
 		data_repair_wait(w.fs->data);
 		data_repair_stats(w.fs->data, &stats);
-		if (passes % 10 == 9)
-			left = bad_copies(&w);
+		left = bad_copies(&w);
 	}
 	assert_int_equal(left, 0);
 	print_message("%" PRIu64 " bad copies: %" PRIu64 " extents and %" PRIu64 " nodes repaired in %" PRIu64
 		      " passes\n",
 		      bad, stats.extents, stats.nodes, passes);
-	assert_true(stats.extents >= bad);
+	assert_int_equal(stats.extents, bad);
 	assert_int_equal(stats.failed, 0);
 	assert_true(checksum_errors(&w, disk) >= bad);
 	assert_int_equal(checksum_errors(&w, !disk), 0);
