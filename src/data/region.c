@@ -251,17 +251,19 @@ static unsigned replica_choose(struct region *r, bool is_distrusted)
 {
 	const struct super *s = r->reader->data->super;
 	uint8_t devs[EXTENT_PTRS_MAX];
-	uint32_t excluded = r->failed;
+	uint32_t excluded = r->failed, verifiable = 0;
 
 	for (unsigned i = 0; i < r->ptr_nr; i++) {
 		devs[i] = r->ptrs[i].ptr.dev;
+		verifiable |= (uint32_t)(r->ptrs[i].crc.csum_type != 0) << i;
 		if (super_member_online(s, devs[i]) && device_is_distrusted(s, devs[i]) != is_distrusted)
 			excluded |= 1u << i;
 	}
 	/* Who gave the part before hasn't failed just now. */
 	if (r->is_divided && r->served_idx < r->ptr_nr && !(excluded >> r->served_idx & 1))
 		return r->served_idx;
-	unsigned i = super_replica_choose(s, devs, r->ptr_nr, excluded, rng_u64(&r->reader->rng));
+	uint32_t suspect = super_suspect_copies(s, devs, r->ptr_nr) & verifiable & ~excluded;
+	unsigned i = super_replica_choose(s, devs, r->ptr_nr, suspect ? ~suspect : excluded, rng_u64(&r->reader->rng));
 	return i < r->ptr_nr ? i : (unsigned)PTR_NONE;
 }
 

@@ -9,7 +9,7 @@
 #include "data/write_internal.h"
 
 enum {
-	LIST_MAX = 512,
+	LIST_MAX = 4096,
 	BATCH_MAX = 64, /* taken from it at a time */
 };
 

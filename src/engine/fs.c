@@ -44,7 +44,9 @@ static unsigned backend_replica_choose(void *ctx, const struct btree_ptr *p, uin
 		if (super_member_online(s, devs[i]) && super_member_state(s, devs[i]) == MEMBER_FAILED)
 			distrusted |= 1u << i;
 	}
-	unsigned i = super_replica_choose(s, devs, p->ptr_nr, tried | distrusted, random_u64());
+	uint32_t excluded = tried | distrusted;
+	uint32_t suspect = super_suspect_copies(s, devs, p->ptr_nr) & ~excluded;
+	unsigned i = super_replica_choose(s, devs, p->ptr_nr, suspect ? ~suspect : excluded, random_u64());
 	if (i == p->ptr_nr)
 		i = super_replica_choose(s, devs, p->ptr_nr, tried, random_u64());
 	return i < p->ptr_nr ? i : (unsigned)__builtin_ctz(~tried);

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/secret.h"
 #include "base/strbuf.h"
 #include "device/scan.h"
@@ -467,6 +468,20 @@ void super_close(struct super *s)
 }
 
 /* --- which copy to read --- */
+
+uint32_t super_suspect_copies(const struct super *s, const uint8_t *devs, unsigned nr)
+{
+	uint32_t mask = 0;
+
+	for (unsigned i = 0; i < nr; i++) {
+		uint64_t until = super_member_online(s, devs[i])
+					 ? __atomic_load_n(&s->members[devs[i]].suspect_until_ns, __ATOMIC_RELAXED)
+					 : 0;
+
+		mask |= (uint32_t)(until && clock_monotonic_ns() < until) << i;
+	}
+	return mask;
+}
 
 unsigned super_replica_choose(const struct super *s, const uint8_t *devs, unsigned nr, uint32_t excluded,
 			      uint64_t random)

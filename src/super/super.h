@@ -16,11 +16,12 @@
 #include "format/superblock.h"
 
 struct super_member {
-	struct member m;	  /* decoded from the master superblock */
-	struct device *dev;	  /* NULL: not online */
-	struct sb_disk *sb;	  /* this device's own copy (journal sections are per device); NULL if offline */
-	char name[300];		  /* for messages: path, or "device 2 (label hdd.hdd1, missing)" */
-	uint64_t checksum_errors; /* atomic: since open */
+	struct member m;	   /* decoded from the master superblock */
+	struct device *dev;	   /* NULL: not online */
+	struct sb_disk *sb;	   /* this device's own copy (journal sections are per device); NULL if offline */
+	char name[300];		   /* for messages: path, or "device 2 (label hdd.hdd1, missing)" */
+	uint64_t checksum_errors;  /* atomic: since open */
+	uint64_t suspect_until_ns; /* atomic: super_suspect_copies() */
 };
 
 struct super {
@@ -219,6 +220,13 @@ static inline bool super_member_online(const struct super *s, unsigned dev)
 {
 	return dev < s->member_nr && s->members[dev].dev;
 }
+
+/*
+ * Which of @nr copies, a bit for each, are on devices where a checksum was wrong in the last minute. There may be more
+ * of that, so what can be verified is read from there rather than from others: then bad copies are met at once, while
+ * there are good ones to replace them by.
+ */
+uint32_t super_suspect_copies(const struct super *s, const uint8_t *devs, unsigned nr);
 
 /*
  * Which of @nr copies, on @devs, to read: any that isn't in the mask @excluded and whose device is there, the more

@@ -332,8 +332,12 @@ int super_errors_update(struct super *s)
 
 void super_checksum_error_count(struct super *s, unsigned dev)
 {
-	if (dev < s->member_nr)
-		__atomic_fetch_add(&s->members[dev].checksum_errors, 1, __ATOMIC_RELAXED);
+	static const uint64_t SUSPECT_NS = 60000000000;
+
+	if (dev >= s->member_nr)
+		return;
+	__atomic_fetch_add(&s->members[dev].checksum_errors, 1, __ATOMIC_RELAXED);
+	__atomic_store_n(&s->members[dev].suspect_until_ns, clock_monotonic_ns() + SUSPECT_NS, __ATOMIC_RELAXED);
 }
 
 int super_journal_set(struct super *s, unsigned dev, const struct sb_journal_range *ranges, size_t nr)

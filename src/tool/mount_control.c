@@ -234,6 +234,13 @@ static void print_status(const json_t *r)
 		printf("  deleted  %llu objects in the background, %llu are left to be deleted\n",
 		       (unsigned long long)number(r, "deletions", "done"),
 		       (unsigned long long)number(r, "deletions", "left"));
+	if (json_is_object(json_object_get(r, "repairs")))
+		printf("  repairs  bad copies were met %llu times, %llu replaced, %llu nodes rewritten, %llu "
+		       "failures\n",
+		       (unsigned long long)number(r, "repairs", "found"),
+		       (unsigned long long)number(r, "repairs", "copies"),
+		       (unsigned long long)number(r, "repairs", "nodes"),
+		       (unsigned long long)number(r, "repairs", "failed"));
 	printf("  kernel   remembers %llu objects (%.1f MiB here), %llu of them deleted but in use\n",
 	       (unsigned long long)number(r, "kernel", "objects"), (double)number(r, "kernel", "bytes") / mib,
 	       (unsigned long long)number(r, "kernel", "deleted_in_use"));

@@ -154,6 +154,17 @@ static json_t *data_json(kiln_fs *fs)
 			 u64_json(d.damaged_bytes));
 }
 
+static json_t *repairs_json(kiln_fs *fs)
+{
+	struct data_repair_stats r;
+
+	if (!fs->is_writable)
+		return json_null();
+	data_repair_stats(fs->data, &r);
+	return json_pack("{s:o, s:o, s:o, s:o}", "found", u64_json(r.found), "copies", u64_json(r.extents), "nodes",
+			 u64_json(r.nodes), "failed", u64_json(r.failed));
+}
+
 static json_t *reports_json(kiln_fs *fs)
 {
 	uint64_t counts[4];
@@ -229,6 +240,7 @@ static int add_status(struct mount_facts_of *f, json_t *reply)
 	json_object_set_new(reply, "jobs", jobs_json(f->fs));
 	json_object_set_new(reply, "copygc", copygc_json(f->fs));
 	json_object_set_new(reply, "deletions", deletions_json(f->fs));
+	json_object_set_new(reply, "repairs", repairs_json(f->fs));
 	json_object_set_new(reply, "reports", reports_json(f->fs));
 	return 0;
 }

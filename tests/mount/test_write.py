@@ -1789,6 +1789,7 @@ def servers_say_what_they_do(to):
             assert server["state"] == "serving" and server["pid"] == fs.server.pid, server
             assert server["mountpoint"] == os.path.realpath(fs.directory) and server["usage"]["used"] > 100000, server
             assert server["kernel"]["objects"] >= 1, server
+            assert server["repairs"] == {"found": 0, "copies": 0, "nodes": 0, "failed": 0}, server
             (device,) = server["devices"]
             assert (device["name"], device["state"], device["bytes"]) == (os.path.realpath(fs.image), "rw", 256 << 20), device
             assert 0 < server["journal"]["buckets_free"] <= server["journal"]["buckets"] and server["cache"]["nodes"] > 0, server
