@@ -296,13 +296,35 @@ static int range_share(const struct copy_op *op, const struct inode *to, uint64_
 
 /* --- copying --- */
 
-/* One piece of [at, end) of the source: a hole, or up to @len_max bytes that are read into @buf. */
-static int piece_copy(const struct copy_op *op, uint64_t size, uint64_t at, uint64_t end, uint64_t to_at, void *buf,
-		      size_t len_max, uint64_t *done)
+/*
+ * Up to @len bytes of data, through memory. What they are written with is taken together with what they are read into:
+ * who holds one mustn't wait for the other.
+ */
+static ssize_t bytes_copy(const struct copy_op *op, const struct data_file *from, uint64_t at, size_t len,
+			  uint64_t to_at)
+{
+	size_t chunk = write_memory_bytes(op->data, len);
+	struct pool_buffer memory[1 + WRITE_BUFFERS];
+	bool is_damaged = false;
+	int err = pool_take(&op->data->writes, (size_t[]){ len, chunk, chunk }, memory, ARRAY_NR(memory), true);
+
+	if (err)
+		return err;
+	ssize_t n = data_read(op->data, from, at, memory->data, len, data_damage_note, &is_damaged);
+	if (n <= 0 || is_damaged)
+		n = n < 0 ? n : -EIO;
+	else
+		n = write_locked(op->data, op->to, to_at, memory->data, (size_t)n, false, memory + 1, op->journal_seq);
+	pool_give(&op->data->writes, memory, ARRAY_NR(memory));
+	return n;
+}
+
+/* One piece of [at, end) of the source: a hole, or data. */
+static int piece_copy(const struct copy_op *op, uint64_t size, uint64_t at, uint64_t end, uint64_t to_at,
+		      uint64_t *done)
 {
 	struct data_file from = { .inum = op->from->inum, .snapshot = op->from->snapshot, .size_bytes = size };
 	uint64_t data_at;
-	bool is_damaged = false;
 	int err = data_seek(op->data, &from, at, true, &data_at);
 
 	if (err == -ENXIO)
@@ -315,26 +337,20 @@ static int piece_copy(const struct copy_op *op, uint64_t size, uint64_t at, uint
 		*done = err ? at : data_at;
 		return err;
 	}
-	ssize_t n = data_read(op->data, &from, at, buf, (size_t)min(end - at, (uint64_t)len_max), data_damage_note,
-			      &is_damaged);
-	if (n <= 0 || is_damaged)
-		return n < 0 ? (int)n : -EIO;
-	n = write_locked(op->data, op->to, to_at, buf, (size_t)n, false, op->journal_seq);
+	ssize_t n = bytes_copy(op, &from, at, (size_t)min(end - at, (uint64_t)CHUNK_BYTES), to_at);
 	*done = at + (uint64_t)max(n, (ssize_t)0);
-	return n < 0 ? (int)n : 0;
+	return (int)min(n, (ssize_t)0);
 }
 
 /* Copy the bytes [at, end), which are within the source's @size. *@done: how far it got. */
 static int range_copy(const struct copy_op *op, uint64_t size, uint64_t at, uint64_t end, uint64_t to_at,
 		      uint64_t *done)
 {
-	void *buf = at < end ? write_buffer_take(op->data->writer) : NULL;
-	int err = at < end && !buf ? -ENOMEM : 0;
+	int err = 0;
 
 	*done = at;
 	while (!err && *done < end)
-		err = piece_copy(op, size, *done, end, to_at + (*done - at), buf, CHUNK_BYTES, done);
-	write_buffer_give(op->data->writer, buf);
+		err = piece_copy(op, size, *done, end, to_at + (*done - at), done);
 	return err;
 }
 

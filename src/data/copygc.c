@@ -414,7 +414,7 @@ int data_start_copygc(struct data *data)
 	c->allocator = data->writer->allocator;
 	mutex_init(&c->lock);
 	job_init(&c->job, "copygc", "moves data together, so that the space between it can be used again");
-	c->mover = data_mover_new(data);
+	c->mover = data_mover_new(data, &data->moves);
 	data->writer->copygc = c;
 	allocator_evacuator_start(c->allocator);
 	int err = c->mover ? task_start(&c->task, "copygc", copygc_task, c) : -ENOMEM;

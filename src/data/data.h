@@ -17,10 +17,11 @@
 struct data;
 
 /*
- * @super and @trees must outlive it. @memory_bytes bounds bounce buffers over all readers; it is raised to
- * DATA_MEMORY_MIN: the largest region there can be, stored and decompressed, and what rebuilding from stripes takes.
+ * @super and @trees must outlive it. @memory_bytes bounds the buffers of all that read, write and move data; it is
+ * raised to DATA_MEMORY_MIN: what rebuilding from stripes takes, what copygc does, some writes, and two regions as
+ * large as any that is made, stored and decompressed. A larger one is read when no other is.
  */
-enum { DATA_MEMORY_MIN = 10 << 20 };
+enum { DATA_MEMORY_MIN = 17 << 20 };
 int data_open(const struct super *super, struct btrees *trees, uint64_t memory_bytes, const struct report_sink *reports,
 	      struct data **data);
 void data_close(struct data *data);

@@ -406,6 +406,7 @@ int write_in_place(struct write_op *op, const struct write_source *s, uint64_t *
 {
 	uint64_t end = s->block_end >> SECTOR_SHIFT;
 	struct place_write *w = malloc(sizeof(*w));
+	struct pool_buffer memory = { 0 };
 	bool is_going_on = true;
 	int err = 0;
 
@@ -414,9 +415,10 @@ int write_in_place(struct write_op *op, const struct write_source *s, uint64_t *
 		return -ENOMEM;
 	w->op = op;
 	w->source = s;
-	w->buf = write_buffer_take(op->data->writer);
-	if (!w->buf)
-		err = -ENOMEM;
+	size_t bytes = min((size_t)(s->block_end - s->block_begin), (size_t)CHUNK_BYTES);
+	if (!op->memory)
+		err = pool_take(&op->data->writes, &bytes, &memory, 1, true);
+	w->buf = op->memory ? op->memory[0].data : memory.data;
 	while (!err && is_going_on && *done_to < end) {
 		w->begin = *done_to;
 		w->end = min(end, w->begin + (CHUNK_BYTES >> SECTOR_SHIFT));
@@ -428,7 +430,7 @@ int write_in_place(struct write_op *op, const struct write_source *s, uint64_t *
 		err = pieces_finish(w, written_to == end, done_to);
 		is_going_on = *done_to == written_to;
 	}
-	write_buffer_give(op->data->writer, w->buf);
+	pool_give(&op->data->writes, &memory, 1);
 	free(w);
 	return err;
 }

@@ -6,7 +6,7 @@
  *   region.c    one stored region: choose a replica, read, verify, decode, copy out
  *   repair.c    replace copies that were found bad
  *   stripe.c    rebuild part of a block from the rest of its stripe
- *   pool.c      bounce buffers within a budget
+ *   pool.c      buffers within a budget
  *   compress.c  the codecs
  *   seek.c      SEEK_DATA and SEEK_HOLE
  *
@@ -48,8 +48,8 @@ struct data {
 	const struct super *super;
 	struct btrees *trees;
 	const struct report_sink *reports;
-	struct pool regions;
-	struct pool stripes;
+	/* Who takes from which: pool.h. */
+	struct pool regions, stripes, moves, writes;
 	struct mutex lock; /* of what follows */
 	struct reader *readers_idle;
 	unsigned readers_idle_nr;

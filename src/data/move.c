@@ -19,19 +19,45 @@
 
 enum { MOVE_PUTS_PER_TXN_MAX = 8 };
 
-struct data_mover *data_mover_new(struct data *data)
+/* --- memory --- */
+
+enum { MEMORY_IN, MEMORY_FORM };
+
+struct data_mover *data_mover_new(struct data *data, struct pool *pool)
 {
+	size_t form_bytes = DATA_MOVE_FORM_BYTES_MIN;
 	struct data_mover *m = calloc(1, sizeof(*m));
 
 	if (!m)
 		return NULL;
+	while (form_bytes < POOL_BUFFER_BYTES_MAX && MOVE_BYTES + 2 * form_bytes <= pool->bytes_max)
+		form_bytes *= 2;
 	m->data = data;
-	m->in = io_buffer_alloc(MOVE_BYTES);
-	if (!m->in) {
+	m->pool = pool;
+	if (pool_take(pool, (size_t[]){ MOVE_BYTES, form_bytes }, m->memory, ARRAY_NR(m->memory), true)) {
 		free(m);
 		return NULL;
 	}
 	return m;
+}
+
+/* Memory that is aligned for devices. What is too large for the mover's is for an item that is alone. */
+static void *memory_get(struct data_mover *m, unsigned which, size_t *used, size_t bytes)
+{
+	void *buf = NULL;
+
+	if (bytes <= m->memory[which].bytes - *used) {
+		buf = (uint8_t *)m->memory[which].data + *used;
+		*used += bytes;
+	} else if (m->large_nr < ARRAY_NR(m->large) && (buf = io_buffer_alloc(bytes))) {
+		m->large[m->large_nr++] = buf;
+	}
+	return buf;
+}
+
+static void *form_memory_get(struct data_mover *m, size_t bytes)
+{
+	return memory_get(m, MEMORY_FORM, &m->form_used, round_up_u64(bytes, POOL_BUFFER_BYTES_MIN));
 }
 
 static void section_end(struct data_mover *m)
@@ -43,15 +69,13 @@ static void section_end(struct data_mover *m)
 
 static void items_forget(struct data_mover *m)
 {
-	for (unsigned i = 0; i < m->item_nr; i++) {
+	for (unsigned i = 0; i < m->item_nr; i++)
 		free(m->items[i].gaps);
-		io_buffer_free(m->items[i].own);
-		io_buffer_free(m->items[i].decoded);
-		io_buffer_free(m->items[i].recoded);
-	}
+	while (m->large_nr)
+		io_buffer_free(m->large[--m->large_nr]);
 	m->item_nr = m->io_nr = 0;
 	m->part_nr = m->space_nr = 0;
-	m->in_used = m->values_used = 0;
+	m->in_used = m->form_used = m->values_used = 0;
 }
 
 void data_mover_free(struct data_mover *m)
@@ -60,7 +84,7 @@ void data_mover_free(struct data_mover *m)
 		return;
 	section_end(m);
 	items_forget(m);
-	io_buffer_free(m->in);
+	pool_give(m->pool, m->memory, ARRAY_NR(m->memory));
 	free(m->locks);
 	free(m->parts);
 	free(m->spaces);
@@ -206,18 +230,13 @@ static int key_add(struct data_mover *m, unsigned btree_id, struct bkey_ref k, c
 		item->in_sectors = item->source < EXTENT_PTRS_MAX ? move_sectors_to_read(item, item->source) : 0;
 	}
 	size_t room = item->in_sectors ? room_wanted(item) : 0;
-	if (room > MOVE_BYTES - m->in_used) {
-		if (room <= MOVE_BYTES || m->item_nr)
-			return -ENOBUFS;
-		item->own = io_buffer_alloc(room);
-		if (!item->own)
-			return -ENOMEM;
-		item->in = item->own;
-		m->in_used = MOVE_BYTES;
-	} else {
-		item->in = m->in + m->in_used;
-		m->in_used += room;
-	}
+	if (room > MOVE_BYTES - m->in_used && m->item_nr)
+		return -ENOBUFS;
+	item->in = memory_get(m, MEMORY_IN, &m->in_used, room);
+	if (!item->in)
+		return -ENOMEM;
+	if (room > MOVE_BYTES)
+		m->in_used = MOVE_BYTES; /* alone */
 	memcpy(m->values + m->values_used, k.value, bytes);
 	m->values_used += round_up_u64(bytes, 8);
 	m->item_nr++;
@@ -279,7 +298,7 @@ static int item_decompress(struct data_mover *m, struct move_item *item)
 			  nonce_extent(crc->uncompressed_sectors, crc->nonce_sectors, crc->compression,
 				       item->k.version.lo, item->k.version.hi),
 			  item->in, (size_t)crc->compressed_sectors << SECTOR_SHIFT);
-	item->decoded = io_buffer_alloc(bytes);
+	item->decoded = form_memory_get(m, bytes);
 	if (!item->decoded)
 		return -ENOMEM;
 	int err = decompress_region(crc->compression, item->in, (size_t)crc->compressed_sectors << SECTOR_SHIFT,
@@ -305,15 +324,15 @@ static int item_compress_to(struct data_mover *m, struct move_item *item, struct
 			    const uint8_t *live, uint32_t room)
 {
 	size_t block = (size_t)m->data->super->kctx.block_sectors << SECTOR_SHIFT, len;
+	uint8_t *to = form_memory_get(m, (size_t)room << SECTOR_SHIFT);
 
-	item->recoded = io_buffer_alloc((size_t)room << SECTOR_SHIFT);
-	if (!item->recoded)
+	if (!to)
 		return -ENOMEM;
-	int err = compress_to_blocks(option, live, (size_t)item->k.size << SECTOR_SHIFT, item->recoded,
+	int err = compress_to_blocks(option, live, (size_t)item->k.size << SECTOR_SHIFT, to,
 				     (size_t)room << SECTOR_SHIFT, block, &len);
 	if (err)
 		return err == -ENOBUFS ? 0 : err;
-	f->bytes = item->recoded;
+	f->bytes = to;
 	f->crc = (struct extent_crc){
 		.compressed_sectors = (uint32_t)(len >> SECTOR_SHIFT),
 		.uncompressed_sectors = item->k.size,
@@ -326,6 +345,31 @@ static int item_compress_to(struct data_mover *m, struct move_item *item, struct
 	return 1;
 }
 
+/* As what a compressed region is compressed, if it is anew. */
+static unsigned recompression_option(const struct move_item *item, const struct extent_crc *old)
+{
+	return wants_other_form(item) && compression_wanted(item) ? compression_wanted(item)
+								  : compression_type_option(old->compression);
+}
+
+/* Memory that item_form() takes, at most; none for what is stored as it is. */
+static size_t form_bytes_wanted(const struct data_mover *m, const struct move_item *item)
+{
+	const struct extent_crc *crc = &item->v.ptrs[item->source].crc;
+	size_t live = round_up_u64((size_t)item->k.size << SECTOR_SHIFT, POOL_BUFFER_BYTES_MIN);
+	uint32_t size_max = m->data->super->kctx.encoded_extent_max_sectors;
+
+	if (item->err || !item->wanted || item->is_unwritten)
+		return 0;
+	if (!compression_is_compressed(crc->compression))
+		return wants_other_form(item) && compression_wanted(item) && item->k.size <= size_max ? live : 0;
+	bool is_kept = crc->uncompressed_sectors == item->k.size && crc->uncompressed_sectors <= size_max &&
+		       crc->compressed_sectors <= item->k.size &&
+		       compression_option_type(recompression_option(item, crc)) == crc->compression;
+	return is_kept ? 0
+		       : round_up_u64((size_t)crc->uncompressed_sectors << SECTOR_SHIFT, POOL_BUFFER_BYTES_MIN) + live;
+}
+
 /*
  * A compressed region, of which only a part is live, or that is to be compressed otherwise: that part, compressed anew,
  * if that takes less. Else each fragment would go on having a copy of the whole region, of which the counters know its
@@ -336,11 +380,9 @@ static int item_recompress(struct data_mover *m, struct move_item *item, struct 
 {
 	const struct extent_crc old = f->crc;
 	uint32_t block = m->data->super->kctx.block_sectors, less = min(old.compressed_sectors, item->k.size);
-	unsigned option = compression_type_option(old.compression);
+	unsigned option = recompression_option(item, &old);
 	bool is_all_live = old.uncompressed_sectors == item->k.size;
 
-	if (wants_other_form(item) && compression_wanted(item))
-		option = compression_wanted(item);
 	if ((is_all_live && compression_option_type(option) == old.compression) || item->k.size > f->sectors_max ||
 	    checksum_is_mac(old.csum_type) || less <= block)
 		return 0;
@@ -462,7 +504,7 @@ static uint32_t space_sectors_wanted(const struct data_mover *m, unsigned i, uin
 	const struct move_item *item = &m->items[i];
 	uint64_t sectors = first;
 
-	for (i++; i < m->item_nr; i++) {
+	for (i++; i < m->round_end; i++) {
 		const struct move_item *next = &m->items[i];
 
 		if (next->err || !next->wanted)
@@ -883,19 +925,24 @@ static void buckets_unlock(struct data_mover *m)
 	m->lock_nr = 0;
 }
 
-static void items_place(struct data_mover *m)
+/* The items from @from on whose forms there is memory for together: at least one. */
+static unsigned round_end(const struct data_mover *m, unsigned from)
 {
-	uint64_t extra = space_extra(m);
-	int err = 0;
+	size_t bytes = form_bytes_wanted(m, &m->items[from]);
+	unsigned i = from + 1;
 
-	m->reservation = (struct disk_reservation){ 0 };
-	if (extra)
-		err = disk_reservation_get(m->data->writer->allocator, &m->reservation, extra, 1, 0);
-	for (unsigned i = 0; i < m->item_nr; i++) {
+	while (i < m->item_nr && (bytes += form_bytes_wanted(m, &m->items[i])) <= m->memory[MEMORY_FORM].bytes)
+		i++;
+	return i;
+}
+
+static void items_place(struct data_mover *m, unsigned from, int reservation_err)
+{
+	for (unsigned i = from; i < m->round_end; i++) {
 		struct move_item *item = &m->items[i];
 
-		if (!item->err && err && item->wanted)
-			item->err = err;
+		if (!item->err && reservation_err && item->wanted)
+			item->err = reservation_err;
 		if (!item->err)
 			item->err = super_option_features_set((struct super *)m->data->super,
 							      OPT_BACKGROUND_COMPRESSION, compression_wanted(item));
@@ -904,10 +951,31 @@ static void items_place(struct data_mover *m)
 	}
 }
 
+/* Write and put the items from @from on that there is memory for: up to m->round_end. 0 or -ENOMEM. */
+static int round_run(struct data_mover *m, unsigned from, int reservation_err, struct data_move_stats *stats)
+{
+	m->round_end = round_end(m, from);
+	m->form_used = 0;
+	/* Forms of the round before: what is read lies there only if it is all that there is. */
+	while (from && m->large_nr)
+		io_buffer_free(m->large[--m->large_nr]);
+	m->part_nr = m->space_nr = 0;
+	items_place(m, from, reservation_err);
+	parts_note_merges(m);
+	if (is_mutant(MUTANT_MOVE_BEFORE_COPY))
+		parts_put(m, stats);
+	int err = parts_write(m, stats);
+	if (!err && !is_mutant(MUTANT_MOVE_BEFORE_COPY))
+		parts_put(m, stats);
+	for (size_t s = 0; s < m->space_nr; s++)
+		allocator_extent_put(m->data->writer->allocator, &m->spaces[s].e);
+	return err;
+}
+
 int data_mover_run(struct data_mover *m, struct data_move_stats *stats)
 {
 	struct allocator *allocator = m->data->writer->allocator;
-	int err = buckets_lock(m);
+	int err = buckets_lock(m), reservation_err = 0;
 
 	if (err) {
 		section_end(m);
@@ -917,15 +985,12 @@ int data_mover_run(struct data_mover *m, struct data_move_stats *stats)
 	}
 	move_items_read(m, stats);
 	section_end(m);
-	items_place(m);
-	parts_note_merges(m);
-	if (is_mutant(MUTANT_MOVE_BEFORE_COPY))
-		parts_put(m, stats);
-	err = parts_write(m, stats);
-	if (!err && !is_mutant(MUTANT_MOVE_BEFORE_COPY))
-		parts_put(m, stats);
-	for (size_t s = 0; s < m->space_nr; s++)
-		allocator_extent_put(allocator, &m->spaces[s].e);
+	uint64_t extra = space_extra(m);
+	m->reservation = (struct disk_reservation){ 0 };
+	if (extra)
+		reservation_err = disk_reservation_get(allocator, &m->reservation, extra, 1, 0);
+	for (unsigned i = 0; i < m->item_nr && !err; i = m->round_end)
+		err = round_run(m, i, reservation_err, stats);
 	buckets_unlock(m);
 	if (m->reservation.sectors)
 		disk_reservation_put(allocator, &m->reservation);

@@ -24,12 +24,16 @@
  * replaced by as many copies as make up what the file asks for by now, but by no more than it counted for: they take
  * space that copygc hasn't; and by one at least: to do without is a matter of having read those that remain.
  *
+ * What is read is a MiB at most, and what it becomes when it is decompressed and compressed anew takes bounded memory
+ * as well: 3 and 4 are done in rounds where a batch takes more.
+ *
  * The keys aren't locked from 1 to 4, so a move that loses a race costs work and nothing else. What may be overwritten
  * in place is kept from that from 2 to 4, by locks of its buckets (bucket_locks.h).
  */
 #ifndef KILN_DATA_MOVE_H
 #define KILN_DATA_MOVE_H
 
+#include "data/pool.h"
 #include "data/write.h"
 
 /* Masks have a bit for each pointer, in the order of the value (extent_decode()). */
@@ -51,8 +55,15 @@ struct data_move_stats {
 
 struct data_mover;
 
-/* NULL: no memory. */
-struct data_mover *data_mover_new(struct data *data);
+/* Least memory for what is decompressed and compressed anew; the largest region that is made fits, both ways. */
+enum { DATA_MOVE_FORM_BYTES_MIN = 2 << 20 };
+
+/*
+ * Its buffers are taken from @pool, which is waited for: a MiB for what is read together, and two or four for what it
+ * is decompressed to and compressed anew. A batch that needs more than that is written and put in rounds. Only a region
+ * larger than a MiB, which others may have made, takes more (three times 4 MiB at most). NULL: no memory. Switch point.
+ */
+struct data_mover *data_mover_new(struct data *data, struct pool *pool);
 void data_mover_free(struct data_mover *m); /* NULL is allowed */
 void data_mover_begin(struct data_mover *m);
 /*

@@ -38,9 +38,7 @@ struct move_item {
 	uint32_t in_sectors;
 	struct move_gap *gaps; /* ascending; they stay where they are */
 	size_t gap_nr, gap_max;
-	uint8_t *own;	  /* a buffer that only it uses: io_buffer_free(); NULL else */
-	uint8_t *decoded; /* the region, decompressed, the same way */
-	uint8_t *recoded; /* what is live of it, compressed anew, the same way */
+	uint8_t *decoded; /* the region, decompressed; NULL: isn't yet */
 	int err;
 	uint64_t put_sectors; /* of it, with their new pointers */
 };
@@ -63,7 +61,8 @@ struct move_part {
 
 enum {
 	MOVE_ITEMS_MAX = 128,
-	MOVE_BYTES = 1 << 20, /* read together; a larger item has a buffer of its own, and is alone */
+	MOVE_BYTES = 1 << 20, /* read together */
+	MOVE_LARGE_MAX = 3,   /* read, decompressed, compressed anew */
 	MOVE_VALUES_BYTES = 64 << 10,
 };
 
@@ -77,16 +76,20 @@ struct move_space {
 
 struct data_mover {
 	struct data *data;
+	struct pool *pool;
+	struct pool_buffer memory[2]; /* what is read; what that is decompressed to, and compressed anew */
+	size_t in_used, form_used;    /* of them */
+	void *large[MOVE_LARGE_MAX];  /* io_buffer_free(): for a single item that doesn't fit into them */
+	unsigned large_nr;
 	bool has_section; /* readers are counted: buckets stay */
 	unsigned section;
 	struct move_item items[MOVE_ITEMS_MAX];
 	unsigned item_nr;
-	uint8_t *in; /* MOVE_BYTES */
-	size_t in_used;
 	struct device_io ios[MOVE_ITEMS_MAX];
 	struct iovec iovs[MOVE_ITEMS_MAX];
 	unsigned io_nr;
 	uint8_t io_of[MOVE_ITEMS_MAX];
+	unsigned round_end; /* the items up to it are written, and put, together */
 	struct move_part *parts;
 	size_t part_nr, part_max;
 	/* Held from reading to putting: who overwrites data in place stays out. */

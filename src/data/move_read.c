@@ -144,10 +144,8 @@ static int source_read(const struct data_mover *m, const struct move_item *item)
 
 static int gap_add(struct move_item *item, uint32_t begin, uint32_t end)
 {
-	struct move_gap *last = item->gap_nr ? &item->gaps[item->gap_nr - 1] : NULL;
-
-	if (last && last->end == begin) {
-		last->end = end;
+	if (item->gap_nr && item->gaps[item->gap_nr - 1].end == begin) {
+		item->gaps[item->gap_nr - 1].end = end;
 		return 0;
 	}
 	if (array_grow(&item->gaps, &item->gap_max, item->gap_nr + 1, sizeof(*item->gaps)))

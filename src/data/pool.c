@@ -1,4 +1,4 @@
-/* Bounce buffers within a budget (see pool.h). */
+/* Buffers within a budget (see pool.h). */
 #include "data/pool.h"
 
 #include <errno.h>
@@ -64,18 +64,21 @@ void pool_destroy(struct pool *p)
 	mutex_destroy(&p->lock);
 }
 
+static bool is_free(const struct pool *p, uint64_t bytes)
+{
+	return p->bytes_used + bytes <= p->bytes_max || !p->bytes_used;
+}
+
 /* Wait until @bytes are free and it is our turn. The lock is held. */
 static int budget_wait(struct pool *p, uint64_t bytes, bool may_wait)
 {
-	bool is_free = p->bytes_used + bytes <= p->bytes_max && p->ticket_served == p->ticket_next;
-
-	if (is_free)
+	if (is_free(p, bytes) && p->ticket_served == p->ticket_next)
 		return 0;
 	if (!may_wait)
 		return -EAGAIN;
 
 	uint64_t ticket = p->ticket_next++;
-	while (p->ticket_served != ticket || p->bytes_used + bytes > p->bytes_max)
+	while (p->ticket_served != ticket || !is_free(p, bytes))
 		waitq_wait(&p->changed, &p->lock);
 	p->ticket_served++;
 	waitq_wake_all(&p->changed);
@@ -100,6 +103,7 @@ int pool_take(struct pool *p, const size_t *sizes, struct pool_buffer *buffers, 
 			if (buffers[i].bytes)
 				buffers[i].data = idle_pop(p, class_of(buffers[i].bytes));
 		p->bytes_used += bytes;
+		p->bytes_used_peak = max(p->bytes_used_peak, p->bytes_used);
 		idle_shrink(p);
 	}
 	mutex_unlock(&p->lock);
@@ -136,6 +140,7 @@ void pool_give(struct pool *p, struct pool_buffer *buffers, unsigned nr)
 		buffers[i].data = NULL;
 	}
 	p->bytes_used -= bytes;
+	idle_shrink(p);
 	for (unsigned i = 0; i < nr; i++)
 		buffers[i].bytes = 0;
 	waitq_wake_all(&p->changed);

@@ -36,15 +36,36 @@ static void damage_tell(struct reader *r, data_damage_fn damage, void *ctx);
 
 /* --- the room --- */
 
+/*
+ * Share the budget out: a part for each pool (pool.h), in which its usual needs fit. For writes it is more than the
+ * largest, as who waits at a mount keeps a request, which is as large.
+ */
+static void pools_init(struct data *d, uint64_t bytes)
+{
+	enum {
+		STRIPES_BYTES = STRIPE_SCRATCH_BYTES * STRIPE_REBUILDS_MAX,
+		REGIONS_MIN = 4 << 20,
+		WRITES_MIN = 8 << 20,
+		MOVES_MIN = 3 << 20, /* data_mover_new() */
+		MOVES_MAX = 5 << 20,
+	};
+	_Static_assert(DATA_MEMORY_MIN == STRIPES_BYTES + REGIONS_MIN + WRITES_MIN + MOVES_MIN, "all have their part");
+	_Static_assert((unsigned)WRITES_MIN >= (unsigned)WRITE_MEMORY_MAX, "a call's memory is there");
+	uint64_t moves = min(max(bytes / 8, (uint64_t)MOVES_MIN), (uint64_t)MOVES_MAX);
+	uint64_t others = bytes - STRIPES_BYTES - moves, writes = max(others / 2, (uint64_t)WRITES_MIN);
+
+	writes = min(writes, others - REGIONS_MIN);
+	pool_init(&d->stripes, STRIPES_BYTES);
+	pool_init(&d->moves, moves);
+	pool_init(&d->writes, writes);
+	pool_init(&d->regions, others - writes);
+}
+
 int data_open(const struct super *super, struct btrees *trees, uint64_t memory_bytes, const struct report_sink *reports,
 	      struct data **data)
 {
-	uint64_t stripe_bytes = (uint64_t)STRIPE_SCRATCH_BYTES * STRIPE_REBUILDS_MAX;
 	struct data *d = calloc(1, sizeof(*d));
 
-	_Static_assert(DATA_MEMORY_MIN >=
-			       2 * DATA_REGION_SECTORS_MAX * SECTOR_BYTES + STRIPE_SCRATCH_BYTES * STRIPE_REBUILDS_MAX,
-		       "the largest region fits, stored and decompressed");
 	if (!d)
 		return -ENOMEM;
 	if (repair_list_new(&d->repairs)) {
@@ -55,8 +76,7 @@ int data_open(const struct super *super, struct btrees *trees, uint64_t memory_b
 	d->trees = trees;
 	d->reports = reports;
 	mutex_init(&d->lock);
-	pool_init(&d->regions, max(memory_bytes, (uint64_t)DATA_MEMORY_MIN) - stripe_bytes);
-	pool_init(&d->stripes, stripe_bytes);
+	pools_init(d, max(memory_bytes, (uint64_t)DATA_MEMORY_MIN));
 	*data = d;
 	return 0;
 }
@@ -73,6 +93,8 @@ void data_close(struct data *data)
 		free(r);
 	}
 	compress_contexts_free();
+	pool_destroy(&data->writes);
+	pool_destroy(&data->moves);
 	pool_destroy(&data->stripes);
 	pool_destroy(&data->regions);
 	mutex_destroy(&data->lock);

@@ -179,10 +179,9 @@ static bool is_first_of_key(const struct bad_copy *batch, unsigned i)
 	return true;
 }
 
-static void batch_repair(struct data *data, const struct bad_copy *batch, unsigned nr, struct data_repair_stats *stats)
+static void batch_repair(struct data *data, struct data_mover *m, const struct bad_copy *batch, unsigned nr,
+			 struct data_repair_stats *stats)
 {
-	struct data_mover *m = data_mover_new(data);
-
 	if (m)
 		data_mover_begin(m);
 	for (unsigned i = 0; i < nr; i++)
@@ -190,7 +189,6 @@ static void batch_repair(struct data *data, const struct bad_copy *batch, unsign
 			extent_repair(data, m, batch, nr, &batch[i], stats);
 	if (m)
 		mover_run(m, stats);
-	data_mover_free(m);
 	for (unsigned i = 0; i < nr; i++) {
 		const struct bad_copy *c = &batch[i];
 		int err = c->level ? btree_node_rewrite(data->trees, c->btree_id, c->level - 1, c->pos, &c->ptr) : 0;
@@ -235,11 +233,14 @@ static void repair_task(void *arg)
 			continue;
 		}
 		mutex_unlock(&l->lock);
+		/* Its buffers are waited for before anybody can wait for what is done. */
+		struct data_mover *m = data_mover_new(data, &data->writes);
 		background_enter(btrees_background(data->trees), &l->job, "bad copies were found");
 		job_progress(&l->job, "copies", seen, of);
 		seen += nr;
-		batch_repair(data, batch, nr, &done);
+		batch_repair(data, m, batch, nr, &done);
 		background_leave(btrees_background(data->trees));
+		data_mover_free(m);
 		mutex_lock(&l->lock);
 		l->stats.extents += done.extents;
 		l->stats.nodes += done.nodes;

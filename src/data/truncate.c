@@ -247,7 +247,7 @@ static int zero_part(struct data *data, const struct data_write_target *file, ui
 	int err = has_data_at(data, file, size, begin, &has_data);
 	if (err || !has_data)
 		return err;
-	ssize_t ret = write_locked(data, file, begin, zeroes, (size_t)(end - begin), makes_room, journal_seq);
+	ssize_t ret = write_locked(data, file, begin, zeroes, (size_t)(end - begin), makes_room, NULL, journal_seq);
 	return ret < 0 ? (int)ret : ret == (ssize_t)(end - begin) ? 0 : -ENOSPC;
 }
 

@@ -20,28 +20,6 @@ struct mutex *inode_lock(struct data *data, uint64_t inum)
 	return &data->writer->inode_locks[inode_lock_place(inum)];
 }
 
-void *write_buffer_take(struct data_writer *w)
-{
-	void *buf = NULL;
-
-	mutex_lock(&w->buffers_lock);
-	if (w->buffers_nr)
-		buf = w->buffers[--w->buffers_nr];
-	mutex_unlock(&w->buffers_lock);
-	return buf ? buf : io_buffer_alloc(CHUNK_BYTES);
-}
-
-void write_buffer_give(struct data_writer *w, void *buf)
-{
-	mutex_lock(&w->buffers_lock);
-	if (buf && w->buffers_nr < BUFFERS_IDLE_MAX) {
-		w->buffers[w->buffers_nr++] = buf;
-		buf = NULL;
-	}
-	mutex_unlock(&w->buffers_lock);
-	io_buffer_free(buf);
-}
-
 int data_start_write(struct data *data, struct allocator *allocator, struct journal *journal)
 {
 	struct data_writer *w = calloc(1, sizeof(*w));
@@ -54,7 +32,6 @@ int data_start_write(struct data *data, struct allocator *allocator, struct jour
 	for (unsigned i = 0; i < INODE_LOCK_NR; i++)
 		mutex_init_ranked(&w->inode_locks[i], LOCK_INODES);
 	bucket_locks_init(&w->in_place.locks);
-	mutex_init(&w->buffers_lock);
 	mutex_init_ranked(&w->shared_lock, LOCK_SHARED_EXTENTS);
 	mutex_init(&w->ops_lock);
 	data->writer = w;
@@ -73,10 +50,7 @@ void data_stop_write(struct data *data)
 	crew_destroy(&w->crew);
 	for (unsigned i = 0; i < INODE_LOCK_NR; i++)
 		mutex_destroy(&w->inode_locks[i]);
-	while (w->buffers_nr)
-		io_buffer_free(w->buffers[--w->buffers_nr]);
 	bucket_locks_destroy(&w->in_place.locks);
-	mutex_destroy(&w->buffers_lock);
 	mutex_destroy(&w->shared_lock);
 	write_ops_forget(w);
 	mutex_destroy(&w->ops_lock);
@@ -355,25 +329,27 @@ static int chunk_complete(struct write_chunk *c, bool is_last, uint64_t *put_to)
 	return err;
 }
 
-/* A chunk from @begin on, up to @end if that isn't too far. */
-static int chunk_start(struct write_chunk *c, const struct write_source *s, uint64_t begin, uint64_t end)
+/* A chunk from @begin on, up to @end if that isn't too far. -EAGAIN: there is no memory now, and it @may_wait not. */
+static int chunk_take(struct write_chunk *c, const struct write_source *s, uint64_t begin, uint64_t end, bool may_wait)
 {
 	c->begin = begin;
 	c->end = chunk_end(begin, end);
-	size_t bytes = (c->end - c->begin) << SECTOR_SHIFT;
-	c->given = write_source_at(s, begin << SECTOR_SHIFT, bytes);
-	if (!c->given) {
-		int err = write_chunk_buffer(c, &c->buf);
-		if (err)
-			return err;
-		write_source_copy(s, block_bytes_of(c->op->data), begin << SECTOR_SHIFT, c->buf, bytes);
-	}
+	c->given = write_source_at(s, begin << SECTOR_SHIFT, (c->end - c->begin) << SECTOR_SHIFT);
+	return write_chunk_memory_take(c, may_wait);
+}
+
+static int chunk_start(struct write_chunk *c, const struct write_source *s)
+{
+	if (!c->given)
+		write_source_copy(s, block_bytes_of(c->op->data), c->begin << SECTOR_SHIFT, c->buf,
+				  (c->end - c->begin) << SECTOR_SHIFT);
 	return write_chunk_start(c);
 }
 
 /*
  * From *@put_to up to @end; *@put_to moves on to where everything is there. What is written at once, on a memory
  * device, is completed at once: then its buffers serve for the next chunk, while they are in the processor's cache.
+ * Only the first chunk waits for memory; others are under way besides as far as there is some.
  */
 static int chunks_write(struct write_op *op, const struct write_source *s, uint64_t *put_to, uint64_t end)
 {
@@ -383,7 +359,7 @@ static int chunks_write(struct write_op *op, const struct write_source *s, uint6
 	int err = 0;
 
 	/* More than one only if there will be more; a chunk may come out smaller, then it is used again. */
-	unsigned wanted = end - next <= CHUNK_BYTES >> SECTOR_SHIFT ? 1 : CHUNKS_IN_FLIGHT;
+	unsigned wanted = op->memory || end - next <= CHUNK_BYTES >> SECTOR_SHIFT ? 1 : CHUNKS_IN_FLIGHT;
 
 	while (made < wanted && !err)
 		err = write_chunk_init(&chunks[made++], op);
@@ -392,17 +368,22 @@ static int chunks_write(struct write_op *op, const struct write_source *s, uint6
 			struct write_chunk *c = &chunks[(first + nr) % wanted];
 
 			c->is_alone = wanted == 1;
-			int start_err = chunk_start(c, s, next, end);
+			int start_err = chunk_take(c, s, next, end, !nr);
+			bool has_memory = start_err != -EAGAIN;
+			if (!start_err)
+				start_err = chunk_start(c, s);
 			if (!start_err) {
 				next = c->end;
 				nr++;
 				continue;
 			}
-			/* What is under way is finished; then the write ends here. */
-			end = next;
-			if (!nr || start_err != -ENOSPC)
-				err = start_err;
-			continue;
+			if (has_memory) {
+				/* What is under way is finished; then the write ends here. */
+				end = next;
+				if (!nr || start_err != -ENOSPC)
+					err = start_err;
+				continue;
+			}
 		}
 		err = chunk_complete(&chunks[first], nr == 1 && next >= end, put_to);
 		nr--;
@@ -565,9 +546,11 @@ static ssize_t inode_write(struct write_op *op, const struct inode *inode, uint6
 }
 
 ssize_t write_locked(struct data *data, const struct data_write_target *file, uint64_t offset_bytes, const void *buf,
-		     size_t len_bytes, bool makes_room, uint64_t *journal_seq)
+		     size_t len_bytes, bool makes_room, struct pool_buffer *memory, uint64_t *journal_seq)
 {
-	struct write_op op = { .data = data, .file = file, .makes_room = makes_room, .journal_seq = journal_seq };
+	struct write_op op = {
+		.data = data, .file = file, .makes_room = makes_room, .memory = memory, .journal_seq = journal_seq
+	};
 	struct inode inode;
 	int err = write_inode_read(data, file, &inode);
 

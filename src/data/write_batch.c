@@ -13,6 +13,7 @@
 
 #include "data/write_batch.h"
 #include "data/write_internal.h"
+#include "device/device.h"
 
 _Static_assert((unsigned)DATA_BATCH_BYTES == (unsigned)CHUNK_BYTES, "a batch is a chunk");
 
@@ -31,6 +32,7 @@ struct data_batch {
 	unsigned file_nr;
 	uint32_t cuts[DATA_BATCH_FILES_MAX]; /* where files end, as the chunk wants to know it */
 	unsigned cut_nr;
+	void *bytes; /* the chunk's */
 	uint8_t *inline_bytes;
 	uint32_t inline_used;
 	bool has_space; /* the chunk's extents are held */
@@ -47,10 +49,12 @@ struct data_batch *data_batch_new(struct data *data)
 		return NULL;
 	b->op = (struct write_op){ .data = data, .file = &b->no_file };
 	b->inline_bytes = malloc(INLINE_BYTES_ALL);
-	if (write_chunk_init(&b->chunk, &b->op) || write_chunk_buffer(&b->chunk, &b->chunk.buf) || !b->inline_bytes) {
+	b->bytes = io_buffer_alloc(DATA_BATCH_BYTES);
+	if (write_chunk_init(&b->chunk, &b->op) || !b->bytes || !b->inline_bytes) {
 		data_batch_free(b);
 		return NULL;
 	}
+	b->chunk.buf = b->bytes;
 	b->chunk.cuts = b->cuts;
 	b->chunk.is_alone = true;
 	return b;
@@ -62,6 +66,7 @@ void data_batch_free(struct data_batch *b)
 		return;
 	data_batch_reset(b);
 	write_chunk_destroy(&b->chunk);
+	io_buffer_free(b->bytes);
 	free(b->inline_bytes);
 	free(b);
 }
@@ -143,6 +148,8 @@ static int blocks_write(struct data_batch *b)
 	b->chunk.end = end;
 	int err = disk_reservation_get(allocator, &op->reservation, (uint64_t)end * op->replicas_possible,
 				       op->replicas_possible, 0);
+	if (!err)
+		err = write_chunk_memory_take(&b->chunk, true);
 	if (err)
 		return err;
 	err = write_chunk_start(&b->chunk);

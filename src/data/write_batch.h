@@ -6,6 +6,9 @@
  * I/Os as the pieces of that space allow. Then the keys are known but for their inode, and are put by whatever
  * transactions make the files. As always, no key is put before what it points at has been written.
  *
+ * A batch is its caller's memory: some 1.1 MiB, however long it is kept, which no budget counts. What its contents are
+ * compressed or encrypted to, while they are written, comes from the data room's.
+ *
  * Life of a batch: data_batch_add() until it is full, data_batch_write(), data_batch_put() in transactions,
  * data_batch_reset(). One task at a time uses it.
  */

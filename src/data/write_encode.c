@@ -7,7 +7,8 @@
  * be on the disk.
  *
  * The stored form of a region lies at the same offset of c->stored as its bytes in c->buf: it is never larger, so no
- * division gets in another's way. What is stored as it came stays where it is.
+ * division gets in another's way. What is stored as it came stays where it is, or is copied there from where it was
+ * given.
  */
 #include <errno.h>
 #include <string.h>
@@ -125,9 +126,6 @@ int write_regions_make(struct write_chunk *c)
 	}
 	if (err || !c->op->compression)
 		return err;
-	err = write_chunk_buffer(c, &c->stored);
-	if (err)
-		return err;
 	crew_run(&c->op->data->writer->crew, c->region_nr, compress_job, c);
 	for (size_t i = 0; i < c->region_nr && !err; i++)
 		err = c->regions[i].err;
@@ -190,7 +188,7 @@ static bool must_be_copied(const struct write_chunk *c, const struct write_regio
 /* What is stored as it was given, and might change there; who reads it next finds it in the processor's cache. */
 static void region_copy(const struct write_chunk *c, struct write_region *r)
 {
-	uint8_t *to = (uint8_t *)c->buf + ((size_t)r->at << SECTOR_SHIFT);
+	uint8_t *to = c->buf ? (uint8_t *)c->buf + ((size_t)r->at << SECTOR_SHIFT) : region_output(c, r);
 
 	memcpy(to, r->bytes, (size_t)r->crc.compressed_sectors << SECTOR_SHIFT);
 	r->bytes = to;
@@ -227,22 +225,11 @@ static void seal_job(void *ctx, unsigned i)
 	region_seal(c, &c->regions[i]);
 }
 
-static bool is_any_copied(const struct write_chunk *c)
-{
-	for (size_t i = 0; i < c->region_nr; i++)
-		if (must_be_copied(c, &c->regions[i]))
-			return true;
-	return false;
-}
-
-/* Versions for regions that are encrypted, and room for their stored form. */
+/* Versions for regions that are encrypted. */
 static int encryption_prepare(struct write_chunk *c)
 {
 	uint64_t version;
-
-	int err = write_chunk_buffer(c, &c->stored);
-	if (!err)
-		err = allocator_key_versions_get(c->op->data->writer->allocator, (unsigned)c->region_nr, &version);
+	int err = allocator_key_versions_get(c->op->data->writer->allocator, (unsigned)c->region_nr, &version);
 	if (err)
 		return err;
 	for (size_t i = 0; i < c->region_nr; i++)
@@ -262,8 +249,6 @@ int write_regions_seal(struct write_chunk *c)
 
 	if (is_encrypted)
 		err = encryption_prepare(c);
-	else if (is_any_copied(c))
-		err = write_chunk_buffer(c, &c->buf);
 	if (err || (!c->op->csum_type && !c->given))
 		return err;
 	if (is_encrypted || is_checksum_shared(c))

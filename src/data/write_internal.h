@@ -36,9 +36,10 @@ enum {
 	CHUNK_BYTES = 1 << 20,	/* allocated, written and put together */
 	CHUNK_EXTENTS_MAX = 16, /* pieces it may lie in */
 	CHUNKS_IN_FLIGHT = 3,
-	BUFFERS_IDLE_MAX = 8 * CHUNKS_IN_FLIGHT, /* kept: fresh memory costs a fault a page */
-	PUTS_PER_TXN_MAX = 16,			 /* extents that one transaction puts: a chunk's, mostly */
-	PLACE_DEVS_MAX = 64,			 /* devices whose data may be overwritten in place */
+	WRITE_BUFFERS = 2,		    /* that a chunk needs, of its size */
+	WRITE_MEMORY_MAX = 3 * CHUNK_BYTES, /* that one call needs: a chunk, and what it copies */
+	PUTS_PER_TXN_MAX = 16,		    /* extents that one transaction puts: a chunk's, mostly */
+	PLACE_DEVS_MAX = 64,		    /* devices whose data may be overwritten in place */
 };
 
 /* What was overwritten in place (in_place.c). */
@@ -59,9 +60,6 @@ struct data_writer {
 	struct crew crew;
 	struct mutex inode_locks[INODE_LOCK_NR];
 	struct place_state in_place;
-	struct mutex buffers_lock; /* of what follows: chunk buffers that nobody uses */
-	void *buffers[BUFFERS_IDLE_MAX];
-	unsigned buffers_nr;
 	struct mutex shared_lock; /* of what follows: the end of the reflink btree */
 	bool has_shared_end;
 	uint64_t shared_end;
@@ -76,9 +74,6 @@ static inline unsigned inode_lock_place(uint64_t inum)
 	return (inum * 0x9e3779b97f4a7c15ull) >> 56;
 }
 struct mutex *inode_lock(struct data *data, uint64_t inum);
-/* A buffer of CHUNK_BYTES, NULL when memory is short; and back. */
-void *write_buffer_take(struct data_writer *w);
-void write_buffer_give(struct data_writer *w, void *buf);
 
 /* What a file's data is to be in the end. */
 struct rebalance_aim {
@@ -111,6 +106,7 @@ struct write_op {
 	unsigned replicas_possible; /* of these, what the devices that are written now can have */
 	/* On the whole: it may have what is kept for btrees, and isn't asked what was promised to whom. */
 	bool makes_room;
+	struct pool_buffer *memory; /* WRITE_BUFFERS, that the caller has taken; NULL: what is needed is taken */
 	uint16_t target;
 	struct rebalance_aim rebalance;
 	struct disk_reservation reservation;
@@ -163,11 +159,10 @@ struct write_region {
 struct write_chunk {
 	struct write_op *op;
 	uint64_t begin, end;
-	/* Buffers, taken when they are first needed, by write_chunk_buffer(). */
-	void *buf;    /* the file's bytes, when they are sealed */
-	void *stored; /* what of it is stored in another form */
-	/* Where they are until then, if that isn't buf; NULL else. */
-	const uint8_t *given;
+	struct pool_buffer memory[WRITE_BUFFERS]; /* write_chunk_memory_take() */
+	void *buf;				  /* the file's bytes, when they are sealed; NULL: they aren't kept */
+	void *stored;				  /* what is stored in another form, or would be */
+	const uint8_t *given;			  /* where the bytes are until then, if that isn't buf; NULL else */
 	/* Ascending sectors where keys end, besides the ends of regions: of one file behind another (write_batch.c). */
 	const uint32_t *cuts;
 	unsigned cut_nr;
@@ -189,8 +184,11 @@ struct write_chunk {
 struct alloc_request write_space_request(const struct write_op *op);
 int write_chunk_init(struct write_chunk *c, struct write_op *op);
 void write_chunk_destroy(struct write_chunk *c);
-/* See that *@buf is there, which is c->buf or c->stored. 0 or -ENOMEM. */
-int write_chunk_buffer(struct write_chunk *c, void **buf);
+/*
+ * What the chunk, whose bounds and c->given are known, needs. A chunk that has a buf of its own keeps it. Given back
+ * when it has been written, or is released. 0, -ENOMEM, or -EAGAIN if it would be waited for and @may_wait is false.
+ */
+int write_chunk_memory_take(struct write_chunk *c, bool may_wait);
 /*
  * Encode, allocate and submit what is in c->buf, or given. Fewer sectors than asked for may be taken: c->end says. 0 or
  * error.
@@ -222,10 +220,12 @@ int write_new_sectors(struct data *data, const struct data_write_target *file, u
 		      uint64_t room, uint64_t *added, uint64_t *to);
 /*
  * data_write() without the lock: for part of another call, which has begun with the inode and sets the times.
- * @makes_room: as in write_op.
+ * @makes_room, @memory: as in write_op.
  */
 ssize_t write_locked(struct data *data, const struct data_write_target *file, uint64_t offset_bytes, const void *buf,
-		     size_t len_bytes, bool makes_room, uint64_t *journal_seq);
+		     size_t len_bytes, bool makes_room, struct pool_buffer *memory, uint64_t *journal_seq);
+/* Room for the blocks of a write of @len_bytes anywhere, or the part of them that is written together. */
+size_t write_memory_bytes(const struct data *data, size_t len_bytes);
 /* How a write to @inode is to be done: what it says, else the filesystem. 0 or -EOPNOTSUPP. */
 int write_options_take(struct write_op *op, const struct inode *inode);
 /* See that the superblock has the features that this takes. Not in transactions. */

@@ -1,9 +1,10 @@
 /*
  * One chunk of a write: regions, space, I/O, and the keys that will say where it is (06 §9.3 - §9.5).
  *
- * The chunk's bytes lie in one buffer, what they are stored as (write_encode.c) there or in another one. Regions are
- * laid into the pieces of space that the allocator gives, behind one another but where a piece ends, where any that
- * fill it will do; each piece is one write per replica, each region one key.
+ * The chunk's bytes lie in one buffer, what they are stored as (write_encode.c) there or in another one, both of the
+ * data room's budget, until they are written. Regions are laid into the pieces of space that the allocator gives,
+ * behind one another but where a piece ends, where any that fill it will do; each piece is one write per replica, each
+ * region one key.
  */
 #include <errno.h>
 #include <limits.h>
@@ -21,17 +22,44 @@ int write_chunk_init(struct write_chunk *c, struct write_op *op)
 	return c->ios ? 0 : -ENOMEM;
 }
 
-int write_chunk_buffer(struct write_chunk *c, void **buf)
+size_t write_memory_bytes(const struct data *data, size_t len_bytes)
 {
-	if (!*buf)
-		*buf = write_buffer_take(c->op->data->writer);
-	return *buf ? 0 : -ENOMEM;
+	uint64_t block = block_bytes_of(data);
+
+	return (size_t)min(round_up_u64(len_bytes, block) + block, (uint64_t)CHUNK_BYTES);
+}
+
+/* Bytes that are stored in another form need no place as they are, unless they have to be put together first. */
+int write_chunk_memory_take(struct write_chunk *c, bool may_wait)
+{
+	const struct write_op *op = c->op;
+	bool is_encoded = op->compression || checksum_is_mac(op->csum_type), has_buf = c->buf;
+	size_t bytes = (c->end - c->begin) << SECTOR_SHIFT;
+	size_t sizes[WRITE_BUFFERS] = { has_buf || (c->given && is_encoded) ? 0 : bytes, is_encoded ? bytes : 0 };
+	const struct pool_buffer *memory = op->memory ? op->memory : c->memory;
+
+	_Static_assert(WRITE_MEMORY_MAX >= (WRITE_BUFFERS + 1) * CHUNK_BYTES, "it is what a copy takes");
+	int err = op->memory ? 0 : pool_take(&op->data->writes, sizes, c->memory, WRITE_BUFFERS, may_wait);
+	if (err)
+		return err;
+	if (sizes[0])
+		c->buf = memory[0].data;
+	if (sizes[1])
+		c->stored = memory[1].data;
+	return 0;
+}
+
+static void memory_give(struct write_chunk *c)
+{
+	if (c->memory[0].data)
+		c->buf = NULL;
+	c->stored = NULL;
+	pool_give(&c->op->data->writes, c->memory, WRITE_BUFFERS);
 }
 
 void write_chunk_destroy(struct write_chunk *c)
 {
-	write_buffer_give(c->op->data->writer, c->buf);
-	write_buffer_give(c->op->data->writer, c->stored);
+	memory_give(c);
 	free(c->regions);
 	free(c->ios);
 	free(c->iovs);
@@ -451,6 +479,7 @@ int write_chunk_finish(struct write_chunk *c)
 		if (failed && !err)
 			err = failed_drop(c, i, failed);
 	}
+	memory_give(c);
 	return err;
 }
 
@@ -459,4 +488,5 @@ void write_chunk_release(struct write_chunk *c)
 	for (unsigned i = 0; i < c->extent_nr; i++)
 		allocator_extent_put(c->op->data->writer->allocator, &c->extents[i]);
 	c->extent_nr = 0;
+	memory_give(c);
 }

@@ -739,7 +739,7 @@ static void what_is_too_large_by_now_is_moved_in_parts(void **state)
 		uint32_t *max_sectors = &((struct super *)w.fs->super)->kctx.encoded_extent_max_sectors;
 		uint32_t usual = *max_sectors;
 		*max_sectors = is_less_now ? NOW_SECTORS : usual;
-		struct data_mover *m = data_mover_new(w.fs->data);
+		struct data_mover *m = data_mover_new(w.fs->data, &w.fs->data->writes);
 		data_mover_begin(m);
 		assert_int_equal(
 			btree_lookup(w.fs->trees, BTREE_EXTENTS, BPOS(f->inum, BYTES / SECTOR_BYTES, SNAPSHOT), &key),
@@ -1584,7 +1584,7 @@ static void a_failed_write_leaves_what_was_there(void **state)
 static int file_move_from(struct world *w, const struct file *f, uint32_t devs, bool is_form_kept,
 			  struct data_move_stats *stats)
 {
-	struct data_mover *m = data_mover_new(w->fs->data);
+	struct data_mover *m = data_mover_new(w->fs->data, &w->fs->data->writes);
 	struct data_move move = { .watermark = WATERMARK_COPYGC,
 				  .is_to_background = true,
 				  .is_form_kept = is_form_kept };
@@ -1819,7 +1819,7 @@ static void copies_that_lack_different_sectors_make_good_ones(void **state)
 /* All copies of what the file has in [@begin, @end) are moved. What the mover said last. */
 static int range_move(struct world *w, const struct file *f, uint64_t begin, uint64_t end)
 {
-	struct data_mover *m = data_mover_new(w->fs->data);
+	struct data_mover *m = data_mover_new(w->fs->data, &w->fs->data->writes);
 	struct data_move move = { .watermark = WATERMARK_COPYGC, .rewrite = 3, .is_to_background = true };
 	struct data_move_stats stats = { 0 };
 	struct bkey_copy copy;
@@ -2069,6 +2069,44 @@ static void what_is_moved_is_stored_as_is_asked_by_now(void **state)
 		fs_check(&w);
 	}
 	world_close(&w, true);
+}
+
+/* What a batch becomes on the way takes more memory than there is at a time: it is written, and put, in rounds. */
+static void a_batch_that_takes_much_memory_is_moved_in_rounds(void **state)
+{
+	static const char *const options[] = { "block_size=4k,compression=lz4,background_compression=zstd",
+					       "block_size=4k,compression=lz4,background_compression=zstd,"
+					       "encoded_extent_max=1M" };
+
+	(void)state;
+	for (unsigned i = 0; i < ARRAY_NR(options); i++) {
+		struct data_move_stats stats = { 0 };
+		unsigned rebalance_nr;
+		uint64_t stored;
+		struct world w;
+
+		world_open(&w, 34, 1, options[i], 4096);
+		struct file *f = &w.files[0];
+		struct data_write_target target = target_of(f);
+		uint64_t seq = 0;
+		for (size_t at = 0; at < FILE_BYTES_MAX; at++)
+			f->bytes[at] = at % 4096 < 1024 ? rng_u64(&w.rng) & 3 : 0;
+		f->size = FILE_BYTES_MAX;
+		assert_int_equal(data_write(w.fs->data, &target, 0, f->bytes, f->size, NULL, &seq), f->size);
+		unsigned keys = keys_of_type(&w, f, KEY_EXTENT);
+		uint64_t regions_bytes = keys * (uint64_t)(i ? 1 << 20 : 64 << 10);
+		/* Decompressed and compressed anew. */
+		assert_true(2 * regions_bytes > POOL_BUFFER_BYTES_MAX);
+		file_move(&w, f, false, &stats);
+		assert_int_equal(stats.keys_moved, keys);
+		assert_int_equal(stats.keys_failed, 0);
+		/* All but what is left of a region at the end of a bucket, which may be as small as it gets. */
+		unsigned anew = keys_of_compression(&w, f, COMPRESSION_ZSTD, &stored, &rebalance_nr);
+		assert_true(anew && anew + 2 >= keys);
+		file_check(&w, f);
+		fs_check(&w);
+		world_close(&w, true);
+	}
 }
 
 /* What is behind a range that is inserted, or taken out, says what it lacks by now. */
@@ -2341,6 +2379,7 @@ int main(void)
 		cmocka_unit_test(what_counts_twice_is_moved_to_as_many_as_are_asked_for),
 		cmocka_unit_test(what_is_moved_says_what_it_lacks),
 		cmocka_unit_test(what_is_moved_is_stored_as_is_asked_by_now),
+		cmocka_unit_test(a_batch_that_takes_much_memory_is_moved_in_rounds),
 		cmocka_unit_test(what_is_shifted_says_what_it_lacks),
 		cmocka_unit_test(a_bucket_that_is_emptied_twice_waits_for_the_flush),
 		cmocka_unit_test(a_bucket_that_lived_again_waits_for_its_new_readers),
