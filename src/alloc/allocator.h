@@ -184,6 +184,8 @@ void allocator_extent_put(struct allocator *a, struct alloc_extent *e);
 void allocator_cached_read(struct allocator *a, const struct extent_ptr *ptr);
 /* Sectors read or written by users: the io clocks. */
 void allocator_clock_add(struct allocator *a, bool is_write, uint64_t sectors);
+/* Both together. */
+uint64_t allocator_clock(struct allocator *a);
 
 /*
  * While somebody reads data: buckets that were not free at the begin aren't used again before the end, even if all that

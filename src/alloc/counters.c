@@ -769,6 +769,12 @@ int allocator_usage(struct allocator *a, struct usage *usage)
 	return 0;
 }
 
+uint64_t allocator_clock(struct allocator *a)
+{
+	return atomic_load_explicit(&a->clock[0], memory_order_relaxed) +
+	       atomic_load_explicit(&a->clock[1], memory_order_relaxed);
+}
+
 void allocator_clock_add(struct allocator *a, bool is_write, uint64_t sectors)
 {
 	enum { LOOK_SHIFT = 16 }; /* every 32 MiB somebody looks whether there is something to do */

@@ -13,6 +13,8 @@ enum {
 	BATCH_MAX = 64, /* taken from it at a time */
 };
 
+static const uint64_t PAUSE_NS_MAX = 100000000;
+
 /* A bad copy: at @ptr, of the key or node at @pos. */
 struct bad_copy {
 	unsigned btree_id, level; /* 0: an extent; else the level of the node + 1 */
@@ -27,6 +29,7 @@ struct repair_list {
 	struct bad_copy copies[LIST_MAX]; /* a ring */
 	unsigned first, nr;
 	bool is_busy, is_stopping;
+	unsigned waiters;  /* data_repair_wait() */
 	struct task *task; /* NULL: not running */
 	struct job job;
 	struct data_repair_stats stats;
@@ -211,6 +214,23 @@ static unsigned batch_take(struct repair_list *l, struct bad_copy batch[BATCH_MA
 	return nr;
 }
 
+/*
+ * While files are read and written it works half of the time at most; but goes on where somebody waits for it, or the
+ * list would run over. The lock is held.
+ */
+static void pause_after(struct data *data, uint64_t began_ns, uint64_t clock_before)
+{
+	struct repair_list *l = data->repairs;
+	uint64_t now = clock_monotonic_ns(), until = now + min(now - began_ns, PAUSE_NS_MAX);
+
+	if (allocator_clock(data->writer->allocator) == clock_before || now == began_ns)
+		return;
+	l->stats.pauses++;
+	job_waits(&l->job, "files are read and written: half of the time is theirs");
+	while (!l->is_stopping && !l->waiters && l->nr < LIST_MAX / 2 && clock_monotonic_ns() < until)
+		waitq_wait_until(&l->work, &l->lock, until);
+}
+
 static void repair_task(void *arg)
 {
 	struct data *data = arg;
@@ -236,6 +256,7 @@ static void repair_task(void *arg)
 		/* Its buffers are waited for before anybody can wait for what is done. */
 		struct data_mover *m = data_mover_new(data, &data->writes);
 		background_enter(btrees_background(data->trees), &l->job, "bad copies were found");
+		uint64_t began_ns = clock_monotonic_ns(), clock_before = allocator_clock(data->writer->allocator);
 		job_progress(&l->job, "copies", seen, of);
 		seen += nr;
 		batch_repair(data, m, batch, nr, &done);
@@ -245,6 +266,7 @@ static void repair_task(void *arg)
 		l->stats.extents += done.extents;
 		l->stats.nodes += done.nodes;
 		l->stats.failed += done.failed;
+		pause_after(data, began_ns, clock_before);
 	}
 	l->is_busy = false;
 	job_stops(&l->job);
@@ -265,8 +287,11 @@ void data_repair_wait(struct data *data)
 	struct repair_list *l = data->repairs;
 
 	mutex_lock(&l->lock);
+	l->waiters++;
+	waitq_wake_all(&l->work);
 	while (l->task && !l->is_stopping && (l->nr || l->is_busy))
 		waitq_wait(&l->idle, &l->lock);
+	l->waiters--;
 	mutex_unlock(&l->lock);
 }
 

@@ -6,6 +6,8 @@
  * rewritten as a whole. Nothing is written in place. What doesn't fit into the list, or into the space there is, is
  * left for the next read that meets it, so readers never wait for repairs.
  *
+ * While users read and write it works half of the time at most.
+ *
  * What is found before there is a task, by the reads of recovery, waits in the list.
  */
 #ifndef KILN_DATA_REPAIR_H
@@ -30,6 +32,7 @@ struct data_repair_stats {
 	uint64_t found;		  /* bad copies, each as often as it was met */
 	uint64_t extents, nodes;  /* repaired: copies of data, each once; nodes, that were rewritten */
 	uint64_t failed, dropped; /* couldn't be repaired; found no place in the list */
+	uint64_t pauses;	  /* for users' reads and writes */
 };
 void data_repair_stats(struct data *data, struct data_repair_stats *stats);
 

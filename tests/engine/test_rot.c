@@ -220,6 +220,7 @@ static void bad_copies_are_replaced_when_they_are_read(void **state)
 		      bad, stats.extents, stats.nodes, passes);
 	assert_int_equal(stats.extents, bad);
 	assert_int_equal(stats.failed, 0);
+	assert_true(stats.pauses > 0);
 	assert_true(checksum_errors(&w, disk) >= bad);
 	assert_int_equal(checksum_errors(&w, !disk), 0);
 	assert_true(w.recovered > 0);
