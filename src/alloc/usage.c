@@ -77,6 +77,35 @@ bool usage_type_is_used(unsigned data_type)
 	return data_type == DATA_BTREE || data_type == DATA_USER || data_type == DATA_PARITY;
 }
 
+unsigned usage_row_durability(const struct super *s, const struct usage_replicas *r)
+{
+	unsigned sum = 0;
+
+	for (unsigned i = 0; i < r->nr_devs; i++)
+		if (r->devs[i] < s->member_nr && s->members[r->devs[i]].m.exists)
+			sum += s->members[r->devs[i]].m.durability;
+	return sum;
+}
+
+struct usage_fewer_copies usage_fewer_copies(const struct super *s, const struct usage *u)
+{
+	struct usage_fewer_copies fewer = { 0, 0 };
+
+	for (size_t i = 0; i < u->replicas_nr; i++) {
+		const struct usage_replicas *r = &u->replicas[i];
+		bool is_data = r->data_type == DATA_USER;
+
+		if ((!is_data && r->data_type != DATA_BTREE) || r->nr_required > 1 ||
+		    usage_row_durability(s, r) >= s->options[is_data ? OPT_DATA_REPLICAS : OPT_METADATA_REPLICAS])
+			continue;
+		if (is_data)
+			fewer.data_sectors = u64_clamp((__int128)fewer.data_sectors + r->sectors);
+		else
+			fewer.metadata_sectors = u64_clamp((__int128)fewer.metadata_sectors + r->sectors);
+	}
+	return fewer;
+}
+
 void usage_totals_compute(const struct super *s, struct usage *u)
 {
 	__int128 used = usage_of_reserved(u->reserved_sectors), cached = 0, hidden = 0;

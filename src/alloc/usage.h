@@ -59,6 +59,13 @@ uint64_t usage_available_sectors(const struct usage *u);
 void usage_totals_compute(const struct super *super, struct usage *usage);
 /* What that is made of, for counters that lie elsewhere. Does such data count as used? */
 bool usage_type_is_used(unsigned data_type);
+/* What the devices of a row survive, added up as the format counts it. */
+unsigned usage_row_durability(const struct super *super, const struct usage_replicas *row);
+/* How much is on fewer devices than the filesystem's options ask for: a device was missing, or had failed, say. */
+struct usage_fewer_copies {
+	uint64_t metadata_sectors, data_sectors;
+};
+struct usage_fewer_copies usage_fewer_copies(const struct super *super, const struct usage *usage);
 /* What a promise of so many sectors takes: with the keys that will describe the data. */
 uint64_t usage_of_reserved(uint64_t sectors);
 

@@ -69,6 +69,11 @@ struct btree_backend {
 	int (*write)(void *ctx, const struct btree_ptr *p, const void *buf, size_t offset, size_t bytes,
 		     unsigned *failed);
 	/*
+	 * Would a new node have more copies than are left of this one? Then it isn't appended to. With locks held.
+	 * NULL: never.
+	 */
+	bool (*lacks_copies)(void *ctx, const struct btree_ptr *p);
+	/*
 	 * A node that nothing points at any more, neither here nor in any journal entry that could be replayed: only
 	 * backends without journal need it, to free the space at once. NULL otherwise.
 	 */

@@ -12,9 +12,10 @@
  * 4. Commit the new ends of the logs: pointers in the parents, which become dirty by that, or roots.
  * 5. Drop the sets' pins.
  *
- * A node whose log has no room for the set is replaced (interior.c), which needs no set: all that was dirty goes into
- * the new node. What can't be written now is deferred until node_write_kick(): new nodes and their parents before their
- * interior update is committed, and nodes to be replaced while there is another interior update.
+ * A node whose log has no room for the set, or that has lost a copy which a new one would have again, is replaced
+ * (interior.c), which needs no set: all that was dirty goes into the new node. What can't be written now is deferred
+ * until node_write_kick(): new nodes and their parents before their interior update is committed, and nodes to be
+ * replaced while there is another interior update.
  *
  * All of that reads nodes: parents, and what the triggers of pointers change. Where one can't be read nothing is lost
  * yet, since what is dirty stays so and pinned; so it is tried again for some seconds, in case it passes. An error that
@@ -282,7 +283,12 @@ static size_t set_bytes(const struct btrees *trees, const struct node_keys *keys
 
 static bool must_replace(const struct btrees *trees, const struct btree_node *node, size_t bytes)
 {
+	const struct btree_backend *backend = &trees->opts.backend;
+
 	if (trees->write_opts.must_rewrite_old && !node->is_new && !is_mutant(MUTANT_NODE_NONCES))
+		return true;
+	/* Once: that there are more devices doesn't say that there is room on them. */
+	if (!node->is_new && backend->lacks_copies && backend->lacks_copies(backend->ctx, &node->id.ptr))
 		return true;
 	return (size_t)node->log_sectors * SECTOR_BYTES + bytes > trees->node_bytes - sizeof(uint64_t) ||
 	       node->keys.live_u64s > node_u64s_max(trees);

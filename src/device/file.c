@@ -144,7 +144,7 @@ static int file_fd_open(const char *path, unsigned flags, bool *is_block, struct
 {
 	int open_flags = O_CLOEXEC | (flags & DEVICE_OPEN_WRITE ? O_RDWR : O_RDONLY);
 	struct stat before, after;
-	int fd = -1, err = 0;
+	int fd = -1, err = 0, is_protected = 0;
 
 	if (stat(path, &before)) {
 		err = -errno;
@@ -159,6 +159,8 @@ static int file_fd_open(const char *path, unsigned flags, bool *is_block, struct
 			err = -errno;
 		else if ((after.st_mode & S_IFMT) != (before.st_mode & S_IFMT))
 			err = -ENOTBLK;
+		else if (*is_block && flags & DEVICE_OPEN_WRITE && !ioctl(fd, BLKROGET, &is_protected) && is_protected)
+			err = -EROFS;
 	}
 	if (!err)
 		return fd;
@@ -170,7 +172,11 @@ static int file_fd_open(const char *path, unsigned flags, bool *is_block, struct
 	else if (err == -EBUSY)
 		file_claim_explain(path, why);
 	else
-		strbuf_printf(why, "%s: cannot open it: %s", path, strerror(-err));
+		strbuf_printf(why, "%s: cannot open it%s: %s%s", path, flags & DEVICE_OPEN_WRITE ? " for writing" : "",
+			      strerror(-err),
+			      flags & DEVICE_OPEN_WRITE && !access(path, R_OK)
+				      ? ". It can be read: mount it with -o ro, and use commands that only read"
+				      : "");
 	return err;
 }
 

@@ -259,6 +259,7 @@ static int open_btrees(struct kiln_fs *fs, uint64_t memory_bytes)
 			.reserve_put = backend_reserve_put,
 			.write = fs_node_write,
 			.room_wait = backend_room_wait,
+			.lacks_copies = fs_node_lacks_copies,
 			.ctx = fs,
 		},
 		.reports = &fs->reporter.sink,

@@ -104,6 +104,37 @@ static void node_copies_lost(struct kiln_fs *fs, const struct btree_ptr *p, cons
 						 : "That is less than there must be." });
 }
 
+/* How many copies of data of this type the devices that may be written can have. */
+static unsigned copies_max(const struct super *s, unsigned data_type)
+{
+	unsigned nr = 0;
+
+	for (unsigned i = 0; i < s->member_nr; i++) {
+		const struct member *m = &s->members[i].m;
+
+		if (super_member_online(s, i) && super_member_state(s, i) == MEMBER_RW &&
+		    m->data_allowed >> data_type & 1)
+			nr += m->durability;
+	}
+	return nr;
+}
+
+/*
+ * What an append would do to a node one of whose devices isn't there: the copy on it lacks the set, and is dropped. Not
+ * where space is short: to append takes less.
+ */
+bool fs_node_lacks_copies(void *ctx, const struct btree_ptr *p)
+{
+	struct kiln_fs *fs = ctx;
+	const struct super *s = fs->super;
+	unsigned copies = 0, wanted = (unsigned)s->options[OPT_METADATA_REPLICAS];
+
+	for (unsigned i = 0; i < p->ptr_nr; i++)
+		if (super_member_online(s, p->ptrs[i].dev))
+			copies += s->members[p->ptrs[i].dev].m.durability;
+	return copies < wanted && copies < copies_max(s, DATA_BTREE) && !allocator_key_room(fs->allocator);
+}
+
 int fs_node_write(void *ctx, const struct btree_ptr *p, const void *buf, size_t offset, size_t bytes, unsigned *failed)
 {
 	struct kiln_fs *fs = ctx;
@@ -211,19 +242,15 @@ static int upgrade_refused(const struct kiln_fs *fs, char why[KILN_ERROR_BYTES])
 	return 1;
 }
 
-/* How many copies of data of this type the devices that may be written can have. */
-static unsigned copies_max(const struct super *s, unsigned data_type)
+/* The first name is enough: what is damaged elsewhere is met by who looks there. */
+static int first_name_stop(void *ctx, const struct kiln_dirent *e) { return e->name[0] != '.'; }
+
+static int root_read(struct kiln_fs *fs)
 {
-	unsigned nr = 0;
+	struct kiln_stat st;
+	int err = kiln_stat(fs, kiln_root(fs), &st);
 
-	for (unsigned i = 0; i < s->member_nr; i++) {
-		const struct member *m = &s->members[i].m;
-
-		if (super_member_online(s, i) && super_member_state(s, i) == MEMBER_RW &&
-		    m->data_allowed >> data_type & 1)
-			nr += m->durability;
-	}
-	return nr;
+	return err ? err : kiln_readdir(fs, kiln_root(fs), 0, first_name_stop, NULL, NULL, NULL);
 }
 
 /* Must there be more copies than there can be? Metadata is in btrees and in the journal. */
@@ -252,7 +279,7 @@ static bool copies_are_too_few(const struct super *s, char why[KILN_ERROR_BYTES]
 	return false;
 }
 
-int fs_write_refused(const struct kiln_fs *fs, char why[KILN_ERROR_BYTES])
+int fs_write_refused(struct kiln_fs *fs, char why[KILN_ERROR_BYTES])
 {
 	const struct super *s = fs->super;
 
@@ -262,6 +289,14 @@ int fs_write_refused(const struct kiln_fs *fs, char why[KILN_ERROR_BYTES])
 		return 1;
 	if (namespace_fallback(fs->ns)) {
 		snprintf(why, KILN_ERROR_BYTES, "part of its metadata is damaged: %s", namespace_fallback(fs->ns));
+		return 1;
+	}
+	int err = root_read(fs);
+	if (err == -ENOMEM)
+		return err;
+	if (err) {
+		snprintf(why, KILN_ERROR_BYTES, "its root directory can't be read (%s): repair comes first",
+			 strerror(-err));
 		return 1;
 	}
 	if (!fs->journal->was_clean && (fs->journal->missing_nr || fs->journal->rewind_nr)) {
@@ -439,6 +474,10 @@ static int start_end(struct kiln_fs *fs, int err, const char *reason, char why[K
 		fs_write_abort(fs);
 		return err;
 	}
+	if (fs->super->is_degraded)
+		log_printf(&fs->reporter.log, LOG_LEVEL_WARNING,
+			   "a device is missing: what is written now may have fewer copies than it should, and nothing "
+			   "makes more of them later yet. `ro` leaves everything as it is");
 	fs->is_writable = true;
 	return 0;
 }

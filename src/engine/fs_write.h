@@ -35,7 +35,7 @@ void fs_write_abort(struct kiln_fs *fs);
  * Is there something that keeps a filesystem that reads fine from being written? 1, and @why is a sentence; 0; or an
  * error. Nothing has been written then.
  */
-int fs_write_refused(const struct kiln_fs *fs, char why[KILN_ERROR_BYTES]);
+int fs_write_refused(struct kiln_fs *fs, char why[KILN_ERROR_BYTES]);
 /* No more writes, for good; told to the user once. */
 void fs_shut_down(struct kiln_fs *fs, int err, const char *cause);
 
@@ -45,6 +45,8 @@ void fs_shut_down(struct kiln_fs *fs, int err, const char *cause);
  */
 int fs_device_leave(struct kiln_fs *fs, unsigned dev);
 
+/* btree_backend.lacks_copies */
+bool fs_node_lacks_copies(void *ctx, const struct btree_ptr *p);
 /* btree_backend.write: all replicas at once, waiting for all. */
 int fs_node_write(void *ctx, const struct btree_ptr *p, const void *buf, size_t offset, size_t bytes, unsigned *failed);
 

@@ -101,8 +101,35 @@ static const char *state_text(enum kiln_check_state state)
 	}
 }
 
-static void show_text(struct raw_output *out, const struct kiln_check_result *r)
+/* Nothing is inconsistent about that, but a device that fails takes it along. */
+static struct usage_fewer_copies fewer_copies(kiln_fs *fs)
 {
+	struct usage_fewer_copies fewer = { 0, 0 };
+	struct usage u;
+
+	if (fs->super->member_nr > 1 && !usage_read(fs->super, fs->journal, fs->trees, &u)) {
+		fewer = usage_fewer_copies(fs->super, &u);
+		usage_free(&u);
+	}
+	return fewer;
+}
+
+static void show_fewer_copies(struct raw_output *out, const char *what, uint64_t sectors, uint64_t wanted)
+{
+	if (!sectors)
+		return;
+	strbuf_add_size(&out->text, sectors << SECTOR_SHIFT);
+	strbuf_printf(
+		&out->text,
+		" of %s have fewer than %" PRIu64
+		" copies, as what is written while a device is missing has (`kiln usage` shows where they are).\n",
+		what, wanted);
+}
+
+static void show_text(struct raw_output *out, const struct kiln_check_result *r, kiln_fs *fs)
+{
+	struct usage_fewer_copies fewer = fewer_copies(fs);
+
 	strbuf_printf(&out->text, "%-28s %12s %10s %8s  %s\n", "pass", "items", "errors", "seconds", "state");
 	for (unsigned i = 0; i < r->pass_nr; i++)
 		if (r->passes[i].state != KILN_CHECK_NOT_RUN)
@@ -116,11 +143,14 @@ static void show_text(struct raw_output *out, const struct kiln_check_result *r)
 			      r->kinds[i].id);
 	if (!r->errors)
 		strbuf_add(&out->text, "\nNothing is wrong in what was checked.\n");
+	show_fewer_copies(out, "metadata", fewer.metadata_sectors, fs->super->options[OPT_METADATA_REPLICAS]);
+	show_fewer_copies(out, "data", fewer.data_sectors, fs->super->options[OPT_DATA_REPLICAS]);
 	raw_output_flush(out);
 }
 
-static void show_json(struct raw_output *out, const struct kiln_check_result *r)
+static void show_json(struct raw_output *out, const struct kiln_check_result *r, kiln_fs *fs)
 {
+	struct usage_fewer_copies fewer = fewer_copies(fs);
 	json_t *passes = json_array(), *kinds = json_array();
 
 	for (unsigned i = 0; i < r->pass_nr; i++)
@@ -135,9 +165,12 @@ static void show_json(struct raw_output *out, const struct kiln_check_result *r)
 	for (unsigned i = 0; i < r->kind_nr; i++)
 		json_array_append_new(kinds, json_pack("{s:i, s:s, s:o}", "id", (int)r->kinds[i].id, "name",
 						       r->kinds[i].name, "count", raw_json_u64(r->kinds[i].count)));
-	raw_output_json(
-		out, json_pack("{s:o, s:o, s:o}", "errors", raw_json_u64(r->errors), "kinds", kinds, "passes", passes),
-		true);
+	raw_output_json(out,
+			json_pack("{s:o, s:o, s:o, s:{s:o, s:o}}", "errors", raw_json_u64(r->errors), "kinds", kinds,
+				  "passes", passes, "fewer_copies_bytes", "metadata",
+				  raw_json_u64(fewer.metadata_sectors << SECTOR_SHIFT), "data",
+				  raw_json_u64(fewer.data_sectors << SECTOR_SHIFT)),
+			true);
 }
 
 /* --- the command --- */
@@ -182,9 +215,9 @@ static int check(struct show *s, struct kiln_check_options *options, const char 
 		tool_error("the check was not finished: %s", err == -EINTR ? "interrupted" : error_name(err));
 	if (err != -EINVAL) {
 		if (s->open.is_json)
-			show_json(&out, result);
+			show_json(&out, result, fs);
 		else
-			show_text(&out, result);
+			show_text(&out, result, fs);
 	}
 	int status = err ? CHECK_EXIT_FAILED : result->errors ? CHECK_EXIT_ERRORS : 0;
 	/* What opening met is damage, too. */

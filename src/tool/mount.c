@@ -330,6 +330,13 @@ static int open_and_serve(struct mount_command *m)
 	kiln_fs *fs = tool_open_fs(&m->open, m->fs_arg, FS_NAMESPACE);
 	if (!fs)
 		return TOOL_FAILED;
+	struct kiln_stat root;
+	int err = kiln_stat(fs, kiln_root(fs), &root);
+	if (err)
+		tool_error("its root directory can't be read: %s. What is below may be, by its path; `kiln check %s` "
+			   "tells "
+			   "what is damaged, and `kiln get -r %s / DIRECTORY` copies out what there is",
+			   strerror(-err), m->fs_arg, m->fs_arg);
 	if (!m->mount.is_readonly && kiln_write_refused(fs)) {
 		tool_error("mounted read-only: %s", kiln_write_refused(fs));
 		m->mount.is_readonly = true;
@@ -341,7 +348,7 @@ static int open_and_serve(struct mount_command *m)
 	m->mount.source = members ? members : m->fs_arg;
 
 	struct mount_server *server = mount_server_new(fs, &m->mount);
-	int err = server ? serve_with_control(m, fs, server, paths) : -ENOMEM;
+	err = server ? serve_with_control(m, fs, server, paths) : -ENOMEM;
 	member_paths_free(paths, member_nr);
 	if (err)
 		tool_error("can't serve %s at %s: %s", m->fs_arg, m->mount.mountpoint, strerror(-err));

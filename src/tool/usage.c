@@ -103,17 +103,6 @@ static void total_line(struct show_usage *u, const char *label, uint64_t sectors
 
 /* --- totals and replicas --- */
 
-/* What the devices of a row survive, added up as the format counts it. */
-static unsigned row_durability(const struct super *s, const struct usage_replicas *r)
-{
-	unsigned sum = 0;
-
-	for (unsigned i = 0; i < r->nr_devs; i++)
-		if (r->devs[i] < s->member_nr && s->members[r->devs[i]].m.exists)
-			sum += s->members[r->devs[i]].m.durability;
-	return sum;
-}
-
 /* Name of a member as tables show it: without directories; its number when it isn't here. */
 static void add_device_name(struct strbuf *out, const struct super *s, unsigned dev)
 {
@@ -151,7 +140,7 @@ static void replicas_line(struct show_usage *u, const struct usage_replicas *r)
 	struct line l = line_begin(&u->out.text, text);
 	snprintf(text, sizeof(text), "%u/%u", r->nr_required, r->nr_devs);
 	line_left(l, COLUMN_REQUIRED, text);
-	snprintf(text, sizeof(text), "%u", row_durability(u->super, r));
+	snprintf(text, sizeof(text), "%u", usage_row_durability(u->super, r));
 	line_left(l, COLUMN_DURABILITY, text);
 
 	strbuf_add_char(&devices, '[');
@@ -361,7 +350,7 @@ static json_t *replicas_json(const struct show_usage *u)
 			json_array_append_new(devices, json_integer(r->devs[d]));
 		json_array_append_new(array, json_pack("{s:s, s:i, s:i, s:o, s:o}", "data_type",
 						       type_name(r->data_type, type), "required", (int)r->nr_required,
-						       "durability", (int)row_durability(u->super, r), "devices",
+						       "durability", (int)usage_row_durability(u->super, r), "devices",
 						       devices, "bytes", sectors_json(r->sectors)));
 	}
 	return array;

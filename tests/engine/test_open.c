@@ -15,6 +15,7 @@
 
 #include <cmocka.h>
 
+#include "alloc/usage.h"
 #include "base/sync.h"
 #include "base/util.h"
 #include "engine/fs.h"
@@ -169,6 +170,119 @@ static void with_fewer_devices_than_copies_required_it_is_only_read(void **state
 		assert_int_equal(kiln_shutdown(fs), 0);
 		kiln_close(fs);
 	}
+}
+
+/* --- damage --- */
+
+static int node_remember(void *ctx, const struct btree_node_info *info, int err)
+{
+	assert_int_equal(err, 0);
+	*(uint64_t *)ctx = info->ptr.ptrs[0].sector * SECTOR_BYTES;
+	return 0;
+}
+
+/* Whatever was written then nobody would find. */
+static void without_a_root_directory_it_is_only_read(void **state)
+{
+	static const unsigned btrees[] = { BTREE_INODES, BTREE_DIRENTS };
+	static const uint8_t nothing[4096];
+	struct kiln_open_options options = { .struct_bytes = sizeof(options),
+					     .flags = KILN_OPEN_NO_SCAN | KILN_OPEN_WRITE };
+	const char *path = path_of("root");
+	struct kiln_format_device dev = { .path = path, .file_bytes = 32 << 20 };
+	struct kiln_format_options format = formatting();
+	struct kiln_create create = { .mode = 0644 };
+	struct kiln_stat st;
+	kiln_fs *fs;
+
+	(void)state;
+	for (unsigned i = 0; i < ARRAY_NR(btrees); i++) {
+		uint64_t at = 0;
+
+		assert_int_equal(kiln_format(&dev, 1, &format, &fs, NULL), 0);
+		assert_int_equal(kiln_shutdown(fs), 0);
+		assert_int_equal(btree_nodes_walk(fs->trees, btrees[i], node_remember, &at), 0);
+		kiln_close(fs);
+		int fd = open(path, O_WRONLY);
+		assert_int_equal(pwrite(fd, nothing, sizeof(nothing), (off_t)at), sizeof(nothing));
+		close(fd);
+		assert_int_equal(kiln_open(&path, 1, &options, &fs, NULL), 0);
+		assert_non_null(strstr(kiln_write_refused(fs), "root directory"));
+		assert_int_equal(kiln_create(fs, kiln_root(fs), "0", 1, &create, &st), -EROFS);
+		kiln_close(fs);
+	}
+}
+
+/* --- fewer copies --- */
+
+static bool is_warned;
+
+static void on_log(void *ctx, enum kiln_log_level level, const char *line)
+{
+	(void)ctx;
+	is_warned |= level <= KILN_LOG_WARNING && strstr(line, "fewer copies");
+}
+
+/* Open these, change something everywhere, close: bytes of metadata that have one copy then. */
+static uint64_t written_with(const char **paths, unsigned nr, unsigned round)
+{
+	struct kiln_open_options options = { .struct_bytes = sizeof(options),
+					     .flags = KILN_OPEN_NO_SCAN | KILN_OPEN_WRITE | KILN_OPEN_DEGRADED,
+					     .log = on_log,
+					     .log_level = KILN_LOG_WARNING };
+	struct kiln_create create = { .mode = 0644 };
+	char why[KILN_ERROR_BYTES] = "", name[32];
+	struct kiln_stat st;
+	struct usage u;
+	kiln_fs *fs;
+
+	is_warned = false;
+	if (kiln_open(paths, nr, &options, &fs, why))
+		fail_msg("%s", why);
+	assert_null(kiln_write_refused(fs));
+	for (unsigned i = 0; i < 600; i++) {
+		int len = snprintf(name, sizeof(name), "%u in round %u", i, round);
+
+		assert_int_equal(kiln_create(fs, kiln_root(fs), name, (size_t)len, &create, &st), 0);
+		assert_int_equal(kiln_write(fs, st.node, 0, why, sizeof(why)), sizeof(why));
+	}
+	assert_int_equal(kiln_shutdown(fs), 0);
+	kiln_close(fs);
+	options.flags &= ~(unsigned)KILN_OPEN_WRITE;
+	assert_int_equal(kiln_open(paths, nr, &options, &fs, NULL), 0);
+	assert_int_equal(usage_read(fs->super, fs->journal, fs->trees, &u), 0);
+	assert_true(u.is_known);
+	uint64_t bytes = usage_fewer_copies(fs->super, &u).metadata_sectors * SECTOR_BYTES;
+	usage_free(&u);
+	kiln_close(fs);
+	return bytes;
+}
+
+/* To append to a node that is on a missing device, too, costs that copy: it gets a new one, where there is a device for
+ * it. */
+static void what_a_missing_device_had_of_metadata_is_made_again_as_it_is_written(void **state)
+{
+	const char *paths[] = { path_of("copies-0"), path_of("copies-1"), path_of("copies-2") };
+	struct kiln_format_device devs[3];
+	struct kiln_format_options format = formatting();
+
+	(void)state;
+	for (unsigned i = 0; i < 3; i++)
+		devs[i] = (struct kiln_format_device){ .path = paths[i], .file_bytes = 48 << 20 };
+	format.options = "metadata_replicas=2,data_replicas=2";
+	assert_int_equal(kiln_format(devs, 3, &format, NULL, NULL), 0);
+	assert_int_equal(written_with(paths, 3, 0), 0);
+	assert_false(is_warned);
+	assert_int_equal(written_with(paths, 2, 1), 0);
+	assert_true(is_warned);
+
+	/* Where there is none, as soon as there is one again. */
+	assert_int_equal(kiln_format(devs, 2, &format, NULL, NULL), 0);
+	assert_int_equal(written_with(paths, 2, 0), 0);
+	uint64_t fewer = written_with(paths, 1, 1);
+	assert_true(is_warned && fewer);
+	assert_true(written_with(paths, 2, 2) < fewer / 2);
+	assert_false(is_warned);
 }
 
 /* Take the entries of one kind out of what a clean shutdown left. */
@@ -534,6 +648,8 @@ int main(void)
 		cmocka_unit_test(a_device_of_another_filesystem_is_refused_by_name),
 		cmocka_unit_test(a_missing_member_is_named),
 		cmocka_unit_test(with_fewer_devices_than_copies_required_it_is_only_read),
+		cmocka_unit_test(without_a_root_directory_it_is_only_read),
+		cmocka_unit_test(what_a_missing_device_had_of_metadata_is_made_again_as_it_is_written),
 		cmocka_unit_test(without_counters_it_is_only_read),
 		cmocka_unit_test(without_a_journal_it_is_only_read),
 		cmocka_unit_test(options_that_forbid_writing_are_heeded_in_every_form),

@@ -2268,6 +2268,22 @@ def a_server_that_ends_while_it_is_asked_is_passed_over(to):
             os.unlink(path)
 
 
+def what_is_write_protected_is_told_as_such(to):
+    """Nothing is damaged about it."""
+    fs = Filesystem(to, size="64M")
+    loop = loop_attach(fs.image)
+    try:
+        subprocess.run(["blockdev", "--setro", loop], check=True)
+        for command in (["mount", loop, fs.directory], ["mkdir", loop, "/a"]):
+            status, _, err = doors.run([KILN, *command])
+            assert status == 1 and "for writing: Read-only" in err and "-o ro" in err and "damaged" not in err, err
+        status, _, err = doors.run([KILN, "mount", "-o", "ro", loop, fs.directory])
+        assert status == 0, err
+        umount(fs.directory)
+    finally:
+        subprocess.run(["losetup", "-d", loop], check=True)
+
+
 def a_loop_device_is_the_file_behind_it(to):
     """What is mounted under one name can't be written, nor mounted, under another; nor what the kernel has claimed."""
     fs = Filesystem(to, size="64M")
@@ -2321,6 +2337,7 @@ CASES = [
     mount_finds_filesystems_by_uuid,
     mount_helpers_show_it_at_a_second_place,
     who_finds_it_in_use_is_told_where,
+    what_is_write_protected_is_told_as_such,
     a_loop_device_is_the_file_behind_it,
     a_tree_is_copied_in_and_comes_out_the_same,
     an_encrypted_filesystem_is_written_with_its_passphrase,
