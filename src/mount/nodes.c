@@ -437,15 +437,30 @@ void nodes_mark_unnamed(struct nodes *n, struct kiln_node node)
 	mutex_unlock(&s->lock);
 }
 
-bool nodes_is_gone(struct nodes *n, struct kiln_node node)
+static bool is_dead(struct nodes *n, struct kiln_node node, bool *is_unnamed)
 {
 	struct shard *s = &n->shards[shard_nr(node)];
 
 	mutex_lock(&s->lock);
 	uint32_t place = entry_find(s, node);
-	bool is_gone = place != none && entry_at(s, place)->ino & dead_bit && !entry_at(s, place)->is_unnamed;
+	bool is_dead = place != none && entry_at(s, place)->ino & dead_bit;
+	*is_unnamed = is_dead && entry_at(s, place)->is_unnamed;
 	mutex_unlock(&s->lock);
-	return is_gone;
+	return is_dead;
+}
+
+bool nodes_is_dead(struct nodes *n, struct kiln_node node)
+{
+	bool is_unnamed;
+
+	return is_dead(n, node, &is_unnamed);
+}
+
+bool nodes_is_gone(struct nodes *n, struct kiln_node node)
+{
+	bool is_unnamed;
+
+	return is_dead(n, node, &is_unnamed) && !is_unnamed;
 }
 
 struct nodes_usage nodes_usage(struct nodes *n)

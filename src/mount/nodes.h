@@ -42,6 +42,7 @@ uint32_t nodes_next(struct nodes *n, uint64_t *ids, uint32_t max);
 bool nodes_mark_dead(struct nodes *n, struct kiln_node node);
 /* The same for @node, which the kernel refers to, and which never had a name: it can be given one. */
 void nodes_mark_unnamed(struct nodes *n, struct kiln_node node);
+bool nodes_is_dead(struct nodes *n, struct kiln_node node);
 /* It has lost its last name, and can't be given another. */
 bool nodes_is_gone(struct nodes *n, struct kiln_node node);
 

@@ -40,7 +40,8 @@
  * Files in use. Opening and closing aren't seen. What is seen is the kernel's lookup count: as long as an object is
  * open, the kernel refers to it. The library asks (kiln_in_use_set()) about each object that loses its last name; if
  * the kernel refers to it, it is marked dead in nodes.c and held, until the kernel forgets it: kiln_release() then has
- * it deleted, in the background. What is still held at the end of the mount is deleted then.
+ * it deleted, in the background. That is a moment after unlink(2) has returned, so who is refused for want of room
+ * waits for it (room.h). What is still held at the end of the mount is deleted then.
  *
  * What the kernel remembers the server must, too: prune.c sees to that it isn't more than was asked for.
  *
@@ -159,6 +160,7 @@ void server_forget(struct mount_server *s, uint64_t id, uint64_t count)
 	/* Who gets its number is another. */
 	failure_take(s, node);
 	kiln_release(s->fs, node);
+	room_released(&s->room, node);
 }
 
 void server_forget_attributes(struct mount_server *s, uint64_t id)
@@ -169,7 +171,14 @@ void server_forget_attributes(struct mount_server *s, uint64_t id)
 
 static bool is_in_use(void *ctx, struct kiln_node node)
 {
-	return nodes_mark_dead(((struct mount_server *)ctx)->nodes, node);
+	struct mount_server *s = ctx;
+
+	/* The kernel may forget it as soon as it is marked. */
+	room_expect(&s->room, node);
+	bool is_in_use = nodes_mark_dead(s->nodes, node);
+	if (!is_in_use)
+		room_released(&s->room, node);
+	return is_in_use;
 }
 
 static void serve_init(void *userdata, struct fuse_conn_info *conn)
@@ -257,6 +266,7 @@ struct mount_server *mount_server_new(kiln_fs *fs, const struct mount_options *o
 	/* Without memory for it, times of access stay as they are. */
 	if (!options->is_readonly && options->atime != MOUNT_NOATIME)
 		s->atimes = atimes_new(fs, options->atime == MOUNT_STRICTATIME);
+	room_init(&s->room);
 	mutex_init(&s->buffers_lock);
 	mutex_init(&s->failed_lock);
 	mutex_init(&s->seeks_lock);
@@ -267,6 +277,7 @@ void mount_server_free(struct mount_server *s)
 {
 	while (s->buffers_nr)
 		free(s->buffers[--s->buffers_nr]);
+	room_destroy(&s->room);
 	mutex_destroy(&s->buffers_lock);
 	mutex_destroy(&s->failed_lock);
 	mutex_destroy(&s->seeks_lock);

@@ -32,7 +32,12 @@ void serve_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mod
 		return;
 	attr.rdev_major = major(dev);
 	attr.rdev_minor = minor(dev);
-	int err = kiln_create(server_of(req)->fs, dir, name, strlen(name), &attr, &st);
+	struct mount_server *s = server_of(req);
+	struct room_try try = room_try_begin(&s->room);
+	int err;
+	do
+		err = kiln_create(s->fs, dir, name, strlen(name), &attr, &st);
+	while (room_try_again(&s->room, &try, err));
 	reply_entry(req, err, &st);
 }
 
@@ -55,7 +60,11 @@ void serve_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mo
 	}
 	if (!request_node(req, parent, &dir))
 		return;
-	int err = kiln_create_unnamed(s->fs, dir, &attr, &st);
+	struct room_try try = room_try_begin(&s->room);
+	int err;
+	do
+		err = kiln_create_unnamed(s->fs, dir, &attr, &st);
+	while (room_try_again(&s->room, &try, err));
 	if (!err) {
 		err = entry_fill(s, &st, &e);
 		if (err)
@@ -83,7 +92,12 @@ void serve_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const 
 
 	if (!request_node(req, parent, &dir))
 		return;
-	int err = kiln_symlink(server_of(req)->fs, dir, name, strlen(name), target, &attr, &st);
+	struct mount_server *s = server_of(req);
+	struct room_try try = room_try_begin(&s->room);
+	int err;
+	do
+		err = kiln_symlink(s->fs, dir, name, strlen(name), target, &attr, &st);
+	while (room_try_again(&s->room, &try, err));
 	reply_entry(req, err, &st);
 }
 
@@ -95,7 +109,11 @@ void serve_link(fuse_req_t req, fuse_ino_t id, fuse_ino_t parent, const char *na
 
 	if (!request_node(req, id, &node) || !request_node(req, parent, &dir))
 		return;
-	int err = kiln_link(s->fs, node, dir, name, strlen(name));
+	struct room_try try = room_try_begin(&s->room);
+	int err;
+	do
+		err = kiln_link(s->fs, node, dir, name, strlen(name));
+	while (room_try_again(&s->room, &try, err));
 	if (!err)
 		err = kiln_stat(s->fs, node, &st);
 	reply_entry(req, err, &st);
@@ -124,8 +142,13 @@ void serve_rename(fuse_req_t req, fuse_ino_t from_parent, const char *from, fuse
 
 	if (!request_node(req, from_parent, &from_dir) || !request_node(req, to_parent, &to_dir))
 		return;
-	fuse_reply_err(req,
-		       -kiln_rename(server_of(req)->fs, from_dir, from, strlen(from), to_dir, to, strlen(to), flags));
+	struct mount_server *s = server_of(req);
+	struct room_try try = room_try_begin(&s->room);
+	int err;
+	do
+		err = kiln_rename(s->fs, from_dir, from, strlen(from), to_dir, to, strlen(to), flags);
+	while (room_try_again(&s->room, &try, err));
+	fuse_reply_err(req, -err);
 }
 
 /* --- attributes --- */
@@ -201,9 +224,13 @@ void serve_setattr(fuse_req_t req, fuse_ino_t id, struct stat *attr, int to_set,
 		return;
 	if (set.fields & (KILN_SET_ATIME | KILN_SET_ATIME_NOW))
 		atimes_forget(server_of(req)->atimes, node);
-	bool is_gone = is_times_of_gone(server_of(req), node, to_set);
-	int err =
-		is_gone ? kiln_stat(server_of(req)->fs, node, &st) : kiln_setattr(server_of(req)->fs, node, &set, &st);
+	struct mount_server *s = server_of(req);
+	bool is_gone = is_times_of_gone(s, node, to_set);
+	struct room_try try = room_try_begin(&s->room);
+	int err;
+	do
+		err = is_gone ? kiln_stat(s->fs, node, &st) : kiln_setattr(s->fs, node, &set, &st);
+	while (room_try_again(&s->room, &try, err));
 	reply_attr(req, err, &st);
 }
 
@@ -232,12 +259,24 @@ static int flags_set(kiln_fs *fs, struct kiln_node node, uint32_t flags)
 	return kiln_setattr(fs, node, &(struct kiln_setattr){ .fields = KILN_SET_FLAGS, .flags = flags }, NULL);
 }
 
-static int fsxattr_set(kiln_fs *fs, struct kiln_node node, const struct fsxattr *x)
+static int xattr_set(struct mount_server *s, struct kiln_node node, const char *name, const char *value, size_t size,
+		     int flags)
+{
+	struct room_try try = room_try_begin(&s->room);
+	int err;
+
+	do
+		err = kiln_setxattr(s->fs, node, name, value, size, (unsigned)flags);
+	while (room_try_again(&s->room, &try, err));
+	return err;
+}
+
+static int fsxattr_set(struct mount_server *s, struct kiln_node node, const struct fsxattr *x)
 {
 	uint32_t flags, unknown = x->fsx_xflags;
 	struct kiln_stat st;
 	char project[16];
-	int err = kiln_stat(fs, node, &st);
+	int err = kiln_stat(s->fs, node, &st);
 
 	if (err)
 		return err;
@@ -249,11 +288,11 @@ static int fsxattr_set(kiln_fs *fs, struct kiln_node node, const struct fsxattr 
 	if (unknown || x->fsx_extsize || x->fsx_cowextsize)
 		return -EOPNOTSUPP;
 	if (flags != st.flags)
-		err = flags_set(fs, node, flags);
+		err = flags_set(s->fs, node, flags);
 	if (err || x->fsx_projid == st.project)
 		return err;
 	int len = snprintf(project, sizeof(project), "%u", x->fsx_projid);
-	return kiln_setxattr(fs, node, "bcachefs.project", project, (size_t)len, 0);
+	return xattr_set(s, node, "bcachefs.project", project, (size_t)len, 0);
 }
 
 /* Flags are one int, whatever the numbers of the requests say. */
@@ -278,7 +317,7 @@ void serve_ioctl(fuse_req_t req, fuse_ino_t id, unsigned cmd, void *arg, struct 
 		err = flags_set(fs, node, fs_flags);
 	} else if (cmd == FS_IOC_FSSETXATTR && in_bytes >= sizeof(x)) {
 		memcpy(&x, in_buf, sizeof(x));
-		err = fsxattr_set(fs, node, &x);
+		err = fsxattr_set(server_of(req), node, &x);
 	} else {
 		is_set = false;
 	}
@@ -326,7 +365,7 @@ void serve_setxattr(fuse_req_t req, fuse_ino_t id, const char *name, const char 
 
 	if (!request_node(req, id, &node))
 		return;
-	int err = kiln_setxattr(server_of(req)->fs, node, name, value, size, (unsigned)flags);
+	int err = xattr_set(server_of(req), node, name, value, size, flags);
 	if (!err && !strcmp(name, "system.posix_acl_access"))
 		err = acl_clear_setgid(req, node);
 	fuse_reply_err(req, -err);

@@ -70,6 +70,21 @@ void serve_read(fuse_req_t req, fuse_ino_t id, size_t size, off_t offset, struct
 		buffer_give(s, buf);
 }
 
+/* As much as there is room for. */
+static ssize_t write_with(struct mount_server *s, struct kiln_node node, const char *buf, size_t size, uint64_t offset,
+			  unsigned flags)
+{
+	struct room_try try = room_try_begin(&s->room);
+	size_t done = 0;
+	ssize_t n;
+
+	do {
+		n = kiln_write_with(s->fs, node, offset + done, buf + done, size - done, flags);
+		done += n > 0 ? (size_t)n : 0;
+	} while (done < size && room_try_again(&s->room, &try, n < 0 ? (int)n : -ENOSPC));
+	return done ? (ssize_t)done : n;
+}
+
 /*
  * A write from the page cache: whoever wrote was told "done" long ago, and the kernel has seen to setuid and, where it
  * collects writes, to times. It doesn't look how much of it was written, so all of it must be, or it fails.
@@ -80,7 +95,7 @@ static ssize_t write_back(struct mount_server *s, struct kiln_node node, const c
 	size_t done = 0;
 
 	while (done < size) {
-		ssize_t n = kiln_write_with(s->fs, node, offset + done, buf + done, size - done, flags);
+		ssize_t n = write_with(s, node, buf + done, size - done, offset + done, flags);
 		if (n <= 0)
 			return n ? n : -EIO;
 		done += (size_t)n;
@@ -155,7 +170,7 @@ void serve_write(fuse_req_t req, fuse_ino_t id, const char *buf, size_t size, of
 	if (fi->writepage && server_of(req)->has_quotas)
 		kiln_quota_privileged(fs, false);
 	ssize_t n = fi->writepage ? write_back(server_of(req), node, buf, size, (uint64_t)offset)
-				  : kiln_write_with(fs, node, (uint64_t)offset, buf, size, flags);
+				  : write_with(server_of(req), node, buf, size, (uint64_t)offset, flags);
 	if (n < 0 && fi->writepage)
 		failure_note(server_of(req), node, (int)-n);
 	if (is_mode_changed)
@@ -175,8 +190,11 @@ void serve_flush(fuse_req_t req, fuse_ino_t id, struct fuse_file_info *fi)
 	/* The kernel then doesn't ask again. */
 	if (server_of(req)->options->is_readonly)
 		fuse_reply_err(req, ENOSYS);
-	else if (request_node(req, id, &node))
+	else if (request_node(req, id, &node)) {
+		if (nodes_is_dead(server_of(req)->nodes, node))
+			room_expect(&server_of(req)->room, node);
 		fuse_reply_err(req, failure_take(server_of(req), node));
+	}
 }
 
 void serve_fsync(fuse_req_t req, fuse_ino_t id, int is_datasync, struct fuse_file_info *fi)
@@ -310,10 +328,14 @@ void serve_fallocate(fuse_req_t req, fuse_ino_t id, int mode, off_t offset, off_
 	(void)fi;
 	if (!request_node(req, id, &node))
 		return;
+	struct mount_server *s = server_of(req);
+	struct room_try try = room_try_begin(&s->room);
 	int err = setid_take(req, id, node);
 	if (!err)
-		err = kiln_fallocate(server_of(req)->fs, node, (unsigned)mode | KILN_FALLOC_KEEP_SETID,
-				     (uint64_t)offset, (uint64_t)len);
+		do
+			err = kiln_fallocate(s->fs, node, (unsigned)mode | KILN_FALLOC_KEEP_SETID, (uint64_t)offset,
+					     (uint64_t)len);
+		while (room_try_again(&s->room, &try, err));
 	fuse_reply_err(req, -err);
 }
 
@@ -330,10 +352,14 @@ void serve_copy_file_range(fuse_req_t req, fuse_ino_t from_id, off_t from_offset
 		return;
 	/* The answer has 32 bits. */
 	len = min(len, (size_t)UINT32_MAX & ~(size_t)0xffff);
+	struct mount_server *s = server_of(req);
+	struct room_try try = room_try_begin(&s->room);
 	ssize_t n = setid_take(req, to_id, to);
 	if (!n)
-		n = kiln_copy_range(server_of(req)->fs, from, (uint64_t)from_offset, to, (uint64_t)to_offset, len,
-				    KILN_COPY_KEEP_SETID);
+		do
+			n = kiln_copy_range(s->fs, from, (uint64_t)from_offset, to, (uint64_t)to_offset, len,
+					    KILN_COPY_KEEP_SETID);
+		while (n < 0 && room_try_again(&s->room, &try, (int)n));
 	if (n < 0)
 		fuse_reply_err(req, (int)-n);
 	else

@@ -14,6 +14,7 @@
 #include "kiln/kiln.h"
 #include "mount/mount.h"
 #include "mount/nodes.h"
+#include "mount/room.h"
 
 enum {
 	REQUEST_BYTES_MAX = 1 << 20, /* of data in one read or write */
@@ -32,6 +33,7 @@ struct failed_file {
 struct mount_server {
 	kiln_fs *fs;
 	struct nodes *nodes;
+	struct room room;
 	const struct mount_options *options;
 	struct fuse_session *session;
 	struct loop *loop;     /* once it serves; atomic */

@@ -1180,6 +1180,58 @@ def quotas_hold_for_users_and_not_for_root(to):
         assert as_user(1234, lambda: write(fs.path("file"), b"x" * 100000, os.O_WRONLY | os.O_APPEND)) == errno.EDQUOT
 
 
+def who_gives_room_up_has_it_at_once(to):
+    """The kernel forgets what was unlinked, or closed, a moment after it has said so; whoever is refused in between waits for that."""
+    fs = Filesystem(to, size="64M", format_options=["--usrquota", "--block-size=4k"])
+    status, _, err = doors.run([KILN, "quota", fs.image, "set", "user:1234", "--space-hard=4M", "--inodes-hard=10"])
+    assert status == 0, err
+
+    def allocate(path, size):
+        fd = os.open(fs.path(path), os.O_CREAT | os.O_RDWR)
+        os.posix_fallocate(fd, 0, size)
+        return fd
+
+    def unlink_and_write():
+        for i in range(40):
+            write(fs.path("u"), bytes(3500000))
+            os.unlink(fs.path("u"))
+
+    def rename_over_and_write():
+        for i in range(40):
+            write(fs.path("new"), b"")
+            os.rename(fs.path("new"), fs.path("u"))
+            write(fs.path("u"), bytes(3500000))
+        os.unlink(fs.path("u"))
+
+    def unlink_and_create():
+        for i in range(400):
+            if i >= 10:
+                os.unlink(fs.path("u%d" % (i % 10)))
+            os.mknod(fs.path("u%d" % (i % 10)))
+
+    with fs:
+        wait_until("counted", lambda: job_of(fs, "quota scan")["state"] == "waiting")
+        os.chmod(to, 0o755)
+        os.chmod(fs.directory, 0o777)
+        for case in unlink_and_write, rename_over_and_write, unlink_and_create:
+            got = as_user(1234, case)
+            assert got == 0, "%s: %s" % (case.__name__, errno.errorcode.get(got, got))
+        st = os.statvfs(fs.directory)
+        size = st.f_bavail * st.f_frsize * 9 // 10 >> 20 << 20
+        for i in range(40):
+            os.close(allocate("big", size))
+            os.unlink(fs.path("big"))
+        # What is open, and stays so, doesn't hold up everybody who is refused.
+        for i in range(10):
+            fd = allocate("big", size)
+            os.unlink(fs.path("big"))
+            begin = time.monotonic()
+            for k in range(20):
+                raises(errno.ENOSPC, os.posix_fallocate, fd, size, size)
+            assert time.monotonic() - begin < 1.5
+            os.close(fd)
+
+
 def mappings_change_times_with_quotas_too(to):
     with Filesystem(to, format_options=["--usrquota"]) as fs:
         write(fs.path("f"), b"x" * 8192)
@@ -2015,9 +2067,11 @@ def requests_come_through_io_uring_where_the_kernel_offers_it(to):
                 assert bool(rings(fs)) == has_rings
                 write(fs.path("f"), b"x" * 5000)
                 assert read(fs.path("f")) == b"x" * 5000
+        os.chmod(to, 0o755)
         for case in (who_waits_for_a_flush_holds_up_nobody_else, direct_and_buffered_io_agree, many_threads_write_and_read_their_files,
                      signals_write_back_what_is_cached, a_server_may_die_under_load,
-                     sync_waits_until_the_kernel_has_written_back, many_who_look_for_holes_leave_threads_for_others, who_finds_it_in_use_is_told_where):
+                     sync_waits_until_the_kernel_has_written_back, many_who_look_for_holes_leave_threads_for_others, who_finds_it_in_use_is_told_where,
+                     who_gives_room_up_has_it_at_once):
             os.mkdir(os.path.join(to, case.__name__))
             case(os.path.join(to, case.__name__))
 
@@ -2372,6 +2426,7 @@ CASES = [
     flags_and_the_project_are_set_by_the_newer_call_too,
     options_of_files_are_attributes,
     quotas_hold_for_users_and_not_for_root,
+    who_gives_room_up_has_it_at_once,
     mappings_change_times_with_quotas_too,
     a_full_filesystem_is_told_once_and_goes_on,
     an_error_of_writing_back_is_told_and_then_over,
