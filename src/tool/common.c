@@ -1,6 +1,7 @@
 /* What commands share: messages, opening, signals, sizes, JSON. See tool.h. */
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <malloc.h>
 #include <math.h>
 #include <signal.h>
@@ -66,6 +67,15 @@ void tool_option_warn(const char *name, const char *value)
 	const char *idle = super_option_idle((enum option_id)id, v);
 	if (idle)
 		tool_error("warning: %s %s", name, idle);
+}
+
+void tool_compression_warn(uint64_t encoded_bytes_max, uint64_t block_bytes)
+{
+	if (encoded_bytes_max < 2 * block_bytes)
+		tool_error("warning: nothing is compressed: with encoded_extent_max=%" PRIu64
+			   "k a piece of data is one "
+			   "block, which can't become less",
+			   encoded_bytes_max >> 10);
 }
 
 void tool_log_to_syslog(void)

@@ -116,7 +116,8 @@ struct args {
 	struct strbuf options;		/* "name=value,..." */
 	uint8_t uuid[16];
 	const char *source;
-	bool is_quiet, has_no_passphrase, is_nocow;
+	bool is_quiet, has_no_passphrase, is_nocow, is_compressed;
+	uint64_t block_bytes, encoded_bytes_max;
 	/* getopt's table, and the names with dashes in it. */
 	struct option table[LONG_OPTIONS_MAX];
 	char names[LONG_OPTIONS_MAX][NAME_BYTES];
@@ -264,6 +265,9 @@ static int table_option(struct args *a, enum option_id id, const char *value)
 			return TOOL_FAILED;
 		}
 		a->is_nocow = id == OPT_NOCOW ? v : a->is_nocow;
+		a->is_compressed = id == OPT_COMPRESSION ? v : a->is_compressed;
+		a->block_bytes = id == OPT_BLOCK_SIZE ? v : a->block_bytes;
+		a->encoded_bytes_max = id == OPT_ENCODED_EXTENT_MAX ? v : a->encoded_bytes_max;
 	} else if (strchr(value, ',')) {
 		return tool_usage_error(a->self, "--%s: a target with a comma can't be named", o->name);
 	}
@@ -385,6 +389,8 @@ static int args_parse(struct args *a, int argc, char **argv)
 		return tool_usage_error(a->self, "passphrases are for --encrypted");
 	if (a->is_nocow && a->opts.flags & KILN_FORMAT_ENCRYPTED)
 		tool_error("warning: with nocow the data of files is not encrypted");
+	if (a->is_compressed)
+		tool_compression_warn(a->encoded_bytes_max, a->block_bytes);
 	return 0;
 }
 
@@ -513,6 +519,8 @@ static int run(const struct command *self, int argc, char **argv)
 	a->opts.struct_bytes = sizeof(a->opts);
 	a->opts.device_struct_bytes = sizeof(a->devices[0]);
 	a->options = strbuf_growing();
+	a->block_bytes = option_table[OPT_BLOCK_SIZE].initial;
+	a->encoded_bytes_max = option_table[OPT_ENCODED_EXTENT_MAX].initial;
 	int status = args_parse(a, argc, argv);
 	if (!status)
 		status = run_with(a);

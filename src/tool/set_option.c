@@ -87,6 +87,9 @@ static int settings_store(struct super *s, const struct setting *settings, size_
 		}
 		if (settings[i].id == OPT_NOCOW && settings[i].value && super_is_encrypted(s))
 			tool_error("warning: with nocow the data of files is not encrypted");
+		if (settings[i].id == OPT_COMPRESSION && settings[i].value)
+			tool_compression_warn(s->options[OPT_ENCODED_EXTENT_MAX],
+					      (uint64_t)s->kctx.block_sectors << SECTOR_SHIFT);
 		if (settings[i].id == OPT_DATA_REPLICAS || settings[i].id == OPT_METADATA_REPLICAS)
 			warn_of_replicas(s, settings[i].id, (unsigned)settings[i].value);
 	}

@@ -49,6 +49,8 @@ void tool_message(int syslog_priority, const char *fmt, va_list args);
 /* Warn if an option is given a value that is kept, but doesn't do what it says yet. @value as users give it, or NULL.
  */
 void tool_option_warn(const char *name, const char *value);
+/* Compression was asked for: tell if pieces of data are so small that it can gain nothing. */
+void tool_compression_warn(uint64_t encoded_bytes_max, uint64_t block_bytes);
 /* As tool_error(), with the command's name and a pointer to its --help; returns TOOL_USAGE. */
 int tool_usage_error(const struct command *self, const char *fmt, ...) PRINTF_LIKE(2, 3);
 

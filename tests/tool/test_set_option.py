@@ -109,6 +109,20 @@ def copies_that_can_not_be_made_are_warned_of(work):
     assert options(image)["metadata_replicas"] == "3"
 
 
+def compression_of_pieces_that_are_one_block_is_warned_of(work):
+    image = os.path.join(work, "a.img")
+    small = ["--encoded-extent-max=4k", "--block-size=4k"]
+    for args, is_warned in ((["--compression=lz4", *small], True), (["--compression=lz4", *small[:1]], True), (small, False), (["--compression=lz4"], False),
+                            (["--compression=lz4", *small[:1], "--block-size=2k"], False)):
+        message = kiln("format", "-f", "-q", "--size", "32M", *args, image).stderr
+        assert ("nothing is compressed" in message) == is_warned == bool(message), message
+    for args, is_warned in ((small, True), (small[:1] + ["--block-size=512"], False)):
+        kiln("format", "-f", "-q", "--size", "32M", *args, image)
+        message = kiln("set-option", image, "compression=zstd").stderr
+        assert ("nothing is compressed" in message) == is_warned == bool(message), message
+        assert not kiln("set-option", image, "compression=none").stderr
+
+
 def options_that_nothing_acts_on_are_kept_and_warned_of(work):
     image = os.path.join(work, "a.img")
     for command in (["format", "-q", "--size", "32M", "--label=ssd", "--promote-target=ssd", "--errors=panic", "--root-reserve-percent=5", image],
@@ -131,7 +145,7 @@ def in_directory(test):
 
 TESTS = [options_are_stored_one_update_each, all_members_are_written, mistakes_change_nothing,
          newer_filesystems_are_left_alone, copies_that_can_not_be_made_are_warned_of,
-         options_that_nothing_acts_on_are_kept_and_warned_of]
+         compression_of_pieces_that_are_one_block_is_warned_of, options_that_nothing_acts_on_are_kept_and_warned_of]
 
 if __name__ == "__main__":
     sys.exit(tap.run([(t.__name__, functools.partial(in_directory, t)) for t in TESTS]))
