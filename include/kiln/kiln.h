@@ -467,8 +467,10 @@ enum kiln_fallocate_flags {
 };
 /*
  * Change what space a range of a file has. @mode 0 or KEEP_SIZE: all blocks of it get space, so that writing them can't
- * fail with -ENOSPC; the size grows to its end. ZERO_RANGE: the same, and it reads as zeroes afterwards. PUNCH_HOLE: it
- * reads as zeroes, and its space is free. Any bytes: blocks that are part of the range only are zeroed in part.
+ * fail with -ENOSPC, but for those that hold data which takes less than it will anew: compressed, shared with other
+ * files or snapshots, or a few bytes kept as metadata. The size grows to its end. ZERO_RANGE: the same for all of it,
+ * and it reads as zeroes afterwards. PUNCH_HOLE: it reads as zeroes, and its space is free. Any bytes: blocks that are
+ * part of the range only are zeroed in part.
  *
  * COLLAPSE_RANGE and INSERT_RANGE stand alone. They move what is behind the range, without reading or writing data, and
  * change the size by @len. Offset and length are whole blocks, the offset (of what is taken out, the end as well) lies
