@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/secret.h"
 #include "base/strbuf.h"
@@ -418,20 +419,40 @@ static int show(struct args *a)
 	return status;
 }
 
+/* Whoever isn't root mounts it for themselves: what is root's they couldn't use. */
+static int own(kiln_fs *fs)
+{
+	struct kiln_setattr attr = { .fields = KILN_SET_UID | KILN_SET_GID, .uid = geteuid(), .gid = getegid() };
+	int err = kiln_setattr(fs, kiln_root(fs), &attr, NULL);
+
+	if (err)
+		tool_error("the root directory couldn't be made yours: %s", strerror(-err));
+	return err ? TOOL_FAILED : TOOL_OK;
+}
+
 /* What `kiln put -r SOURCE/. /` does, on the filesystem that kiln_format() leaves open. */
-static int fill(struct args *a, kiln_fs *fs)
+static int import_source(struct args *a, kiln_fs *fs)
 {
 	struct put_import p = { .has_progress = !a->is_quiet,
 				/* There is nothing but lost+found, and no option that asks for it. */
 				.options = { .is_recursive = true, .keeps_owner = true, .overwrite = true } };
 	int status = TOOL_FAILED;
 
-	tool_catch_signals();
 	if (put_import_start(&p, fs, "format")) {
 		import_path(p.x, a->source, kiln_root(fs), "");
 		json_decref(put_import_end(&p, a->open.is_verbose));
 		status = p.has_failed ? TOOL_FAILED : TOOL_OK;
 	}
+	return status;
+}
+
+/* What is to be in it from the start; then it is closed. */
+static int fill(struct args *a, kiln_fs *fs)
+{
+	tool_catch_signals();
+	int status = geteuid() ? own(fs) : TOOL_OK;
+	if (!status && a->source)
+		status = import_source(a, fs);
 	int err = kiln_shutdown(fs);
 	if (err) {
 		tool_error("the new filesystem could not be closed cleanly: %s", strerror(-err));
@@ -472,6 +493,7 @@ static int run_with(struct args *a)
 {
 	char why[KILN_ERROR_BYTES];
 
+	bool must_fill = a->source || (geteuid() && !(a->opts.flags & KILN_FORMAT_NO_INITIALIZE));
 	kiln_fs *fs = NULL;
 	struct stat st;
 
@@ -496,12 +518,12 @@ static int run_with(struct args *a)
 		a->opts.passphrase = passphrase;
 	}
 	if (!err)
-		err = make(a, a->source ? &fs : NULL, why);
+		err = make(a, must_fill ? &fs : NULL, why);
 	secret_free(passphrase);
 	if (err)
 		return failed(a, err, why);
-	int status = a->source ? fill(a, fs) : TOOL_OK;
-	if (status)
+	int status = must_fill ? fill(a, fs) : TOOL_OK;
+	if (status && a->source)
 		tool_error("the filesystem was made, but doesn't hold all of %s", a->source);
 	return status || a->is_quiet ? status : show(a);
 }

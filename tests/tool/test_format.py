@@ -217,6 +217,22 @@ def table_for_people(work):
     assert "erasure" not in usage, "what is always refused isn't offered"
 
 
+def the_root_directory_is_of_who_made_it(work):
+    user = {}
+    if os.geteuid() == 0:
+        user = {"user": 65534, "group": 65534, "extra_groups": []}
+        os.chown(work, 65534, 65534)
+        if subprocess.run(["test", "-x", os.path.abspath(KILN)], **user).returncode or subprocess.run(["test", "-w", work], **user).returncode:
+            return
+    image = os.path.join(work, "a.img")
+    p = subprocess.run([KILN, "format", "-q", "--size", "32M", image], capture_output=True, text=True, **user)
+    assert p.returncode == OK, p.stderr
+    st = json.loads(kiln("stat", "--json", image, "/").stdout)
+    st = st[0] if isinstance(st, list) else st
+    assert (st["uid"], st["gid"]) == (user.get("user", os.geteuid()), user.get("group", os.getegid())), st
+    kiln("check", image)
+
+
 def all_devices_that_are_missing_are_named(work):
     images = [os.path.join(work, name) for name in "abcdefgh"]
     args = [arg for image in images for arg in ("--label=ssd." + image[-1], image)]
@@ -293,7 +309,7 @@ TESTS = [image_files_are_made_and_grow, what_is_there_is_overwritten_by_force_on
          nothing_of_a_filesystem_that_was_not_finished_is_left,
          options_of_the_table_are_stored, device_options_hold_for_devices_behind_them,
          what_is_not_built_is_refused_by_name, mistakes_are_told, what_can_not_be_made_is_told_in_words, a_source_that_does_not_fit_is_no_success, table_for_people,
-         all_devices_that_are_missing_are_named, the_first_change_makes_the_rest, upstream_initialises_superblocks_in_silence]
+         the_root_directory_is_of_who_made_it, all_devices_that_are_missing_are_named, the_first_change_makes_the_rest, upstream_initialises_superblocks_in_silence]
 
 if __name__ == "__main__":
     sys.exit(tap.run([(t.__name__, functools.partial(in_directory, t)) for t in TESTS]))
