@@ -36,7 +36,10 @@ static int file_grow(int fd, const char *path, uint64_t bytes, struct device_fil
 		return err;
 	change->bytes_before = (uint64_t)st.st_size;
 	if (change->bytes_before > bytes) {
-		strbuf_printf(why, "%s is larger than that: %" PRIu64 " bytes", path, change->bytes_before);
+		strbuf_printf(why,
+			      "%s is larger than that: %" PRIu64
+			      " bytes. Leave the size out to use all of it, or name another file",
+			      path, change->bytes_before);
 		return -EINVAL;
 	}
 	if (change->bytes_before == bytes)

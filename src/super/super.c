@@ -280,6 +280,7 @@ static int members_fill(struct super *s, struct super_candidates *c)
 	}
 	for (size_t i = 0; i < c->nr; i++) {
 		struct super_candidate *x = &c->v[i];
+		s->has_left_out |= x->is_dropped && x->dev && !x->is_found;
 		if (x->is_dropped)
 			continue;
 		struct super_member *m = &s->members[x->sb->dev_idx];

@@ -35,6 +35,7 @@ struct super {
 	struct crypt_key *key; /* locked memory; NULL while locked or not encrypted */
 	bool needs_passphrase; /* encrypted, sealed, not yet unlocked */
 	bool is_degraded;      /* a member that should be there is missing */
+	bool has_left_out;     /* a device that was named, because of what is on it: it has been told */
 	const struct log_sink *log;
 	const struct report_sink *reports;
 	struct super_write *write; /* NULL: open read-only */

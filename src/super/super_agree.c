@@ -281,8 +281,12 @@ static void refuse_missing(const struct super *s, const char *advice)
 	}
 	if (named < away)
 		strbuf_printf(&list, " and %u more", away - named);
-	snprintf(title, sizeof(title), "%u of the filesystem's %u devices %s given or found", away, exist,
-		 away == 1 ? "wasn't" : "weren't");
+	if (s->has_left_out)
+		snprintf(title, sizeof(title), "%u of the filesystem's %u devices can't be used, or %s found", away,
+			 exist, away == 1 ? "wasn't" : "weren't");
+	else
+		snprintf(title, sizeof(title), "%u of the filesystem's %u devices %s given or found", away, exist,
+			 away == 1 ? "wasn't" : "weren't");
 	report_emit(s->reports, &(struct report){ .level = REPORT_FATAL,
 						  .err = -ENODEV,
 						  .structure = title,
@@ -299,6 +303,25 @@ static void note_missing(const struct super *s, unsigned idx)
 						  .found = "it wasn't given or found" });
 }
 
+static const char *missing_advice(const struct super *s, const struct super_open_opts *opts,
+				  enum replicas_state replicas)
+{
+	bool is_lost = replicas == REPLICAS_LOST;
+
+	if (opts->needs_all)
+		return "Name all devices, joined by colons: all of them are changed.";
+	if (s->has_left_out && is_lost)
+		return "Of those that were named some are left out, as was told. Without them some data has no copy "
+		       "left: --very-degraded (mount option very_degraded) opens the rest.";
+	if (s->has_left_out)
+		return "Of those that were named some are left out, as was told. --degraded (mount option degraded) "
+		       "goes on without them, as all that is known to be on them has copies elsewhere.";
+	return is_lost ? "Name all devices, joined by colons. Without these some data has no copy left: "
+			 "--very-degraded (mount option very_degraded) opens the rest."
+		       : "Name all devices, joined by colons; or use --degraded (mount option degraded), as all that "
+			 "is known to be on these has copies elsewhere.";
+}
+
 int super_check_enough_devices(struct super *s, const struct super_open_opts *opts)
 {
 	enum replicas_state replicas = super_replicas_state(s, NULL);
@@ -311,12 +334,7 @@ int super_check_enough_devices(struct super *s, const struct super_open_opts *op
 		return 0;
 
 	if (replicas == REPLICAS_LOST ? !super_accepts_very_degraded(opts) : !super_accepts_degraded(opts)) {
-		refuse_missing(s, opts->needs_all ? "Name all devices, joined by colons: all of them are changed."
-				  : replicas == REPLICAS_LOST
-					  ? "Name all devices, joined by colons. Without these some data has no copy "
-					    "left: --very-degraded (mount option very_degraded) opens the rest."
-					  : "Name all devices, joined by colons; or use --degraded (mount option "
-					    "degraded), as all that is known to be on these has copies elsewhere.");
+		refuse_missing(s, missing_advice(s, opts, replicas));
 		return -ENODEV;
 	}
 	for (unsigned i = 0; i < s->member_nr; i++)

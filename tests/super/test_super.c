@@ -310,6 +310,17 @@ static void split_brain_drops_the_older_branch(void **state)
 	assert_false(super_member_online(s, 0));
 	assert_non_null(strstr(reports.text, "split brain"));
 	super_close(s);
+	/* both were named, so that isn't asked for */
+	fs_init(&a, 2);
+	b = a;
+	a.seq = b.seq = 12;
+	a.member[0].seq = 12;
+	b.member[1].seq = 12;
+	a.write_time = 2000;
+	b.write_time = 3000;
+	assert_int_equal(open_pair(&a, &b, (struct super_open_opts){ 0 }, &s), -ENODEV);
+	assert_non_null(strstr(reports.text, "left out, as was told"));
+	assert_null(strstr(reports.text, "Name all devices"));
 
 	/* the other one went on alone behind what the newest knows of it */
 	fs_init(&a, 2);
