@@ -307,7 +307,8 @@ int mount_server_sync(struct mount_server *s)
 
 void mount_server_failed(struct mount_server *s)
 {
-	(void)s; /* a process has one */
+	/* In this order: session_run() looks for it when it can be told. */
+	__atomic_store_n(&s->has_failed, true, __ATOMIC_SEQ_CST);
 	session_failed();
 }
 

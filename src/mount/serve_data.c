@@ -169,8 +169,11 @@ void serve_write(fuse_req_t req, fuse_ino_t id, const char *buf, size_t size, of
 	/* Pages come from the kernel, whoever wrote to them. */
 	if (fi->writepage && server_of(req)->has_quotas)
 		kiln_quota_privileged(fs, false);
+	__atomic_fetch_add(&server_of(req)->writes_nr, 1, __ATOMIC_RELAXED);
 	ssize_t n = fi->writepage ? write_back(server_of(req), node, buf, size, (uint64_t)offset)
 				  : write_with(server_of(req), node, buf, size, (uint64_t)offset, flags);
+	__atomic_fetch_sub(&server_of(req)->writes_nr, 1, __ATOMIC_RELAXED);
+	__atomic_fetch_add(&server_of(req)->written_bytes, (uint64_t)max(n, (ssize_t)0), __ATOMIC_RELAXED);
 	if (n < 0 && fi->writepage)
 		failure_note(server_of(req), node, (int)-n);
 	if (is_mode_changed)

@@ -43,7 +43,11 @@ struct mount_server {
 	bool is_io_uring_offered;
 	uint64_t init_unique;
 	struct rings *rings; /* loop.c, ring.c; NULL: requests are only read */
-	bool has_quotas;     /* some type is counted, so limits may hold */
+	bool has_failed;     /* mount_server_failed() was called; atomic */
+	/* For who watches how it ends; atomic. */
+	unsigned writes_nr; /* under way */
+	uint64_t written_bytes;
+	bool has_quotas; /* some type is counted, so limits may hold */
 	/* Buffers of REQUEST_BYTES_MAX for reading, kept so that their pages needn't be made again. */
 	struct mutex buffers_lock;
 	void *buffers[BUFFERS_IDLE_MAX];

@@ -10,6 +10,9 @@
  * After an error that makes writing unsafe, the mount table is made to say "read-only", so that who writes hears it at
  * once and not when the page cache is written back. The kernel refuses as long as a file is open for writing, so that
  * is tried again and again; by a child, as the system call waits for requests of its own.
+ *
+ * How long the end takes is up to devices, and to how much the kernel has cached. So from a signal on, or when the
+ * mount is seen to have gone from the mount table, it is said now and then what is waited for (watchdog.h).
  */
 #include "mount/session.h"
 
@@ -34,6 +37,7 @@
 #include "mount/mountinfo.h"
 #include "mount/protocol.h"
 #include "mount/prune.h"
+#include "mount/watchdog.h"
 
 /* --- arguments of libfuse --- */
 
@@ -81,16 +85,29 @@ static int build_args(struct fuse_args *args, const struct mount_options *o)
 /* --- ending --- */
 
 /* What the main thread waits for: one byte each, in a pipe that a signal's handler can write to. */
-enum event { EVENT_SIGNAL = 's', EVENT_SERVED = 'e', EVENT_UNMOUNTED = 'u', EVENT_FAILED = 'f', EVENT_NONE = 0 };
+enum event {
+	EVENT_SIGNAL = 's',
+	EVENT_SERVED = 'e',
+	EVENT_UNMOUNTED = 'u',
+	EVENT_FAILED = 'f',
+	/* From no pipe: */
+	EVENT_TABLE = 't', /* the mount table has changed */
+	EVENT_NONE = 0,
+};
 
 /* The pipe's end for writing. Handlers of signals have no argument: the one piece of state that is the process's. */
 static volatile int events_write_fd = -1;
 static const int end_signals[] = { SIGTERM, SIGINT, SIGHUP };
 
 struct ending {
+	struct mount_server *server;
 	struct loop *loop;
 	dev_t device; /* as the mount table has it */
 	struct task *task;
+	struct watchdog *watchdog;
+	const char *step;     /* that is being waited for; atomic */
+	uint64_t begin_bytes; /* had been written when it was begun to watch */
+	uint64_t told_bytes;  /* the watchdog's own */
 };
 
 static void event_tell(enum event event)
@@ -139,19 +156,21 @@ void session_failed(void)
 		event_tell(EVENT_FAILED);
 }
 
-/* EVENT_NONE: none came for @timeout_ms (-1: there is no end to waiting). */
-static enum event event_wait(int fd, int timeout_ms)
+/* EVENT_NONE: none came for @timeout_ms (-1: there is no end to waiting). @table_fd: proc(5)'s mountinfo, or -1. */
+static enum event event_wait(int fd, int table_fd, int timeout_ms)
 {
-	struct pollfd poll_fd = { .fd = fd, .events = POLLIN };
+	struct pollfd fds[] = { { .fd = fd, .events = POLLIN }, { .fd = table_fd, .events = POLLPRI } };
 	char byte;
 
 	for (;;) {
-		int nr = poll(&poll_fd, 1, timeout_ms);
+		int nr = poll(fds, ARRAY_NR(fds), timeout_ms);
 
 		if (!nr)
 			return EVENT_NONE;
-		if (nr > 0 && read(fd, &byte, 1) == 1)
+		if (nr > 0 && fds[0].revents && read(fd, &byte, 1) == 1)
 			return (enum event)byte;
+		if (nr > 0 && fds[1].revents)
+			return EVENT_TABLE;
 	}
 }
 
@@ -176,18 +195,63 @@ static int unmount(const char *mountpoint, bool is_lazy)
 	return WIFEXITED(status) && !WEXITSTATUS(status) ? 0 : -EBUSY;
 }
 
+static const char step_write_back[] = "the kernel writes back what it has cached";
+static const char step_unmount[] = "the kernel unmounts it";
+static const char step_gone[] =
+	"it is no longer mounted, but the kernel still writes back what it had cached, or files are open";
+static const char step_answers[] = "requests that are being answered";
+
+/* What comes last stays, also where a second signal didn't wait for what is before it. */
+static void step_set(struct ending *e, const char *step)
+{
+	if (__atomic_load_n(&e->step, __ATOMIC_ACQUIRE) != step_answers)
+		__atomic_store_n(&e->step, step, __ATOMIC_RELEASE);
+}
+
+static void ending_tell(void *ctx, uint64_t waited_s)
+{
+	struct ending *e = ctx;
+	const struct mount_server *s = e->server;
+	const char *step = __atomic_load_n(&e->step, __ATOMIC_ACQUIRE);
+	unsigned writes_nr = __atomic_load_n(&s->writes_nr, __ATOMIC_RELAXED);
+	uint64_t bytes = __atomic_load_n(&s->written_bytes, __ATOMIC_RELAXED);
+	bool is_idle = !writes_nr && bytes == e->told_bytes;
+
+	e->told_bytes = bytes;
+	/* Files may be open for as long as somebody likes. */
+	if (step == step_gone && is_idle)
+		return;
+	fuse_log(
+		FUSE_LOG_WARNING,
+		"%s: still ending after %llu s: %s (%u writes under way, %.1f MiB written meanwhile). `kiln status %s` "
+		"tells more; `kill %s%d` ends it without waiting, and what isn't written then is lost",
+		s->options->mountpoint, (unsigned long long)waited_s, step, writes_nr,
+		(double)(bytes - e->begin_bytes) / (1 << 20), s->options->source, step == step_answers ? "-9 " : "",
+		(int)getpid());
+}
+
+static void ending_watch(struct ending *e, const char *step)
+{
+	step_set(e, step);
+	if (e->watchdog)
+		return;
+	e->begin_bytes = e->told_bytes = __atomic_load_n(&e->server->written_bytes, __ATOMIC_RELAXED);
+	e->watchdog = watchdog_start(ending_tell, e);
+}
+
 /* Have the kernel write back what it has cached of the mount, and wait for it. */
-static void write_back_cached(struct loop *loop, const char *mountpoint)
+static void write_back_cached(struct ending *e, const char *mountpoint)
 {
 	int fd = open(mountpoint, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
 	if (fd < 0)
 		return;
+	step_set(e, step_write_back);
 	if (syncfs(fd))
 		fuse_log(FUSE_LOG_ERR, "what was cached can't be written back: %s", strerror(errno));
 	close(fd);
 	/* After a second signal it is as that asked for. */
-	if (loop_drain(loop) == -ETIMEDOUT)
+	if (loop_drain(e->loop) == -ETIMEDOUT)
 		fuse_log(FUSE_LOG_ERR, "what was cached isn't all written back, as so much is read and written");
 }
 
@@ -228,16 +292,18 @@ static char *mounted_last(dev_t device)
 	return last;
 }
 
-static int end_mount_at(struct loop *loop, const char *mountpoint)
+static int end_mount_at(struct ending *e, const char *mountpoint)
 {
 	/* Where it is in use in another namespace as well, unmounting writes nothing back. */
-	write_back_cached(loop, mountpoint);
+	write_back_cached(e, mountpoint);
+	step_set(e, step_unmount);
 	int err = unmount_unless_in_use(mountpoint);
 
 	if (err == -EBUSY) {
 		fuse_log(FUSE_LOG_WARNING,
 			 "%s is in use: it is unmounted all the same, and what is open there gives errors", mountpoint);
-		write_back_cached(loop, mountpoint);
+		write_back_cached(e, mountpoint);
+		step_set(e, step_unmount);
 		err = unmount(mountpoint, true);
 	}
 	if (err)
@@ -252,7 +318,7 @@ static void end_mount(void *arg)
 	int err = 0;
 
 	while (!err && (mountpoint = mounted_last(e->device))) {
-		err = end_mount_at(e->loop, mountpoint);
+		err = end_mount_at(e, mountpoint);
 		free(mountpoint);
 	}
 	/* Unmounted, serving ends by itself; where files are still open it must be told. */
@@ -361,9 +427,19 @@ static void sever(struct fuse_session *session)
 	close(fds[1]);
 }
 
+/* Does the mount table have it? False where it isn't known as what. */
+static bool is_in_table(dev_t device)
+{
+	char *at = device ? mounted_last(device) : NULL;
+	bool is_there = at;
+
+	free(at);
+	return is_there;
+}
+
 static int serve(struct mount_server *s, int events_fd, void (*mounted)(void *ctx), void *ctx)
 {
-	struct ending ending = { .device = device_of(s->options->mountpoint) };
+	struct ending ending = { .server = s, .device = device_of(s->options->mountpoint) };
 	struct remount remount = { 0 };
 	bool is_over = false;
 	struct loop *loop = NULL;
@@ -379,17 +455,31 @@ static int serve(struct mount_server *s, int events_fd, void (*mounted)(void *ct
 	}
 	mounted(ctx);
 	read_ahead_set(ending.device);
+	int table_fd = is_in_table(ending.device) ? open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC) : -1;
+	/* Before there was a pipe for it. */
+	if (__atomic_load_n(&s->has_failed, __ATOMIC_SEQ_CST))
+		event_tell(EVENT_FAILED);
 	while (!is_over) {
-		switch (event_wait(events_fd, remount.is_due ? REMOUNT_AGAIN_MS : -1)) {
+		switch (event_wait(events_fd, ending.watchdog ? -1 : table_fd,
+				   remount.is_due ? REMOUNT_AGAIN_MS : -1)) {
 		case EVENT_SIGNAL:
+			if (!ending.task)
+				ending_watch(&ending, step_unmount);
 			/* The first signal asks for the end; the second one doesn't wait for it. */
 			is_over = ending.task || task_start(&ending.task, "unmount", end_mount, &ending);
 			break;
 		case EVENT_FAILED: remount.is_due = !s->options->is_readonly && !geteuid(); break;
+		case EVENT_TABLE:
+			if (!is_in_table(ending.device))
+				ending_watch(&ending, step_gone);
+			break;
 		case EVENT_NONE: remount_try(&remount, s->options->mountpoint); break;
 		default: is_over = true; break;
 		}
 	}
+	step_set(&ending, step_answers);
+	if (table_fd >= 0)
+		close(table_fd);
 	/* What it asks of the kernel may wait for requests to be served. */
 	prune_stop(s);
 	fuse_session_exit(s->session);
@@ -399,6 +489,7 @@ static int serve(struct mount_server *s, int events_fd, void (*mounted)(void *ct
 		sever(s->session);
 		task_join(ending.task);
 	}
+	watchdog_stop(ending.watchdog);
 	/* What it waits for won't come any more once the session is gone. */
 	if (remount.child)
 		kill(remount.child, SIGKILL);

@@ -15,7 +15,7 @@
 int session_run(struct mount_server *s, const struct fuse_lowlevel_ops *ops, size_t ops_bytes,
 		void (*mounted)(void *ctx), void *ctx);
 
-/* See mount_server_failed(). */
+/* See mount_server_failed(). A process has one. */
 void session_failed(void);
 
 #endif

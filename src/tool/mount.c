@@ -18,11 +18,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "base/clock.h"
 #include "base/strbuf.h"
 #include "base/sync.h"
 #include "mount/control.h"
 #include "mount/mount.h"
+#include "mount/watchdog.h"
 #include "tool/mount_facts.h"
 #include "tool/mounted.h"
 #include "tool/tool.h"
@@ -234,54 +234,28 @@ static void fuse_message(enum fuse_log_level level, const char *fmt, va_list arg
 
 /* --- the end --- */
 
-enum { PATIENCE_S = 10, NS_PER_S = 1000000000 };
-
-/* Says what a shutdown is at that takes long, until it is over. */
-struct watchdog {
+/* Says what a shutdown is at that takes long. */
+struct shutdown {
 	const struct mount_command *m;
 	kiln_fs *fs;
-	struct mutex lock;
-	struct waitq over;
-	bool is_over;
-	struct task *task;
 };
 
-static void watchdog_run(void *arg)
+static void shutdown_tell(void *ctx, uint64_t waited_s)
 {
-	struct watchdog *w = arg;
-	uint64_t waited_s = 0;
+	const struct shutdown *d = ctx;
+	const char *step = __atomic_load_n(&d->fs->stop_step, __ATOMIC_ACQUIRE);
 
-	mutex_lock(&w->lock);
-	while (!w->is_over) {
-		waitq_wait_until(&w->over, &w->lock, clock_monotonic_ns() + (uint64_t)PATIENCE_S * NS_PER_S);
-		if (w->is_over)
-			break;
-		waited_s += PATIENCE_S;
-		const char *step = __atomic_load_n(&w->fs->stop_step, __ATOMIC_ACQUIRE);
-		tool_error("%s: still writing back after %llu s: %s", w->m->fs_arg, (unsigned long long)waited_s,
-			   step ? step : "waiting for changes that are under way");
-	}
-	mutex_unlock(&w->lock);
+	tool_error("%s: still writing back after %llu s: %s", d->m->fs_arg, (unsigned long long)waited_s,
+		   step ? step : "waiting for changes that are under way");
 }
 
 static int shut_down_watched(const struct mount_command *m, kiln_fs *fs)
 {
-	struct watchdog w = { .m = m, .fs = fs };
-
-	mutex_init(&w.lock);
-	waitq_init(&w.over);
-	/* Without it there is only nobody who tells. */
-	bool is_watched = !task_start(&w.task, "watchdog", watchdog_run, &w);
+	struct shutdown d = { .m = m, .fs = fs };
+	struct watchdog *w = watchdog_start(shutdown_tell, &d);
 	int err = kiln_shutdown(fs);
 
-	mutex_lock(&w.lock);
-	w.is_over = true;
-	waitq_wake_all(&w.over);
-	mutex_unlock(&w.lock);
-	if (is_watched)
-		task_join(w.task);
-	waitq_destroy(&w.over);
-	mutex_destroy(&w.lock);
+	watchdog_stop(w);
 	return err;
 }
 
@@ -305,6 +279,9 @@ static int serve_with_control(struct mount_command *m, kiln_fs *fs, struct mount
 	fuse_set_log_func(fuse_message);
 	m->open.fatal_ctx = server;
 	__atomic_store_n(&m->open.fatal, on_fatal, __ATOMIC_RELEASE);
+	/* Before there was anybody to tell. */
+	if (__atomic_load_n(&fs->shut_down, __ATOMIC_ACQUIRE))
+		mount_server_failed(server);
 	err = mount_serve(server, mounted, m);
 	notify_service_manager("STOPPING=1");
 

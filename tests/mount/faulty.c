@@ -1,9 +1,10 @@
 /*
  * A mount whose device fails as it is told to: a server as `kiln mount -f`, with the wrapper that injects faults below.
  *
- *	faulty-mount OPTIONS IMAGE DIRECTORY
+ *	faulty-mount OPTIONS IMAGE DIRECTORY [LINE]
  *
- * OPTIONS are those of the filesystem, comma separated, maybe none. It says "mounted" on standard output, and then
+ * OPTIONS are those of the filesystem, comma separated, maybe none. With LINE, which is as below, something is changed
+ * before it is mounted, for the fault to be met. It says "mounted" on standard output, and then
  * takes lines from standard input, each answered with "ok":
  *
  *	error OP BEGIN END PER_MILLION TIMES	I/O fails with EIO; OP is read, write, or flush, the range in bytes
@@ -13,9 +14,12 @@
  * Unmounted, it ends with 0 if the shutdown was clean, else 1. What is reported goes to standard error.
  */
 #include <errno.h>
+#include <fuse_log.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/clock.h"
 #include "base/sync.h"
@@ -37,6 +41,16 @@ static void on_report(void *ctx, const struct kiln_report *report)
 	struct mount_server *server = __atomic_load_n(&f->server, __ATOMIC_ACQUIRE);
 	if (report->level == KILN_REPORT_FATAL && server)
 		mount_server_failed(server);
+}
+
+/* Messages have no newline. */
+static void message(enum fuse_log_level level, const char *fmt, va_list args)
+{
+	(void)level;
+	flockfile(stderr);
+	vfprintf(stderr, fmt, args);
+	fputc('\n', stderr);
+	funlockfile(stderr);
 }
 
 static int op_parse(const char *name, enum device_op *op)
@@ -101,6 +115,14 @@ static void on_mounted(void *ctx)
 		abort();
 }
 
+static bool change_fails(kiln_fs *fs)
+{
+	struct kiln_stat st;
+
+	return kiln_create(fs, kiln_root(fs), "d", 1, &(struct kiln_create){ .mode = S_IFDIR | 0755 }, &st) ||
+	       kiln_sync(fs);
+}
+
 int main(int argc, char **argv)
 {
 	struct faulty f = { 0 };
@@ -113,9 +135,10 @@ int main(int argc, char **argv)
 	struct device *dev;
 	kiln_fs *fs;
 
-	if (argc != 4)
+	if (argc != 4 && argc != 5)
 		return 2;
 	setvbuf(stdout, NULL, _IOLBF, 0);
+	fuse_set_log_func(message);
 	options.mount_options = argv[1][0] ? argv[1] : NULL;
 	struct mount_options mount = { .mountpoint = argv[3], .source = argv[2] };
 	int err = device_open_file(argv[2], DEVICE_OPEN_WRITE, NULL, &dev, why);
@@ -131,6 +154,8 @@ int main(int argc, char **argv)
 	if (!server)
 		return 2;
 	__atomic_store_n(&f.server, server, __ATOMIC_RELEASE);
+	if (argc == 5 && (fault_add(&f, argv[4]) || !change_fails(fs)))
+		return 2;
 	err = mount_serve(server, on_mounted, &f);
 	__atomic_store_n(&f.server, NULL, __ATOMIC_RELEASE);
 	int shut_err = kiln_shutdown(fs);
@@ -138,6 +163,7 @@ int main(int argc, char **argv)
 		fprintf(stderr, "not clean: %s\n", strerror(-shut_err));
 	/* Whatever is asked from now on needs no device, which the filesystem closes. */
 	mount_server_free(server);
-	fflush(NULL);
+	/* Standard input is being read. */
+	fflush(stdout);
 	_Exit(err || shut_err ? 1 : 0);
 }
