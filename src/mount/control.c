@@ -1,12 +1,14 @@
 /*
  * The control socket. See control.h.
  *
- * One task accepts and answers, one connection after the other: clients are few, and their requests short. A client
- * that says nothing is dropped after a moment.
+ * One task accepts, and has each connection answered by a task of its own: some requests wait for devices, and then who
+ * asks what the server does mustn't wait for them. Clients are few; beyond CONNECTIONS_MAX they wait to be accepted.
+ * One that says nothing is dropped after a moment.
  */
 #include "mount/control.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,12 +23,26 @@
 #include "base/sync.h"
 #include "base/util.h"
 
+enum { CONNECTIONS_MAX = 64 };
+
+struct connection {
+	struct control *control;
+	struct task *task; /* NULL: there is none */
+	/* Under the lock: */
+	int fd; /* -1: it is over */
+};
+
 struct control {
 	control_fn fn;
 	void *ctx;
 	struct task *task;
 	int listen_fd, stop_fd;
 	struct sockaddr_un address;
+	char about_path[CONTROL_PATH_BYTES]; /* empty: there is no such file */
+	struct mutex lock;
+	struct waitq over; /* a connection is */
+	bool is_stopping;
+	struct connection connections[CONNECTIONS_MAX];
 };
 
 bool control_directory(char *path, size_t size)
@@ -76,9 +92,9 @@ static bool receive_line(int fd, char *line, size_t size)
 	return false;
 }
 
-static void answer(struct control *c, int fd)
+static void answer(const struct control *c, int fd)
 {
-	struct timeval patience = { .tv_sec = 2 };
+	struct timeval patience = { .tv_sec = 10 };
 	char request[CONTROL_REQUEST_BYTES_MAX];
 
 	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
@@ -88,6 +104,51 @@ static void answer(struct control *c, int fd)
 	CLEANUP_FREE char *reply = c->fn(c->ctx, request);
 	if (reply && send_all(fd, reply, strlen(reply)))
 		send_all(fd, "\n", 1);
+}
+
+static void connection_run(void *arg)
+{
+	struct connection *k = arg;
+	struct control *c = k->control;
+
+	answer(c, k->fd);
+	mutex_lock(&c->lock);
+	close(k->fd);
+	k->fd = -1;
+	waitq_wake_all(&c->over);
+	mutex_unlock(&c->lock);
+}
+
+/* One that is over, or never was. */
+static struct connection *connection_free(struct control *c)
+{
+	for (unsigned i = 0; i < CONNECTIONS_MAX; i++)
+		if (c->connections[i].fd < 0)
+			return &c->connections[i];
+	return NULL;
+}
+
+static void connection_begin(struct control *c, int fd)
+{
+	struct connection *k;
+
+	mutex_lock(&c->lock);
+	while (!(k = connection_free(c)) && !c->is_stopping)
+		waitq_wait(&c->over, &c->lock);
+	if (k)
+		k->fd = fd;
+	mutex_unlock(&c->lock);
+	if (!k) {
+		close(fd);
+		return;
+	}
+	if (k->task)
+		task_join(k->task);
+	/* Without a thread this one does it. */
+	if (task_start(&k->task, "control-answer", connection_run, k)) {
+		k->task = NULL;
+		connection_run(k);
+	}
 }
 
 static void control_run(void *arg)
@@ -101,16 +162,30 @@ static void control_run(void *arg)
 		if (fds[1].revents)
 			return;
 		int fd = fds[0].revents ? accept4(c->listen_fd, NULL, NULL, SOCK_CLOEXEC) : -1;
-		if (fd >= 0) {
-			answer(c, fd);
-			close(fd);
-		}
+		if (fd >= 0)
+			connection_begin(c, fd);
 	}
 }
 
 /* --- begin and end --- */
 
-static int listen_at(struct control *c)
+/* Who can't read it asks. */
+static void about_write(struct control *c, const char *about)
+{
+	unlink(c->about_path);
+	int fd = open(c->about_path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	FILE *f = fd < 0 ? NULL : fdopen(fd, "w");
+
+	if (!f) {
+		if (fd >= 0)
+			close(fd);
+		return;
+	}
+	fprintf(f, "%s\n", about);
+	fclose(f);
+}
+
+static int listen_at(struct control *c, const char *about)
 {
 	char directory[CONTROL_PATH_BYTES];
 
@@ -118,6 +193,10 @@ static int listen_at(struct control *c)
 		return -ENOENT;
 	if (mkdir(directory, 0700) && errno != EEXIST)
 		return -errno;
+	int about_len = snprintf(c->about_path, sizeof(c->about_path), "%s/%d.json", directory, (int)getpid());
+	if (about_len < 0 || (size_t)about_len >= sizeof(c->about_path))
+		return -ENAMETOOLONG;
+	about_write(c, about);
 	c->address.sun_family = AF_UNIX;
 	int n = snprintf(c->address.sun_path, sizeof(c->address.sun_path), "%s/%d.sock", directory, (int)getpid());
 	if (n < 0 || (size_t)n >= sizeof(c->address.sun_path))
@@ -127,23 +206,28 @@ static int listen_at(struct control *c)
 		return -errno;
 	/* One of that name belonged to a process that is gone. */
 	unlink(c->address.sun_path);
-	if (bind(c->listen_fd, (struct sockaddr *)&c->address, sizeof(c->address)) || listen(c->listen_fd, 16))
+	if (bind(c->listen_fd, (struct sockaddr *)&c->address, sizeof(c->address)) ||
+	    listen(c->listen_fd, CONNECTIONS_MAX))
 		return -errno;
 	return 0;
 }
 
 static void control_free(struct control *c)
 {
+	if (c->about_path[0])
+		unlink(c->about_path);
 	if (c->listen_fd >= 0) {
 		unlink(c->address.sun_path);
 		close(c->listen_fd);
 	}
 	if (c->stop_fd >= 0)
 		close(c->stop_fd);
+	waitq_destroy(&c->over);
+	mutex_destroy(&c->lock);
 	free(c);
 }
 
-int control_start(struct control **control, control_fn fn, void *ctx)
+int control_start(struct control **control, const char *about, control_fn fn, void *ctx)
 {
 	struct control *c = calloc(1, sizeof(*c));
 
@@ -152,9 +236,13 @@ int control_start(struct control **control, control_fn fn, void *ctx)
 		return -ENOMEM;
 	c->fn = fn;
 	c->ctx = ctx;
+	mutex_init(&c->lock);
+	waitq_init(&c->over);
+	for (unsigned i = 0; i < CONNECTIONS_MAX; i++)
+		c->connections[i] = (struct connection){ .control = c, .fd = -1 };
 	c->listen_fd = -1;
 	c->stop_fd = eventfd(0, EFD_CLOEXEC);
-	int err = c->stop_fd < 0 ? -errno : listen_at(c);
+	int err = c->stop_fd < 0 ? -errno : listen_at(c, about);
 	if (!err)
 		err = task_start(&c->task, "control", control_run, c);
 	if (err) {
@@ -165,12 +253,30 @@ int control_start(struct control **control, control_fn fn, void *ctx)
 	return 0;
 }
 
+/* No request is waited for any more, but those that have come are answered. */
+static void connections_stop(struct control *c)
+{
+	mutex_lock(&c->lock);
+	c->is_stopping = true;
+	for (unsigned i = 0; i < CONNECTIONS_MAX; i++)
+		if (c->connections[i].fd >= 0)
+			shutdown(c->connections[i].fd, SHUT_RD);
+	waitq_wake_all(&c->over);
+	mutex_unlock(&c->lock);
+}
+
 void control_stop(struct control *c)
 {
 	if (!c)
 		return;
+	connections_stop(c);
 	/* Eight bytes into a counter that is zero: it can't fail. */
 	if (eventfd_write(c->stop_fd, 1) == 0)
 		task_join(c->task);
+	/* One that came since. */
+	connections_stop(c);
+	for (unsigned i = 0; i < CONNECTIONS_MAX; i++)
+		if (c->connections[i].task)
+			task_join(c->connections[i].task);
 	control_free(c);
 }

@@ -4,6 +4,9 @@
  * It is DIRECTORY/PID.sock, DIRECTORY being /run/kiln for root and $XDG_RUNTIME_DIR/kiln for others. A client sends one
  * line, a JSON object {"command": NAME}, and gets one line, a JSON object: {"ok": true, ...} or {"ok": false, "error":
  * TEXT}. Then the connection is closed. Commands: "status", "debug", "sync" (docs/man/kiln-status.1.scd).
+ * Many are answered at a time.
+ *
+ * Beside it lies DIRECTORY/PID.json, which tells who it is to whom it doesn't answer.
  *
  * The socket is there until the devices are free again, so that whoever wants to open them can tell a server that is
  * ending from one that serves.
@@ -16,16 +19,20 @@
 
 enum { CONTROL_PATH_BYTES = 108, CONTROL_REQUEST_BYTES_MAX = 4096 };
 
-/* Answer a request (without its newline) with a text of one line, malloced; NULL closes the connection. */
+/* Answer a request (without its newline) with a text of one line, malloced; NULL closes the connection. By many tasks.
+ */
 typedef char *(*control_fn)(void *ctx, const char *request);
 
 struct control;
 
 /* The folder of the sockets of this user. False when there is none. */
 bool control_directory(char *path, size_t size);
-/* Listen, and answer with @fn from a task of its own. 0 or a negative errno: a server works without it, too. */
-int control_start(struct control **control, control_fn fn, void *ctx);
-/* NULL is allowed. */
+/*
+ * Listen, and answer with @fn from tasks of its own. @about: a line for the file beside the socket. 0 or a negative
+ * errno: a server works without it, too.
+ */
+int control_start(struct control **control, const char *about, control_fn fn, void *ctx);
+/* What is being answered is waited for. NULL is allowed. */
 void control_stop(struct control *control);
 
 #endif

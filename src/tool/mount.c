@@ -19,7 +19,6 @@
 #include <unistd.h>
 
 #include "base/strbuf.h"
-#include "base/sync.h"
 #include "mount/control.h"
 #include "mount/mount.h"
 #include "mount/watchdog.h"
@@ -249,10 +248,12 @@ static void shutdown_tell(void *ctx, uint64_t waited_s)
 		   step ? step : "waiting for changes that are under way");
 }
 
-static int shut_down_watched(const struct mount_command *m, kiln_fs *fs)
+static int shut_down_watched(const struct mount_command *m, kiln_fs *fs, struct mount_facts_of *facts)
 {
 	struct shutdown d = { .m = m, .fs = fs };
 	struct watchdog *w = watchdog_start(shutdown_tell, &d);
+
+	mount_facts_end(facts);
 	int err = kiln_shutdown(fs);
 
 	watchdog_stop(w);
@@ -272,8 +273,9 @@ static int serve_with_control(struct mount_command *m, kiln_fs *fs, struct mount
 					.is_readonly = m->mount.is_readonly };
 	struct control *control;
 
-	mutex_init_ranked(&facts.lock, LOCK_OUTERMOST);
-	int err = control_start(&control, mount_facts_answer, &facts);
+	mount_facts_init(&facts);
+	CLEANUP_FREE char *about = mount_facts_about(&facts);
+	int err = control_start(&control, about ? about : "{}", mount_facts_answer, &facts);
 	if (err && m->open.is_verbose)
 		tool_error("there is no control socket: %s", strerror(-err));
 	fuse_set_log_func(fuse_message);
@@ -285,12 +287,7 @@ static int serve_with_control(struct mount_command *m, kiln_fs *fs, struct mount
 	err = mount_serve(server, mounted, m);
 	notify_service_manager("STOPPING=1");
 
-	mutex_lock(&facts.lock);
-	facts.is_ending = true;
-	facts.fs = NULL;
-	facts.server = NULL;
-	mutex_unlock(&facts.lock);
-	int shut_err = shut_down_watched(m, fs);
+	int shut_err = shut_down_watched(m, fs, &facts);
 	if (shut_err)
 		tool_error("%s is not clean: %s. What was synced is safe, and the next mount recovers the rest; "
 			   "`kiln check %s` says before whether it is in order",
@@ -298,7 +295,7 @@ static int serve_with_control(struct mount_command *m, kiln_fs *fs, struct mount
 	mount_server_free(server);
 	kiln_close(fs);
 	control_stop(control);
-	mutex_destroy(&facts.lock);
+	mount_facts_destroy(&facts);
 	return err ? err : shut_err;
 }
 

@@ -2,7 +2,8 @@
  * kiln status, sync and debug: what the servers of mounted filesystems say and do.
  *
  * Servers are found by their sockets, one per process and named after it. A socket that nobody listens at is left from
- * a server that was killed: it is passed over, and removed when there is no such process.
+ * a server that was killed: it is passed over, and removed when there is no such process. Those that are meant are
+ * asked all at once, so one that is stuck holds up none; what the file beside its socket says of it is told instead.
  */
 #include "tool/mount_control.h"
 
@@ -11,6 +12,7 @@
 #include <fcntl.h>
 #include <glob.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,109 +21,326 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/strbuf.h"
+#include "base/sync.h"
 #include "mount/control.h"
 #include "tool/mounted.h"
 #include "tool/tool.h"
 
-enum { STATUS_SECONDS_MAX = 30 };
+enum { STATUS_SECONDS_MAX = 5, NS_PER_S = 1000000000, NS_PER_MS = 1000000 };
 
-/* --- asking --- */
+/* --- a request --- */
+
+/* The file beside a socket, which says whose it is. To be freed; NULL when memory is short. */
+static char *about_path(const char *socket_path)
+{
+	size_t len = strlen(socket_path) - strlen("sock");
+	char *path = NULL;
+
+	return asprintf(&path, "%.*sjson", (int)len, socket_path) < 0 ? NULL : path;
+}
+
+static pid_t pid_of(const char *socket_path)
+{
+	const char *name = strrchr(socket_path, '/');
+
+	return name ? (pid_t)atoi(name + 1) : 0;
+}
 
 /* Nobody listens at @path, unless its server is about to. */
 static void left_over_remove(const char *path)
 {
-	const char *name = strrchr(path, '/');
-	pid_t pid = name ? (pid_t)atoi(name + 1) : 0;
+	pid_t pid = pid_of(path);
 
-	if (pid > 0 && kill(pid, 0) && errno == ESRCH)
-		unlink(path);
+	if (pid <= 0 || !kill(pid, 0) || errno != ESRCH)
+		return;
+	CLEANUP_FREE char *about = about_path(path);
+	if (about)
+		unlink(about);
+	unlink(path);
 }
 
-/*
- * NULL: no answer. Who is asked for its status must say something in time, or it is stuck; what else it is told to do
- * may take as long as it takes.
- */
-static json_t *ask_at(const char *path, const char *command)
+/* False: not before @deadline_ns. */
+static bool wait_for_bytes(int fd, uint64_t deadline_ns)
 {
-	const struct timeval limit = { .tv_sec = strcmp(command, "status") ? 0 : STATUS_SECONDS_MAX };
+	struct pollfd ready = { .fd = fd, .events = POLLIN };
+	uint64_t now_ns = clock_monotonic_ns();
+	int nr;
+
+	while ((nr = poll(&ready, 1,
+			  deadline_ns == UINT64_MAX ? -1
+			  : deadline_ns <= now_ns   ? 0
+						    : (int)((deadline_ns - now_ns) / NS_PER_MS + 1))) < 0 &&
+	       errno == EINTR)
+		now_ns = clock_monotonic_ns();
+	return nr > 0;
+}
+
+/* All that comes until the other end is closed: 0; -ETIMEDOUT, or another negative errno. */
+static int receive_all(int fd, uint64_t deadline_ns, struct strbuf *reply)
+{
+	char part[4096];
+
+	for (;;) {
+		if (!wait_for_bytes(fd, deadline_ns))
+			return -ETIMEDOUT;
+		ssize_t n = recv(fd, part, sizeof(part), 0);
+		if (n < 0 && errno != EINTR)
+			return -errno;
+		if (!n)
+			return 0;
+		if (n > 0)
+			strbuf_add_bytes(reply, part, (size_t)n);
+	}
+}
+
+/* One that is about to end may hang up, and one that is stuck not take the connection. */
+static int connect_to(const char *path, uint64_t deadline_ns)
+{
 	struct sockaddr_un to = { .sun_family = AF_UNIX };
-	json_t *reply = NULL;
-	char request[CONTROL_REQUEST_BYTES_MAX];
+	const struct timeval limit = { .tv_sec = deadline_ns == UINT64_MAX ? 0 : STATUS_SECONDS_MAX };
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
 	if (fd < 0 || strlen(path) >= sizeof(to.sun_path)) {
 		if (fd >= 0)
 			close(fd);
-		return NULL;
+		return -EINVAL;
 	}
 	strcpy(to.sun_path, path);
-	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
 	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit)); /* of connecting too */
-	int err = connect(fd, (struct sockaddr *)&to, sizeof(to)) ? errno : 0;
-	FILE *f = err ? NULL : fdopen(fd, "r");
-	if (err == ECONNREFUSED)
+	if (!connect(fd, (struct sockaddr *)&to, sizeof(to)))
+		return fd;
+	int err = errno == EAGAIN ? -ETIMEDOUT : -errno;
+	close(fd);
+	if (err == -ECONNREFUSED)
 		left_over_remove(path);
-	if (!f) {
+	return err;
+}
+
+/* The answer to @request, a line; NULL: there is none. *@is_late: none by then. */
+static json_t *ask_at(const char *path, const char *request, uint64_t deadline_ns, bool *is_late)
+{
+	struct strbuf text = strbuf_growing();
+	size_t len = strlen(request);
+	json_t *reply = NULL;
+	int fd = connect_to(path, deadline_ns);
+	int err = min(fd, 0);
+
+	/* No reason to be killed by a signal if it ends. */
+	if (!err && send(fd, request, len, MSG_NOSIGNAL) != (ssize_t)len)
+		err = -errno;
+	if (!err)
+		err = receive_all(fd, deadline_ns, &text);
+	if (!err)
+		reply = json_loads(strbuf_text(&text), JSON_DISABLE_EOF_CHECK, NULL);
+	if (fd >= 0)
 		close(fd);
-		return NULL;
-	}
-	/* It may be about to end: no reason to be killed by a signal. */
-	int len = snprintf(request, sizeof(request), "{\"command\": \"%s\"}\n", command);
-	if (send(fd, request, (size_t)len, MSG_NOSIGNAL) == len)
-		reply = json_loadf(f, JSON_DISABLE_EOF_CHECK, NULL);
-	fclose(f);
+	strbuf_free(&text);
+	*is_late = err == -ETIMEDOUT;
 	return reply;
 }
 
-static bool is_meant(const json_t *reply, const char *which)
+/* --- who is meant --- */
+
+struct wanted {
+	const char *which; /* NULL: all */
+	char *path;	   /* of the directory that it may be */
+	char *devices;
+};
+
+static struct wanted wanted_new(const char *which)
 {
-	const char *mountpoint = json_string_value(json_object_get(reply, "mountpoint"));
-	const char *source = json_string_value(json_object_get(reply, "source"));
-	CLEANUP_FREE char *device = strchr(which, '=') ? blkid_evaluate_spec(which, NULL) : NULL;
-	CLEANUP_FREE char *path = realpath(which, NULL);
-	CLEANUP_FREE char *seen_there = mounted_source(which);
+	struct wanted w = { .which = which };
+
+	if (!which)
+		return w;
+	w.path = realpath(which, NULL);
+	w.devices = mounted_source(which);
+	if (!w.devices && strchr(which, '='))
+		w.devices = blkid_evaluate_spec(which, NULL);
+	return w;
+}
+
+static void wanted_free(const struct wanted *w)
+{
+	free(w->path);
+	free(w->devices);
+}
+
+static bool is_meant(const json_t *about, const struct wanted *w)
+{
+	const char *mountpoint = json_string_value(json_object_get(about, "mountpoint"));
+	const char *source = json_string_value(json_object_get(about, "source"));
 
 	if (!mountpoint || !source)
 		return false;
-	return !strcmp(path ? path : which, mountpoint) || mounted_lists_meet(seen_there ? seen_there
-									      : device	 ? device
-											 : which,
-									      source);
+	return !strcmp(w->path ? w->path : w->which, mountpoint) ||
+	       mounted_lists_meet(w->devices ? w->devices : w->which, source);
+}
+
+/* --- asking --- */
+
+/* A server that is asked for its status. */
+struct asked {
+	const char *path;
+	json_t *about; /* NULL: unknown */
+	uint64_t deadline_ns;
+	struct task *task; /* NULL: there is none */
+	json_t *status;	   /* NULL: no answer */
+	bool is_late;
+};
+
+static void ask_status(void *arg)
+{
+	struct asked *a = arg;
+
+	a->status = ask_at(a->path, "{\"command\": \"status\"}\n", a->deadline_ns, &a->is_late);
+}
+
+static bool is_stopped(pid_t pid)
+{
+	char path[32], state = 0;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+	FILE *f = fopen(path, "re");
+	if (!f)
+		return false;
+	/* Behind the name, in parentheses, which is of our program. */
+	if (fscanf(f, "%*d (%*[^)]) %c", &state) != 1)
+		state = 0;
+	fclose(f);
+	return state == 'T' || state == 't';
+}
+
+/* What is told of one that says nothing. */
+static json_t *stuck_status(const struct asked *a)
+{
+	json_t *status = a->about ? json_deep_copy(a->about) : json_object();
+	struct strbuf why = strbuf_growing();
+	pid_t pid = pid_of(a->path);
+	const char *mountpoint = json_string_value(json_object_get(status, "mountpoint"));
+
+	if (is_stopped(pid))
+		strbuf_printf(&why, "it has been stopped: `kill -CONT %d` has it go on", (int)pid);
+	else
+		strbuf_printf(&why,
+			      "no answer in %d s: the system log may say which device it waits for; `kill -9 %d` and "
+			      "`umount -l %s` end it, and what was synced is safe",
+			      STATUS_SECONDS_MAX, (int)pid, mountpoint ? mountpoint : "DIRECTORY");
+	json_object_set_new(status, "pid", json_integer(pid));
+	json_object_set_new(status, "state", json_string("stuck"));
+	json_object_set_new(status, "ok", json_false());
+	json_object_set_new(status, "error", json_string(strbuf_text(&why)));
+	strbuf_free(&why);
+	return status;
+}
+
+bool mount_control_is_stuck(const json_t *reply)
+{
+	const char *state = json_string_value(json_object_get(reply, "state"));
+
+	return state && !strcmp(state, "stuck");
+}
+
+/* The status of each of @paths that is meant: a->status, NULL for others. */
+static void ask_all(struct asked *asked, char **paths, size_t nr, const struct wanted *wanted)
+{
+	uint64_t deadline_ns = clock_monotonic_ns() + (uint64_t)STATUS_SECONDS_MAX * NS_PER_S;
+
+	for (size_t i = 0; i < nr; i++) {
+		struct asked *a = &asked[i];
+		CLEANUP_FREE char *about = about_path(paths[i]);
+
+		a->path = paths[i];
+		a->about = about ? json_load_file(about, 0, NULL) : NULL;
+		a->deadline_ns = deadline_ns;
+		if (wanted->which && a->about && !is_meant(a->about, wanted))
+			continue;
+		if (task_start(&a->task, "ask", ask_status, a)) {
+			a->task = NULL;
+			ask_status(a);
+		}
+	}
+	for (size_t i = 0; i < nr; i++) {
+		struct asked *a = &asked[i];
+
+		if (a->task)
+			task_join(a->task);
+		if (a->status && wanted->which && !is_meant(a->status, wanted)) {
+			json_decref(a->status);
+			a->status = NULL;
+		}
+		/* One that may be another's isn't told of. */
+		if (a->is_late && (a->about || !wanted->which))
+			a->status = stuck_status(a);
+	}
 }
 
 json_t *mount_control_ask(const char *which, const char *command)
 {
+	struct strbuf pattern = strbuf_growing(), request = strbuf_growing();
 	char directory[CONTROL_PATH_BYTES];
-	struct strbuf pattern = strbuf_growing();
+	struct wanted wanted = wanted_new(which);
 	json_t *replies = json_array();
 	glob_t found = { 0 };
+	bool is_late;
 
-	if (!control_directory(directory, sizeof(directory)))
-		return replies;
-	strbuf_printf(&pattern, "%s/*.sock", directory);
-	if (glob(strbuf_text(&pattern), 0, NULL, &found))
+	strbuf_printf(&request, "{\"command\": \"%s\"}\n", command);
+	if (control_directory(directory, sizeof(directory)))
+		strbuf_printf(&pattern, "%s/*.sock", directory);
+	if (!pattern.len || glob(strbuf_text(&pattern), 0, NULL, &found))
 		found.gl_pathc = 0;
-	for (size_t i = 0; i < found.gl_pathc; i++) {
-		/* First who it is: only those meant are told to do something. */
-		json_t *status = ask_at(found.gl_pathv[i], "status");
-		if (status && (!which || is_meant(status, which)))
-			json_array_append_new(replies, strcmp(command, "status") ? ask_at(found.gl_pathv[i], command)
-										 : json_incref(status));
-		json_decref(status);
+	struct asked *asked = calloc(found.gl_pathc + 1, sizeof(*asked));
+	if (asked)
+		ask_all(asked, found.gl_pathv, found.gl_pathc, &wanted);
+	for (size_t i = 0; asked && i < found.gl_pathc; i++) {
+		struct asked *a = &asked[i];
+
+		/* First who it is: only those meant are told to do something, which may take as long as it takes. */
+		if (a->status && (!strcmp(command, "status") || mount_control_is_stuck(a->status)))
+			json_array_append(replies, a->status);
+		else if (a->status)
+			json_array_append_new(replies, ask_at(a->path, strbuf_text(&request), UINT64_MAX, &is_late));
+		json_decref(a->status);
+		json_decref(a->about);
 	}
+	free(asked);
 	globfree(&found);
 	strbuf_free(&pattern);
+	strbuf_free(&request);
+	wanted_free(&wanted);
 	return replies;
+}
+
+json_t *mount_control_request(pid_t server, const json_t *request)
+{
+	struct strbuf path = strbuf_growing(), line = strbuf_growing();
+	char directory[CONTROL_PATH_BYTES];
+	CLEANUP_FREE char *text = json_dumps(request, JSON_COMPACT);
+	json_t *reply = NULL;
+	bool is_late;
+
+	if (text && control_directory(directory, sizeof(directory))) {
+		strbuf_printf(&path, "%s/%d.sock", directory, (int)server);
+		strbuf_printf(&line, "%s\n", text);
+		reply = ask_at(strbuf_text(&path), strbuf_text(&line), UINT64_MAX, &is_late);
+	}
+	strbuf_free(&path);
+	strbuf_free(&line);
+	return reply;
 }
 
 /* Its mount goes first; the server hears of that a moment later. */
 bool mount_control_is_ending(const char *fs_arg)
 {
 	CLEANUP_FREE char *mount_point = mounted_at(fs_arg);
-	json_t *replies = mount_control_ask(fs_arg, "status");
-	bool is_ending = !mount_point && json_array_size(replies);
+	json_t *replies = mount_point ? NULL : mount_control_ask(fs_arg, "status");
+	bool is_ending = false;
+	const json_t *reply;
+	size_t i;
 
+	json_array_foreach(replies, i, reply) is_ending |= !mount_control_is_stuck(reply);
 	json_decref(replies);
 	return is_ending;
 }
@@ -204,10 +423,11 @@ static void print_device(const json_t *device)
 static void print_status(const json_t *r)
 {
 	static const double mib = 1 << 20;
+	const char *mountpoint = json_string_value(json_object_get(r, "mountpoint"));
 	const json_t *device, *job;
 	size_t i;
 
-	printf("%s\n", json_string_value(json_object_get(r, "mountpoint")));
+	printf("%s\n", mountpoint ? mountpoint : "a mount of unknown place");
 	printf("  state    %s%s%s, process %d\n", json_string_value(json_object_get(r, "state")),
 	       json_is_true(json_object_get(r, "is_readonly")) ? ", read-only" : "",
 	       json_is_false(json_object_get(r, "is_mounted")) ? ", no longer mounted here" : "",
@@ -292,8 +512,14 @@ static int check_replies(const json_t *replies, const char *which)
 	json_array_foreach(replies, i, reply) if (!json_is_true(json_object_get(reply, "ok")))
 	{
 		const char *error = json_string_value(json_object_get(reply, "error"));
+		const char *mountpoint = json_string_value(json_object_get(reply, "mountpoint"));
 
-		tool_error("the server says: %s", error ? error : "nothing");
+		if (mount_control_is_stuck(reply))
+			tool_error("process %d, which serves %s: %s",
+				   (int)json_integer_value(json_object_get(reply, "pid")),
+				   mountpoint ? mountpoint : "a mount", error);
+		else
+			tool_error("the server says: %s", error ? error : "nothing");
 		status = TOOL_FAILED;
 	}
 	return status;
@@ -417,7 +643,7 @@ static int sync_run(const struct command *self, int argc, char **argv)
 	{
 		const char *mountpoint = json_string_value(json_object_get(server, "mountpoint"));
 
-		if (mountpoint && sync_one(mountpoint) != TOOL_OK)
+		if (mountpoint && !mount_control_is_stuck(server) && sync_one(mountpoint) != TOOL_OK)
 			status = TOOL_FAILED;
 	}
 	json_decref(servers);

@@ -1,7 +1,7 @@
 /*
  * What a server tells about itself over its control socket: its commands are one table, each makes a JSON object.
  *
- * Requests are answered with the lock of struct mount_facts_of held, so that the filesystem stays open meanwhile. One
+ * While requests are answered the filesystem stays open. Many are at a time, as some take long: with no lock held. One
  * that is ending tells no more than that.
  */
 #include "tool/mount_facts.h"
@@ -218,12 +218,13 @@ static json_t *jobs_json(kiln_fs *fs)
 
 /* --- commands --- */
 
-static int add_status(struct mount_facts_of *f, json_t *reply)
+static int add_status(struct mount_facts_of *f, const json_t *request, json_t *reply)
 {
 	bool has_failed = __atomic_load_n(&f->fs->shut_down, __ATOMIC_ACQUIRE);
 	const char *why = kiln_write_refused(f->fs);
 	char error[KILN_ERROR_BYTES];
 
+	(void)request;
 	if (has_failed) {
 		reporter_last(&f->fs->reporter, error);
 		why = error;
@@ -245,24 +246,32 @@ static int add_status(struct mount_facts_of *f, json_t *reply)
 	return 0;
 }
 
-static int add_debug(struct mount_facts_of *f, json_t *reply)
+static int add_debug(struct mount_facts_of *f, const json_t *request, json_t *reply)
 {
 	json_object_set_new(reply, "btrees", btrees_json(f->fs));
 	json_object_set_new(reply, "allocator", allocator_json(f->fs));
 	json_object_set_new(reply, "data", data_json(f->fs));
-	return add_status(f, reply);
+	return add_status(f, request, reply);
 }
 
-static int do_sync(struct mount_facts_of *f, json_t *reply) { return mount_server_sync(f->server); }
+static int do_sync(struct mount_facts_of *f, const json_t *request, json_t *reply)
+{
+	(void)request;
+	(void)reply;
+	return mount_server_sync(f->server);
+}
 
 static const struct {
 	const char *name;
-	int (*fn)(struct mount_facts_of *f, json_t *reply); /* adds to @reply; 0 or a negative errno */
-	int ending_err;					    /* what it comes to when the server is ending */
+	/* Adds to @reply; 0 or a negative errno. */
+	int (*fn)(struct mount_facts_of *f, const json_t *request, json_t *reply);
+	int ending_err; /* what it comes to when the server is ending */
 } control_commands[] = {
+	/* clang-format off */
 	{ "status", add_status, 0 },
 	{ "debug", add_debug, 0 },
 	{ "sync", do_sync, -ESHUTDOWN },
+	/* clang-format on */
 };
 
 static const char *error_text(int err)
@@ -275,20 +284,46 @@ static const char *error_text(int err)
 	}
 }
 
+static json_t *about_json(const struct mount_facts_of *f)
+{
+	return json_pack("{s:i, s:o, s:o}", "pid", (int)getpid(), "mountpoint",
+			 tool_json_bytes(f->mountpoint, strlen(f->mountpoint)), "source",
+			 tool_json_bytes(f->source, strlen(f->source)));
+}
+
+static bool ask_begin(struct mount_facts_of *f)
+{
+	mutex_lock(&f->lock);
+	bool is_ending = f->is_ending;
+	f->asking_nr += !is_ending;
+	mutex_unlock(&f->lock);
+	return !is_ending;
+}
+
+static void ask_end(struct mount_facts_of *f)
+{
+	mutex_lock(&f->lock);
+	f->asking_nr--;
+	waitq_wake_all(&f->asked);
+	mutex_unlock(&f->lock);
+}
+
 static json_t *answer(struct mount_facts_of *f, const char *request)
 {
 	json_t *parsed = json_loads(request, 0, NULL);
 	const char *name = parsed ? json_string_value(json_object_get(parsed, "command")) : NULL;
-	json_t *reply = json_pack("{s:i, s:o, s:o, s:s}", "pid", (int)getpid(), "mountpoint",
-				  tool_json_bytes(f->mountpoint, strlen(f->mountpoint)), "source",
-				  tool_json_bytes(f->source, strlen(f->source)), "state", "ending");
+	json_t *reply = about_json(f);
+	bool is_there = ask_begin(f);
 	int err = -EINVAL;
 
+	json_object_set_new(reply, "state", json_string("ending"));
 	for (size_t i = 0; name && i < ARRAY_NR(control_commands); i++)
 		if (!strcmp(name, control_commands[i].name))
-			err = f->is_ending ? control_commands[i].ending_err : control_commands[i].fn(f, reply);
+			err = is_there ? control_commands[i].fn(f, parsed, reply) : control_commands[i].ending_err;
+	if (is_there)
+		ask_end(f);
 	json_object_set_new(reply, "ok", json_boolean(!err));
-	if (err)
+	if (err && !json_object_get(reply, "error"))
 		json_object_set_new(reply, "error", json_string(error_text(err)));
 	json_decref(parsed);
 	return reply;
@@ -296,12 +331,41 @@ static json_t *answer(struct mount_facts_of *f, const char *request)
 
 char *mount_facts_answer(void *ctx, const char *request)
 {
-	struct mount_facts_of *f = ctx;
-
-	mutex_lock(&f->lock);
-	json_t *reply = answer(f, request);
-	mutex_unlock(&f->lock);
+	json_t *reply = answer(ctx, request);
 	char *text = reply ? json_dumps(reply, JSON_COMPACT) : NULL;
+
 	json_decref(reply);
 	return text;
+}
+
+char *mount_facts_about(const struct mount_facts_of *f)
+{
+	json_t *about = about_json(f);
+	char *text = json_dumps(about, JSON_COMPACT);
+
+	json_decref(about);
+	return text;
+}
+
+/* --- begin and end --- */
+
+void mount_facts_init(struct mount_facts_of *f)
+{
+	mutex_init(&f->lock);
+	waitq_init(&f->asked);
+}
+
+void mount_facts_destroy(struct mount_facts_of *f)
+{
+	waitq_destroy(&f->asked);
+	mutex_destroy(&f->lock);
+}
+
+void mount_facts_end(struct mount_facts_of *f)
+{
+	mutex_lock(&f->lock);
+	f->is_ending = true;
+	while (f->asking_nr)
+		waitq_wait(&f->asked, &f->lock);
+	mutex_unlock(&f->lock);
 }

@@ -8,15 +8,25 @@
 
 /* A server as far as its control socket is concerned. */
 struct mount_facts_of {
-	struct mutex lock; /* over what follows */
-	kiln_fs *fs;	   /* NULL: closed, or being closed */
+	kiln_fs *fs;
 	struct mount_server *server;
 	const char *mountpoint, *source;
 	char **device_names; /* full paths of the members, by number; NULL: it isn't here */
-	bool is_readonly, is_ending;
+	bool is_readonly;
+	struct mutex lock; /* of what follows */
+	bool is_ending;
+	unsigned asking_nr; /* requests for which filesystem and server stay */
+	struct waitq asked;
 };
 
+/* The others are the caller's to fill in. */
+void mount_facts_init(struct mount_facts_of *f);
+void mount_facts_destroy(struct mount_facts_of *f);
+/* Who it is, for control_start(): malloced, NULL when memory is short. */
+char *mount_facts_about(const struct mount_facts_of *f);
 /* Answer a request: control_fn. */
 char *mount_facts_answer(void *ctx, const char *request);
+/* From here on only that it is ending is told. Waits for what is being told; then filesystem and server may go. */
+void mount_facts_end(struct mount_facts_of *f);
 
 #endif

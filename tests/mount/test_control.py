@@ -7,10 +7,13 @@ Needs root and /dev/fuse, else everything is skipped, and says so.
 """
 import concurrent.futures
 import contextlib
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 
 TESTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 sys.path.insert(0, os.path.join(TESTS, "lib"))
@@ -18,7 +21,15 @@ sys.path.insert(0, os.path.join(TESTS, "lib"))
 import doors  # noqa: E402
 import images  # noqa: E402
 import tap  # noqa: E402
-from mounts import WAIT_S, FaultyFilesystem, table_says_readonly, wait_until  # noqa: E402
+from mounts import KILN, WAIT_S, FaultyFilesystem, Filesystem, mounted_above_another, table_says_readonly, wait_until  # noqa: E402
+
+
+def kiln(*args, status=0):
+    """(standard output, standard error)"""
+    got, out, err = doors.run([KILN, *args])
+    assert got == status, "%s: status %d\n%s" % (args, got, err)
+    return out.decode(), err
+
 
 @contextlib.contextmanager
 def cached(path, size):
@@ -30,6 +41,76 @@ def cached(path, size):
     with subprocess.Popen([sys.executable, "-c", hold, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline() == b"\n"
         yield holder
+
+
+# --- who is asked, and doesn't answer ---
+
+
+def a_stuck_server_is_told_of_and_holds_up_nobody(to):
+    stuck, fs = Filesystem(os.path.join(to, "stuck"), size="64M"), Filesystem(os.path.join(to, "other"), size="64M")
+    with stuck, fs:
+        stuck.server.send_signal(signal.SIGSTOP)
+        try:
+            begin = time.monotonic()
+            kiln("status", fs.directory)
+            kiln("status", fs.image)
+            kiln("sync", fs.directory)
+            assert time.monotonic() - begin < 4, time.monotonic() - begin
+            begin = time.monotonic()
+            out, err = kiln("status", "--json", status=1)
+            took = time.monotonic() - begin
+            # What others have mounted is told of, too.
+            told = {server["pid"]: server for server in json.loads(out)}
+            assert told[fs.server.pid]["state"] == "serving", told
+            of_it = told[stuck.server.pid]
+            assert (of_it["state"], of_it["mountpoint"]) == ("stuck", stuck.directory), of_it
+            for where in (of_it["error"], err):
+                assert "`kill -CONT %d`" % stuck.server.pid in where, where
+            assert took < 9, took
+            out, err = kiln("status", stuck.image, status=1)
+            assert "%s\n  state    stuck, process %d\n" % (stuck.directory, stuck.server.pid) in out, out
+            _, err = kiln("sync", stuck.directory, status=1)
+            assert "kill -CONT" in err, err
+        finally:
+            stuck.server.send_signal(signal.SIGCONT)
+        out, _ = kiln("status", stuck.directory)
+        assert "serving" in out, out
+    assert not [name for name in os.listdir("/run/kiln") if name.split(".")[0] in (str(stuck.server.pid), str(fs.server.pid))]
+
+
+def what_a_server_tells_waits_for_no_sync(to):
+    below, fs = mounted_above_another(to)
+    with cached(fs.path("f"), 6000000):
+        below.slow("write", 3000)
+        with subprocess.Popen([KILN, "sync", fs.directory], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as syncing:
+            time.sleep(0.7)
+            for _ in range(3):
+                begin = time.monotonic()
+                out, _ = kiln("status", fs.directory)
+                assert "serving" in out and time.monotonic() - begin < 2, time.monotonic() - begin
+            assert syncing.poll() is None
+            below.tell("clear")
+            _, err = syncing.communicate(timeout=WAIT_S)
+            assert syncing.returncode == 0, err
+    fs.unmount()
+    fs.check()
+    assert below.end()[0] == 0
+
+
+def clients_that_say_nothing_hold_up_nobody(to):
+    with Filesystem(to, size="64M") as fs:
+        silent = []
+        for _ in range(20):
+            silent.append(socket.socket(socket.AF_UNIX))
+            silent[-1].connect("/run/kiln/%d.sock" % fs.server.pid)
+        begin = time.monotonic()
+        kiln("status", fs.directory)
+        assert time.monotonic() - begin < 5, time.monotonic() - begin
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            for _, err in pool.map(lambda _: kiln("status", fs.directory), range(60)):
+                assert not err, err
+        for s in silent:
+            s.close()
 
 
 # --- the end ---
@@ -76,6 +157,9 @@ def an_error_before_it_is_mounted_is_in_the_mount_table(to):
 
 CASES = [
     what_a_slow_end_waits_for_is_said,
+    a_stuck_server_is_told_of_and_holds_up_nobody,
+    what_a_server_tells_waits_for_no_sync,
+    clients_that_say_nothing_hold_up_nobody,
     an_error_before_it_is_mounted_is_in_the_mount_table,
 ]
 

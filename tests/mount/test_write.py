@@ -2136,7 +2136,8 @@ def a_server_that_ends_while_it_is_asked_is_passed_over(to):
         try:
             for _ in range(50):
                 status, _, err = doors.run([KILN, "status"])
-                assert status == 0, (status, err)
+                # Other tests have servers, too, and stop them.
+                assert status == 0 or ("has been stopped" in err and str(os.getpid()) not in err), (status, err)
         finally:
             os.unlink(path)
 
