@@ -3,8 +3,8 @@
  *
  * It is DIRECTORY/PID.sock, DIRECTORY being /run/kiln for root and $XDG_RUNTIME_DIR/kiln for others. A client sends one
  * line, a JSON object {"command": NAME}, and gets one line, a JSON object: {"ok": true, ...} or {"ok": false, "error":
- * TEXT}. Then the connection is closed. Commands: "status", "debug", "sync" (docs/man/kiln-status.1.scd).
- * Many are answered at a time.
+ * TEXT}. Then the connection is closed. Commands: "status", "debug", "sync" (docs/man/kiln-status.1.scd), "quota"
+ * (tool/mount_quota.h). Many are answered at a time.
  *
  * Beside it lies DIRECTORY/PID.json, which tells who it is to whom it doesn't answer.
  *

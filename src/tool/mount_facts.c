@@ -15,6 +15,7 @@
 #include "data/repair.h"
 #include "engine/fs_write.h"
 #include "namespace/change.h"
+#include "tool/mount_quota.h"
 
 static json_t *u64_json(uint64_t v) { return json_integer((json_int_t)v); }
 
@@ -261,6 +262,11 @@ static int do_sync(struct mount_facts_of *f, const json_t *request, json_t *repl
 	return mount_server_sync(f->server);
 }
 
+static int do_quota(struct mount_facts_of *f, const json_t *request, json_t *reply)
+{
+	return mount_quota_answer(f->fs, request, reply);
+}
+
 static const struct {
 	const char *name;
 	/* Adds to @reply; 0 or a negative errno. */
@@ -271,6 +277,7 @@ static const struct {
 	{ "status", add_status, 0 },
 	{ "debug", add_debug, 0 },
 	{ "sync", do_sync, -ESHUTDOWN },
+	{ "quota", do_quota, -ESHUTDOWN },
 	/* clang-format on */
 };
 

@@ -2,7 +2,8 @@
  * kiln quota: what users, groups and projects use, and may use.
  *
  * One command with a few actions, as they share arguments: WHO is TYPE:ID everywhere, and what is printed is the same
- * row. Looking opens the filesystem for reading, where everything is counted anew.
+ * row. What is mounted is asked for and told to its server; else looking opens the filesystem for reading, where
+ * everything is counted anew.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -11,6 +12,7 @@
 
 #include "base/clock.h"
 #include "tool/change.h"
+#include "tool/mount_quota.h"
 #include "tool/owner.h"
 #include "tool/raw_text.h"
 
@@ -22,8 +24,10 @@ static const char usage[] =
 	"\n"
 	"Show and change quotas. TYPE is user, group or project; WHO is TYPE:ID, like user:1000 (or the name of a user "
 	"or\n"
-	"group on this machine) or project:7. What files use is counted anew by report and get. Limits hold where the\n"
-	"option of their type is set: `kiln set-option FS usrquota=1` (grpquota, prjquota).\n"
+	"group on this machine) or project:7. FS may be mounted, and then be the directory. Limits hold where the "
+	"option "
+	"of\n"
+	"their type is set: `kiln set-option FS usrquota=1` (grpquota, prjquota), or `kiln mount -o usrquota`.\n"
 	"\n"
 	"  --space-soft SIZE, --space-hard SIZE\n"
 	"                          set: limits of space; 0 for none. Others stay as they are\n"
@@ -49,6 +53,7 @@ enum {
 
 struct quota_args {
 	struct change change;
+	struct mount_quota *served; /* by whom it is mounted; NULL: it isn't, or may be read by force */
 	struct kiln_quota_limits limits;
 	bool has_period[2];
 	uint32_t periods[2];
@@ -146,6 +151,35 @@ static int option_take(const struct command *self, struct quota_args *q, int c)
 	return TOOL_OK;
 }
 
+/* --- the filesystem, or its server --- */
+
+static void info_of(struct quota_args *q, kiln_fs *fs, enum kiln_quota_type type, struct kiln_quota_info *info)
+{
+	if (q->served)
+		mount_quota_info(q->served, type, info);
+	else
+		kiln_quota_info(fs, type, info);
+}
+
+static int list_of(struct quota_args *q, kiln_fs *fs, enum kiln_quota_type type, kiln_quota_fn fn)
+{
+	return q->served ? mount_quota_list(q->served, type, fn, q) : kiln_quota_list(fs, type, fn, q);
+}
+
+static int get_of(struct quota_args *q, kiln_fs *fs, enum kiln_quota_type type, uint32_t id, struct kiln_quota *quota)
+{
+	return q->served ? mount_quota_get(q->served, type, id, quota) : kiln_quota_get(fs, type, id, quota);
+}
+
+static void store_failed(struct quota_args *q, const char *whose, int err, const char *what)
+{
+	struct strbuf text = strbuf_growing();
+
+	strbuf_printf(&text, "%s: %s", what, q->served ? q->served->why : strerror(-err));
+	change_failed(&q->change, whose, 0, strbuf_text(&text));
+	strbuf_free(&text);
+}
+
 /* --- what is shown --- */
 
 static void value_add(struct quota_args *q, uint64_t value, bool is_limit, bool is_space)
@@ -229,11 +263,11 @@ static int output_end(struct quota_args *q, json_t *value, int status)
 
 /* --- the actions: @args behind the action's name --- */
 
-static int show_failed(int err)
+static int show_failed(const struct quota_args *q, int err)
 {
 	if (err == -EINTR)
 		return TOOL_FAILED;
-	tool_error("what is used can't be counted: %s", strerror(-err));
+	tool_error("what is used can't be counted: %s", q->served ? q->served->why : strerror(-err));
 	return TOOL_FAILED;
 }
 
@@ -250,7 +284,7 @@ static int report(struct quota_args *q, kiln_fs *fs, char **args, size_t nr)
 		is_wanted[type] |= !nr;
 		if (!is_wanted[type])
 			continue;
-		kiln_quota_info(fs, (enum kiln_quota_type)type, &info);
+		info_of(q, fs, (enum kiln_quota_type)type, &info);
 		if (!q->json)
 			type_text(q, type, &info);
 		json_object_set_new(states, type_names[type],
@@ -262,13 +296,13 @@ static int report(struct quota_args *q, kiln_fs *fs, char **args, size_t nr)
 		header_text(q);
 	for (unsigned type = 0; type < TYPES && !err; type++)
 		if (is_wanted[type])
-			err = kiln_quota_list(fs, (enum kiln_quota_type)type, row_show, q);
-	kiln_quota_info(fs, KILN_QUOTA_USER, &info);
+			err = list_of(q, fs, (enum kiln_quota_type)type, row_show);
+	info_of(q, fs, KILN_QUOTA_USER, &info);
 	if (!err && info.is_partial)
 		tool_error("some inodes can't be read: what they use is missing");
 	json_t *whole = json_pack("{s:o, s:b, s:O}", "types", states, "partial", (int)info.is_partial, "quotas",
 				  q->json ? q->json : json_null());
-	int status = output_end(q, q->json ? whole : NULL, err ? show_failed(err) : TOOL_OK);
+	int status = output_end(q, q->json ? whole : NULL, err ? show_failed(q, err) : TOOL_OK);
 	if (!q->json)
 		json_decref(whole);
 	json_decref(q->json);
@@ -286,11 +320,22 @@ static int get(struct quota_args *q, kiln_fs *fs, char **args, size_t nr)
 		header_text(q);
 	for (size_t i = 0; i < nr && !err; i++) {
 		who_parse(args[i], &type, &id);
-		err = kiln_quota_get(fs, type, id, &quota);
+		err = get_of(q, fs, type, id, &quota);
 		if (!err)
 			err = row_show(q, &quota);
 	}
-	return output_end(q, q->json, err ? show_failed(err) : TOOL_OK);
+	return output_end(q, q->json, err ? show_failed(q, err) : TOOL_OK);
+}
+
+/* What keeps stored limits from holding, if anything does. */
+static void tell_not_held(const struct quota_args *q, unsigned type, const struct kiln_quota_info *info)
+{
+	if (!info->is_enabled)
+		tool_error("stored, but quotas of this type are off: `kiln set-option FS %s=1`%s makes them hold",
+			   type_options[type], q->served ? " while it isn't mounted" : "");
+	else if (q->served && !info->is_counted)
+		tool_error("stored; limits hold as soon as all inodes are counted, which has gone on since it was "
+			   "mounted (`kiln status` says how far it is)");
 }
 
 static int set(struct quota_args *q, kiln_fs *fs, char **args, size_t nr)
@@ -303,15 +348,15 @@ static int set(struct quota_args *q, kiln_fs *fs, char **args, size_t nr)
 		uint32_t id;
 
 		who_parse(args[i], &type, &id);
-		int err = kiln_quota_set(fs, type, id, &q->limits);
+		int err = q->served ? mount_quota_set(q->served, type, id, &q->limits)
+				    : kiln_quota_set(fs, type, id, &q->limits);
 		if (err) {
-			change_failed(&q->change, args[i], err, "limits can't be stored");
+			store_failed(q, args[i], err, "limits can't be stored");
 			break;
 		}
-		kiln_quota_info(fs, type, &info);
-		if (!info.is_enabled && !is_told[type])
-			tool_error("stored, but quotas of this type are off: `kiln set-option FS %s=1` makes them hold",
-				   type_options[type]);
+		info_of(q, fs, type, &info);
+		if (!is_told[type])
+			tell_not_held(q, type, &info);
 		is_told[type] = true;
 	}
 	return TOOL_OK;
@@ -322,11 +367,13 @@ static int grace(struct quota_args *q, kiln_fs *fs, char **args, size_t nr)
 	enum kiln_quota_type type = (enum kiln_quota_type)type_parse(args[0], 0, NULL);
 	struct kiln_quota_info info;
 
-	kiln_quota_info(fs, type, &info);
-	int err = kiln_quota_set_grace(fs, type, q->has_period[0] ? q->periods[0] : info.space_grace,
-				       q->has_period[1] ? q->periods[1] : info.inodes_grace);
+	info_of(q, fs, type, &info);
+	uint32_t space = q->has_period[0] ? q->periods[0] : info.space_grace;
+	uint32_t inodes = q->has_period[1] ? q->periods[1] : info.inodes_grace;
+	int err = q->served ? mount_quota_set_grace(q->served, type, space, inodes)
+			    : kiln_quota_set_grace(fs, type, space, inodes);
 	if (err)
-		change_failed(&q->change, args[0], err, "grace periods can't be stored");
+		store_failed(q, args[0], err, "grace periods can't be stored");
 	return TOOL_OK;
 }
 
@@ -368,7 +415,20 @@ static int args_check(const struct command *self, const struct quota_args *q, co
 	return TOOL_OK;
 }
 
-static int action_run(struct quota_args *q, const struct action *a, const char *fs_arg, char **args, size_t nr)
+static int action_run_served(struct quota_args *q, const struct action *a, char **args, size_t nr)
+{
+	if (!a->is_change) {
+		output_begin(q);
+		return a->run(q, NULL, args, nr);
+	}
+	a->run(q, NULL, args, nr);
+	int err = mount_quota_commit(q->served);
+	if (err)
+		tool_error("what was stored isn't durable: %s", q->served->why);
+	return err || q->change.has_failed ? TOOL_FAILED : TOOL_OK;
+}
+
+static int action_run_here(struct quota_args *q, const struct action *a, const char *fs_arg, char **args, size_t nr)
 {
 	if (a->is_change) {
 		if (!change_open(&q->change, fs_arg))
@@ -383,6 +443,23 @@ static int action_run(struct quota_args *q, const struct action *a, const char *
 		return raw_output_end(&q->out, TOOL_FAILED);
 	}
 	return tool_close_fs(fs, a->run(q, fs, args, nr));
+}
+
+static int action_run(struct quota_args *q, const struct action *a, const char *fs_arg, char **args, size_t nr)
+{
+	struct mount_quota served;
+
+	if (q->change.open.flags & KILN_OPEN_FORCE)
+		return action_run_here(q, a, fs_arg, args, nr);
+	switch (mount_quota_find(&served, fs_arg)) {
+	case MOUNT_QUOTA_NONE: return action_run_here(q, a, fs_arg, args, nr);
+	case MOUNT_QUOTA_STUCK: return TOOL_FAILED;
+	case MOUNT_QUOTA_FOUND: break;
+	}
+	q->served = &served;
+	int status = action_run_served(q, a, args, nr);
+	mount_quota_done(&served);
+	return status;
 }
 
 static int run(const struct command *self, int argc, char **argv)

@@ -7,6 +7,7 @@ Needs root and /dev/fuse, else everything is skipped, and says so.
 """
 import concurrent.futures
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -21,7 +22,8 @@ sys.path.insert(0, os.path.join(TESTS, "lib"))
 import doors  # noqa: E402
 import images  # noqa: E402
 import tap  # noqa: E402
-from mounts import KILN, WAIT_S, FaultyFilesystem, Filesystem, mounted_above_another, table_says_readonly, wait_until  # noqa: E402
+from mounts import (KILN, WAIT_S, FaultyFilesystem, Filesystem, as_user, job_of, mounted_above_another, table_says_readonly,  # noqa: E402
+                    wait_until, write)
 
 
 def kiln(*args, status=0):
@@ -43,6 +45,122 @@ def cached(path, size):
         yield holder
 
 
+# --- quotas ---
+
+
+def append(path, size):
+    write(path, b"x" * size, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+
+
+def limits_are_set_while_it_is_mounted(to):
+    fs = Filesystem(to, format_options=["--usrquota", "--grpquota", "--prjquota", "--block-size=4k"])
+    os.chmod(to, 0o755)
+    with fs:
+        os.chmod(fs.directory, 0o777)
+        os.mkdir(fs.path("of-project"))
+        os.setxattr(fs.path("of-project"), "bcachefs.project", b"7")
+        path = fs.path("file")
+        for which, mib in ((fs.directory, 1), (fs.image, 2)):
+            kiln("quota", which, "set", "user:1234", "--space-hard=%dM" % mib)
+            assert as_user(1234, lambda: append(path, 1 << 20)) == 0
+            assert as_user(1234, lambda: append(path, 4096)) == errno.EDQUOT, mib
+        kiln("quota", fs.directory, "set", "group:1234", "project:7", "--inodes-hard=2")
+        assert as_user(1234, lambda: os.mkdir(fs.path("d"))) == 0
+        assert as_user(1234, lambda: os.mkdir(fs.path("e"))) == errno.EDQUOT
+        kiln("quota", fs.directory, "set", "group:1234", "--inodes-hard=0")
+        assert as_user(1234, lambda: os.mkdir(fs.path("e"))) == 0
+        # Root has made it, but isn't held to limits.
+        os.mkdir(fs.path("of-project", "a"))
+        os.mkdir(fs.path("of-project", "b"))
+        # Above a soft limit for a while.
+        kiln("quota", fs.image, "grace", "user", "--space-period", "2")
+        kiln("quota", fs.directory, "set", "user:1235", "--space-soft=100k")
+        assert as_user(1235, lambda: append(fs.path("other"), 200 << 10)) == 0
+        time.sleep(3.1)
+        assert as_user(1235, lambda: append(fs.path("other"), 4096)) == errno.EDQUOT
+        kiln("quota", fs.directory, "set", "user:1235", "--space-soft=0")
+        assert as_user(1235, lambda: append(fs.path("other"), 4096)) == 0
+
+
+def what_was_set_is_durable(to):
+    fs = Filesystem(to, format_options=["--usrquota"])
+    fs.mount()
+    kiln("quota", fs.directory, "set", "user:1", "user:2", "--space-hard=3M", "--inodes-soft=4")
+    kiln("quota", fs.directory, "grace", "user", "--inodes-period=5d")
+    fs.kill()
+    with fs:
+        (got,) = json.loads(kiln("quota", fs.image, "get", "user:2", "--json")[0])
+        assert (got["space"]["hard"], got["inodes"]["soft"]) == (3 << 20, 4), got
+        state = json.loads(kiln("quota", fs.image, "report", "--json")[0])["types"]["user"]
+        assert state["inodes_grace"] == 5 * 86400 and state["space_grace"] == 7 * 86400, state
+
+
+def quotas_are_shown_the_same_mounted_or_not(to):
+    asked = [["report"], ["report", "--json"], ["report", "user", "project"], ["-h", "report", "group"], ["get", "user:1", "group:2", "user:9"],
+             ["get", "--json", "project:3", "user:4294967294", "project:9"]]
+    for name, options in (("all", ["--usrquota", "--grpquota", "--prjquota"]), ("one", ["--grpquota"]), ("none", [])):
+        folder = os.path.join(to, name)
+        os.mkdir(folder)
+        fs = Filesystem(folder, size="64M", format_options=options)
+        fs.mount()
+        for i in range(300):
+            os.mkdir(fs.path("d%d" % i))
+            os.chown(fs.path("d%d" % i), i % 5, i % 7)
+        write(fs.path("d1", "f"), b"x" * 100000)
+        os.chown(fs.path("d1", "f"), 4294967294, 2)
+        os.setxattr(fs.path("d2"), "bcachefs.project", b"3")
+        _, err = kiln("quota", fs.directory, "set", "user:1", "project:3", "project:8", "--space-soft=1G", "--inodes-hard=10", "--inodes-soft=2")
+        assert err.count("are off") == (0 if name == "all" else 2), err
+        # What the kernel has cached isn't counted yet.
+        kiln("sync", fs.directory)
+        mounted = [[kiln("quota", which, *args) for args in asked] for which in (fs.directory, fs.image)]
+        fs.unmount()
+        assert mounted[0] == mounted[1]
+        for args, shown in zip(asked, mounted[0]):
+            assert kiln("quota", fs.image, *args) == shown, (name, args)
+        assert "4294967294" in mounted[0][0][0]
+        fs.options = ["-o", "ro"]
+        fs.mount()
+        for args, shown in zip(asked, mounted[0]):
+            assert kiln("quota", fs.image, *args) == shown, (name, args)
+        for change in (["set", "user:1", "--space-hard=1M"], ["grace", "group", "--space-period=1"]):
+            _, err = kiln("quota", fs.directory, *change, status=1)
+            assert "mounted read-only: unmount it" in err, err
+        fs.unmount()
+        fs.check()
+
+
+def who_asks_while_inodes_are_counted_is_told(to):
+    """Its nodes are read slowly, as the image lies on a filesystem whose device is slow."""
+    tree = os.path.join(to, "tree")
+    for i in range(100):
+        os.makedirs(os.path.join(tree, "d%d" % i))
+        for k in range(100):
+            os.close(os.open(os.path.join(tree, "d%d" % i, "f%d" % k), os.O_CREAT | os.O_WRONLY))
+    below = FaultyFilesystem(os.path.join(to, "below"), size="1G")
+    below.mount()
+    fs = Filesystem(below.path("above"), format_options=["--usrquota", "--btree-node-size=32k", "--source", tree])
+    fs.directory = os.path.join(to, "mnt")
+    os.mkdir(fs.directory)
+    below.slow("read", 50)
+    fs.mount()
+    with subprocess.Popen([KILN, "quota", fs.directory, "report", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as asking:
+        said = asking.stderr.readline().decode()
+        assert "still being counted" in said and "waiting for that" in said, said
+        _, err = kiln("quota", fs.directory, "set", "user:1", "--space-hard=1M")
+        assert "limits hold as soon as all inodes are counted" in err, err
+        assert job_of(fs, "quota scan")["state"] == "working"
+        below.tell("clear")
+        out, err = asking.communicate(timeout=WAIT_S)
+    assert asking.returncode == 0 and not err, err
+    used = {(row["type"], row["id"]): row["inodes"]["used"] for row in json.loads(out)["quotas"]}
+    assert used["user", 0] == 10102, used  # and root, and lost+found
+    fs.unmount()
+    fs.check()
+    status, said = below.end()
+    assert status == 0, said
+
+
 # --- who is asked, and doesn't answer ---
 
 
@@ -55,6 +173,7 @@ def a_stuck_server_is_told_of_and_holds_up_nobody(to):
             kiln("status", fs.directory)
             kiln("status", fs.image)
             kiln("sync", fs.directory)
+            kiln("quota", fs.image, "report")
             assert time.monotonic() - begin < 4, time.monotonic() - begin
             begin = time.monotonic()
             out, err = kiln("status", "--json", status=1)
@@ -69,8 +188,9 @@ def a_stuck_server_is_told_of_and_holds_up_nobody(to):
             assert took < 9, took
             out, err = kiln("status", stuck.image, status=1)
             assert "%s\n  state    stuck, process %d\n" % (stuck.directory, stuck.server.pid) in out, out
-            _, err = kiln("sync", stuck.directory, status=1)
-            assert "kill -CONT" in err, err
+            for command in (["sync", stuck.directory], ["quota", stuck.image, "report"]):
+                _, err = kiln(*command, status=1)
+                assert "kill -CONT" in err, err
         finally:
             stuck.server.send_signal(signal.SIGCONT)
         out, _ = kiln("status", stuck.directory)
@@ -158,8 +278,12 @@ def an_error_before_it_is_mounted_is_in_the_mount_table(to):
 CASES = [
     what_a_slow_end_waits_for_is_said,
     a_stuck_server_is_told_of_and_holds_up_nobody,
+    who_asks_while_inodes_are_counted_is_told,
     what_a_server_tells_waits_for_no_sync,
     clients_that_say_nothing_hold_up_nobody,
+    limits_are_set_while_it_is_mounted,
+    what_was_set_is_durable,
+    quotas_are_shown_the_same_mounted_or_not,
     an_error_before_it_is_mounted_is_in_the_mount_table,
 ]
 
