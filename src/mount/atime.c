@@ -40,9 +40,9 @@ struct entry {
 
 struct atimes {
 	kiln_fs *fs;
-	bool is_strict;
-	struct mutex writing; /* held while an entry is written */
-	struct mutex lock;    /* of what follows */
+	enum mount_atime mode; /* atomic */
+	struct mutex writing;  /* held while an entry is written */
+	struct mutex lock;     /* of what follows */
 	struct waitq wake;
 	struct entry sets[SETS][SET_ENTRIES];
 	unsigned nr; /* of entries; looked at without the lock, too */
@@ -52,14 +52,16 @@ struct atimes {
 
 static void write_from_time_to_time(void *arg);
 
-struct atimes *atimes_new(kiln_fs *fs, bool is_strict)
+static enum mount_atime mode_of(const struct atimes *a) { return __atomic_load_n(&a->mode, __ATOMIC_RELAXED); }
+
+struct atimes *atimes_new(kiln_fs *fs, enum mount_atime mode)
 {
 	struct atimes *a = calloc(1, sizeof(*a));
 
 	if (!a)
 		return NULL;
 	a->fs = fs;
-	a->is_strict = is_strict;
+	a->mode = mode;
 	mutex_init_ranked(&a->writing, LOCK_ATIMES);
 	mutex_init(&a->lock);
 	waitq_init(&a->wake);
@@ -67,6 +69,12 @@ struct atimes *atimes_new(kiln_fs *fs, bool is_strict)
 	if (task_start(&a->task, "mount-atime", write_from_time_to_time, a))
 		a->task = NULL;
 	return a;
+}
+
+void atimes_set_mode(struct atimes *a, enum mount_atime mode)
+{
+	if (a)
+		__atomic_store_n(&a->mode, mode, __ATOMIC_RELAXED);
 }
 
 void atimes_stop(struct atimes *a)
@@ -152,12 +160,13 @@ static uint64_t due_ns(const struct atimes *a, const struct kiln_stat *st, const
 {
 	enum { FS_NOATIME_FL = 0x80 };
 	uint64_t atime = ns_of(st->atime), changed = max(ns_of(st->mtime), ns_of(st->ctime));
-	uint64_t ns = e->first_ns > changed && !a->is_strict ? e->first_ns : e->last_ns;
+	bool is_strict = mode_of(a) == MOUNT_STRICTATIME;
+	uint64_t ns = e->first_ns > changed && !is_strict ? e->first_ns : e->last_ns;
 	bool is_old = atime <= changed || ns - atime >= (uint64_t)DAY_S * NS_PER_S;
 
 	if (st->is_readonly || st->flags & FS_NOATIME_FL || ns <= atime)
 		return 0;
-	return a->is_strict || is_old ? ns : 0;
+	return is_strict || is_old ? ns : 0;
 }
 
 static struct kiln_timespec timespec_of_ns(uint64_t ns)
@@ -242,7 +251,7 @@ void atimes_note(struct atimes *a, struct kiln_node node)
 {
 	uint64_t now_ns = clock_tick_ns();
 
-	if (!a)
+	if (!a || mode_of(a) == MOUNT_NOATIME)
 		return;
 	mutex_lock(&a->lock);
 	bool is_noted = entry_note(a, node, now_ns);

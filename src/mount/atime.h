@@ -5,11 +5,14 @@
 #include <stdbool.h>
 
 #include "kiln/kiln.h"
+#include "mount/mount.h"
 
 struct atimes;
 
-/* @is_strict: each read counts, else as with relatime. NULL when memory is short. */
-struct atimes *atimes_new(kiln_fs *fs, bool is_strict);
+/* NULL when memory is short. */
+struct atimes *atimes_new(kiln_fs *fs, enum mount_atime mode);
+/* Which reads count from now on. Those that were noted before do, as they would now or with relatime. */
+void atimes_set_mode(struct atimes *atimes, enum mount_atime mode);
 /* Write all, and from then on only when asked to. */
 void atimes_stop(struct atimes *atimes);
 void atimes_free(struct atimes *atimes);

@@ -47,6 +47,9 @@ int mount_serve(struct mount_server *server, void (*mounted)(void *ctx), void *c
  */
 int mount_server_sync(struct mount_server *server);
 
+/* Which reads change times of access from now on; NULL: as it is. As long as the server is there. */
+void mount_server_atime_set(struct mount_server *server, const enum mount_atime *atime, const bool *keeps_diratime);
+
 /*
  * Nothing can be changed any more: have the mount table say so, as soon as the kernel lets it, that is when no file is
  * open for writing. From any thread, while mount_serve() runs or not. Only root can; for others the table stays.

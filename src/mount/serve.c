@@ -264,8 +264,9 @@ struct mount_server *mount_server_new(kiln_fs *fs, const struct mount_options *o
 	s->options = options;
 	s->has_quotas = fs_has_quotas(fs);
 	/* Without memory for it, times of access stay as they are. */
-	if (!options->is_readonly && options->atime != MOUNT_NOATIME)
-		s->atimes = atimes_new(fs, options->atime == MOUNT_STRICTATIME);
+	if (!options->is_readonly)
+		s->atimes = atimes_new(fs, options->atime);
+	s->keeps_diratime = options->keeps_diratime;
 	room_init(&s->room);
 	mutex_init(&s->buffers_lock);
 	mutex_init(&s->failed_lock);
@@ -303,6 +304,14 @@ int mount_server_sync(struct mount_server *s)
 	atimes_write(s->atimes);
 	int err = kiln_sync(s->fs);
 	return err ? err : drain_err;
+}
+
+void mount_server_atime_set(struct mount_server *s, const enum mount_atime *atime, const bool *keeps_diratime)
+{
+	if (atime)
+		atimes_set_mode(s->atimes, *atime);
+	if (keeps_diratime)
+		__atomic_store_n(&s->keeps_diratime, *keeps_diratime, __ATOMIC_RELAXED);
 }
 
 void mount_server_failed(struct mount_server *s)

@@ -136,7 +136,7 @@ static void read_directory(fuse_req_t req, fuse_ino_t id, size_t size, off_t coo
 		return;
 	}
 	int err = kiln_readdir(r.server->fs, node, (uint64_t)cookie, dir_add, &r, NULL, NULL);
-	if (!cookie && !err && !r.server->options->keeps_diratime)
+	if (!cookie && !err && !__atomic_load_n(&r.server->keeps_diratime, __ATOMIC_RELAXED))
 		atimes_note(r.server->atimes, node);
 	/* What came before the damage is given first; the next request then starts at it and fails. */
 	if (err && !r.used)

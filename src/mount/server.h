@@ -59,6 +59,7 @@ struct mount_server {
 	struct failed_file *failed;
 	size_t failed_nr;      /* looked at without the lock, too */
 	struct atimes *atimes; /* NULL: reading doesn't change them */
+	bool keeps_diratime;   /* atomic */
 };
 
 static inline struct mount_server *server_of(fuse_req_t req) { return fuse_req_userdata(req); }

@@ -267,6 +267,26 @@ static int do_quota(struct mount_facts_of *f, const json_t *request, json_t *rep
 	return mount_quota_answer(f->fs, request, reply);
 }
 
+/* Options that a remount changes: {"atime": "noatime", "diratime": true}, or one of them. */
+static int do_remount(struct mount_facts_of *f, const json_t *request, json_t *reply)
+{
+	static const char *const names[] = {
+		[MOUNT_RELATIME] = "relatime", [MOUNT_NOATIME] = "noatime", [MOUNT_STRICTATIME] = "strictatime"
+	};
+	const char *name = json_string_value(json_object_get(request, "atime"));
+	const json_t *diratime = json_object_get(request, "diratime");
+	bool keeps_diratime = json_is_false(diratime);
+	enum mount_atime atime = 0;
+
+	(void)reply;
+	while (name && atime < ARRAY_NR(names) && strcmp(names[atime], name))
+		atime++;
+	if (atime == ARRAY_NR(names))
+		return -EINVAL;
+	mount_server_atime_set(f->server, name ? &atime : NULL, diratime ? &keeps_diratime : NULL);
+	return 0;
+}
+
 static const struct {
 	const char *name;
 	/* Adds to @reply; 0 or a negative errno. */
@@ -278,6 +298,7 @@ static const struct {
 	{ "debug", add_debug, 0 },
 	{ "sync", do_sync, -ESHUTDOWN },
 	{ "quota", do_quota, -ESHUTDOWN },
+	{ "remount", do_remount, -ESHUTDOWN },
 	/* clang-format on */
 };
 

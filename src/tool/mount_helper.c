@@ -5,8 +5,9 @@
  *	mount.kiln SOURCE DIRECTORY [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]
  *
  * and does what `kiln mount -o OPTIONS SOURCE DIRECTORY` does; or, with the option remount, has the kernel change what
- * is its own affair: read-only or not, and what may be done with devices, programs and setuid there. What is mounted
- * already is shown at the other directory as well, by the same server, as kernels do it.
+ * is its own affair: read-only or not, and what may be done with devices, programs and setuid there; and the server
+ *what is its: which reads change times of access. What is mounted already is shown at the other directory as well, by
+ *the same server, as kernels do it.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -46,9 +47,9 @@ static const struct {
 	const char *set, *clear;
 	unsigned long told, flag; /* in statvfs(), and for mount() */
 } remount_words[] = {
-	{ "ro", "rw", ST_RDONLY, MS_RDONLY },	      { "nosuid", "suid", ST_NOSUID, MS_NOSUID },
-	{ "nodev", "dev", ST_NODEV, MS_NODEV },	      { "noexec", "exec", ST_NOEXEC, MS_NOEXEC },
-	{ "noatime", "", ST_NOATIME, MS_NOATIME },    { "nodiratime", "", ST_NODIRATIME, MS_NODIRATIME },
+	{ "ro", "rw", ST_RDONLY, MS_RDONLY },		{ "nosuid", "suid", ST_NOSUID, MS_NOSUID },
+	{ "nodev", "dev", ST_NODEV, MS_NODEV },		{ "noexec", "exec", ST_NOEXEC, MS_NOEXEC },
+	{ "noatime", "atime", ST_NOATIME, MS_NOATIME }, { "nodiratime", "diratime", ST_NODIRATIME, MS_NODIRATIME },
 	{ "relatime", "", ST_RELATIME, MS_RELATIME },
 };
 
@@ -85,11 +86,90 @@ static bool can_server_write(const char *directory)
 	return can;
 }
 
+/*
+ * What is asked of times of access. Before the word "remount" mount(8) puts what the mount table has, which doesn't
+ * know strictatime: of that only what differs from the table was asked for.
+ */
+struct remount_times {
+	const char *atime; /* NULL: as it is */
+	bool is_told_of_dirs, keeps_diratime;
+};
+
+static struct remount_times remount_times_of(const char *options, unsigned long table)
+{
+	static const char *const words[] = { "noatime", "relatime", "strictatime", "nodiratime", "diratime" };
+	const bool is_as_table[] = { table & ST_NOATIME, table & ST_RELATIME, !(table & (ST_NOATIME | ST_RELATIME)),
+				     table & ST_NODIRATIME, !(table & ST_NODIRATIME) };
+	struct remount_times t = { 0 };
+	bool is_asked = false;
+
+	for (const char *at = options; *at; at += *at == ',') {
+		size_t len = strcspn(at, ",");
+
+		is_asked |= len == strlen("remount") && !strncmp(at, "remount", len);
+		for (unsigned i = 0; i < ARRAY_NR(words); i++) {
+			if (strncmp(at, words[i], len) || words[i][len] || (!is_asked && is_as_table[i]))
+				continue;
+			if (i < 3) {
+				t.atime = words[i];
+			} else {
+				t.is_told_of_dirs = true;
+				t.keeps_diratime = i == 3;
+			}
+		}
+		at += len;
+	}
+	return t;
+}
+
+/* The last word counts, in the table too. */
+static unsigned long atime_flags(const struct remount_times *t, unsigned long flags)
+{
+	if (!t->atime)
+		return flags;
+	flags &= ~(unsigned long)(MS_NOATIME | MS_RELATIME | MS_STRICTATIME);
+	return flags | (!strcmp(t->atime, "noatime")	? MS_NOATIME
+			: !strcmp(t->atime, "relatime") ? MS_RELATIME
+							: MS_STRICTATIME);
+}
+
+/* Have the server keep to it. False after a message. */
+static bool remount_times_tell(const char *directory, const struct remount_times *t)
+{
+	if (!t->atime && !t->is_told_of_dirs)
+		return true;
+	json_t *replies = mount_control_ask(directory, "status"), *request = json_object();
+	const json_t *server = json_array_get(replies, 0);
+
+	json_object_set_new(request, "command", json_string("remount"));
+	if (t->atime)
+		json_object_set_new(request, "atime", json_string(t->atime));
+	if (t->is_told_of_dirs)
+		json_object_set_new(request, "diratime", json_boolean(!t->keeps_diratime));
+	json_t *reply =
+		server && !mount_control_is_stuck(server)
+			? mount_control_request((pid_t)json_integer_value(json_object_get(server, "pid")), request)
+			: NULL;
+	bool is_told = json_is_true(json_object_get(reply, "ok"));
+	if (!is_told)
+		tool_error("%s: its server doesn't answer, so times of access are kept as before: `kiln status %s`",
+			   directory, directory);
+	json_decref(reply);
+	json_decref(request);
+	json_decref(replies);
+	return is_told;
+}
+
 static int remount(const char *directory, char *options)
 {
+	struct statvfs st;
 	unsigned long flags = 0;
-	int err = remount_flags(directory, options, &flags);
 
+	int err = statvfs(directory, &st) ? -errno : 0;
+	struct remount_times times = err ? (struct remount_times){ 0 } : remount_times_of(options, st.f_flag);
+	if (!err)
+		err = remount_flags(directory, options, &flags);
+	flags = atime_flags(&times, flags);
 	if (!err && !(flags & MS_RDONLY) && !can_server_write(directory)) {
 		tool_error("%s is served read-only: unmount it, then mount it for writing", directory);
 		return TOOL_FAILED;
@@ -98,7 +178,7 @@ static int remount(const char *directory, char *options)
 		err = -errno;
 	if (err)
 		tool_error("can't remount %s: %s", directory, strerror(-err));
-	return err ? TOOL_FAILED : TOOL_OK;
+	return err || !remount_times_tell(directory, &times) ? TOOL_FAILED : TOOL_OK;
 }
 
 /* --- a second place --- */

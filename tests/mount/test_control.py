@@ -25,6 +25,8 @@ import tap  # noqa: E402
 from mounts import (KILN, WAIT_S, FaultyFilesystem, Filesystem, as_user, job_of, mounted_above_another, table_says_readonly,  # noqa: E402
                     wait_until, write)
 
+TICK_S = 0.02  # of the clock of files' times, and some more
+
 
 def kiln(*args, status=0):
     """(standard output, standard error)"""
@@ -275,6 +277,49 @@ def an_error_before_it_is_mounted_is_in_the_mount_table(to):
     assert status == 1 and "not clean" in said, said
 
 
+# --- mount(8) ---
+
+
+def remounts_change_which_reads_count(to):
+    helper = os.path.join(to, "mount.kiln")
+    os.symlink(KILN, helper)
+
+    def touched():
+        """Has the first read changed atime, has the second?"""
+        os.utime(fs.path("f"), ns=(10 ** 18, 10 ** 18))
+        time.sleep(TICK_S)
+        seen = []
+        for _ in range(2):
+            fd = os.open(fs.path("f"), os.O_RDONLY)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            assert os.read(fd, 10) == b"x" * 10
+            os.close(fd)
+            seen.append(os.stat(fs.path("f")).st_atime_ns)
+            time.sleep(TICK_S)
+        return (seen[0] > 10 ** 18, seen[1] > seen[0])
+
+    with Filesystem(to, size="64M", options=["-o", "strictatime"]) as fs:
+        write(fs.path("f"), b"x" * 10)
+        assert touched() == (True, True)
+        for options, expected in (("rw,relatime,user_id=0,remount,nosuid", (True, True)), ("rw,relatime,remount,relatime", (True, False)),
+                                  ("noatime,remount", (False, False)), ("rw,noatime,remount,ro", None), ("rw,noatime,remount,rw", (False, False)),
+                                  ("rw,noatime,user_id=0,remount,strictatime", (True, True)), ("remount,relatime", (True, False))):
+            status, _, err = doors.run([helper, fs.image, fs.directory, "-o", options])
+            assert status == 0, err
+            if expected:
+                assert touched() == expected, options
+        os.mkdir(fs.path("d"))
+        for options, is_changed in (("remount,nodiratime", False), ("remount,diratime", True)):
+            status, _, err = doors.run([helper, fs.image, fs.directory, "-o", options])
+            assert status == 0, err
+            os.utime(fs.path("d"), ns=(10 ** 18, 10 ** 18))
+            time.sleep(TICK_S)
+            os.rename(fs.path("d"), fs.path("e"))
+            os.rename(fs.path("e"), fs.path("d"))
+            assert os.listdir(fs.path("d")) == []
+            assert (os.stat(fs.path("d")).st_atime_ns > 10 ** 18) == is_changed, options
+
+
 CASES = [
     what_a_slow_end_waits_for_is_said,
     a_stuck_server_is_told_of_and_holds_up_nobody,
@@ -285,6 +330,7 @@ CASES = [
     what_was_set_is_durable,
     quotas_are_shown_the_same_mounted_or_not,
     an_error_before_it_is_mounted_is_in_the_mount_table,
+    remounts_change_which_reads_count,
 ]
 
 
