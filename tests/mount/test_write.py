@@ -2155,6 +2155,8 @@ def what_is_write_protected_is_told_as_such(to):
         assert status == 0, err
         umount(fs.directory)
     finally:
+        # The next file behind it would be read-only, too.
+        subprocess.run(["blockdev", "--setrw", loop], check=True)
         subprocess.run(["losetup", "-d", loop], check=True)
 
 
