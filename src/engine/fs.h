@@ -53,8 +53,8 @@ void reporter_destroy(struct reporter *r);
 /* From here on, until stopped, the superblocks of @super are written for what is counted. 0, -EAGAIN or -ENOMEM. */
 int reporter_count_start(struct reporter *r, struct super *super);
 void reporter_count_stop(struct reporter *r);
-/* Text of the gravest last report; "". */
-void reporter_last(struct reporter *r, char text[KILN_ERROR_BYTES]);
+/* Text of the gravest last report, or "", and its level. */
+enum report_level reporter_last(struct reporter *r, char text[KILN_ERROR_BYTES]);
 
 /* How far to open. */
 enum fs_depth {

@@ -484,12 +484,11 @@ static int start_end(struct kiln_fs *fs, int err, const char *reason, char why[K
 
 int fs_write_start(struct kiln_fs *fs, char why[KILN_ERROR_BYTES])
 {
+	char last[KILN_ERROR_BYTES];
 	int err = start_steps(fs);
+	enum report_level level = reporter_last(&fs->reporter, last);
 
-	return start_end(fs, err,
-			 fs->reporter.last[0] && fs->reporter.last_level >= REPORT_DAMAGE ? fs->reporter.last
-											  : fs_error_text(err),
-			 why);
+	return start_end(fs, err, last[0] && level >= REPORT_DAMAGE ? last : fs_error_text(err), why);
 }
 
 /* --- the first time (07 §17.1) --- */

@@ -233,11 +233,13 @@ void reporter_init(struct reporter *r, const struct kiln_open_options *options)
 	job_init(&r->errors_job, "error counts", "writes what went wrong with devices into the superblocks");
 }
 
-void reporter_last(struct reporter *r, char text[KILN_ERROR_BYTES])
+enum report_level reporter_last(struct reporter *r, char text[KILN_ERROR_BYTES])
 {
 	mutex_lock(&r->lock);
 	memcpy(text, r->last, KILN_ERROR_BYTES);
+	enum report_level level = r->last_level;
 	mutex_unlock(&r->lock);
+	return level;
 }
 
 void reporter_destroy(struct reporter *r)
