@@ -15,10 +15,11 @@ struct crew_job {
 
 void crew_init(struct crew *c)
 {
-	*c = (struct crew){ 0 };
+	*c = (struct crew){ .slots_nr = cpu_nr() };
 	mutex_init(&c->lock);
 	waitq_init(&c->work);
 	waitq_init(&c->done);
+	waitq_init(&c->slot);
 }
 
 void crew_destroy(struct crew *c)
@@ -31,6 +32,7 @@ void crew_destroy(struct crew *c)
 		task_join(c->helpers[--c->helper_nr]);
 	waitq_destroy(&c->work);
 	waitq_destroy(&c->done);
+	waitq_destroy(&c->slot);
 	mutex_destroy(&c->lock);
 }
 
@@ -104,5 +106,22 @@ void crew_run(struct crew *c, unsigned nr, void (*fn)(void *ctx, unsigned i), vo
 		piece_do(c, &job);
 	while (job.done < nr)
 		waitq_wait(&c->done, &c->lock);
+	mutex_unlock(&c->lock);
+}
+
+void crew_slot_take(struct crew *c)
+{
+	mutex_lock(&c->lock);
+	while (c->slots_taken == c->slots_nr)
+		waitq_wait(&c->slot, &c->lock);
+	c->slots_taken++;
+	mutex_unlock(&c->lock);
+}
+
+void crew_slot_give(struct crew *c)
+{
+	mutex_lock(&c->lock);
+	c->slots_taken--;
+	waitq_wake_one(&c->slot);
 	mutex_unlock(&c->lock);
 }

@@ -20,6 +20,8 @@ struct crew {
 	struct waitq work;     /* for helpers */
 	struct waitq done;     /* for callers */
 	struct crew_job *jobs; /* with pieces that nobody has taken; the oldest first */
+	struct waitq slot;     /* for crew_slot_take() */
+	unsigned slots_nr, slots_taken;
 	struct task *helpers[CREW_HELPERS_MAX];
 	unsigned helper_nr;
 	bool is_started, must_stop;
@@ -33,5 +35,11 @@ void crew_destroy(struct crew *c);
  * wait for anything. Switch point.
  */
 void crew_run(struct crew *c, unsigned nr, void (*fn)(void *ctx, unsigned i), void *ctx);
+/*
+ * For what needs much memory while it computes, up to 17 MiB for the highest levels of zstd: no more at once than there
+ * are cores, however many tasks there are. Between the two nothing is waited for. Switch point.
+ */
+void crew_slot_take(struct crew *c);
+void crew_slot_give(struct crew *c);
 
 #endif

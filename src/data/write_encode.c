@@ -58,10 +58,13 @@ static int region_compress_to(const struct write_chunk *c, struct write_region *
 {
 	size_t block = block_bytes_of(c->op->data), len;
 	uint8_t *to = region_output(c, r);
+	struct crew *crew = &c->op->data->writer->crew;
+
+	crew_slot_take(crew);
 	int err = compress_to_blocks(c->op->compression, region_input(c, r),
 				     (size_t)r->crc.uncompressed_sectors << SECTOR_SHIFT, to,
 				     (size_t)sectors_max << SECTOR_SHIFT, block, &len);
-
+	crew_slot_give(crew);
 	if (err)
 		return err;
 	r->crc.compressed_sectors = (uint32_t)(len >> SECTOR_SHIFT);
