@@ -430,6 +430,26 @@ static int own(kiln_fs *fs)
 	return err ? TOOL_FAILED : TOOL_OK;
 }
 
+/* It may be so small that what is kept free leaves nothing for files. */
+static void warn_full(const struct args *a)
+{
+	const char *paths[DEVICES_MAX];
+	char why[KILN_ERROR_BYTES];
+	struct kiln_open_options options = { .struct_bytes = sizeof(options), .flags = KILN_OPEN_NO_SCAN };
+	struct kiln_usage u;
+	kiln_fs *fs;
+
+	for (size_t i = 0; i < a->nr; i++)
+		paths[i] = a->devices[i].path;
+	if (fs_open(paths, a->nr, NULL, 0, &options, FS_BTREES, &fs, why))
+		return;
+	if (!kiln_usage(fs, &u) && u.is_known && !u.available)
+		tool_error(
+			"warning: no file can be written to it: it is so small that metadata, and what is kept free to "
+			"move data, take all of it. Make it larger, or its buckets smaller (--bucket-size)");
+	kiln_close(fs);
+}
+
 /* What `kiln put -r SOURCE/. /` does, on the filesystem that kiln_format() leaves open. */
 static int import_source(struct args *a, kiln_fs *fs)
 {
@@ -525,6 +545,8 @@ static int run_with(struct args *a)
 	int status = must_fill ? fill(a, fs) : TOOL_OK;
 	if (status && a->source)
 		tool_error("the filesystem was made, but doesn't hold all of %s", a->source);
+	if (!status && !(a->opts.flags & (KILN_FORMAT_ENCRYPTED | KILN_FORMAT_NO_INITIALIZE)))
+		warn_full(a);
 	return status || a->is_quiet ? status : show(a);
 }
 

@@ -202,6 +202,14 @@ def a_source_that_does_not_fit_is_no_success(work):
     assert "doesn't hold all" in p.stderr and not p.stdout, p.stdout + p.stderr
 
 
+def what_has_no_room_for_files_is_warned_of(work):
+    image = os.path.join(work, "a.img")
+    assert "warning: no file can be written" in kiln("format", "-q", "--size=12M", image).stderr
+    assert not kiln("format", "-q", "-f", "--size=24M", image).stderr
+    message = kiln("format", "-q", "-f", "--size=16M", image, status=FAILED).stderr
+    assert "Leave the size out" in message, message
+
+
 def table_for_people(work):
     image = os.path.join(work, "a.img")
     p = kiln("format", "--no-initialize", "--size=64M", "--label=hdd", image)
@@ -308,7 +316,7 @@ def in_directory(test):
 TESTS = [image_files_are_made_and_grow, what_is_there_is_overwritten_by_force_only, a_failure_leaves_nothing_behind,
          nothing_of_a_filesystem_that_was_not_finished_is_left,
          options_of_the_table_are_stored, device_options_hold_for_devices_behind_them,
-         what_is_not_built_is_refused_by_name, mistakes_are_told, what_can_not_be_made_is_told_in_words, a_source_that_does_not_fit_is_no_success, table_for_people,
+         what_is_not_built_is_refused_by_name, mistakes_are_told, what_can_not_be_made_is_told_in_words, a_source_that_does_not_fit_is_no_success, table_for_people, what_has_no_room_for_files_is_warned_of,
          the_root_directory_is_of_who_made_it, all_devices_that_are_missing_are_named, the_first_change_makes_the_rest, upstream_initialises_superblocks_in_silence]
 
 if __name__ == "__main__":
