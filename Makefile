@@ -81,6 +81,8 @@ install: build/build.ninja
 	meson configure build --prefix=$(PREFIX)
 	meson compile -C build
 	meson install -C build
+	@[ -n "$(DESTDIR)" ] || [ -e /sbin/mount.fuse.kiln ] || echo "For fstab: ln -s $(PREFIX)/sbin/mount.kiln $(PREFIX)/sbin/mount.fuse.kiln /sbin/ (kiln-mount(1))"
+	@[ -n "$(DESTDIR)" ] || ldconfig -p 2>/dev/null | grep -q libkiln.so.0 || echo "For programs with libkiln: run ldconfig, if $(PREFIX)/lib is where it looks"
 
 deps:
 	scripts/install-deps
