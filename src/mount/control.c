@@ -7,6 +7,7 @@
  */
 #include "mount/control.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -45,12 +46,78 @@ struct control {
 	struct connection connections[CONNECTIONS_MAX];
 };
 
-bool control_directory(char *path, size_t size)
-{
-	const char *runtime = geteuid() ? getenv("XDG_RUNTIME_DIR") : "/run";
-	int n = runtime ? snprintf(path, size, "%s/kiln", runtime) : -1;
+/* --- where sockets are --- */
 
-	return n > 0 && (size_t)n < size;
+enum { PLACES_MAX = 256 };
+
+/* Nobody but its owner may put anything there. */
+static bool place_is_private(const struct control_place *place)
+{
+	struct stat st;
+
+	return !lstat(place->path, &st) && S_ISDIR(st.st_mode) && st.st_uid == place->uid &&
+	       !(st.st_mode & (S_IWGRP | S_IWOTH));
+}
+
+static struct control_place place_of(uid_t uid, bool is_runtime)
+{
+	struct control_place place = { .uid = uid };
+
+	if (!is_runtime)
+		snprintf(place.path, sizeof(place.path), "/tmp/kiln-%u", uid);
+	else if (uid)
+		snprintf(place.path, sizeof(place.path), "/run/user/%u/kiln", uid);
+	else
+		snprintf(place.path, sizeof(place.path), "/run/kiln");
+	return place;
+}
+
+static void places_add(struct control_place *places, size_t *nr, const struct control_place *place)
+{
+	if (*nr < PLACES_MAX && place_is_private(place))
+		places[(*nr)++] = *place;
+}
+
+/* Those of others: @directory has them, by the user's number behind @prefix. */
+static void places_add_others(struct control_place *places, size_t *nr, const char *directory, const char *prefix,
+			      bool is_runtime)
+{
+	size_t len = strlen(prefix);
+	DIR *dir = opendir(directory);
+	const struct dirent *entry;
+	char *end;
+
+	while (dir && (entry = readdir(dir))) {
+		const char *number = entry->d_name + len;
+
+		if (strncmp(entry->d_name, prefix, len) || *number < '0' || *number > '9')
+			continue;
+		uint64_t uid = strtoull(number, &end, 10);
+		struct control_place place = place_of((uid_t)uid, is_runtime);
+		if (!*end && uid <= UINT32_MAX && uid != geteuid())
+			places_add(places, nr, &place);
+	}
+	if (dir)
+		closedir(dir);
+}
+
+size_t control_places(struct control_place **places)
+{
+	size_t nr = 0;
+
+	*places = calloc(PLACES_MAX, sizeof(**places));
+	if (!*places)
+		return 0;
+	for (int is_runtime = 1; is_runtime >= 0; is_runtime--) {
+		struct control_place place = place_of(geteuid(), is_runtime);
+
+		places_add(*places, &nr, &place);
+	}
+	if (!geteuid()) {
+		places_add_others(*places, &nr, "/run/user", "", true);
+		places_add_others(*places, &nr, "/tmp", "kiln-", false);
+	}
+	return nr;
 }
 
 /* --- talking --- */
@@ -185,31 +252,47 @@ static void about_write(struct control *c, const char *about)
 	fclose(f);
 }
 
-static int listen_at(struct control *c, const char *about)
+static int listen_at(struct control *c, const struct control_place *place, const char *about)
 {
-	char directory[CONTROL_PATH_BYTES];
-
-	if (!control_directory(directory, sizeof(directory)))
-		return -ENOENT;
-	if (mkdir(directory, 0700) && errno != EEXIST)
+	if (mkdir(place->path, 0700) && errno != EEXIST)
 		return -errno;
-	int about_len = snprintf(c->about_path, sizeof(c->about_path), "%s/%d.json", directory, (int)getpid());
-	if (about_len < 0 || (size_t)about_len >= sizeof(c->about_path))
-		return -ENAMETOOLONG;
-	about_write(c, about);
+	/* Where anybody may make one of that name, somebody may have. */
+	if (!place_is_private(place))
+		return -EPERM;
 	c->address.sun_family = AF_UNIX;
-	int n = snprintf(c->address.sun_path, sizeof(c->address.sun_path), "%s/%d.sock", directory, (int)getpid());
+	int n = snprintf(c->address.sun_path, sizeof(c->address.sun_path), "%s/%d.sock", place->path, (int)getpid());
 	if (n < 0 || (size_t)n >= sizeof(c->address.sun_path))
 		return -ENAMETOOLONG;
-	c->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (c->listen_fd < 0)
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (fd < 0)
 		return -errno;
 	/* One of that name belonged to a process that is gone. */
 	unlink(c->address.sun_path);
-	if (bind(c->listen_fd, (struct sockaddr *)&c->address, sizeof(c->address)) ||
-	    listen(c->listen_fd, CONNECTIONS_MAX))
-		return -errno;
+	if (bind(fd, (struct sockaddr *)&c->address, sizeof(c->address)) || listen(fd, CONNECTIONS_MAX)) {
+		int err = -errno;
+
+		close(fd);
+		return err;
+	}
+	c->listen_fd = fd;
+	snprintf(c->about_path, sizeof(c->about_path), "%s/%d.json", place->path, (int)getpid());
+	about_write(c, about);
 	return 0;
+}
+
+/* In the first place that can be had: there is no /run/user/UID for who never logged in. */
+static int listen_somewhere(struct control *c, const char *about)
+{
+	int err = 0;
+
+	for (int is_runtime = 1; is_runtime >= 0; is_runtime--) {
+		struct control_place place = place_of(geteuid(), is_runtime);
+
+		err = listen_at(c, &place, about);
+		if (!err)
+			break;
+	}
+	return err;
 }
 
 static void control_free(struct control *c)
@@ -242,7 +325,7 @@ int control_start(struct control **control, const char *about, control_fn fn, vo
 		c->connections[i] = (struct connection){ .control = c, .fd = -1 };
 	c->listen_fd = -1;
 	c->stop_fd = eventfd(0, EFD_CLOEXEC);
-	int err = c->stop_fd < 0 ? -errno : listen_at(c, about);
+	int err = c->stop_fd < 0 ? -errno : listen_somewhere(c, about);
 	if (!err)
 		err = task_start(&c->task, "control", control_run, c);
 	if (err) {

@@ -37,7 +37,8 @@ void mount_server_free(struct mount_server *server);
 /*
  * Mount and serve until it is unmounted or the process gets SIGINT, SIGTERM or SIGHUP. @mounted is called once
  * the mount is in place and has threads that serve it: the place to tell the caller and go to the background.
- * Returns 0 after a clean unmount, or a negative errno (having told why on stderr).
+ * Returns 0 after a clean unmount, or a negative errno (having told why on stderr): -ECANCELED where FUSE has refused,
+ * and has said why itself.
  */
 int mount_serve(struct mount_server *server, void (*mounted)(void *ctx), void *ctx);
 

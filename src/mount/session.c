@@ -512,7 +512,7 @@ int session_run(struct mount_server *s, const struct fuse_lowlevel_ops *ops, siz
 	if (!err)
 		err = events_begin(events, old);
 	if (!err) {
-		err = fuse_session_mount(s->session, s->options->mountpoint) ? -EIO : 0;
+		err = fuse_session_mount(s->session, s->options->mountpoint) ? -ECANCELED : 0;
 		if (!err) {
 			err = serve(s, events[0], mounted, ctx);
 			fuse_session_unmount(s->session);

@@ -14,6 +14,8 @@
 
 #include "base/clock.h"
 #include "base/strbuf.h"
+#include "device/device.h"
+#include "device/scan.h"
 #include "tool/mount_control.h"
 #include "tool/mounted.h"
 #include "tool/tool.h"
@@ -204,18 +206,22 @@ void tool_print_log(void *ctx, enum kiln_log_level level, const char *line)
 /* Is it a directory, mostly where the filesystem is mounted? False, with nothing told, if it isn't. */
 static bool directory_tell(const char *fs_arg)
 {
-	CLEANUP_FREE char *source = NULL;
+	struct mounted *list;
 	struct stat st;
 
-	if (stat(fs_arg, &st) || !S_ISDIR(st.st_mode))
+	if (!mounted_is_dead(fs_arg) && (stat(fs_arg, &st) || !S_ISDIR(st.st_mode)))
 		return false;
-	source = mounted_source(fs_arg);
-	if (source)
+	size_t nr = mounted_list(&list);
+	const struct mounted *m = mounted_find(list, nr, fs_arg);
+	if (m && mounted_is_dead(m->mount_point))
+		mounted_tell_dead(m->mount_point);
+	else if (m)
 		tool_error("%s is where %s is mounted: use it there (`kiln status` and df tell of it), or unmount it "
 			   "and name the device",
-			   fs_arg, source);
+			   fs_arg, m->source);
 	else
 		tool_error("%s is a directory: name the device or image that the filesystem is on", fs_arg);
+	mounted_free(list, nr);
 	return true;
 }
 
@@ -227,11 +233,29 @@ static const char *force_advice(const struct tool_open *o)
 	return can_be_forced ? " --force reads it anyway, while it changes: what is read may not fit together." : "";
 }
 
+/* Who names a device twice meets himself. */
+static bool twice_tell(const char *fs_arg)
+{
+	struct device_paths paths;
+	bool is_told = false;
+
+	if (device_paths_parse((char *const *)&fs_arg, 1, &paths, NULL))
+		return false;
+	for (size_t i = 0; i < paths.nr && !is_told; i++)
+		for (size_t k = i + 1; k < paths.nr && !is_told; k++) {
+			is_told = device_is_same(paths.paths[i], paths.paths[k]);
+			if (is_told)
+				tool_error("%s is named twice", paths.paths[k]);
+		}
+	device_paths_free(&paths);
+	return is_told;
+}
+
 /* One line of why, and what to do. */
 static void tell_not_opened(const struct tool_open *o, const char *fs_arg, int err, const char *why)
 {
 	/* What is mounted is told by where, rather than by its server. */
-	if (!directory_tell(fs_arg) && !(err == -EBUSY && mounted_tell(fs_arg)) &&
+	if (!directory_tell(fs_arg) && !(err == -EBUSY && (mounted_tell(fs_arg) || twice_tell(fs_arg))) &&
 	    !passphrase_tell_missing(&o->passphrase, err))
 		tool_error("can't open the filesystem: %s%s", why, err == -EBUSY ? force_advice(o) : "");
 }
@@ -278,7 +302,9 @@ kiln_fs *tool_open_fs(const struct tool_open *open_opts, const char *fs_arg, enu
 		.sb_sector = open_opts->sb_sector,
 		.ctx = (void *)open_opts,
 		.log = tool_print_log,
-		.log_level = open_opts->is_verbose ? KILN_LOG_INFO : KILN_LOG_WARNING,
+		.log_level = open_opts->is_verbose ? KILN_LOG_INFO
+			     : open_opts->is_quiet ? KILN_LOG_ERROR
+						   : KILN_LOG_WARNING,
 		.report = tool_print_report,
 		.passphrase = passphrase_ask,
 	};

@@ -80,5 +80,10 @@ int main(int argc, char **argv)
 		return commands[i]->run(commands[i], (is_help ? 3 : argc) - 1, argv + 1);
 	}
 	tool_error("'%s' is no kiln command; `kiln --help` lists them", name);
+	/* mount(8) hands what it has no helper for to mount.fuse, and that to the program that the type names. */
+	if (*name == '/' && argc > 3)
+		tool_error("for mount(8) it needs the links /sbin/mount.kiln and /sbin/mount.fuse.kiln: kiln-mount(1) "
+			   "says "
+			   "how");
 	return TOOL_USAGE;
 }

@@ -50,6 +50,7 @@ struct mount_command {
 	const char *fs_arg;
 	bool is_foreground;
 	struct strbuf fs_options, fuse_options;
+	const char *bad_remember; /* NULL: it is all right */
 	char real_mountpoint[PATH_MAX];
 	int ready_fd; /* where the background child reports; -1 in the foreground */
 };
@@ -96,6 +97,8 @@ static void options_warn(const struct mount_command *m)
 	}
 }
 
+static bool is_number(const char *text) { return *text && !text[strspn(text, "0123456789")]; }
+
 /* Sort a list of options out to those who want them. */
 static void options_split(struct mount_command *m, char *list)
 {
@@ -116,8 +119,10 @@ static void options_split(struct mount_command *m, char *list)
 			m->mount.io_uring = MOUNT_IO_URING_WANTED;
 		else if (!strcmp(item, "noio_uring"))
 			m->mount.io_uring = MOUNT_IO_URING_NEVER;
-		else if (!strncmp(item, "remember=", 9) && item[9] >= '0' && item[9] <= '9')
+		else if (!strncmp(item, "remember=", 9) && is_number(item + 9))
 			m->mount.remembered_max = strtoull(item + 9, NULL, 10);
+		else if (!strncmp(item, "remember=", 9))
+			m->bad_remember = item + 9;
 		else if (!strcmp(item, "strictatime"))
 			m->mount.atime = MOUNT_STRICTATIME;
 		else if (!strcmp(item, "relatime"))
@@ -276,8 +281,9 @@ static int serve_with_control(struct mount_command *m, kiln_fs *fs, struct mount
 	mount_facts_init(&facts);
 	CLEANUP_FREE char *about = mount_facts_about(&facts);
 	int err = control_start(&control, about ? about : "{}", mount_facts_answer, &facts);
-	if (err && m->open.is_verbose)
-		tool_error("there is no control socket: %s", strerror(-err));
+	if (err)
+		tool_error("warning: there is no control socket, so `kiln status` and `kiln sync` won't find it: %s",
+			   strerror(-err));
 	fuse_set_log_func(fuse_message);
 	m->open.fatal_ctx = server;
 	__atomic_store_n(&m->open.fatal, on_fatal, __ATOMIC_RELEASE);
@@ -315,6 +321,12 @@ static int open_and_serve(struct mount_command *m)
 		tool_error("mounted read-only: %s", kiln_write_refused(fs));
 		m->mount.is_readonly = true;
 	}
+	/* No error, so not among those. */
+	if (!fs->journal->was_clean) {
+		printf("%s wasn't unmounted cleanly: %s\n", m->fs_arg,
+		       m->mount.is_readonly ? "it is shown as it will be after recovery" : "it has been recovered");
+		fflush(stdout);
+	}
 	m->mount.has_acls = fs->super->options[OPT_ACL];
 	unsigned member_nr = fs->super->member_nr;
 	char **paths = member_paths(fs);
@@ -324,7 +336,7 @@ static int open_and_serve(struct mount_command *m)
 	struct mount_server *server = mount_server_new(fs, &m->mount);
 	err = server ? serve_with_control(m, fs, server, paths) : -ENOMEM;
 	member_paths_free(paths, member_nr);
-	if (err)
+	if (err && err != -ECANCELED)
 		tool_error("can't serve %s at %s: %s", m->fs_arg, m->mount.mountpoint, strerror(-err));
 	return err ? TOOL_FAILED : TOOL_OK;
 }
@@ -398,16 +410,35 @@ static int serve_in_background(struct mount_command *m)
 	return failed_in_background();
 }
 
+/* Is something of ours mounted at @path itself, so that what is wrong with that is its affair? */
+static bool is_mounted_tell(const char *path)
+{
+	CLEANUP_FREE char *directory = realpath(path, NULL);
+	struct mounted *list;
+	size_t nr = mounted_list(&list);
+	const struct mounted *m = directory ? mounted_find(list, nr, directory) : NULL;
+	bool is_it = m && !strcmp(m->mount_point, directory);
+
+	if (is_it)
+		tool_error("%s is mounted at %s, and gives errors (`kiln status %s` tells why): `umount %s` first",
+			   m->source, path, path, path);
+	mounted_free(list, nr);
+	return is_it;
+}
+
 static int check_mountpoint(const char *path)
 {
 	struct stat st;
 
 	if (mounted_is_dead(path)) {
-		tool_error("%s is what is left of a mount whose server is gone: `umount %s` first", path, path);
+		mounted_tell_dead(path);
 		return TOOL_FAILED;
 	}
 	if (stat(path, &st)) {
-		tool_error("can't mount at %s: %s", path, strerror(errno));
+		int err = errno;
+
+		if (!is_mounted_tell(path))
+			tool_error("can't mount at %s: %s", path, strerror(err));
 		return TOOL_FAILED;
 	}
 	if (!S_ISDIR(st.st_mode)) {
@@ -455,8 +486,13 @@ static int parse_and_run(struct mount_command *m, const struct command *self, in
 		m->is_foreground |= c == 'f' || c == 'd';
 		m->mount.is_debug |= c == 'd';
 	}
+	if (argc - optind > 2)
+		return tool_usage_error(self, "takes one filesystem and a directory: join its devices with colons "
+					      "(DEV:DEV:...)");
 	if (argc - optind != 2)
 		return tool_usage_error(self, "needs a filesystem and a directory");
+	if (m->bad_remember)
+		return tool_usage_error(self, "remember= takes a number of objects, not '%s'", m->bad_remember);
 	if (mount_options_parse(m->fs_options.len ? strbuf_text(&m->fs_options) : NULL, NULL, values, is_set, why))
 		return tool_usage_error(self, "%s", why);
 	options_warn(m);

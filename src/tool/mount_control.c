@@ -1,13 +1,14 @@
 /*
  * kiln status, sync and debug: what the servers of mounted filesystems say and do.
  *
- * Servers are found by their sockets, one per process and named after it. A socket that nobody listens at is left from
- * a server that was killed: it is passed over, and removed when there is no such process. Those that are meant are
- * asked all at once, so one that is stuck holds up none; what the file beside its socket says of it is told instead.
+ * Servers are found by their sockets, one per process and named after it. Root finds those of others as well, and what
+ * these say counts only where the mount table bears it out: they may be anybody's programs. A socket that nobody
+ * listens at is left from a server that was killed: it is passed over, and removed when there is no such process. Those
+ * that are meant are asked all at once, so one that is stuck holds up none; what the file beside its socket says of it
+ * is told instead.
  */
 #include "tool/mount_control.h"
 
-#include <blkid.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <glob.h>
@@ -28,7 +29,50 @@
 #include "tool/mounted.h"
 #include "tool/tool.h"
 
-enum { STATUS_SECONDS_MAX = 5, NS_PER_S = 1000000000, NS_PER_MS = 1000000 };
+enum { STATUS_SECONDS_MAX = 5, SOCKETS_OF_ANOTHER_MAX = 32, NS_PER_S = 1000000000, NS_PER_MS = 1000000 };
+
+/* --- sockets --- */
+
+struct server_socket {
+	char path[CONTROL_PATH_BYTES];
+	uid_t uid; /* whose it is */
+};
+
+static bool is_of_another(const struct server_socket *s) { return s->uid != geteuid(); }
+
+static void sockets_add(struct server_socket **sockets, size_t *nr, const struct control_place *place)
+{
+	char pattern[CONTROL_PATH_BYTES];
+	glob_t found = { 0 };
+
+	snprintf(pattern, sizeof(pattern), "%s/*.sock", place->path);
+	if (glob(pattern, 0, NULL, &found))
+		found.gl_pathc = 0;
+	struct server_socket *longer = reallocarray(*sockets, *nr + found.gl_pathc + 1, sizeof(*longer));
+	*sockets = longer ? longer : *sockets;
+	/* Others may have filled theirs with anything. */
+	size_t most = place->uid == geteuid() ? found.gl_pathc : min(found.gl_pathc, (size_t)SOCKETS_OF_ANOTHER_MAX);
+	for (size_t i = 0; longer && i < most; i++) {
+		if (strlen(found.gl_pathv[i]) >= sizeof(longer->path))
+			continue;
+		longer[*nr].uid = place->uid;
+		strcpy(longer[(*nr)++].path, found.gl_pathv[i]);
+	}
+	globfree(&found);
+}
+
+/* Those that may be asked, this user's own first. Their number, and *@sockets to be freed. */
+static size_t sockets_list(struct server_socket **sockets)
+{
+	struct control_place *places;
+	size_t nr = 0, place_nr = control_places(&places);
+
+	*sockets = NULL;
+	for (size_t i = 0; i < place_nr; i++)
+		sockets_add(sockets, &nr, &places[i]);
+	free(places);
+	return nr;
+}
 
 /* --- a request --- */
 
@@ -95,36 +139,47 @@ static int receive_all(int fd, uint64_t deadline_ns, struct strbuf *reply)
 	}
 }
 
+/* Has who listens the right to that socket's name? In a folder of another user a link may lead elsewhere. */
+static bool is_peer_right(int fd, const struct server_socket *to)
+{
+	struct ucred peer;
+	socklen_t len = sizeof(peer);
+
+	return !is_of_another(to) || (!getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) && peer.uid == to->uid &&
+				      peer.pid == pid_of(to->path));
+}
+
 /* One that is about to end may hang up, and one that is stuck not take the connection. */
-static int connect_to(const char *path, uint64_t deadline_ns)
+static int connect_to(const struct server_socket *server, uint64_t deadline_ns)
 {
 	struct sockaddr_un to = { .sun_family = AF_UNIX };
 	const struct timeval limit = { .tv_sec = deadline_ns == UINT64_MAX ? 0 : STATUS_SECONDS_MAX };
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
-	if (fd < 0 || strlen(path) >= sizeof(to.sun_path)) {
-		if (fd >= 0)
-			close(fd);
-		return -EINVAL;
-	}
-	strcpy(to.sun_path, path);
+	if (fd < 0)
+		return -errno;
+	strcpy(to.sun_path, server->path);
 	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit)); /* of connecting too */
-	if (!connect(fd, (struct sockaddr *)&to, sizeof(to)))
+	int err = connect(fd, (struct sockaddr *)&to, sizeof(to)) ? -errno : 0;
+	if (!err && is_peer_right(fd, server))
 		return fd;
-	int err = errno == EAGAIN ? -ETIMEDOUT : -errno;
 	close(fd);
-	if (err == -ECONNREFUSED)
-		left_over_remove(path);
+	if (!err)
+		return -EPERM;
+	if (err == -EAGAIN)
+		return -ETIMEDOUT;
+	if (err == -ECONNREFUSED && !is_of_another(server))
+		left_over_remove(server->path);
 	return err;
 }
 
 /* The answer to @request, a line; NULL: there is none. *@is_late: none by then. */
-static json_t *ask_at(const char *path, const char *request, uint64_t deadline_ns, bool *is_late)
+static json_t *ask_at(const struct server_socket *server, const char *request, uint64_t deadline_ns, bool *is_late)
 {
 	struct strbuf text = strbuf_growing();
 	size_t len = strlen(request);
 	json_t *reply = NULL;
-	int fd = connect_to(path, deadline_ns);
+	int fd = connect_to(server, deadline_ns);
 	int err = min(fd, 0);
 
 	/* No reason to be killed by a signal if it ends. */
@@ -147,18 +202,21 @@ struct wanted {
 	const char *which; /* NULL: all */
 	char *path;	   /* of the directory that it may be */
 	char *devices;
+	/* The mount table. */
+	struct mounted *mounts;
+	size_t mount_nr;
 };
 
 static struct wanted wanted_new(const char *which)
 {
 	struct wanted w = { .which = which };
 
+	w.mount_nr = mounted_list(&w.mounts);
 	if (!which)
 		return w;
-	w.path = realpath(which, NULL);
-	w.devices = mounted_source(which);
-	if (!w.devices && strchr(which, '='))
-		w.devices = blkid_evaluate_spec(which, NULL);
+	const struct mounted *m = mounted_find(w.mounts, w.mount_nr, which);
+	w.path = m ? strdup(m->mount_point) : realpath(which, NULL);
+	w.devices = m ? strdup(m->source) : mounted_devices(which);
 	return w;
 }
 
@@ -166,24 +224,41 @@ static void wanted_free(const struct wanted *w)
 {
 	free(w->path);
 	free(w->devices);
+	mounted_free(w->mounts, w->mount_nr);
 }
 
 static bool is_meant(const json_t *about, const struct wanted *w)
 {
 	const char *mountpoint = json_string_value(json_object_get(about, "mountpoint"));
 	const char *source = json_string_value(json_object_get(about, "source"));
+	const char *uuid = json_string_value(json_object_get(about, "uuid"));
 
 	if (!mountpoint || !source)
 		return false;
-	return !strcmp(w->path ? w->path : w->which, mountpoint) ||
-	       mounted_lists_meet(w->devices ? w->devices : w->which, source);
+	if (!w->which || !strcmp(w->path ? w->path : w->which, mountpoint))
+		return true;
+	return mounted_lists_meet(w->devices ? w->devices : w->which, source) ||
+	       (uuid && !strncasecmp(w->which, "UUID=", strlen("UUID=")) &&
+		!strcasecmp(w->which + strlen("UUID="), uuid));
+}
+
+/* Does the mount table say that who answers, another user, serves what it says that it does? */
+static bool is_borne_out(const json_t *about, const struct server_socket *server, const struct wanted *w)
+{
+	const char *mountpoint = json_string_value(json_object_get(about, "mountpoint"));
+	bool is_there = false;
+
+	for (size_t i = 0; i < w->mount_nr && mountpoint; i++)
+		is_there |= w->mounts[i].is_kiln && w->mounts[i].user == server->uid &&
+			    !strcmp(w->mounts[i].mount_point, mountpoint);
+	return is_there;
 }
 
 /* --- asking --- */
 
 /* A server that is asked for its status. */
 struct asked {
-	const char *path;
+	const struct server_socket *server;
 	json_t *about; /* NULL: unknown */
 	uint64_t deadline_ns;
 	struct task *task; /* NULL: there is none */
@@ -195,7 +270,7 @@ static void ask_status(void *arg)
 {
 	struct asked *a = arg;
 
-	a->status = ask_at(a->path, "{\"command\": \"status\"}\n", a->deadline_ns, &a->is_late);
+	a->status = ask_at(a->server, "{\"command\": \"status\"}\n", a->deadline_ns, &a->is_late);
 }
 
 static bool is_stopped(pid_t pid)
@@ -218,7 +293,7 @@ static json_t *stuck_status(const struct asked *a)
 {
 	json_t *status = a->about ? json_deep_copy(a->about) : json_object();
 	struct strbuf why = strbuf_growing();
-	pid_t pid = pid_of(a->path);
+	pid_t pid = pid_of(a->server->path);
 	const char *mountpoint = json_string_value(json_object_get(status, "mountpoint"));
 
 	if (is_stopped(pid))
@@ -243,19 +318,35 @@ bool mount_control_is_stuck(const json_t *reply)
 	return state && !strcmp(state, "stuck");
 }
 
-/* The status of each of @paths that is meant: a->status, NULL for others. */
-static void ask_all(struct asked *asked, char **paths, size_t nr, const struct wanted *wanted)
+/* What its answer, if there is one, is worth: NULL, nothing. */
+static void judge(struct asked *a, const struct wanted *wanted)
+{
+	bool is_others = is_of_another(a->server);
+
+	if (a->status && (!is_meant(a->status, wanted) || (is_others && !is_borne_out(a->status, a->server, wanted)))) {
+		json_decref(a->status);
+		a->status = NULL;
+	}
+	/* One that may be another's isn't told of. */
+	if (a->is_late && (a->about || (!wanted->which && !is_others)))
+		a->status = stuck_status(a);
+	if (a->status && is_others)
+		json_object_set_new(a->status, "user", json_integer(a->server->uid));
+}
+
+/* The status of each of @servers that is meant: a->status, NULL for others. */
+static void ask_all(struct asked *asked, const struct server_socket *servers, size_t nr, const struct wanted *wanted)
 {
 	uint64_t deadline_ns = clock_monotonic_ns() + (uint64_t)STATUS_SECONDS_MAX * NS_PER_S;
 
 	for (size_t i = 0; i < nr; i++) {
 		struct asked *a = &asked[i];
-		CLEANUP_FREE char *about = about_path(paths[i]);
+		CLEANUP_FREE char *about = is_of_another(&servers[i]) ? NULL : about_path(servers[i].path);
 
-		a->path = paths[i];
+		a->server = &servers[i];
 		a->about = about ? json_load_file(about, 0, NULL) : NULL;
 		a->deadline_ns = deadline_ns;
-		if (wanted->which && a->about && !is_meant(a->about, wanted))
+		if (a->about && !is_meant(a->about, wanted))
 			continue;
 		if (task_start(&a->task, "ask", ask_status, a)) {
 			a->task = NULL;
@@ -263,51 +354,38 @@ static void ask_all(struct asked *asked, char **paths, size_t nr, const struct w
 		}
 	}
 	for (size_t i = 0; i < nr; i++) {
-		struct asked *a = &asked[i];
-
-		if (a->task)
-			task_join(a->task);
-		if (a->status && wanted->which && !is_meant(a->status, wanted)) {
-			json_decref(a->status);
-			a->status = NULL;
-		}
-		/* One that may be another's isn't told of. */
-		if (a->is_late && (a->about || !wanted->which))
-			a->status = stuck_status(a);
+		if (asked[i].task)
+			task_join(asked[i].task);
+		judge(&asked[i], wanted);
 	}
 }
 
 json_t *mount_control_ask(const char *which, const char *command)
 {
-	struct strbuf pattern = strbuf_growing(), request = strbuf_growing();
-	char directory[CONTROL_PATH_BYTES];
+	struct strbuf request = strbuf_growing();
 	struct wanted wanted = wanted_new(which);
+	struct server_socket *servers;
 	json_t *replies = json_array();
-	glob_t found = { 0 };
+	size_t nr = sockets_list(&servers);
 	bool is_late;
 
 	strbuf_printf(&request, "{\"command\": \"%s\"}\n", command);
-	if (control_directory(directory, sizeof(directory)))
-		strbuf_printf(&pattern, "%s/*.sock", directory);
-	if (!pattern.len || glob(strbuf_text(&pattern), 0, NULL, &found))
-		found.gl_pathc = 0;
-	struct asked *asked = calloc(found.gl_pathc + 1, sizeof(*asked));
+	struct asked *asked = calloc(nr + 1, sizeof(*asked));
 	if (asked)
-		ask_all(asked, found.gl_pathv, found.gl_pathc, &wanted);
-	for (size_t i = 0; asked && i < found.gl_pathc; i++) {
+		ask_all(asked, servers, nr, &wanted);
+	for (size_t i = 0; asked && i < nr; i++) {
 		struct asked *a = &asked[i];
 
 		/* First who it is: only those meant are told to do something, which may take as long as it takes. */
 		if (a->status && (!strcmp(command, "status") || mount_control_is_stuck(a->status)))
 			json_array_append(replies, a->status);
 		else if (a->status)
-			json_array_append_new(replies, ask_at(a->path, strbuf_text(&request), UINT64_MAX, &is_late));
+			json_array_append_new(replies, ask_at(a->server, strbuf_text(&request), UINT64_MAX, &is_late));
 		json_decref(a->status);
 		json_decref(a->about);
 	}
 	free(asked);
-	globfree(&found);
-	strbuf_free(&pattern);
+	free(servers);
 	strbuf_free(&request);
 	wanted_free(&wanted);
 	return replies;
@@ -315,20 +393,51 @@ json_t *mount_control_ask(const char *which, const char *command)
 
 json_t *mount_control_request(pid_t server, const json_t *request)
 {
-	struct strbuf path = strbuf_growing(), line = strbuf_growing();
-	char directory[CONTROL_PATH_BYTES];
+	struct strbuf line = strbuf_growing();
 	CLEANUP_FREE char *text = json_dumps(request, JSON_COMPACT);
+	struct server_socket *servers;
 	json_t *reply = NULL;
 	bool is_late;
 
-	if (text && control_directory(directory, sizeof(directory))) {
-		strbuf_printf(&path, "%s/%d.sock", directory, (int)server);
+	if (text)
 		strbuf_printf(&line, "%s\n", text);
-		reply = ask_at(strbuf_text(&path), strbuf_text(&line), UINT64_MAX, &is_late);
-	}
-	strbuf_free(&path);
+	size_t nr = text ? sockets_list(&servers) : 0;
+	for (size_t i = 0; i < nr && !reply; i++)
+		if (pid_of(servers[i].path) == server)
+			reply = ask_at(&servers[i], strbuf_text(&line), UINT64_MAX, &is_late);
+	if (text)
+		free(servers);
 	strbuf_free(&line);
 	return reply;
+}
+
+enum mount_control_found mount_control_find(const char *fs_arg, pid_t *server)
+{
+	json_t *replies = mount_control_ask(fs_arg, "status");
+	enum mount_control_found found = MOUNT_CONTROL_NONE;
+	const json_t *reply;
+	size_t i;
+
+	*server = 0;
+	json_array_foreach(replies, i, reply)
+	{
+		const char *source = json_string_value(json_object_get(reply, "source"));
+		const char *mountpoint = json_string_value(json_object_get(reply, "mountpoint"));
+		const char *state = json_string_value(json_object_get(reply, "state"));
+		bool is_mounted = source && mountpoint && mounted_is_at(source, mountpoint);
+
+		if (mount_control_is_stuck(reply)) {
+			tool_error("process %d, which serves %s: %s",
+				   (int)json_integer_value(json_object_get(reply, "pid")), fs_arg,
+				   json_string_value(json_object_get(reply, "error")));
+			found = found ? found : MOUNT_CONTROL_STUCK;
+		} else if (state && strcmp(state, "ending") && (is_mounted || found != MOUNT_CONTROL_FOUND)) {
+			*server = (pid_t)json_integer_value(json_object_get(reply, "pid"));
+			found = MOUNT_CONTROL_FOUND;
+		}
+	}
+	json_decref(replies);
+	return found;
 }
 
 /* Its mount goes first; the server hears of that a moment later. */
@@ -352,10 +461,20 @@ static uint64_t number(const json_t *object, const char *part, const char *name)
 	return (uint64_t)json_integer_value(json_object_get(json_object_get(object, part), name));
 }
 
-/*
- * "  job      discards: waiting, nothing has become empty"
- * "  job      quota scan: working, no limit holds before all inodes are counted: 1200 of 4800 inodes, 25 %"
- */
+/* "7.36 GiB", in turns: as many as one printf() takes. */
+static const char *size(uint64_t bytes)
+{
+	enum { TEXTS = 4 };
+	static char texts[TEXTS][32];
+	static unsigned next;
+	char *text = texts[next++ % TEXTS];
+	struct strbuf out = strbuf_fixed(text, sizeof(texts[0]));
+
+	strbuf_add_size(&out, bytes);
+	return text;
+}
+
+/* "  job      quota scan: working, no limit holds before all inodes are counted: 1200 of 4800 inodes, 25 %" */
 static void print_job(const json_t *job)
 {
 	const char *why = json_string_value(json_object_get(job, "why"));
@@ -373,6 +492,26 @@ static void print_job(const json_t *job)
 			printf(": %" PRIu64 " %s so far", done, unit);
 	}
 	putchar('\n');
+}
+
+/* Those that have nothing to do in one line: "  jobs     waiting: discards, copygc" */
+static void print_jobs(const json_t *jobs)
+{
+	struct strbuf waiting = strbuf_growing();
+	const json_t *job;
+	size_t i;
+
+	json_array_foreach(jobs, i, job)
+	{
+		if (strcmp(json_string_value(json_object_get(job, "state")), "waiting"))
+			print_job(job);
+		else
+			strbuf_printf(&waiting, "%s%s", waiting.len ? ", " : "",
+				      json_string_value(json_object_get(job, "job")));
+	}
+	if (waiting.len)
+		printf("  jobs     waiting: %s\n", strbuf_text(&waiting));
+	strbuf_free(&waiting);
 }
 
 static bool has_errors(const json_t *errors)
@@ -397,17 +536,17 @@ static void print_errors(const json_t *errors)
 }
 
 /*
- * "  device   /dev/sdb: rw, 512.0 MiB"
- * "  device   /dev/sdc: rw, 512.0 MiB; errors: 12 read, 794 write; since it was mounted: 794 write"
+ * "  device   /dev/sdb: rw, 512 MiB"
+ * "  device   /dev/sdc: rw, 512 MiB; errors: 12 read, 794 write; since it was mounted: 794 write"
  */
 static void print_device(const json_t *device)
 {
 	const json_t *errors = json_object_get(device, "errors");
 	const json_t *since = json_object_get(device, "errors_since_mount");
 
-	printf("  device   %s: %s, %.1f MiB%s", json_string_value(json_object_get(device, "name")),
+	printf("  device   %s: %s, %s%s", json_string_value(json_object_get(device, "name")),
 	       json_string_value(json_object_get(device, "state")),
-	       (double)json_integer_value(json_object_get(device, "bytes")) / (1 << 20),
+	       size((uint64_t)json_integer_value(json_object_get(device, "bytes"))),
 	       json_is_true(json_object_get(device, "is_online")) ? "" : ", missing");
 	if (has_errors(errors)) {
 		printf("; errors: ");
@@ -420,55 +559,52 @@ static void print_device(const json_t *device)
 	putchar('\n');
 }
 
+static void print_counts(const json_t *r)
+{
+	printf("  cache    %s of %s in %" PRIu64 " btree nodes\n", size(number(r, "cache", "bytes")),
+	       size(number(r, "cache", "bytes_max")), number(r, "cache", "nodes"));
+	if (json_is_object(json_object_get(r, "journal")))
+		printf("  journal  %" PRIu64 " of %" PRIu64 " buckets free, %" PRIu64 " entries and %" PRIu64
+		       " flushes so far\n",
+		       number(r, "journal", "buckets_free"), number(r, "journal", "buckets"),
+		       number(r, "journal", "entries_written"), number(r, "journal", "flushes"));
+	if (json_is_object(json_object_get(r, "copygc")))
+		printf("  copygc   %s moved, %" PRIu64 " buckets emptied\n", size(number(r, "copygc", "bytes_moved")),
+		       number(r, "copygc", "buckets_emptied"));
+	if (json_is_object(json_object_get(r, "deletions")))
+		printf("  deleted  %" PRIu64 " objects in the background, %" PRIu64 " are left to be deleted\n",
+		       number(r, "deletions", "done"), number(r, "deletions", "left"));
+	printf("  kernel   remembers %" PRIu64 " objects (%s here), %" PRIu64 " of them deleted but in use\n",
+	       number(r, "kernel", "objects"), size(number(r, "kernel", "bytes")),
+	       number(r, "kernel", "deleted_in_use"));
+	printf("  reports  %" PRIu64 " recovered, %" PRIu64 " damage, %" PRIu64 " fatal\n",
+	       number(r, "reports", "recovered"), number(r, "reports", "damage"), number(r, "reports", "fatal"));
+}
+
 static void print_status(const json_t *r)
 {
-	static const double mib = 1 << 20;
 	const char *mountpoint = json_string_value(json_object_get(r, "mountpoint"));
-	const json_t *device, *job;
+	const json_t *user = json_object_get(r, "user"), *device;
 	size_t i;
 
 	printf("%s\n", mountpoint ? mountpoint : "a mount of unknown place");
-	printf("  state    %s%s%s, process %d\n", json_string_value(json_object_get(r, "state")),
+	printf("  state    %s%s%s, process %d", json_string_value(json_object_get(r, "state")),
 	       json_is_true(json_object_get(r, "is_readonly")) ? ", read-only" : "",
 	       json_is_false(json_object_get(r, "is_mounted")) ? ", no longer mounted here" : "",
 	       (int)json_integer_value(json_object_get(r, "pid")));
+	if (user)
+		printf(" of user %u", (unsigned)json_integer_value(user));
+	putchar('\n');
 	if (json_object_get(r, "why"))
 		printf("  why      %s\n", json_string_value(json_object_get(r, "why")));
 	if (!json_object_get(r, "usage"))
 		return;
-	printf("  space    %.1f MiB used of %.1f MiB, %llu inodes\n", (double)number(r, "usage", "used") / mib,
-	       (double)number(r, "usage", "capacity") / mib, (unsigned long long)number(r, "usage", "inodes"));
-	printf("  cache    %.1f MiB of %.1f MiB in %llu btree nodes\n", (double)number(r, "cache", "bytes") / mib,
-	       (double)number(r, "cache", "bytes_max") / mib, (unsigned long long)number(r, "cache", "nodes"));
-	if (json_is_object(json_object_get(r, "journal")))
-		printf("  journal  %llu of %llu buckets free, %llu entries and %llu flushes so far\n",
-		       (unsigned long long)number(r, "journal", "buckets_free"),
-		       (unsigned long long)number(r, "journal", "buckets"),
-		       (unsigned long long)number(r, "journal", "entries_written"),
-		       (unsigned long long)number(r, "journal", "flushes"));
-	if (json_is_object(json_object_get(r, "copygc")))
-		printf("  copygc   %.1f MiB moved, %llu buckets emptied\n",
-		       (double)number(r, "copygc", "bytes_moved") / mib,
-		       (unsigned long long)number(r, "copygc", "buckets_emptied"));
-	if (json_is_object(json_object_get(r, "deletions")))
-		printf("  deleted  %llu objects in the background, %llu are left to be deleted\n",
-		       (unsigned long long)number(r, "deletions", "done"),
-		       (unsigned long long)number(r, "deletions", "left"));
-	if (json_is_object(json_object_get(r, "repairs")))
-		printf("  repairs  bad copies were met %llu times, %llu replaced, %llu nodes rewritten, %llu "
-		       "failures\n",
-		       (unsigned long long)number(r, "repairs", "found"),
-		       (unsigned long long)number(r, "repairs", "copies"),
-		       (unsigned long long)number(r, "repairs", "nodes"),
-		       (unsigned long long)number(r, "repairs", "failed"));
-	printf("  kernel   remembers %llu objects (%.1f MiB here), %llu of them deleted but in use\n",
-	       (unsigned long long)number(r, "kernel", "objects"), (double)number(r, "kernel", "bytes") / mib,
-	       (unsigned long long)number(r, "kernel", "deleted_in_use"));
-	printf("  reports  %llu recovered, %llu damage, %llu fatal\n",
-	       (unsigned long long)number(r, "reports", "recovered"),
-	       (unsigned long long)number(r, "reports", "damage"), (unsigned long long)number(r, "reports", "fatal"));
-	json_array_foreach(json_object_get(r, "jobs"), i, job) print_job(job);
 	json_array_foreach(json_object_get(r, "devices"), i, device) print_device(device);
+	printf("  space    %s used of %s, %s available, %" PRIu64 " inodes\n", size(number(r, "usage", "used")),
+	       size(number(r, "usage", "capacity")), size(number(r, "usage", "available")),
+	       number(r, "usage", "inodes"));
+	print_counts(r);
+	print_jobs(json_object_get(r, "jobs"));
 }
 
 enum { OPT_JSON = TOOL_OPT_COMMAND, OPT_HELP };
@@ -496,19 +632,76 @@ static int parse(const struct command *self, int argc, char **argv, bool *is_jso
 	return -1;
 }
 
+/* A mount whose server hasn't answered. */
+static void tell_unanswered(const struct mounted *m)
+{
+	if (!m->is_kiln)
+		tool_error("%s is mounted at %s, but not by kiln", m->source, m->mount_point);
+	else if (geteuid() && m->user != geteuid())
+		tool_error("%s is mounted at %s by user %u: only that user and root can ask its server", m->source,
+			   m->mount_point, m->user);
+	else if (mounted_is_dead(m->mount_point))
+		mounted_tell_dead(m->mount_point);
+	else
+		tool_error("%s is mounted at %s, but its server can't be asked: it has no socket here "
+			   "(kiln-status(1))",
+			   m->source, m->mount_point);
+}
+
+static bool is_answered(const json_t *replies, const struct mounted *m)
+{
+	bool is_answered = false;
+	const json_t *reply;
+	size_t i;
+
+	json_array_foreach(replies, i, reply)
+	{
+		const char *mountpoint = json_string_value(json_object_get(reply, "mountpoint"));
+		const char *source = json_string_value(json_object_get(reply, "source"));
+
+		is_answered |=
+			mountpoint && source && (!strcmp(mountpoint, m->mount_point) || !strcmp(source, m->source));
+	}
+	return is_answered;
+}
+
+/*
+ * Tell what is mounted, as asked for, and isn't among @replies: a server may be gone, or have no socket. 0, or that
+ * there was any; or that what was asked for isn't mounted at all.
+ */
+static int check_missing(const json_t *replies, const char *which)
+{
+	struct mounted *list;
+	size_t nr = mounted_list(&list), told = 0;
+
+	if (which && !json_array_size(replies)) {
+		const struct mounted *m = mounted_find(list, nr, which);
+
+		if (m)
+			tell_unanswered(m);
+		else
+			tool_error("%s isn't mounted by a kiln of this user", which);
+		told = 1;
+	}
+	for (size_t i = 0; i < nr && !which; i++) {
+		if (!list[i].is_kiln || list[i].user != geteuid() || is_answered(replies, &list[i]))
+			continue;
+		tell_unanswered(&list[i]);
+		told++;
+	}
+	if (!told && !json_array_size(replies))
+		tool_error("nothing is mounted by a kiln of this user");
+	mounted_free(list, nr);
+	return told ? TOOL_FAILED : TOOL_OK;
+}
+
 /* 0, or what is wrong has been told. */
-static int check_replies(const json_t *replies, const char *which)
+static int check_replies(const json_t *replies)
 {
 	const json_t *reply;
 	int status = TOOL_OK;
 	size_t i;
 
-	if (which && !json_array_size(replies)) {
-		tool_error("%s isn't mounted by a kiln of this user", which);
-		return TOOL_FAILED;
-	}
-	if (!json_array_size(replies))
-		tool_error("nothing is mounted by a kiln of this user");
 	json_array_foreach(replies, i, reply) if (!json_is_true(json_object_get(reply, "ok")))
 	{
 		const char *error = json_string_value(json_object_get(reply, "error"));
@@ -523,6 +716,14 @@ static int check_replies(const json_t *replies, const char *which)
 		status = TOOL_FAILED;
 	}
 	return status;
+}
+
+/* Who asks for all wants to know what there is; only what was to be done is a failure where it isn't. */
+static int check_all(const json_t *replies, const char *which, bool needs_all)
+{
+	int missing = check_missing(replies, which), status = check_replies(replies);
+
+	return status || (!which && !needs_all) ? status : missing;
 }
 
 /*
@@ -557,7 +758,7 @@ static int status_run(const struct command *self, int argc, char **argv)
 	const json_t *reply;
 	size_t i;
 
-	status = check_replies(replies, which);
+	status = check_all(replies, which, false);
 	note_mounted(replies);
 	if (!is_json) {
 		json_array_foreach(replies, i, reply) print_status(reply);
@@ -577,7 +778,7 @@ static int debug_run(const struct command *self, int argc, char **argv)
 	if (status >= 0)
 		return status;
 	json_t *replies = mount_control_ask(which, "debug");
-	status = check_replies(replies, which);
+	status = check_all(replies, which, false);
 	int print_status_code = tool_print_json(replies);
 	return status ? status : print_status_code;
 }
@@ -604,14 +805,15 @@ static enum written_back write_back(const char *mountpoint, int *error)
 }
 
 /* What the kernel has cached comes first: it doesn't hand syncfs() on, but it does write back. */
-static int sync_one(const char *mountpoint)
+static int sync_one(const char *mountpoint, json_t *all_replies)
 {
 	int error = 0;
 	enum written_back written_back = write_back(mountpoint, &error);
 	json_t *replies = mount_control_ask(mountpoint, "sync");
 	bool has_ended = !json_array_size(replies);
-	int status = has_ended ? TOOL_FAILED : check_replies(replies, NULL);
+	int status = has_ended ? TOOL_FAILED : check_replies(replies);
 
+	json_array_extend(all_replies, replies);
 	json_decref(replies);
 	if (has_ended)
 		tool_error("%s: its server has ended meanwhile", mountpoint);
@@ -634,20 +836,25 @@ static int sync_run(const struct command *self, int argc, char **argv)
 
 	if (status >= 0)
 		return status;
-	json_t *servers = mount_control_ask(which, "status");
+	json_t *servers = mount_control_ask(which, "status"), *replies = json_array();
 	const json_t *server;
 	size_t i;
 
-	status = check_replies(servers, which);
+	status = check_all(servers, which, true);
 	json_array_foreach(servers, i, server)
 	{
 		const char *mountpoint = json_string_value(json_object_get(server, "mountpoint"));
 
-		if (mountpoint && !mount_control_is_stuck(server) && sync_one(mountpoint) != TOOL_OK)
+		if (mountpoint && !mount_control_is_stuck(server) && sync_one(mountpoint, replies) != TOOL_OK)
 			status = TOOL_FAILED;
 	}
 	json_decref(servers);
-	return status;
+	if (!is_json) {
+		json_decref(replies);
+		return status;
+	}
+	int print_status_code = tool_print_json(replies);
+	return status ? status : print_status_code;
 }
 
 const struct command command_status = {
@@ -656,7 +863,8 @@ const struct command command_status = {
 	.usage = "usage: kiln status [--json] [DIRECTORY|FS]\n"
 		 "\n"
 		 "What the servers of filesystems that `kiln mount` has mounted say about themselves: one, or all of "
-		 "this user.\n"
+		 "this user\n"
+		 "(for root: of all users).\n"
 		 "\n"
 		 "  --json                  as a JSON array of objects; sizes are bytes\n"
 		 "  --help                  this text\n",
@@ -666,12 +874,13 @@ const struct command command_status = {
 const struct command command_sync = {
 	.name = "sync",
 	.summary = "make durable what was written to a mounted filesystem",
-	.usage = "usage: kiln sync [DIRECTORY|FS]\n"
+	.usage = "usage: kiln sync [--json] [DIRECTORY|FS]\n"
 		 "\n"
 		 "Have everything that was written to a mounted filesystem (or to all of this user) on its devices, "
 		 "durable, on\n"
 		 "return. sync(1) isn't enough: the kernel doesn't hand it on to filesystems in userspace.\n"
 		 "\n"
+		 "  --json                  what each server answered, as a JSON array of objects\n"
 		 "  --help                  this text\n",
 	.run = sync_run,
 };

@@ -16,6 +16,7 @@
 #include "engine/fs_write.h"
 #include "namespace/change.h"
 #include "tool/mount_quota.h"
+#include "tool/usage.h"
 
 static json_t *u64_json(uint64_t v) { return json_integer((json_int_t)v); }
 
@@ -257,9 +258,20 @@ static int add_debug(struct mount_facts_of *f, const json_t *request, json_t *re
 
 static int do_sync(struct mount_facts_of *f, const json_t *request, json_t *reply)
 {
+	int err = mount_server_sync(f->server);
+	char why[KILN_ERROR_BYTES];
+
 	(void)request;
-	(void)reply;
-	return mount_server_sync(f->server);
+	if (err && __atomic_load_n(&f->fs->shut_down, __ATOMIC_ACQUIRE)) {
+		reporter_last(&f->fs->reporter, why);
+		json_object_set_new(reply, "error", tool_json_bytes(why, strlen(why)));
+	}
+	return err;
+}
+
+static int do_usage(struct mount_facts_of *f, const json_t *request, json_t *reply)
+{
+	return usage_answer(f->fs, request, reply);
 }
 
 static int do_quota(struct mount_facts_of *f, const json_t *request, json_t *reply)
@@ -296,7 +308,7 @@ static const struct {
 	/* clang-format off */
 	{ "status", add_status, 0 },
 	{ "debug", add_debug, 0 },
-	{ "sync", do_sync, -ESHUTDOWN },
+	{ "sync", do_sync, -ESHUTDOWN }, { "usage", do_usage, -ESHUTDOWN },
 	{ "quota", do_quota, -ESHUTDOWN },
 	{ "remount", do_remount, -ESHUTDOWN },
 	/* clang-format on */
@@ -314,9 +326,9 @@ static const char *error_text(int err)
 
 static json_t *about_json(const struct mount_facts_of *f)
 {
-	return json_pack("{s:i, s:o, s:o}", "pid", (int)getpid(), "mountpoint",
+	return json_pack("{s:i, s:o, s:o, s:s}", "pid", (int)getpid(), "mountpoint",
 			 tool_json_bytes(f->mountpoint, strlen(f->mountpoint)), "source",
-			 tool_json_bytes(f->source, strlen(f->source)));
+			 tool_json_bytes(f->source, strlen(f->source)), "uuid", f->uuid);
 }
 
 static bool ask_begin(struct mount_facts_of *f)
@@ -379,6 +391,9 @@ char *mount_facts_about(const struct mount_facts_of *f)
 
 void mount_facts_init(struct mount_facts_of *f)
 {
+	struct strbuf uuid = strbuf_fixed(f->uuid, sizeof(f->uuid));
+
+	strbuf_add_uuid(&uuid, f->fs->super->sb->user_uuid);
 	mutex_init(&f->lock);
 	waitq_init(&f->asked);
 }

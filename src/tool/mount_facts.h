@@ -13,13 +13,14 @@ struct mount_facts_of {
 	const char *mountpoint, *source;
 	char **device_names; /* full paths of the members, by number; NULL: it isn't here */
 	bool is_readonly;
-	struct mutex lock; /* of what follows */
+	char uuid[sizeof("xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx")]; /* that of the filesystem which users see */
+	struct mutex lock;					   /* of what follows */
 	bool is_ending;
 	unsigned asking_nr; /* requests for which filesystem and server stay */
 	struct waitq asked;
 };
 
-/* The others are the caller's to fill in. */
+/* The first ones, up to is_readonly, are the caller's to fill in before. */
 void mount_facts_init(struct mount_facts_of *f);
 void mount_facts_destroy(struct mount_facts_of *f);
 /* Who it is, for control_start(): malloced, NULL when memory is short. */

@@ -252,10 +252,15 @@ int tool_mount_helper(int argc, char **argv)
 		return TOOL_OK;
 	if (has_word(options, "remount"))
 		return helper_status(remount(argv[optind + 1], options));
-	CLEANUP_FREE char *at = mounted_whole_at(argv[optind]);
+	CLEANUP_FREE char *devices = mounted_devices(argv[optind]);
 	CLEANUP_FREE char *directory = realpath(argv[optind + 1], NULL);
-	if (at && directory && !mounted_is_at(argv[optind], directory))
+	CLEANUP_FREE char *at = devices ? mounted_whole_at(devices) : NULL;
+	bool is_there = at && directory && mounted_is_at(devices, directory);
+	if (at && directory && !is_there)
 		return helper_status(mount_again(at, directory, options));
+	/* What is named by its device `mount -a` sees itself in the mount table. */
+	if (is_there && strcmp(devices, argv[optind]))
+		return TOOL_OK;
 	char *mount_argv[] = { title, flag, options, separator, argv[optind], argv[optind + 1], NULL };
 	optind = 0;
 	return helper_status(command_mount.run(&command_mount, ARRAY_NR(mount_argv) - 1, mount_argv));

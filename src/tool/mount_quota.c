@@ -139,33 +139,10 @@ int mount_quota_answer(kiln_fs *fs, const json_t *request, json_t *reply)
 
 /* --- who asks --- */
 
-enum mount_quota_found mount_quota_find(struct mount_quota *m, const char *fs_arg)
+enum mount_control_found mount_quota_find(struct mount_quota *m, const char *fs_arg)
 {
-	json_t *replies = mount_control_ask(fs_arg, "status");
-	enum mount_quota_found found = MOUNT_QUOTA_NONE;
-	const json_t *reply;
-	size_t i;
-
 	*m = (struct mount_quota){ 0 };
-	json_array_foreach(replies, i, reply)
-	{
-		const char *source = json_string_value(json_object_get(reply, "source"));
-		const char *mountpoint = json_string_value(json_object_get(reply, "mountpoint"));
-		const char *state = json_string_value(json_object_get(reply, "state"));
-		bool is_mounted = source && mountpoint && mounted_is_at(source, mountpoint);
-
-		if (mount_control_is_stuck(reply)) {
-			tool_error("process %d, which serves %s: %s",
-				   (int)json_integer_value(json_object_get(reply, "pid")), fs_arg,
-				   json_string_value(json_object_get(reply, "error")));
-			found = found ? found : MOUNT_QUOTA_STUCK;
-		} else if (state && strcmp(state, "ending") && (is_mounted || found != MOUNT_QUOTA_FOUND)) {
-			m->server = (pid_t)json_integer_value(json_object_get(reply, "pid"));
-			found = MOUNT_QUOTA_FOUND;
-		}
-	}
-	json_decref(replies);
-	return found;
+	return mount_control_find(fs_arg, &m->server);
 }
 
 void mount_quota_done(struct mount_quota *m)

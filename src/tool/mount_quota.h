@@ -16,6 +16,7 @@
 #include <sys/types.h>
 
 #include "kiln/kiln.h"
+#include "tool/mount_control.h"
 
 /* --- who asks --- */
 
@@ -25,13 +26,8 @@ struct mount_quota {
 	char why[KILN_ERROR_BYTES]; /* the last call failed */
 };
 
-enum mount_quota_found { MOUNT_QUOTA_NONE, MOUNT_QUOTA_FOUND, MOUNT_QUOTA_STUCK };
-
-/*
- * The server that has @fs_arg mounted (DEV[:DEV...], UUID=... or where it is mounted), if it is one of this user. That
- * it is stuck has been told.
- */
-enum mount_quota_found mount_quota_find(struct mount_quota *m, const char *fs_arg);
+/* As mount_control_find(). */
+enum mount_control_found mount_quota_find(struct mount_quota *m, const char *fs_arg);
 void mount_quota_done(struct mount_quota *m);
 
 /* 0, or a negative errno with m->why. */

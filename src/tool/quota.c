@@ -452,9 +452,9 @@ static int action_run(struct quota_args *q, const struct action *a, const char *
 	if (q->change.open.flags & KILN_OPEN_FORCE)
 		return action_run_here(q, a, fs_arg, args, nr);
 	switch (mount_quota_find(&served, fs_arg)) {
-	case MOUNT_QUOTA_NONE: return action_run_here(q, a, fs_arg, args, nr);
-	case MOUNT_QUOTA_STUCK: return TOOL_FAILED;
-	case MOUNT_QUOTA_FOUND: break;
+	case MOUNT_CONTROL_NONE: return action_run_here(q, a, fs_arg, args, nr);
+	case MOUNT_CONTROL_STUCK: return TOOL_FAILED;
+	case MOUNT_CONTROL_FOUND: break;
 	}
 	q->served = &served;
 	int status = action_run_served(q, a, args, nr);

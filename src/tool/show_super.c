@@ -5,8 +5,10 @@
  * single device shows its own superblock; several, the one that counts for the filesystem, the newest. --all shows that
  * of every device that was given or found.
  */
+#include <stdlib.h>
 #include <string.h>
 
+#include "tool/mounted.h"
 #include "tool/raw_text.h"
 #include "tool/super_json.h"
 
@@ -15,6 +17,7 @@ static const char usage[] =
 	"\n"
 	"Show the superblock: of a single device its own, of several the newest, which counts for the filesystem.\n"
 	"Copies that are damaged or differ from each other are told on standard error. Times are UTC.\n"
+	"FS may be mounted, and then may be given as the directory, too.\n"
 	"\n"
 	"  -f, --fields LIST       sections to show, separated by commas, or all (default: members_v2 and errors; "
 	"with\n"
@@ -148,6 +151,21 @@ static void show_all(struct show_super *s)
 		raw_output_json(&s->out, array, true);
 }
 
+/*
+ * The devices of what is mounted, NULL when it isn't. A superblock is read while its server may write it: it is whole
+ * or its checksum is wrong, and then another copy is read.
+ */
+static char *mounted_devices_at(const char *fs_arg)
+{
+	struct mounted *list;
+	size_t nr = mounted_list(&list);
+	const struct mounted *m = mounted_find(list, nr, fs_arg);
+	char *devices = m ? strdup(m->source) : NULL;
+
+	mounted_free(list, nr);
+	return devices;
+}
+
 static int show_super_run(const struct command *self, int argc, char **argv)
 {
 	enum { OPT_FIELD_ONLY = TOOL_OPT_COMMAND };
@@ -161,6 +179,7 @@ static int show_super_run(const struct command *self, int argc, char **argv)
 	struct tool_open open = tool_open_defaults();
 	struct show_super s = { .only = -1 };
 	bool has_fields = false;
+	const char *fs_arg;
 	int c, status;
 
 	while ((c = getopt_long(argc, argv, "f:la", options, NULL)) != -1) {
@@ -181,13 +200,19 @@ static int show_super_run(const struct command *self, int argc, char **argv)
 	if (!has_fields)
 		s.sections = s.is_json ? UINT32_MAX : sections_default;
 	raw_output_begin(&s.out);
-	s.fs = tool_open_fs(&open, argv[optind], FS_SUPER);
+	CLEANUP_FREE char *mounted = mounted_devices_at(argv[optind]);
+	if (mounted) {
+		open.flags |= KILN_OPEN_FORCE;
+		open.is_quiet = true;
+	}
+	fs_arg = mounted && mounted_may_be_directory(argv[optind]) ? mounted : argv[optind];
+	s.fs = tool_open_fs(&open, fs_arg, FS_SUPER);
 	if (!s.fs)
 		return raw_output_end(&s.out, TOOL_FAILED);
 	if (s.is_all)
 		show_all(&s);
 	else
-		show_one(&s, argv[optind]);
+		show_one(&s, fs_arg);
 	return tool_close_fs(s.fs, raw_output_end(&s.out, s.status));
 }
 

@@ -71,6 +71,7 @@ struct tool_open {
 	uint64_t memory_bytes;
 	uint64_t sb_sector; /* 0: where it should be */
 	bool is_verbose;
+	bool is_quiet; /* warnings aren't told */
 	bool is_json;
 };
 enum {

@@ -1,12 +1,15 @@
 /*
  * kiln usage: how full the filesystem is, by type of data and by device.
  *
- * The text has the layout of upstream's `fs usage` (11 §5): columns at fixed places, so that scripts find them.
+ * The text has the layout of upstream's `fs usage` (11 §5): columns at fixed places, so that scripts find them. Of a
+ * mounted filesystem its server makes the same text.
  */
 #include <inttypes.h>
 #include <string.h>
 
+#include "tool/mount_control.h"
 #include "tool/raw_text.h"
+#include "tool/usage.h"
 
 static const char usage[] =
 	"usage: kiln usage [OPTIONS] FS\n"
@@ -14,6 +17,7 @@ static const char usage[] =
 	"Show how space is used: in total, by type of data and the devices it is on, and on each device. Sizes are "
 	"bytes.\n"
 	"The numbers are the filesystem's own counters, as they stand after recovery; nothing is counted anew.\n"
+	"FS may be mounted, and then may be given as the directory, too: its server is asked.\n"
 	"\n"
 	"  -h, --human             sizes with units (KiB, MiB, ...)\n"
 	"  --json                  as a JSON object; sizes are always bytes\n" TOOL_OPEN_USAGE;
@@ -330,7 +334,6 @@ static void show_text(struct show_usage *u)
 		replicas_table(u);
 	}
 	device_blocks(u);
-	raw_output_flush(&u->out);
 }
 
 /* --- JSON --- */
@@ -388,7 +391,7 @@ static json_t *device_json(const struct show_usage *u, unsigned dev)
 	return j;
 }
 
-static void show_json(struct show_usage *u)
+static json_t *usage_json(const struct show_usage *u)
 {
 	json_t *devices = json_array();
 	json_t *j = json_pack("{s:o, s:b, s:o}", "uuid", raw_json_uuid(u->super->sb->user_uuid), "is_known",
@@ -406,7 +409,87 @@ static void show_json(struct show_usage *u)
 		if (u->super->members[dev].m.exists)
 			json_array_append_new(devices, device_json(u, dev));
 	json_object_set_new(j, "devices", devices);
-	raw_output_json(&u->out, j, true);
+	return j;
+}
+
+/* --- of what is open, here or elsewhere --- */
+
+static int usage_count(struct show_usage *u, kiln_fs *fs)
+{
+	u->super = fs->super;
+	return fs->is_writable ? allocator_usage(fs->allocator, &u->usage)
+			       : usage_read(fs->super, fs->journal, fs->trees, &u->usage);
+}
+
+int usage_answer(kiln_fs *fs, const json_t *request, json_t *reply)
+{
+	struct show_usage u = { .out.text = strbuf_growing(),
+				.is_human = json_is_true(json_object_get(request, "human")) };
+	int err = usage_count(&u, fs);
+
+	if (!err) {
+		json_object_set_new(reply, "is_known", json_boolean(u.usage.is_known));
+		if (json_is_true(json_object_get(request, "json"))) {
+			json_object_set_new(reply, "usage", usage_json(&u));
+		} else {
+			show_text(&u);
+			json_object_set_new(reply, "text", raw_json_text(&u.out.text));
+		}
+		usage_free(&u.usage);
+	}
+	strbuf_free(&u.out.text);
+	return err;
+}
+
+static void warn_unknown(bool is_known)
+{
+	if (!is_known)
+		tool_error("this filesystem has no counters that can be read: only sizes are shown");
+}
+
+/* Of a mounted one, as its server tells it. */
+static int show_served(struct show_usage *u, pid_t server, bool is_json)
+{
+	json_t *request =
+		json_pack("{s:s, s:b, s:b}", "command", "usage", "json", (int)is_json, "human", (int)u->is_human);
+	json_t *reply = mount_control_request(server, request);
+	bool is_told = json_is_true(json_object_get(reply, "ok"));
+
+	if (is_told) {
+		warn_unknown(json_is_true(json_object_get(reply, "is_known")));
+		if (is_json) {
+			raw_output_json(&u->out, json_incref(json_object_get(reply, "usage")), true);
+		} else {
+			strbuf_add(&u->out.text, json_string_value(json_object_get(reply, "text")));
+			raw_output_flush(&u->out);
+		}
+	} else {
+		const char *why = json_string_value(json_object_get(reply, "error"));
+
+		tool_error("the server says: %s", why ? why : "nothing, it has ended meanwhile");
+	}
+	json_decref(reply);
+	json_decref(request);
+	return is_told ? TOOL_OK : TOOL_FAILED;
+}
+
+static int show_opened(struct show_usage *u, kiln_fs *fs, bool is_json)
+{
+	int err = usage_count(u, fs);
+
+	if (err) {
+		tool_error("can't read the counters: %s", error_name(err));
+		return TOOL_FAILED;
+	}
+	warn_unknown(u->usage.is_known);
+	if (is_json) {
+		raw_output_json(&u->out, usage_json(u), true);
+	} else {
+		show_text(u);
+		raw_output_flush(&u->out);
+	}
+	usage_free(&u->usage);
+	return TOOL_OK;
 }
 
 /* --- the command --- */
@@ -431,23 +514,17 @@ static int usage_run(const struct command *self, int argc, char **argv)
 		return raw_usage_fs(self);
 
 	raw_output_begin(&u.out);
+	pid_t server;
+	switch (open.flags & KILN_OPEN_FORCE ? MOUNT_CONTROL_NONE : mount_control_find(argv[optind], &server)) {
+	case MOUNT_CONTROL_STUCK: return raw_output_end(&u.out, TOOL_FAILED);
+	case MOUNT_CONTROL_FOUND: return raw_output_end(&u.out, show_served(&u, server, open.is_json));
+	case MOUNT_CONTROL_NONE: break;
+	}
 	kiln_fs *fs = tool_open_fs(&open, argv[optind], FS_BTREES);
 	if (!fs)
 		return raw_output_end(&u.out, TOOL_FAILED);
-	u.super = fs->super;
-	int err = usage_read(fs->super, fs->journal, fs->trees, &u.usage);
-	if (err) {
-		tool_error("can't read the counters: %s", error_name(err));
-	} else {
-		if (!u.usage.is_known)
-			tool_error("this filesystem has no counters that can be read: only sizes are shown");
-		if (open.is_json)
-			show_json(&u);
-		else
-			show_text(&u);
-		usage_free(&u.usage);
-	}
-	return tool_close_fs(fs, raw_output_end(&u.out, err ? TOOL_FAILED : TOOL_OK));
+	status = show_opened(&u, fs, open.is_json);
+	return tool_close_fs(fs, raw_output_end(&u.out, status));
 }
 
 const struct command command_usage = {

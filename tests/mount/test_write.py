@@ -1679,7 +1679,8 @@ def servers_say_what_they_do(to):
             assert all(job["state"] in ("waiting", "working") and job["why"] and job["what"] for job in jobs.values()), jobs
             assert all(job["progress"] is None or job["progress"]["unit"] for job in jobs.values()), jobs
         status, out, err = doors.run([KILN, "status", fs.directory])
-        assert status == 0 and "  job      deletions: waiting, nothing is to be deleted\n" in out.decode(), out
+        assert status == 0 and re.search(r"^  jobs     waiting: .*deletions", out.decode(), re.M), out
+        assert re.search(r"^  device   %s: rw, 256 MiB\n  space    .* used of .* MiB, .* MiB available, \d+ inodes$" % fs.image, out.decode(), re.M), out
         assert re.search(r"^  journal  \d+ of \d+ buckets free, \d+ entries", out.decode(), re.M), out
         status, out, err = doors.run([KILN, "debug", fs.directory])
         assert status == 0 and json.loads(out)[0]["journal"]["seq"] > 0, err
@@ -1972,6 +1973,8 @@ def a_server_that_takes_long_to_end_says_so(to):
     umount(fs.directory)
     status, out, err = doors.run([KILN, "sync", fs.image])
     assert status == 1 and "has been unmounted" in err, (status, err)
+    status, out, err = doors.run([KILN, "status", fs.image])
+    assert status == 0 and "  state    ending, no longer mounted here" in out.decode(), (out, err)
     status, out, err = doors.run([KILN, "ls", fs.image, "/"])
     assert status == 0 and "waiting for the last mount of %s to end" % fs.image in err, (status, err)
     said = fs.ended()
@@ -2040,7 +2043,14 @@ def mount_finds_filesystems_by_uuid(to):
         assert status == 0, err
         write(fs.path("f"), b"x")
         assert os.statvfs(fs.directory).f_flag & os.ST_NOATIME
+        # What is there already `mount -a` mounts no second time.
+        assert doors.run(["mount", "-a", "-T", table]) == (0, b"", "")
+        uuid = "UUID=f0e1d2c3-0000-4000-8000-%012x" % os.getpid()
+        for command in (["ls", uuid, "/"], ["check", uuid], ["mkdir", uuid, "/d"]):
+            status, _, err = doors.run([KILN, *command])
+            assert status in (1, 8) and "mounted at %s" % fs.directory in err, (command, err)
         umount(fs.directory)
+        assert not os.path.ismount(fs.directory)
         status, out, err = doors.run([KILN, "ls", fs.image, "/"])  # waits for the server
         assert status == 0 and b"f\n" in out, err
     finally:
