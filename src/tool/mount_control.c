@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <glob.h>
+#include <grp.h>
 #include <inttypes.h>
 #include <poll.h>
 #include <signal.h>
@@ -20,6 +21,7 @@
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -794,8 +796,11 @@ static enum written_back write_back(const char *mountpoint, int *error)
 	int fd = open(mountpoint, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	enum written_back result = IS_WRITTEN_BACK;
 
-	if (fd < 0)
-		return IS_WRITTEN_BACK;
+	if (fd < 0) {
+		*error = errno;
+		/* In another namespace there is nothing, or something else, at that path. */
+		return errno == EACCES ? CANNOT_BE_WRITTEN : IS_WRITTEN_BACK;
+	}
 	if (syncfs(fd)) {
 		*error = errno;
 		result = syncfs(fd) ? CANNOT_BE_WRITTEN : WAS_LOST;
@@ -804,11 +809,46 @@ static enum written_back write_back(const char *mountpoint, int *error)
 	return result;
 }
 
+/* FUSE lets nobody but who has mounted it in, not root either, unless that asked for it: so a child becomes that user.
+ */
+static enum written_back write_back_as(const struct mounted *m, int *error)
+{
+	pid_t child = fork();
+	int status = 0;
+
+	if (!child) {
+		if (setgroups(0, NULL) || setresgid(m->group, m->group, m->group) ||
+		    setresuid(m->user, m->user, m->user))
+			_exit(CANNOT_BE_WRITTEN);
+		_exit((int)write_back(m->mount_point, error));
+	}
+	*error = EIO;
+	if (child < 0 || waitpid(child, &status, 0) < 0 || !WIFEXITED(status))
+		return CANNOT_BE_WRITTEN;
+	return (enum written_back)WEXITSTATUS(status);
+}
+
+static enum written_back write_back_at(const char *mountpoint, int *error)
+{
+	struct mounted *list;
+	size_t nr = mounted_list(&list);
+	const struct mounted *m = NULL;
+
+	for (size_t i = 0; i < nr; i++)
+		if (list[i].is_kiln && !strcmp(list[i].mount_point, mountpoint))
+			m = &list[i];
+	bool is_others = m && !geteuid() && m->user;
+	enum written_back result = is_others ? write_back_as(m, error) : write_back(mountpoint, error);
+
+	mounted_free(list, nr);
+	return result;
+}
+
 /* What the kernel has cached comes first: it doesn't hand syncfs() on, but it does write back. */
 static int sync_one(const char *mountpoint, json_t *all_replies)
 {
 	int error = 0;
-	enum written_back written_back = write_back(mountpoint, &error);
+	enum written_back written_back = write_back_at(mountpoint, &error);
 	json_t *replies = mount_control_ask(mountpoint, "sync");
 	bool has_ended = !json_array_size(replies);
 	int status = has_ended ? TOOL_FAILED : check_replies(replies);

@@ -67,6 +67,7 @@ static bool line_parse(char *line, struct mounted *mount)
 	char *type = strsep(&behind, " ");
 	char *source = behind ? strsep(&behind, " ") : NULL;
 	const char *user = behind ? strstr(behind, "user_id=") : NULL;
+	const char *group = behind ? strstr(behind, "group_id=") : NULL;
 	if (!source)
 		return false;
 	mountinfo_unescape(source);
@@ -77,7 +78,8 @@ static bool line_parse(char *line, struct mounted *mount)
 				   .is_kiln = !strcmp(type, "fuse.kiln") || !strcmp(type, "fuseblk.kiln"),
 				   .is_ours = is_ours(type),
 				   .is_whole = !strcmp(fields[3], "/"),
-				   .user = user ? (uid_t)strtoul(user + strlen("user_id="), NULL, 10) : 0 };
+				   .user = user ? (uid_t)strtoul(user + strlen("user_id="), NULL, 10) : 0,
+				   .group = group ? (gid_t)strtoul(group + strlen("group_id="), NULL, 10) : 0 };
 	return true;
 }
 

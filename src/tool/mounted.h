@@ -16,6 +16,7 @@ struct mounted {
 	bool is_ours;  /* some bcachefs filesystem */
 	bool is_whole; /* its root is what is seen there */
 	uid_t user;    /* who mounted it, for FUSE */
+	gid_t group;
 };
 
 /* The mount table: the number of its lines, and *@list, to be freed with mounted_free() (NULL when there is none). */
