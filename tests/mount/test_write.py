@@ -658,7 +658,7 @@ def servers_without_room_for_threads_say_so_or_serve(to):
 
     for mib in range(160, 1280, 32):
         limits = (mib << 20, mib << 20)
-        p = subprocess.run([KILN, "mount", image, directory], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=WAIT_S,
+        p = subprocess.run([KILN, "mount", image, directory], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=WAIT_S,
                            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, limits))
         if p.returncode:
             assert p.stderr, mib
