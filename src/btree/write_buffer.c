@@ -76,6 +76,22 @@ struct write_buffer {
 	struct job job;
 };
 
+/*
+ * What it fails with, who wants room is told, and whoever asked asks again. But where a node can't be read the pins
+ * stay, so the journal would fill up and everybody wait for good: an error that lasts is the end of writing.
+ */
+static void flush_or_give_up(struct btrees *trees)
+{
+	unsigned tries = 0;
+	int err;
+
+	do {
+		err = btree_write_buffer_flush(trees);
+	} while (write_may_retry(trees, err, &tries));
+	if (err && err != -ENOMEM && err != -ENOSPC && err != -EAGAIN && !write_error(trees))
+		write_failed(trees, err);
+}
+
 static void flush_task(void *arg)
 {
 	struct write_buffer *wb = arg;
@@ -91,8 +107,7 @@ static void flush_task(void *arg)
 		wb->is_wanted = false;
 		job_works(&wb->job, "many keys are there, or the journal wants it");
 		mutex_unlock(&wb->lock);
-		/* What it fails with, who wants room is told. Whoever asked asks again. */
-		btree_write_buffer_flush(wb->trees);
+		flush_or_give_up(wb->trees);
 		mutex_lock(&wb->lock);
 	}
 	job_stops(&wb->job);

@@ -383,7 +383,7 @@ static int usage_count(struct kiln_fs *fs, struct kiln_usage *out)
 		.available = u.available_sectors << SECTOR_SHIFT,
 		.inodes = u.inodes,
 		.block_bytes = (uint64_t)s->kctx.block_sectors << SECTOR_SHIFT,
-		.is_clean = SB_CLEAN_FLAG(s->sb),
+		.is_clean = !fs->is_writable && SB_CLEAN_FLAG(s->sb), /* it is dirty, and its flags may be changing */
 		.is_encrypted = SB_ENCRYPTION_TYPE(s->sb) != 0,
 		.is_degraded = s->is_degraded,
 	};

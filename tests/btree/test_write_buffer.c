@@ -13,6 +13,7 @@
 
 #include <cmocka.h>
 
+#include "base/clock.h"
 #include "base/fiber.h"
 #include "base/util.h"
 #include "btree/internal.h"
@@ -29,6 +30,8 @@ static struct {
 	size_t apply_calls, applied_keys;
 	int apply_err;
 	uint64_t applied_seq_max;
+	struct journal_pin *pin; /* the last one that was added */
+	int failed;		 /* what ended writing */
 } fake;
 
 static struct btrees *trees;
@@ -71,9 +74,27 @@ void journal_pin_add(struct journal *j, struct journal_pin *pin, uint64_t seq,
 	if (!pin->seq || seq < pin->seq)
 		pin->seq = seq;
 	pin->flush = flush;
+	fake.pin = pin;
 }
 
 void journal_pin_drop(struct journal *j, struct journal_pin *pin) { pin->seq = 0; }
+
+bool write_may_retry(struct btrees *t, int err, unsigned *tries) { return err == -EIO && (*tries)++ < 3; }
+
+int write_error(struct btrees *t)
+{
+	mutex_lock(&fake.lock);
+	int err = fake.failed;
+	mutex_unlock(&fake.lock);
+	return err;
+}
+
+void write_failed(struct btrees *t, int err)
+{
+	mutex_lock(&fake.lock);
+	fake.failed = err;
+	mutex_unlock(&fake.lock);
+}
 
 /* --- set up --- */
 
@@ -156,6 +177,34 @@ static void a_failed_flush_can_be_repeated(void **state)
 	assert_int_equal(fake.applied[0][2], 13);
 	assert_int_equal(write_buffer_key_nr(trees->write_buffer), 0);
 	tear_down();
+}
+
+/* The journal wants room, and applying fails: how often that was tried before it ended with @failed. */
+static size_t tries_until(int err, int failed)
+{
+	set_up();
+	fail_applying(err);
+	assert_int_equal(put(0, 1, 11, 1, 0), 0);
+	size_t calls = 0;
+	for (unsigned i = 0; i < 1000 && (write_error(trees) != failed || calls < 4); i++) {
+		fake.pin->flush(NULL, fake.pin, 1);
+		sleep_ns(1000000);
+		mutex_lock(&fake.lock);
+		calls = fake.apply_calls;
+		mutex_unlock(&fake.lock);
+	}
+	assert_int_equal(write_error(trees), failed);
+	tear_down();
+	return calls;
+}
+
+/* Else users would wait for space in the journal for ever. */
+static void what_cannot_be_applied_is_the_end_of_writing(void **state)
+{
+	assert_int_equal(tries_until(-EIO, -EIO), 4);
+	/* There may be space, or memory, later. */
+	assert_true(tries_until(-ENOSPC, 0) >= 4);
+	assert_true(tries_until(-ENOMEM, 0) >= 4);
 }
 
 static void a_full_buffer_is_flushed_by_who_wants_room(void **state)
@@ -246,6 +295,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(the_newest_of_each_position_is_applied),
 		cmocka_unit_test(a_failed_flush_can_be_repeated),
+		cmocka_unit_test(what_cannot_be_applied_is_the_end_of_writing),
 		cmocka_unit_test(a_full_buffer_is_flushed_by_who_wants_room),
 		cmocka_unit_test_teardown(fibers_lose_nothing, seeds_teardown),
 		cmocka_unit_test(threads_lose_nothing),
