@@ -132,6 +132,8 @@ void disk_reservation_put(struct allocator *a, struct disk_reservation *r); /* o
  * that write-back, deleting and moving make.
  */
 int allocator_key_room(struct allocator *a);
+/* Are free buckets few on a device that nodes go to? */
+bool allocator_nodes_are_low(struct allocator *a);
 
 /* How many copies of data the devices that are written now can have, as their durability counts. */
 unsigned allocator_data_durability(const struct allocator *a);
@@ -191,8 +193,12 @@ uint64_t allocator_clock(struct allocator *a);
  * While somebody reads data: buckets that were not free at the begin aren't used again before the end, even if all that
  * points at them goes away. Look up where the data is inside. Never wait for space inside.
  */
-unsigned allocator_read_begin(struct allocator *a);
-void allocator_read_end(struct allocator *a, unsigned section);
+struct read_section {
+	unsigned epoch;
+	enum task_rank rank; /* of the task, outside of it */
+};
+struct read_section allocator_read_begin(struct allocator *a);
+void allocator_read_end(struct allocator *a, struct read_section section);
 
 /* --- moving data so that buckets become empty: for data/copygc.h --- */
 

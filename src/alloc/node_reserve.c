@@ -376,6 +376,7 @@ static int slots_take_waiting(struct allocator *a, struct btree_node_reserve *r,
 	bool has_hope = true;
 	int err;
 
+	task_may_wait_for(may_move ? TASK_COPYGC : TASK_DISCARD);
 	atomic_fetch_add(&a->nodes.waiting_nr, 1);
 	for (;;) {
 		uint64_t seen = freed_seen(a);
@@ -540,6 +541,8 @@ void allocator_node_room_wait(struct allocator *a, uint64_t nodes)
 		atomic_store(&p->room_retry_ns, clock_monotonic_ns() + GAINLESS_NS);
 	}
 }
+
+bool allocator_nodes_are_low(struct allocator *a) { return open_buckets_are_low(a, write_point_devs(a, DATA_BTREE)); }
 
 int allocator_key_room(struct allocator *a)
 {

@@ -32,22 +32,28 @@ static void section_end(struct readers *r, unsigned epoch)
 	mutex_unlock(&r->lock);
 }
 
-unsigned allocator_read_begin(struct allocator *a)
+struct read_section allocator_read_begin(struct allocator *a)
 {
 	struct readers *r = &a->readers;
+	/* It is waited for, by who makes buckets free: so it waits for nobody who may wait for free buckets. */
+	enum task_rank rank = task_rank_lower(TASK_DISCARD);
 
 	for (;;) {
 		unsigned epoch = atomic_load(&r->epoch);
 
 		atomic_fetch_add(&r->nr[epoch & 1], 1);
 		if (atomic_load(&r->epoch) == epoch)
-			return epoch;
+			return (struct read_section){ epoch, rank };
 		/* It was turned in between, by a task that may not have seen this section. */
 		section_end(r, epoch);
 	}
 }
 
-void allocator_read_end(struct allocator *a, unsigned section) { section_end(&a->readers, section); }
+void allocator_read_end(struct allocator *a, struct read_section section)
+{
+	section_end(&a->readers, section.epoch);
+	task_rank_set(section.rank);
+}
 
 void readers_wait(struct readers *r)
 {

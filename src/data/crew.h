@@ -32,7 +32,7 @@ void crew_init(struct crew *c);
 void crew_destroy(struct crew *c);
 /*
  * Have @fn(@ctx, i) done for each i below @nr, at the same time and in any order, and wait for the last. It must not
- * wait for anything. Switch point.
+ * wait for anything but a slot. Switch point.
  */
 void crew_run(struct crew *c, unsigned nr, void (*fn)(void *ctx, unsigned i), void *ctx);
 /*

@@ -255,7 +255,7 @@ static int place_write_locked(struct place_write *w)
 
 		memcpy(locks, w->locks, lock_nr * sizeof(*locks));
 		bucket_locks_take(&writer->in_place.locks, BUCKET_LOCK_UPDATE, locks, lock_nr);
-		unsigned section = allocator_read_begin(writer->allocator);
+		struct read_section section = allocator_read_begin(writer->allocator);
 		err = pieces_find(w);
 		bool is_same = lock_nr == w->lock_nr && !memcmp(locks, w->locks, lock_nr * sizeof(*locks));
 		if (!err && is_same)

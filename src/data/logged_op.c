@@ -6,7 +6,8 @@
  * before anything else, and so does who closes the filesystem. After a crash recovery goes on with all there are.
  *
  * What is remembered may be over: a file that is deleted takes its operations with it, and their numbers are used
- * again. So the key is looked at, and where it is gone or another file's there is nothing to do.
+ * again. So the key is looked at, and where it is gone or another file's there is nothing to do. A file is known by its
+ * snapshot here: who takes one has to finish what is left first.
  */
 #include <errno.h>
 #include <stdio.h>

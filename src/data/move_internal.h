@@ -51,10 +51,9 @@ struct move_part {
 	uint32_t stored_sectors;
 	struct extent_crc crc; /* of the new copies */
 	bool has_crc;
-	unsigned space;	       /* which of the mover's extents it lies in */
-	uint32_t space_offset; /* sectors */
-	bool may_merge;	       /* what lies before or behind it is moved along, to before or behind it */
-	unsigned ptr_nr;       /* new pointers; 0: none */
+	unsigned space;	 /* which of the mover's extents it lies in */
+	bool may_merge;	 /* what lies before or behind it is moved along, to before or behind it */
+	unsigned ptr_nr; /* new pointers; 0: none */
 	struct extent_ptr ptrs[ALLOC_PTRS_MAX];
 	uint64_t put_sectors; /* by the transaction under way */
 };
@@ -82,7 +81,7 @@ struct data_mover {
 	void *large[MOVE_LARGE_MAX];  /* io_buffer_free(): for a single item that doesn't fit into them */
 	unsigned large_nr;
 	bool has_section; /* readers are counted: buckets stay */
-	unsigned section;
+	struct read_section section;
 	struct move_item items[MOVE_ITEMS_MAX];
 	unsigned item_nr;
 	struct device_io ios[MOVE_ITEMS_MAX];

@@ -132,7 +132,10 @@ ssize_t data_read(struct data *data, const struct data_file *file, uint64_t offs
 	r->end_bytes = offset_bytes + len;
 
 	struct allocator *allocator = data->writer ? data->writer->allocator : NULL;
-	unsigned section = allocator ? allocator_read_begin(allocator) : 0;
+	struct read_section section = { 0 };
+
+	if (allocator)
+		section = allocator_read_begin(allocator);
 	reader_run(r);
 	reader_drain(r);
 	if (allocator)

@@ -351,8 +351,9 @@ static enum region_result region_give_up(struct region *r)
 	if (is_cached_only && !r->failure_nr && r->ptr_nr)
 		return REGION_ZEROES;
 
-	if (!r->is_divided || !r->is_lost_run)
-		failures_report(r, false);
+	if (r->is_divided && r->is_lost_run)
+		return REGION_LOST; /* as the part before it, which was told */
+	failures_report(r, false);
 	if (!r->failure_nr)
 		region_report_lost(r, ERROR_data_lost_device_removed, "a replica on a device that is there", "none",
 				   "Attach the missing device and open the filesystem with it.");

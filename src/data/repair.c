@@ -111,12 +111,21 @@ void data_repair_node(struct data *data, unsigned btree_id, unsigned level, stru
 
 /* --- repairing --- */
 
+/* Does the pointer lead to the bad copy, of a key that has lost so many sectors in front since it was looked up? */
+static bool is_bad(const struct extent_ptr_decoded *p, const struct bad_copy *c, uint64_t skipped)
+{
+	struct extent_ptr at = p->ptr;
+
+	at.sector -= p->has_crc ? 0 : skipped;
+	return extent_ptr_is_same(&at, &c->ptr);
+}
+
 /*
  * Pointers of the key, as it is by now, that lead to one of the bad copies of it in the batch; 0 where that are all.
  * But they may have their bad blocks in different places where blocks can be read apart.
  */
 static uint32_t bad_pointers(const struct data *data, struct bkey_ref k, const struct bad_copy *batch, unsigned nr,
-			     const struct bad_copy *of, bool *is_any_good)
+			     const struct bad_copy *of, uint64_t skipped, bool *is_any_good)
 {
 	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
 	uint32_t mask = 0;
@@ -127,7 +136,7 @@ static uint32_t bad_pointers(const struct data *data, struct bkey_ref k, const s
 	for (int i = 0; i < ptr_nr; i++)
 		for (unsigned b = 0; b < nr; b++)
 			if (!batch[b].level && batch[b].btree_id == of->btree_id && bpos_eq(batch[b].pos, of->pos) &&
-			    extent_ptr_is_same(&ptrs[i].ptr, &batch[b].ptr))
+			    is_bad(&ptrs[i], &batch[b], skipped))
 				mask |= 1u << i;
 	*is_any_good = ptr_nr > 0 && mask != (1u << ptr_nr) - 1;
 	for (int i = 0; i < ptr_nr && !*is_any_good; i++)
@@ -152,7 +161,7 @@ static void extent_repair(struct data *data, struct data_mover *m, const struct 
 {
 	struct bkey_copy copy;
 	struct data_move move = { .watermark = WATERMARK_STRIPE };
-	uint64_t from = 0; /* what is before it has been tried */
+	uint64_t from = 0, first = UINT64_MAX; /* what is before it has been tried; where the key began */
 	bool is_any_good;
 	int err;
 
@@ -162,7 +171,9 @@ static void extent_repair(struct data *data, struct data_mover *m, const struct 
 		if (btree_lookup(data->trees, c->btree_id, c->pos, &copy) <= 0 || !bpos_eq(copy.k.k.p, c->pos) ||
 		    bkey_start_offset(&copy.k.k) < from)
 			return;
-		move.rewrite = bad_pointers(data, copy.k, batch, nr, c, &is_any_good);
+		first = min(first, bkey_start_offset(&copy.k.k));
+		move.rewrite =
+			bad_pointers(data, copy.k, batch, nr, c, bkey_start_offset(&copy.k.k) - first, &is_any_good);
 		move.avoid = is_any_good ? move.rewrite : 0;
 		if (!move.rewrite)
 			return;
@@ -192,6 +203,10 @@ static void batch_repair(struct data *data, struct data_mover *m, const struct b
 			extent_repair(data, m, batch, nr, &batch[i], stats);
 	if (m)
 		mover_run(m, stats);
+	for (unsigned i = 0; i < nr && !m; i++)
+		stats->failed += !batch[i].level;
+	/* Who waits for places of nodes mustn't keep buckets from becoming free, as who reads does. */
+	data_mover_free(m);
 	for (unsigned i = 0; i < nr; i++) {
 		const struct bad_copy *c = &batch[i];
 		int err = c->level ? btree_node_rewrite(data->trees, c->btree_id, c->level - 1, c->pos, &c->ptr) : 0;
@@ -261,7 +276,6 @@ static void repair_task(void *arg)
 		seen += nr;
 		batch_repair(data, m, batch, nr, &done);
 		background_leave(btrees_background(data->trees));
-		data_mover_free(m);
 		mutex_lock(&l->lock);
 		l->stats.extents += done.extents;
 		l->stats.nodes += done.nodes;

@@ -132,7 +132,8 @@ bool fs_node_lacks_copies(void *ctx, const struct btree_ptr *p)
 	for (unsigned i = 0; i < p->ptr_nr; i++)
 		if (super_member_online(s, p->ptrs[i].dev))
 			copies += s->members[p->ptrs[i].dev].m.durability;
-	return copies < wanted && copies < copies_max(s, DATA_BTREE) && !allocator_key_room(fs->allocator);
+	return copies < wanted && copies < copies_max(s, DATA_BTREE) && !allocator_key_room(fs->allocator) &&
+	       !allocator_nodes_are_low(fs->allocator);
 }
 
 int fs_node_write(void *ctx, const struct btree_ptr *p, const void *buf, size_t offset, size_t bytes, unsigned *failed)

@@ -463,9 +463,9 @@ static int publish(struct super *s, bool *is_final)
 	if (!SB_INITIALIZED(s->sb))
 		goto out;
 
-	*is_final = true;
 	for (unsigned i = 0; i < s->member_nr && !err; i++)
 		err = member_is_updated(s, i) ? primary_check(s, i) : 0;
+	*is_final = err != -ENOMEM; /* nothing has been written yet */
 	if (err)
 		goto out;
 	stale_backups_renew(p);

@@ -29,7 +29,8 @@ static void read_task(void *arg)
 	struct world *w = arg;
 
 	while (!atomic_load(&w->is_over)) {
-		unsigned section = allocator_read_begin(w->a), slot = atomic_load(&w->current);
+		struct read_section section = allocator_read_begin(w->a);
+		unsigned slot = atomic_load(&w->current);
 
 		for (unsigned i = 0; i < 4; i++) {
 			if (atomic_load(&w->slot[slot]) != 1)

@@ -1816,6 +1816,32 @@ static void copies_that_lack_different_sectors_make_good_ones(void **state)
 	world_close(&w, true);
 }
 
+/* What is bad behind the first MiB of a long key is made good like what is bad in it. */
+static void all_of_a_long_key_is_repaired(void **state)
+{
+	struct data_repair_stats stats;
+	struct world w;
+
+	(void)state;
+	world_open_with(&w, 5, "11", "block_size=4k,data_checksum=none,metadata_replicas=2,data_replicas=2", 4096,
+			4 << 20);
+	struct file *f = &w.files[0];
+	op_write(&w, f, 0, 3 << 20);
+	all_flush(&w);
+	copy_fails(&w, f, 5008, 8, 0);
+	for (unsigned reads = 0; bad_reads(&w, f) && reads < 100; reads++) {
+		file_check(&w, f);
+		data_repair_wait(w.fs->data);
+		data_repair_stats(w.fs->data, &stats);
+		/* Whoever meets it mends it. */
+		assert_int_equal(stats.found != 0, !bad_reads(&w, f));
+	}
+	assert_int_equal(bad_reads(&w, f), 0);
+	assert_int_equal(stats.extents, 1);
+	assert_int_equal(stats.failed, 0);
+	world_close(&w, true);
+}
+
 /* All copies of what the file has in [@begin, @end) are moved. What the mover said last. */
 static int range_move(struct world *w, const struct file *f, uint64_t begin, uint64_t end)
 {
@@ -2232,7 +2258,9 @@ static void a_bucket_that_lived_again_waits_for_its_new_readers(void **state)
 	assert_int_equal(journal_flush(w.fs->journal_writer), 0);
 	assert_int_equal(data_type_of(a, &place), DATA_NEED_DISCARD);
 
-	unsigned old_reader = allocator_read_begin(a), epoch = atomic_load(&a->readers.epoch);
+	struct read_section old_reader = allocator_read_begin(a);
+	unsigned epoch = atomic_load(&a->readers.epoch);
+	task_rank_set(TASK_USER); /* the readers are others */
 	atomic_store(&are_discards_done, false);
 	assert_int_equal(task_start(&task, "discards", discards_once, a), 0);
 	while (atomic_load(&a->readers.epoch) == epoch)
@@ -2242,7 +2270,9 @@ static void a_bucket_that_lived_again_waits_for_its_new_readers(void **state)
 	uint64_t bucket = again.sector / a->devs[again.dev].bucket_sectors;
 	assert_true(again.dev == place.dev && again.gen == place.gen &&
 		    bucket == place.sector / a->devs[place.dev].bucket_sectors);
-	unsigned new_reader = allocator_read_begin(a);
+	struct read_section new_reader = allocator_read_begin(a);
+	new_reader.rank = old_reader.rank;
+	task_rank_set(TASK_USER);
 	assert_false(open_bucket_is_open(a, again.dev, bucket));
 	op_truncate(&w, f, 0);
 	assert_int_equal(journal_flush(w.fs->journal_writer), 0);
@@ -2359,6 +2389,7 @@ int main(void)
 		cmocka_unit_test(compressed_regions_fill_small_buckets),
 		cmocka_unit_test(what_is_read_of_a_cache_is_kept_longer),
 		cmocka_unit_test(what_is_too_large_by_now_is_moved_in_parts),
+		cmocka_unit_test(all_of_a_long_key_is_repaired),
 		cmocka_unit_test(what_one_replica_keeps_is_written),
 		cmocka_unit_test(a_write_with_less_copies_than_required_fails),
 		cmocka_unit_test(a_node_with_less_copies_than_required_is_not_written),
