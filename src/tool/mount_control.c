@@ -118,7 +118,7 @@ static bool wait_for_bytes(int fd, uint64_t deadline_ns)
 			  deadline_ns == UINT64_MAX ? -1
 			  : deadline_ns <= now_ns   ? 0
 						    : (int)((deadline_ns - now_ns) / NS_PER_MS + 1))) < 0 &&
-	       errno == EINTR)
+	       errno == EINTR && !tool_interrupted)
 		now_ns = clock_monotonic_ns();
 	return nr > 0;
 }
@@ -244,15 +244,20 @@ static bool is_meant(const json_t *about, const struct wanted *w)
 		!strcasecmp(w->which + strlen("UUID="), uuid));
 }
 
-/* Does the mount table say that who answers, another user, serves what it says that it does? */
-static bool is_borne_out(const json_t *about, const struct server_socket *server, const struct wanted *w)
+/* Another user's server: does the mount table say that this user has mounted what is meant (at @mountpoint)? */
+static bool is_borne_out(const char *mountpoint, const struct server_socket *server, const struct wanted *w)
 {
-	const char *mountpoint = json_string_value(json_object_get(about, "mountpoint"));
+	const char *devices = w->devices ? w->devices : w->which, *path = w->path ? w->path : w->which;
 	bool is_there = false;
 
-	for (size_t i = 0; i < w->mount_nr && mountpoint; i++)
-		is_there |= w->mounts[i].is_kiln && w->mounts[i].user == server->uid &&
-			    !strcmp(w->mounts[i].mount_point, mountpoint);
+	for (size_t i = 0; i < w->mount_nr && !is_there; i++) {
+		const struct mounted *m = &w->mounts[i];
+
+		is_there = m->is_kiln && m->user == server->uid &&
+			   (!mountpoint || !strcmp(m->mount_point, mountpoint)) &&
+			   (!w->which || !strcmp(m->mount_point, path) ||
+			    (mounted_is_believed(m) && mounted_lists_meet(devices, m->source)));
+	}
 	return is_there;
 }
 
@@ -320,15 +325,62 @@ bool mount_control_is_stuck(const json_t *reply)
 	return state && !strcmp(state, "stuck");
 }
 
+/* Is the answer of another user's server what one would say? */
+static bool is_answer_of(const json_t *status, const struct server_socket *server, const struct wanted *wanted)
+{
+	const char *mountpoint = json_string_value(json_object_get(status, "mountpoint"));
+
+	return mountpoint && json_string_value(json_object_get(status, "source")) &&
+	       json_string_value(json_object_get(status, "state")) && !mount_control_is_stuck(status) &&
+	       is_borne_out(mountpoint, server, wanted);
+}
+
+static json_t *printable_json(const json_t *text)
+{
+	struct strbuf out = strbuf_growing();
+
+	tool_add_printable(&out, json_string_value(text), json_string_length(text));
+	json_t *value = json_string(strbuf_text(&out));
+	strbuf_free(&out);
+	return value;
+}
+
+/* What another user's server says goes to a terminal. */
+static void make_printable(json_t *value)
+{
+	const char *key;
+	json_t *part;
+	size_t i;
+	void *next;
+
+	json_array_foreach(value, i, part)
+	{
+		make_printable(part);
+		if (json_is_string(part))
+			json_array_set_new(value, i, printable_json(part));
+	}
+	json_object_foreach_safe(value, next, key, part)
+	{
+		make_printable(part);
+		if (json_is_string(part))
+			json_object_set_new(value, key, printable_json(part));
+	}
+}
+
 /* What its answer, if there is one, is worth: NULL, nothing. */
 static void judge(struct asked *a, const struct wanted *wanted)
 {
 	bool is_others = is_of_another(a->server);
 
-	if (a->status && (!is_meant(a->status, wanted) || (is_others && !is_borne_out(a->status, a->server, wanted)))) {
+	if (a->status && !(is_others ? is_answer_of(a->status, a->server, wanted) : is_meant(a->status, wanted))) {
 		json_decref(a->status);
 		a->status = NULL;
 	}
+	/* Not what it says: requests go to that process. */
+	if (a->status && is_others)
+		json_object_set_new(a->status, "pid", json_integer(pid_of(a->server->path)));
+	if (a->status && is_others)
+		make_printable(a->status);
 	/* One that may be another's isn't told of. */
 	if (a->is_late && (a->about || (!wanted->which && !is_others)))
 		a->status = stuck_status(a);
@@ -348,7 +400,8 @@ static void ask_all(struct asked *asked, const struct server_socket *servers, si
 		a->server = &servers[i];
 		a->about = about ? json_load_file(about, 0, NULL) : NULL;
 		a->deadline_ns = deadline_ns;
-		if (a->about && !is_meant(a->about, wanted))
+		if (is_of_another(a->server) ? !is_borne_out(NULL, a->server, wanted)
+					     : a->about && !is_meant(a->about, wanted))
 			continue;
 		if (task_start(&a->task, "ask", ask_status, a)) {
 			a->task = NULL;
@@ -505,7 +558,9 @@ static void print_jobs(const json_t *jobs)
 
 	json_array_foreach(jobs, i, job)
 	{
-		if (strcmp(json_string_value(json_object_get(job, "state")), "waiting"))
+		const char *state = json_string_value(json_object_get(job, "state"));
+
+		if (!state || strcmp(state, "waiting"))
 			print_job(job);
 		else
 			strbuf_printf(&waiting, "%s%s", waiting.len ? ", " : "",
@@ -645,7 +700,7 @@ static void tell_unanswered(const struct mounted *m)
 	else if (mounted_is_dead(m->mount_point))
 		mounted_tell_dead(m->mount_point);
 	else
-		tool_error("%s is mounted at %s, but its server can't be asked: it has no socket here "
+		tool_error("%s is mounted at %s, but its server doesn't answer, or has no socket here "
 			   "(kiln-status(1))",
 			   m->source, m->mount_point);
 }
@@ -813,19 +868,33 @@ static enum written_back write_back(const char *mountpoint, int *error)
  */
 static enum written_back write_back_as(const struct mounted *m, int *error)
 {
-	pid_t child = fork();
-	int status = 0;
+	struct {
+		enum written_back result;
+		int error;
+	} got = { CANNOT_BE_WRITTEN, EIO };
+	int fds[2];
 
+	if (pipe2(fds, O_CLOEXEC)) {
+		*error = errno;
+		return CANNOT_BE_WRITTEN;
+	}
+	pid_t child = fork();
 	if (!child) {
 		if (setgroups(0, NULL) || setresgid(m->group, m->group, m->group) ||
 		    setresuid(m->user, m->user, m->user))
-			_exit(CANNOT_BE_WRITTEN);
-		_exit((int)write_back(m->mount_point, error));
+			got.error = errno;
+		else
+			got.result = write_back(m->mount_point, &got.error);
+		_exit(write(fds[1], &got, sizeof(got)) != sizeof(got));
 	}
-	*error = EIO;
-	if (child < 0 || waitpid(child, &status, 0) < 0 || !WIFEXITED(status))
-		return CANNOT_BE_WRITTEN;
-	return (enum written_back)WEXITSTATUS(status);
+	close(fds[1]);
+	if (child > 0 && read(fds[0], &got, sizeof(got)) != sizeof(got))
+		got.error = EIO;
+	close(fds[0]);
+	if (child > 0)
+		waitpid(child, NULL, 0);
+	*error = got.error;
+	return got.result;
 }
 
 static enum written_back write_back_at(const char *mountpoint, int *error)

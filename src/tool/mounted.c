@@ -135,6 +135,20 @@ void mounted_free(struct mounted *list, size_t nr)
 
 /* --- what is meant --- */
 
+bool mounted_is_believed(const struct mounted *m)
+{
+	CLEANUP_FREE char *copy = strdup(m->source);
+	char *rest = copy, *name;
+	struct stat st;
+
+	if (!m->user || m->user == geteuid())
+		return true;
+	while (rest && (name = strsep(&rest, ":")))
+		if (stat(name, &st) || st.st_uid != m->user)
+			return false;
+	return copy;
+}
+
 char *mounted_devices(const char *fs_arg)
 {
 	struct strbuf list = strbuf_growing();
@@ -207,7 +221,7 @@ const struct mounted *mounted_find(const struct mounted *list, size_t nr, const 
 	CLEANUP_FREE char *devices = mounted_devices(which);
 
 	for (size_t i = 0; i < nr && devices; i++)
-		if (list[i].is_ours && mounted_lists_meet(devices, list[i].source))
+		if (list[i].is_ours && mounted_is_believed(&list[i]) && mounted_lists_meet(devices, list[i].source))
 			return &list[i];
 	return mounted_above(list, nr, which);
 }
@@ -220,7 +234,7 @@ char *mounted_at(const char *fs_arg)
 	size_t nr = mounted_list(&list);
 
 	for (size_t i = 0; i < nr && devices && !at; i++)
-		if (list[i].is_ours && mounted_lists_meet(devices, list[i].source))
+		if (list[i].is_ours && mounted_is_believed(&list[i]) && mounted_lists_meet(devices, list[i].source))
 			at = strdup(list[i].mount_point);
 	mounted_free(list, nr);
 	return at;
@@ -232,8 +246,9 @@ static bool is_whole_at(const struct mounted *mount, const char *devices)
 	struct stat st;
 	char device[sizeof("4294967295:4294967295")];
 
-	if (!mount->is_kiln || !mount->is_whole || !mounted_lists_meet(devices, mount->source) ||
-	    mounted_is_dead(mount->mount_point) || stat(mount->mount_point, &st))
+	if (!mount->is_kiln || !mount->is_whole || mount->user != geteuid() ||
+	    !mounted_lists_meet(devices, mount->source) || mounted_is_dead(mount->mount_point) ||
+	    stat(mount->mount_point, &st))
 		return false;
 	/* Something else may be mounted there since. */
 	snprintf(device, sizeof(device), "%u:%u", major(st.st_dev), minor(st.st_dev));

@@ -45,6 +45,11 @@ bool mounted_tell(const char *fs_arg);
 bool mounted_is_dead(const char *path);
 void mounted_tell_dead(const char *path);
 /* Is any device of the list @a one of the list @b? A name as a whole is tried first: it may hold colons. */
+/*
+ * May its source be believed? With FUSE any user may name anything as that: believed is root, who asks, and who owns
+ * all that it names.
+ */
+bool mounted_is_believed(const struct mounted *mount);
 bool mounted_lists_meet(const char *a, const char *b);
 
 #endif
