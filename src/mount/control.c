@@ -56,7 +56,7 @@ static bool place_is_private(const struct control_place *place)
 	struct stat st;
 
 	return !lstat(place->path, &st) && S_ISDIR(st.st_mode) && st.st_uid == place->uid &&
-	       !(st.st_mode & (S_IWGRP | S_IWOTH));
+	       !(st.st_mode & (S_IRWXG | S_IRWXO));
 }
 
 static struct control_place place_of(uid_t uid, bool is_runtime)

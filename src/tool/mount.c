@@ -298,6 +298,7 @@ static int serve_with_control(struct mount_command *m, kiln_fs *fs, struct mount
 		tool_error("%s is not clean: %s. What was synced is safe, and the next mount recovers the rest; "
 			   "`kiln check %s` says before whether it is in order",
 			   m->fs_arg, strerror(-shut_err), m->fs_arg);
+	__atomic_store_n(&m->open.fatal, NULL, __ATOMIC_RELEASE);
 	mount_server_free(server);
 	kiln_close(fs);
 	control_stop(control);

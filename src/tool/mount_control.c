@@ -31,6 +31,8 @@
 #include "tool/mounted.h"
 #include "tool/tool.h"
 
+enum { REPLY_BYTES_MAX = 256 << 20 }; /* with quotas of a million users */
+enum { OTHERS_SECONDS_MAX = 600 };    /* for what they are told to do */
 enum { STATUS_SECONDS_MAX = 5, SOCKETS_OF_ANOTHER_MAX = 32, NS_PER_S = 1000000000, NS_PER_MS = 1000000 };
 
 /* --- sockets --- */
@@ -138,6 +140,8 @@ static int receive_all(int fd, uint64_t deadline_ns, struct strbuf *reply)
 			return 0;
 		if (n > 0)
 			strbuf_add_bytes(reply, part, (size_t)n);
+		if (reply->len > REPLY_BYTES_MAX)
+			return -EMSGSIZE;
 	}
 }
 
@@ -428,6 +432,7 @@ json_t *mount_control_ask(const char *which, const char *command)
 	struct asked *asked = calloc(nr + 1, sizeof(*asked));
 	if (asked)
 		ask_all(asked, servers, nr, &wanted);
+	uint64_t others_ns = clock_monotonic_ns() + (uint64_t)OTHERS_SECONDS_MAX * NS_PER_S;
 	for (size_t i = 0; asked && i < nr; i++) {
 		struct asked *a = &asked[i];
 
@@ -435,7 +440,9 @@ json_t *mount_control_ask(const char *which, const char *command)
 		if (a->status && (!strcmp(command, "status") || mount_control_is_stuck(a->status)))
 			json_array_append(replies, a->status);
 		else if (a->status)
-			json_array_append_new(replies, ask_at(a->server, strbuf_text(&request), UINT64_MAX, &is_late));
+			json_array_append_new(replies,
+					      ask_at(a->server, strbuf_text(&request),
+						     is_of_another(a->server) ? others_ns : UINT64_MAX, &is_late));
 		json_decref(a->status);
 		json_decref(a->about);
 	}

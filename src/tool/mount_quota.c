@@ -55,7 +55,10 @@ static int answer_info(kiln_fs *fs, json_t *reply)
 	return json_object_set_new(reply, "types", types);
 }
 
-/* The scan isn't waited for here: the filesystem couldn't be unmounted meanwhile. */
+/*
+ * The scan of what is on isn't waited for here: the filesystem couldn't be unmounted meanwhile. Types that are off are
+ * counted, and that is waited for.
+ */
 static int answer_list(kiln_fs *fs, enum kiln_quota_type type, json_t *reply)
 {
 	struct strbuf rows = strbuf_growing();

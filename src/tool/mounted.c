@@ -275,9 +275,10 @@ bool mounted_is_at(const char *devices, const char *directory)
 	size_t nr = mounted_list(&list);
 	bool is_it = false;
 
-	for (size_t i = 0; i < nr && !is_it; i++)
-		is_it = list[i].is_ours && !strcmp(list[i].mount_point, directory) &&
-			mounted_lists_meet(list[i].source, devices);
+	/* The last one there is what is seen. */
+	for (size_t i = 0; i < nr; i++)
+		if (!strcmp(list[i].mount_point, directory))
+			is_it = list[i].is_ours && mounted_lists_meet(list[i].source, devices);
 	mounted_free(list, nr);
 	return is_it;
 }

@@ -44,12 +44,12 @@ bool mounted_tell(const char *fs_arg);
 /* Is @path what is left of a mount whose server has gone without unmounting? Then what to do about it can be told. */
 bool mounted_is_dead(const char *path);
 void mounted_tell_dead(const char *path);
-/* Is any device of the list @a one of the list @b? A name as a whole is tried first: it may hold colons. */
 /*
  * May its source be believed? With FUSE any user may name anything as that: believed is root, who asks, and who owns
  * all that it names.
  */
 bool mounted_is_believed(const struct mounted *mount);
+/* Is any device of the list @a one of the list @b? A name as a whole is tried first: it may hold colons. */
 bool mounted_lists_meet(const char *a, const char *b);
 
 #endif

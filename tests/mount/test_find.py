@@ -47,6 +47,13 @@ run user env XDG_RUNTIME_DIR=/nowhere "$kiln" sync "$mnt"
 run user "$kiln" status "$mnt"
 run "$kiln" status "$mnt"
 run "$kiln" sync "$mnt"
+# A program of the user's says that what the user has mounted is root's image.
+setpriv --reuid $uid --regid $uid --clear-groups python3 -c "$6" "$mnt" "$7" &
+liar=$!
+until test -S /tmp/kiln-$uid/$liar.sock; do sleep 0.1; done
+run "$kiln" quota "$7" set user:77 --space-hard=1M
+kill $liar
+rm /tmp/kiln-$uid/$liar.sock
 uid=$((uid + 1))
 run user "$kiln" sync "$mnt"
 uid=$5
@@ -63,6 +70,19 @@ run "$kiln" cat "$image" /cached
 """
 
 
+LIAR = """
+import json, os, socket, sys
+server = socket.socket(socket.AF_UNIX)
+server.bind("/tmp/kiln-%d/%d.sock" % (os.getuid(), os.getpid()))
+server.listen()
+while True:
+    client = server.accept()[0]
+    client.recv(1000)
+    client.sendall(json.dumps({"ok": True, "pid": os.getpid(), "state": "serving", "mountpoint": sys.argv[1], "source": sys.argv[2], "types": []}).encode())
+    client.close()
+"""
+
+
 def ordinary_users_find_their_servers_without_an_environment(to):
     """FUSE's device may be root's alone, so they get one of their own, in a mount namespace of its own."""
     image, mnt = os.path.join(to, "image"), os.path.join(to, "mnt")
@@ -70,24 +90,29 @@ def ordinary_users_find_their_servers_without_an_environment(to):
     os.mkdir(mnt)
     kiln("format", "--size=64M", image)
     kiln("chmod", "0777", image, "/")
+    of_root = os.path.join(to, "of-root")
+    kiln("format", "--size=64M", "--usrquota", of_root)
     for path in (image, mnt):
         os.chown(path, NOBODY, NOBODY)
     status, out, err = doors.run(["unshare", "-m", "--propagation=private", "sh", "-c", AS_A_USER, "sh", KILN, os.path.join(to, "fuse"), image, mnt,
-                                  str(NOBODY)])
+                                  str(NOBODY), LIAR, of_root])
     out = out.decode()
     if status == 77 or "unshare" in err:
         raise tap.Skip("others can't mount here: " + err)
     results = [part for part in out.split("== ")[1:]]
-    assert len(results) == 11, out
-    for result in results[:7]:
+    assert len(results) == 12, out
+    for result in results[:8]:
         assert result.endswith("= 0\n"), result
     assert "state    serving, process" in results[4] and "of user" not in results[4], results[4]
     assert "of user %d" % NOBODY in results[5], results[5]
-    assert results[7].endswith("= 1\n") and "by user %d" % NOBODY in results[7], results[7]
-    assert results[8].endswith("= 0\n"), results[8]
+    (got,) = json.loads(kiln("quota", of_root, "get", "user:77", "--json")[0])
+    assert got["space"]["hard"] == 1 << 20, got
+    assert results[8].endswith("= 1\n") and "by user %d" % NOBODY in results[8], results[8]
+    assert results[9].endswith("= 0\n"), results[9]
     # Asked for all, it doesn't pass over what is gone.
-    assert results[9].endswith("= 1\n") and "%s is what is left of a mount" % mnt in results[9], results[9]
-    assert results[10].endswith("hello= 0\n"), results[10]
+    assert results[10].endswith("= 1\n") and "%s is what is left of a mount" % mnt in results[10], results[10]
+    assert results[11].endswith("hello= 0\n"), results[11]
+    shutil.rmtree("/tmp/kiln-%d" % NOBODY, ignore_errors=True)
 
 
 def what_others_say_they_serve_is_not_believed(to):
