@@ -6,8 +6,8 @@
  *
  * and does what `kiln mount -o OPTIONS SOURCE DIRECTORY` does; or, with the option remount, has the kernel change what
  * is its own affair: read-only or not, and what may be done with devices, programs and setuid there; and the server
- *what is its: which reads change times of access. What is mounted already is shown at the other directory as well, by
- *the same server, as kernels do it.
+ * what is its: which reads change times of access. What is mounted already is shown at the other directory as well, by
+ * the same server, as kernels do it.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -78,10 +78,14 @@ static int remount_flags(const char *directory, char *options, unsigned long *fl
 static bool can_server_write(const char *directory)
 {
 	json_t *replies = mount_control_ask(directory, "status");
-	const json_t *server = json_array_get(replies, 0);
-	bool can = server && !json_is_true(json_object_get(server, "is_readonly")) &&
-		   !strcmp(json_string_value(json_object_get(server, "state")), "serving");
+	const json_t *server;
+	bool can = false;
+	size_t i;
 
+	/* One that was unmounted lazily there may not have ended yet. */
+	json_array_foreach(replies, i, server) can |=
+		!json_is_true(json_object_get(server, "is_readonly")) &&
+		!strcmp(json_string_value(json_object_get(server, "state")), "serving");
 	json_decref(replies);
 	return can;
 }
@@ -138,25 +142,22 @@ static bool remount_times_tell(const char *directory, const struct remount_times
 {
 	if (!t->atime && !t->is_told_of_dirs)
 		return true;
-	json_t *replies = mount_control_ask(directory, "status"), *request = json_object();
-	const json_t *server = json_array_get(replies, 0);
+	json_t *request = json_object();
+	pid_t server;
 
 	json_object_set_new(request, "command", json_string("remount"));
 	if (t->atime)
 		json_object_set_new(request, "atime", json_string(t->atime));
 	if (t->is_told_of_dirs)
 		json_object_set_new(request, "diratime", json_boolean(!t->keeps_diratime));
-	json_t *reply =
-		server && !mount_control_is_stuck(server)
-			? mount_control_request((pid_t)json_integer_value(json_object_get(server, "pid")), request)
-			: NULL;
+	bool is_found = mount_control_find(directory, &server) == MOUNT_CONTROL_FOUND;
+	json_t *reply = is_found ? mount_control_request(server, request) : NULL;
 	bool is_told = json_is_true(json_object_get(reply, "ok"));
 	if (!is_told)
 		tool_error("%s: its server doesn't answer, so times of access are kept as before: `kiln status %s`",
 			   directory, directory);
 	json_decref(reply);
 	json_decref(request);
-	json_decref(replies);
 	return is_told;
 }
 

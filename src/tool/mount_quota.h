@@ -5,9 +5,15 @@
  * A request is {"command": "quota", "action": ACTION, "type": 0 to 2, ...}. Actions:
  *
  *	info	the answer has "types", of each what struct kiln_quota_info says
- *	list	"rows": a line for each id, as "ID SPACE SOFT HARD INODES SOFT HARD", in bytes; or, while the scan goes
- *on, "counting": {"done": ..., "of": ...} set	"id", "fields" and "limits" as in struct kiln_quota_limits. Durable when
- *"commit" has been answered grace	"periods": seconds, of space and inodes commit
+ *
+ *	list	"rows": a line for each id, as "ID SPACE SOFT HARD INODES SOFT HARD", in bytes; or, while the scan
+ *		goes on, "counting": {"done": ..., "of": ...}
+ *
+ *	set	"id", "fields" and "limits" as in struct kiln_quota_limits
+ *
+ *	grace	"periods": seconds, of space and inodes
+ *
+ *	commit	what was set is durable when this has been answered
  */
 #ifndef KILN_TOOL_MOUNT_QUOTA_H
 #define KILN_TOOL_MOUNT_QUOTA_H
