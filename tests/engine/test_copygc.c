@@ -460,7 +460,7 @@ static void compressed_data_is_overwritten_where_little_is_left(void **state)
 		block_fill(&w, w.buf + (size_t)i * BLOCK, 0, i, 0);
 	assert_int_equal(kiln_create(w.fs, kiln_root(w.fs), "full", 4, &attr, &st), 0);
 	fill(&w, st.node);
-	for (uint64_t at = 0; usage_of(&w).available < 640 << 10; at += 64 << 10)
+	for (uint64_t at = 0; usage_of(&w).available < 768 << 10; at += 64 << 10)
 		assert_int_equal(kiln_punch(w.fs, st.node, at, 64 << 10), 0);
 	assert_true(usage_of(&w).available < WRITE_BLOCKS_MAX * BLOCK);
 	w.is_compressible = true;

@@ -1061,13 +1061,13 @@ def who_gives_room_up_has_it_at_once(to):
             os.close(allocate("big", size))
             os.unlink(fs.path("big"))
         # What is open, and stays so, doesn't hold up everybody who is refused.
-        for i in range(10):
+        for i in range(3):
             fd = allocate("big", size)
             os.unlink(fs.path("big"))
             begin = time.monotonic()
-            for k in range(20):
+            for k in range(200):
                 raises(errno.ENOSPC, os.posix_fallocate, fd, size, size)
-            assert time.monotonic() - begin < 1.5
+            assert time.monotonic() - begin < 15  # 20, if each had waited
             os.close(fd)
 
 
