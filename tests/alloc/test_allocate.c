@@ -507,15 +507,18 @@ static void counters_may_claim_anything(void **state)
 	space_open(&s, &(struct space_opts){ .dev_nr = 1, .dev_bytes = 24 * MIB });
 	struct counters *c = &s.allocator->counters;
 	int64_t good[COUNTER_ROWS];
+	allocator_quiesce(s.allocator); /* its tasks look at them, too */
 	memcpy(good, c->now, sizeof(good));
 	assert_int_equal(c->row_nr, 0);
 	s.state.has_usage = true;
 	for (unsigned i = 0; i < ARRAY_NR(s.state.reserved); i++)
 		s.state.reserved[i] = UINT64_MAX - i;
 	assert_int_equal(counters_read(s.allocator), 0);
+	mutex_lock(&c->lock);
 	for (unsigned type = 0; type < DATA_NR_1_4; type++)
 		for (unsigned what = 0; what < COUNTER_DEV_NR; what++)
 			c->now[counter_dev(0, type, what)] = INT64_MAX;
+	mutex_unlock(&c->lock);
 	assert_int_equal(counters_sectors_available(s.allocator), 0);
 	assert_int_equal(disk_reservation_get(s.allocator, &r, 8, 1, 0), -ENOSPC);
 	space_run(&s, promise_txn, NULL, NULL);
@@ -523,8 +526,10 @@ static void counters_may_claim_anything(void **state)
 	assert_int_equal(counters_sectors_available(s.allocator), 0);
 	remove_at(&s, 0, 8);
 
+	mutex_lock(&c->lock);
 	memcpy(c->now, good, sizeof(good));
 	memcpy(c->base, good, sizeof(good));
+	mutex_unlock(&c->lock);
 	space_check(&s);
 	space_close(&s);
 }

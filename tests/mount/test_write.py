@@ -1884,7 +1884,11 @@ def io_uring_offered():
 
 def rings(fs):
     folder = "/proc/%d/task" % fs.server.pid
-    return sum(read(os.path.join(folder, task, "comm")) == b"mount-ring\n" for task in os.listdir(folder))
+    nr = 0
+    for task in os.listdir(folder):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it may have ended
+            nr += read(os.path.join(folder, task, "comm")) == b"mount-ring\n"
+    return nr
 
 
 def requests_come_through_io_uring_where_the_kernel_offers_it(to):
