@@ -308,7 +308,8 @@ static const struct {
 	/* clang-format off */
 	{ "status", add_status, 0 },
 	{ "debug", add_debug, 0 },
-	{ "sync", do_sync, -ESHUTDOWN }, { "usage", do_usage, -ESHUTDOWN },
+	{ "sync", do_sync, -ESHUTDOWN },
+	{ "usage", do_usage, -ESHUTDOWN },
 	{ "quota", do_quota, -ESHUTDOWN },
 	{ "remount", do_remount, -ESHUTDOWN },
 	/* clang-format on */

@@ -216,29 +216,42 @@ static const struct mounted *mounted_above(const struct mounted *list, size_t nr
 	return found && found->is_ours ? found : NULL;
 }
 
-const struct mounted *mounted_find(const struct mounted *list, size_t nr, const char *which)
+static bool has_devices(const struct mounted *mount, const char *devices)
 {
-	CLEANUP_FREE char *devices = mounted_devices(which);
-
-	for (size_t i = 0; i < nr && devices; i++)
-		if (list[i].is_ours && mounted_is_believed(&list[i]) && mounted_lists_meet(devices, list[i].source))
-			return &list[i];
-	return mounted_above(list, nr, which);
+	return mount->is_ours && mounted_is_believed(mount) && mounted_lists_meet(devices, mount->source);
 }
 
-char *mounted_at(const char *fs_arg)
+/* The first mount of the devices that @fs_arg names for which @fits is true, or NULL. */
+static const struct mounted *find_by_devices(const struct mounted *list, size_t nr, const char *fs_arg,
+					     bool (*fits)(const struct mounted *mount, const char *devices))
 {
 	CLEANUP_FREE char *devices = mounted_devices(fs_arg);
-	struct mounted *list;
-	char *at = NULL;
-	size_t nr = mounted_list(&list);
 
-	for (size_t i = 0; i < nr && devices && !at; i++)
-		if (list[i].is_ours && mounted_is_believed(&list[i]) && mounted_lists_meet(devices, list[i].source))
-			at = strdup(list[i].mount_point);
+	for (size_t i = 0; i < nr && devices; i++)
+		if (fits(&list[i], devices))
+			return &list[i];
+	return NULL;
+}
+
+static char *at_by_devices(const char *fs_arg, bool (*fits)(const struct mounted *mount, const char *devices))
+{
+	struct mounted *list;
+	size_t nr = mounted_list(&list);
+	const struct mounted *found = find_by_devices(list, nr, fs_arg, fits);
+	char *at = found ? strdup(found->mount_point) : NULL;
+
 	mounted_free(list, nr);
 	return at;
 }
+
+const struct mounted *mounted_find(const struct mounted *list, size_t nr, const char *which)
+{
+	const struct mounted *found = find_by_devices(list, nr, which, has_devices);
+
+	return found ? found : mounted_above(list, nr, which);
+}
+
+char *mounted_at(const char *fs_arg) { return at_by_devices(fs_arg, has_devices); }
 
 /* The servers of others aren't asked: one may not answer. */
 static bool is_whole_at(const struct mounted *mount, const char *devices)
@@ -255,19 +268,7 @@ static bool is_whole_at(const struct mounted *mount, const char *devices)
 	return !strcmp(device, mount->device);
 }
 
-char *mounted_whole_at(const char *fs_arg)
-{
-	CLEANUP_FREE char *devices = mounted_devices(fs_arg);
-	struct mounted *list;
-	char *at = NULL;
-	size_t nr = mounted_list(&list);
-
-	for (size_t i = 0; i < nr && devices && !at; i++)
-		if (is_whole_at(&list[i], devices))
-			at = strdup(list[i].mount_point);
-	mounted_free(list, nr);
-	return at;
-}
+char *mounted_whole_at(const char *fs_arg) { return at_by_devices(fs_arg, is_whole_at); }
 
 bool mounted_is_at(const char *devices, const char *directory)
 {

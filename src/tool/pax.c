@@ -86,8 +86,7 @@ static uint32_t acl_le(const uint8_t *p, unsigned bytes)
 	return v;
 }
 
-/* "user::rwx,user:1000:r--,...": the text form of POSIX.1e, with numbers for names. */
-static int acl_text(struct strbuf *out, const uint8_t *acl, size_t len)
+int pax_acl_text(struct strbuf *out, const uint8_t *acl, size_t len)
 {
 	enum { HEADER_BYTES = 4, ENTRY_BYTES = 8, VERSION = 2 };
 	static const struct {
@@ -128,7 +127,7 @@ int pax_add_xattr(struct strbuf *records, const char *name, const void *value, s
 	for (size_t i = 0; i < ARRAY_NR(acls); i++) {
 		if (strcmp(name, acls[i][0]))
 			continue;
-		int err = acl_text(&text, value, len);
+		int err = pax_acl_text(&text, value, len);
 		if (!err)
 			add_text_record(records, acls[i][1], strbuf_text(&text));
 		strbuf_free(&text);

@@ -37,6 +37,11 @@ struct pax_entry {
 	bool is_sparse;		    /* contents are a sparse map and data; st->size is the size of the file */
 };
 
+/*
+ * An ACL in the form of the system calls as text, with numbers for names: "user::rwx,user:1000:r--,...", as setfacl(1)
+ * takes it. 0; -EINVAL: it isn't one.
+ */
+int pax_acl_text(struct strbuf *out, const uint8_t *acl, size_t len);
 /* One record of an extended header. Values may hold any bytes. */
 void pax_add_record(struct strbuf *records, const char *key, const void *value, size_t len);
 /* An extended attribute, ACLs (in the system calls' form) included, as a record. -EINVAL for an ACL that is none. */

@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 
 #include "tool/listing.h"
+#include "tool/pax.h"
 #include "tool/tool.h"
 
 static const char usage[] =
@@ -60,49 +61,12 @@ static void xattr_json(void *ctx, const char *name, const char *value, ssize_t l
 	strbuf_free(&text);
 }
 
-/* "user::rw-,user:1000:r--,group::r--,mask::r--,other::---", as setfacl(1) takes it; false: it isn't a list. */
-static bool acl_add(struct strbuf *out, const void *value, size_t len)
-{
-	static const struct {
-		uint16_t tag;
-		const char *name;
-	} tags[] = { { 0x01, "user:" },	 { 0x02, "user:" }, { 0x04, "group:" },
-		     { 0x08, "group:" }, { 0x10, "mask:" }, { 0x20, "other:" } };
-	enum { VERSION = 2, TAG_USER = 0x02, TAG_GROUP = 0x08 };
-	struct acl_entry {
-		le16 tag, perm;
-		le32 id;
-	} e;
-	const uint8_t *at = value, *end = at + len;
-	le32 version;
-
-	if (len < sizeof(version) || (len - sizeof(version)) % sizeof(e))
-		return false;
-	memcpy(&version, at, sizeof(version));
-	if (le32_get(version) != VERSION)
-		return false;
-	for (at += sizeof(version); at < end; at += sizeof(e)) {
-		unsigned i = 0;
-
-		memcpy(&e, at, sizeof(e));
-		unsigned tag = le16_get(e.tag), perm = le16_get(e.perm);
-		while (i < ARRAY_NR(tags) && tags[i].tag != tag)
-			i++;
-		if (i == ARRAY_NR(tags))
-			return false;
-		strbuf_printf(out, "%s%s", at == (const uint8_t *)value + sizeof(version) ? "" : ",", tags[i].name);
-		if (tag == TAG_USER || tag == TAG_GROUP)
-			strbuf_printf(out, "%u", le32_get(e.id));
-		strbuf_printf(out, ":%c%c%c", perm & 4 ? 'r' : '-', perm & 2 ? 'w' : '-', perm & 1 ? 'x' : '-');
-	}
-	return true;
-}
-
 static void value_add(struct strbuf *out, const char *name, const char *value, size_t len)
 {
 	struct strbuf acl = strbuf_growing();
 
-	if (!strncmp(name, "system.posix_acl_", strlen("system.posix_acl_")) && acl_add(&acl, value, len))
+	if (!strncmp(name, "system.posix_acl_", strlen("system.posix_acl_")) &&
+	    !pax_acl_text(&acl, (const uint8_t *)value, len))
 		strbuf_add(out, strbuf_text(&acl));
 	else
 		tool_add_printable(out, value, len);
