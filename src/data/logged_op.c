@@ -41,16 +41,13 @@ int write_op_delete(struct btree_txn *txn, uint64_t nr)
 	return btree_txn_put(txn, BTREE_LOGGED_OPS, &k, NULL, 0);
 }
 
+/* 0: it is no operation that is known here. */
 static uint64_t op_inum(struct bkey_ref k)
 {
-	struct logged_op_truncate truncate;
-	struct logged_op_finsert finsert;
+	uint32_t subvol;
+	uint64_t inum;
 
-	switch (k.k.type) {
-	case KEY_LOGGED_OP_TRUNCATE: logged_op_truncate_decode(k, &truncate); return truncate.inum;
-	case KEY_LOGGED_OP_FINSERT: logged_op_finsert_decode(k, &finsert); return finsert.inum;
-	default: return 0;
-	}
+	return logged_op_file(k, &subvol, &inum) ? inum : 0;
 }
 
 static int op_resume(struct data *data, uint64_t nr, uint32_t snapshot, struct bkey_ref k)

@@ -93,6 +93,26 @@ void logged_op_finsert_encode(const struct logged_op_finsert *op, uint8_t value[
 	memcpy(value, &d, sizeof(d));
 }
 
+bool logged_op_file(struct bkey_ref k, uint32_t *subvol, uint64_t *inum)
+{
+	struct logged_op_truncate truncate;
+	struct logged_op_finsert finsert;
+
+	switch (k.k.type) {
+	case KEY_LOGGED_OP_TRUNCATE:
+		logged_op_truncate_decode(k, &truncate);
+		*subvol = truncate.subvol;
+		*inum = truncate.inum;
+		return true;
+	case KEY_LOGGED_OP_FINSERT:
+		logged_op_finsert_decode(k, &finsert);
+		*subvol = finsert.subvol;
+		*inum = finsert.inum;
+		return true;
+	default: return false;
+	}
+}
+
 void logged_op_stripe_update_decode(struct bkey_ref k, struct logged_op_stripe_update *op)
 {
 	struct logged_op_stripe_update_disk d;

@@ -29,6 +29,9 @@ enum { LOGGED_OP_FINSERT_BYTES = 40 };
 void logged_op_finsert_decode(struct bkey_ref k, struct logged_op_finsert *op);
 void logged_op_finsert_encode(const struct logged_op_finsert *op, uint8_t value[LOGGED_OP_FINSERT_BYTES]);
 
+/* Whose file is it about? False: an operation of newer versions, theirs to finish. */
+bool logged_op_file(struct bkey_ref k, uint32_t *subvol, uint64_t *inum);
+
 /* Newer versions: the blocks of an old stripe that became part of a new one. */
 struct logged_op_stripe_update {
 	uint64_t old_idx, new_idx;

@@ -69,30 +69,12 @@ static int resume_where(struct recovery *r, uint32_t subvol, uint32_t *snapshot)
 	return err ? err : 1;
 }
 
-/* The subvolume that an operation is in. False: it is one of newer versions, theirs to finish. */
-static bool resume_subvol(struct bkey_ref k, uint32_t *subvol)
-{
-	struct logged_op_truncate truncate;
-	struct logged_op_finsert finsert;
-
-	switch (k.k.type) {
-	case KEY_LOGGED_OP_TRUNCATE:
-		logged_op_truncate_decode(k, &truncate);
-		*subvol = truncate.subvol;
-		return true;
-	case KEY_LOGGED_OP_FINSERT:
-		logged_op_finsert_decode(k, &finsert);
-		*subvol = finsert.subvol;
-		return true;
-	default: return false;
-	}
-}
-
 static int resume_logged_op(struct recovery *r, uint64_t nr, struct bkey_ref k)
 {
 	uint32_t subvol, snapshot;
+	uint64_t inum;
 
-	if (!resume_subvol(k, &subvol))
+	if (!logged_op_file(k, &subvol, &inum))
 		return 0;
 	int ret = resume_where(r, subvol, &snapshot);
 	return ret <= 0 ? ret : data_resume_op(r->data, nr, snapshot, k);
