@@ -276,10 +276,10 @@ struct reader {
 enum { READ_SMALL_BYTES = 128 << 10 };
 static inline bool reader_is_small(const struct reader *r) { return r->end_bytes - r->begin_bytes <= READ_SMALL_BYTES; }
 
-/* Report something about @len_bytes at @offset_bytes of the file of @r. Any text may be NULL. */
 /* "inode 4098 snapshot 4294967295 offset 8192": where in a file. */
 enum { DATA_POSITION_BYTES = 80 };
 void data_position_text(char text[DATA_POSITION_BYTES], uint64_t inum, uint32_t snapshot, uint64_t offset_bytes);
+/* Report something at @offset_bytes of the file of @r. Any text may be NULL. */
 void reader_report(struct reader *r, const struct report *report, uint64_t offset_bytes, const char *where);
 
 #endif

@@ -14,7 +14,7 @@
  *
  * Were any two of them one, a writer that waits for space could hold what copygc, or a reader in whose section the last
  * free bucket is, waits for. Buffers are taken with locks of inodes held, or none; who holds them takes no such lock
- *any more.
+ * any more.
  */
 #ifndef KILN_DATA_POOL_H
 #define KILN_DATA_POOL_H

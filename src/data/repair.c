@@ -193,6 +193,15 @@ static bool is_first_of_key(const struct bad_copy *batch, unsigned i)
 	return true;
 }
 
+static bool has_extents(const struct bad_copy *batch, unsigned nr)
+{
+	for (unsigned i = 0; i < nr; i++)
+		if (!batch[i].level)
+			return true;
+	return false;
+}
+
+/* @m: to move extents with, freed by this; NULL when there are none, or no memory. */
 static void batch_repair(struct data *data, struct data_mover *m, const struct bad_copy *batch, unsigned nr,
 			 struct data_repair_stats *stats)
 {
@@ -269,7 +278,7 @@ static void repair_task(void *arg)
 		}
 		mutex_unlock(&l->lock);
 		/* Its buffers are waited for before anybody can wait for what is done. */
-		struct data_mover *m = data_mover_new(data, &data->writes);
+		struct data_mover *m = has_extents(batch, nr) ? data_mover_new(data, &data->writes) : NULL;
 		background_enter(btrees_background(data->trees), &l->job, "bad copies were found");
 		uint64_t began_ns = clock_monotonic_ns(), clock_before = allocator_clock(data->writer->allocator);
 		job_progress(&l->job, "copies", seen, of);
