@@ -11,17 +11,10 @@ import sys
 import time
 
 import doors
+from tap import WAIT_S, wait_until
 
 KILN = os.path.abspath(sys.argv[1])
 FAULTY_MOUNT = os.path.abspath(sys.argv[2])
-WAIT_S = 60
-
-
-def wait_until(what, condition):
-    end = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < end, "still not %s after %d s" % (what, WAIT_S)
-        time.sleep(0.02)
 
 
 def raises(number, function, *args, **named):

@@ -13,6 +13,17 @@ import traceback
 LONG_SECONDS = 3  # what takes so long is told
 
 
+WAIT_S = 60
+
+
+def wait_until(what, condition):
+    """Fails only after so long that nothing can be meant to take it."""
+    end = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < end, "still not %s after %d s" % (what, WAIT_S)
+        time.sleep(0.02)
+
+
 class Skip(Exception):
     pass
 

@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 TESTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 sys.path.insert(0, os.path.join(TESTS, "lib"))
@@ -19,18 +18,10 @@ import doors  # noqa: E402
 import images  # noqa: E402
 import manifest  # noqa: E402
 import tap  # noqa: E402
+from tap import WAIT_S, wait_until  # noqa: E402
 
 KILN = os.path.abspath(sys.argv[1])
 FOLDER = os.path.join(TESTS, "images")
-WAIT_S = 60
-
-
-def wait_until(what, condition):
-    """Fails only after so long that nothing can be meant to take it."""
-    end = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < end, "still not %s after %d s" % (what, WAIT_S)
-        time.sleep(0.02)
 
 
 def foreground(devices, directory):

@@ -372,20 +372,26 @@ int config_make(struct sim *s)
 
 /* --- opening and closing --- */
 
-int fs_try_open(struct sim *s, unsigned flags, char why[KILN_ERROR_BYTES])
+static int open_with(struct sim *s, const struct kiln_open_options *options, char why[KILN_ERROR_BYTES])
 {
-	if (flags & KILN_OPEN_WRITE && one_in(s, 2))
-		draw_mount_options(s);
-	struct kiln_open_options options = open_options(s, flags);
 	struct device *open[DISKS_MAX];
 	unsigned nr;
 	int err = open_disks(s, open, &nr);
 
 	if (!err)
-		err = fs_open(NULL, 0, open, nr, &options, FS_NAMESPACE, &s->fs, why);
+		err = fs_open(NULL, 0, open, nr, options, FS_NAMESPACE, &s->fs, why);
 	if (!err)
 		copygc_make_eager(s);
 	return err;
+}
+
+int fs_try_open(struct sim *s, unsigned flags, char why[KILN_ERROR_BYTES])
+{
+	if (flags & KILN_OPEN_WRITE && one_in(s, 2))
+		draw_mount_options(s);
+	struct kiln_open_options options = open_options(s, flags);
+
+	return open_with(s, &options, why);
 }
 
 bool data_is_refused(const struct sim *s)
@@ -404,20 +410,13 @@ bool data_is_refused(const struct sim *s)
 static int open_with_less(struct sim *s, unsigned flags, char why[KILN_ERROR_BYTES])
 {
 	struct kiln_open_options options = open_options(s, flags);
-	struct device *open[DISKS_MAX];
 	char mount_options[600];
-	unsigned nr;
 
 	fs_end(s);
 	snprintf(mount_options, sizeof(mount_options), "%s%sdata_replicas_required=1", s->mount_options,
 		 s->mount_options[0] ? "," : "");
 	options.mount_options = mount_options;
-	int err = open_disks(s, open, &nr);
-	if (!err)
-		err = fs_open(NULL, 0, open, nr, &options, FS_NAMESPACE, &s->fs, why);
-	if (!err)
-		copygc_make_eager(s);
-	return err;
+	return open_with(s, &options, why);
 }
 
 int fs_reopen(struct sim *s, unsigned flags)

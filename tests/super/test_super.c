@@ -292,32 +292,31 @@ static void removed_and_replaced_devices_are_dropped(void **state)
 	super_close(s);
 }
 
+/* Both started alone and reached the same seq: write_time decides. */
+static void split_brain_make(struct fs *a, struct fs *b)
+{
+	fs_init(a, 2);
+	*b = *a;
+	a->seq = b->seq = 12;
+	a->member[0].seq = 12;
+	b->member[1].seq = 12;
+	a->write_time = 2000;
+	b->write_time = 3000;
+}
+
 static void split_brain_drops_the_older_branch(void **state)
 {
 	struct fs a, b;
 	struct super *s;
 
-	/* both started alone and reached the same seq: write_time decides */
-	fs_init(&a, 2);
-	b = a;
-	a.seq = b.seq = 12;
-	a.member[0].seq = 12;
-	b.member[1].seq = 12;
-	a.write_time = 2000;
-	b.write_time = 3000;
+	split_brain_make(&a, &b);
 	assert_int_equal(open_pair(&a, &b, (struct super_open_opts){ .is_degraded_ok = true }, &s), 0);
 	assert_true(super_member_online(s, 1));
 	assert_false(super_member_online(s, 0));
 	assert_non_null(strstr(reports.text, "split brain"));
 	super_close(s);
 	/* both were named, so that isn't asked for */
-	fs_init(&a, 2);
-	b = a;
-	a.seq = b.seq = 12;
-	a.member[0].seq = 12;
-	b.member[1].seq = 12;
-	a.write_time = 2000;
-	b.write_time = 3000;
+	split_brain_make(&a, &b);
 	assert_int_equal(open_pair(&a, &b, (struct super_open_opts){ 0 }, &s), -ENODEV);
 	assert_non_null(strstr(reports.text, "left out, as was told"));
 	assert_null(strstr(reports.text, "Name all devices"));
