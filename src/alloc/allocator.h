@@ -158,6 +158,7 @@ struct alloc_request {
 	uint32_t sectors_min;	    /* of data that can't be divided, whole blocks; 0: a block */
 	uint64_t writer;	    /* who writes: one stream stays together (write points are hashed by it) */
 	uint64_t dev_exclude;	    /* bit per device that must not be used */
+	bool is_without_caches;	    /* no copies besides, on devices of durability 0 */
 	bool can_wait;		    /* for buckets to be discarded or flushed; else -EAGAIN */
 };
 /* The devices of a target, by bits; none when nothing can be written to it, or it isn't defined. */

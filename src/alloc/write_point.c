@@ -238,7 +238,7 @@ static int choice_make(struct choice *c)
 			durable |= 1ull << dev;
 	/* A device of durability 0 must have been asked for, and holds nothing but data. */
 	uint64_t first = devs & wanted;
-	if (wanted == UINT64_MAX || req->data_type != DATA_USER)
+	if (wanted == UINT64_MAX || req->data_type != DATA_USER || req->is_without_caches)
 		first &= durable;
 	c->devs_left = devs & ~req->dev_exclude;
 	choose_own(c, first);

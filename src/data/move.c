@@ -529,6 +529,7 @@ static struct alloc_request space_request(const struct move_item *item, uint32_t
 		.replicas_required = item->wanted,
 		.sectors_min = sectors_min,
 		.dev_exclude = item->kept_devs | item->failed_devs,
+		.is_without_caches = true,
 		.can_wait = true,
 	};
 }

@@ -87,6 +87,8 @@ struct alloc_request write_space_request(const struct write_op *op)
 		.replicas = op->replicas,
 		.replicas_required = (unsigned)max(op->data->super->options[OPT_DATA_REPLICAS_REQUIRED], (uint64_t)1),
 		.writer = op->file->inum,
+		/* Copies there can't be overwritten in place, and so the others couldn't be. */
+		.is_without_caches = op->is_nocow,
 		.can_wait = true,
 	};
 }

@@ -96,6 +96,7 @@ static void world_open_with(struct world *w, uint64_t seed, const char *durabili
 								       : i   ? "early.b"
 									     : "early.a",
 							      .bucket_bytes = bucket_bytes,
+							      .flags = durability[i] == '0' ? KILN_FORMAT_CACHE : 0,
 							      .durability = (unsigned)durability[i] - '0' };
 	}
 	int err = fs_format_devices(w->devices, format_devs, dev_nr, &format, why);
@@ -1109,12 +1110,12 @@ static void what_has_a_checksum_is_written_anew_and_then_in_place(void **state)
 	world_close(&w, true);
 }
 
-static void promised_space_is_where_it_is_written(void **state)
+static void promised_space_is_written_in_place(const char *durability, const char *options)
 {
 	struct extent_ptr_decoded ptr;
 	struct world w;
 
-	world_open(&w, 12, 1, "block_size=4k,nocow=1", 4096);
+	world_open_on(&w, 12, durability, options, 4096);
 	struct file *f = &w.files[0];
 	op_allocate(&w, f, 0, 1 << 20, DATA_ALLOCATE_KEEP_SIZE);
 	assert_int_equal(keys_of_type(&w, f, KEY_RESERVATION), 0);
@@ -1134,6 +1135,17 @@ static void promised_space_is_where_it_is_written(void **state)
 	file_check(&w, f);
 	fs_check(&w);
 	world_close(&w, true);
+}
+
+static void promised_space_is_where_it_is_written(void **state)
+{
+	promised_space_is_written_in_place("1", "block_size=4k,nocow=1");
+}
+
+/* A copy on a cache, which can't be overwritten, would keep the others from being. */
+static void nothing_on_a_cache_keeps_data_from_its_place(void **state)
+{
+	promised_space_is_written_in_place("10", "block_size=4k,nocow=1,foreground_target=early.b");
 }
 
 /* On devices that count for two, one place is what two copies are promised. */
@@ -2378,6 +2390,7 @@ int main(void)
 		cmocka_unit_test(files_have_the_bytes_written_without_checksums),
 		cmocka_unit_test(what_has_a_checksum_is_written_anew_and_then_in_place),
 		cmocka_unit_test(promised_space_is_where_it_is_written),
+		cmocka_unit_test(nothing_on_a_cache_keeps_data_from_its_place),
 		cmocka_unit_test(a_place_that_counts_twice_is_enough),
 		cmocka_unit_test(what_one_replica_takes_in_place_is_written_elsewhere),
 		cmocka_unit_test(files_have_the_bytes_written_in_place),
