@@ -42,7 +42,7 @@ test: all
 
 sim: all
 	build/tests/sim/sim --seeds $(SEEDS) -v > build/sim.log || { grep -A3 FAILED build/sim.log; false; }
-	grep -E '^(seeds|power|episodes|never|went|options)' build/sim.log
+	grep -E '^(seeds|power|episodes|never|went|cached|options)' build/sim.log
 	tests/sim/past.py build/tests/sim/sim
 	build/tests/sim/sim --seeds 1-8 --every --ops 10
 	tests/sim/upstream.py build/tests/sim/sim 1-20 || [ $$? = 77 ]

@@ -327,7 +327,9 @@ int compare_after_crash(struct sim *s)
 	struct model got[TASKS_MAX];
 	size_t at[TASKS_MAX] = { 0 };
 	bool is_partial[TASKS_MAX] = { false };
+	s->is_after_crash = true;
 	int err = read_shares(s, false, got);
+	s->is_after_crash = false;
 
 	for (unsigned i = 0; i < s->tasks_nr && !err; i++) {
 		struct workload *w = &s->tasks[i];

@@ -3,11 +3,13 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "alloc/bucket.h"
 #include "base/util.h"
 #include "data/copygc.h"
 #include "engine/format.h"
 #include "engine/fs_write.h"
 #include "sim.h"
+#include "super/format.h"
 
 /* --- what it says --- */
 
@@ -21,7 +23,7 @@ static void on_report(void *ctx, const struct kiln_report *report)
 		s->has_damage_reports = true;
 	if (s->args->is_verbose)
 		printf("  report: %s\n", report->text);
-	if (report->level >= KILN_REPORT_DAMAGE && !is_disturbed(s))
+	if (report->level >= KILN_REPORT_DAMAGE && !is_disturbed(s) && !s->has_bad_cache)
 		failed(s, "report", report->text);
 }
 
@@ -110,7 +112,7 @@ static void draw_format_options(struct sim *s, uint64_t bucket_kib)
 	} while (node > bucket_kib || node * 1024 < s->block_bytes * 8);
 	s->node_bytes = node << 10;
 	s->extent_bytes_max = max(extent_kib << 10, s->block_bytes);
-	unsigned replicas_max = min(s->disks_nr, 3u);
+	unsigned replicas_max = min(s->disks_nr - s->has_cache, 3u);
 	s->metadata_replicas = 1 + below(s, replicas_max);
 	/*
 	 * Of a seed that isn't one of these, nothing else changes by it. After a crash copies of what was overwritten
@@ -146,7 +148,9 @@ static void draw_format_options(struct sim *s, uint64_t bucket_kib)
 	s->has_acls = !one_in(s, 8);
 	if (!s->has_acls)
 		strbuf_add(&text, ",acl=0");
-	if (s->disks_nr > 1 && one_in(s, 4)) {
+	if (s->has_cache) {
+		strbuf_add(&text, ",foreground_target=fast");
+	} else if (s->disks_nr > 1 && one_in(s, 4)) {
 		strbuf_printf(&text, ",metadata_target=%s", one_in(s, 2) ? "fast" : "slow");
 		strbuf_printf(&text, ",foreground_target=%s", one_in(s, 2) ? "fast" : "slow");
 	}
@@ -218,21 +222,44 @@ static void draw_mount_options(struct sim *s)
 
 static void draw_device(struct sim *s, unsigned nr, uint64_t bucket_bytes, struct kiln_format_device *device)
 {
+	bool is_fast = s->has_cache ? is_cache(s, nr) : nr % 2 == 0;
+
 	*device = (struct kiln_format_device){ .bucket_bytes = bucket_bytes,
-					       .label = nr % 2 ? "slow.disk" : "fast.disk" };
+					       .label = is_fast ? "fast.disk" : "slow.disk" };
 	device->flags = one_in(s, 2) ? KILN_FORMAT_DISCARD : 0;
 	device->durability = one_in(s, 12) ? 2 : 0;
 	s->is_redundant &= device->durability < 2;
-	if (nr && s->metadata_replicas == 1 && s->data_replicas == 1 && one_in(s, 6))
+	if (nr && s->metadata_replicas == 1 && s->data_replicas == 1 && !s->has_cache && one_in(s, 6))
 		device->data_allowed = one_in(s, 2) ? 1 << 2 | 1 << 3 : 1 << 4;
 	/* A cache: what is written to it counts for nothing. The others must be enough. */
 	bool may_be_cache = nr + 1 == s->disks_nr && max(s->metadata_replicas, s->data_replicas) < s->disks_nr;
-	if (may_be_cache && !s->is_restricted && !device->data_allowed && one_in(s, 6)) {
+	if (is_cache(s, nr) || (may_be_cache && !s->is_restricted && !device->data_allowed && one_in(s, 6))) {
 		device->flags |= KILN_FORMAT_CACHE;
 		device->durability = 0;
 		s->has_cache = true;
 	}
 	s->is_restricted |= device->data_allowed != 0 || s->has_cache;
+}
+
+/* So small that it fills up, and what is in it is taken back: what data can't have, and a few buckets. In MiB. */
+static uint64_t draw_cache(struct sim *s, struct kiln_format_device *device)
+{
+	enum { BUCKETS_MIN = 64, SUPERBLOCKS_BYTES = 3 << 20, SUPERBLOCKS_REST = 4, STEPS = 8 };
+	uint32_t bucket = max(s->node_bytes, min(s->node_bytes * 4, 64u << 10));
+	uint64_t others = SUPERBLOCKS_BYTES / bucket + SUPERBLOCKS_REST;
+	uint64_t mib = 0;
+
+	others += 2 * bucket_btree_reserve(bucket >> SECTOR_SHIFT, s->node_bytes >> SECTOR_SHIFT) + 4 + below(s, 16);
+	/* The journal that it gets, although it has no use for one, is a part of it. */
+	for (unsigned i = 0; i < STEPS; i++) {
+		uint64_t journal = super_journal_bucket_nr((mib << 20) / bucket, bucket >> SECTOR_SHIFT,
+							   s->node_bytes >> SECTOR_SHIFT,
+							   s->block_bytes >> SECTOR_SHIFT, s->metadata_replicas);
+
+		mib = div_round_up_u64(max(others + journal, (uint64_t)BUCKETS_MIN) * bucket, 1 << 20);
+	}
+	device->bucket_bytes = bucket;
+	return mib;
 }
 
 /* --- making --- */
@@ -337,7 +364,11 @@ int config_make(struct sim *s)
 	unsigned nr;
 
 	s->disks_nr = 1 + (one_in(s, 2) ? below(s, DISKS_MAX) : 0);
-	/* The smallest that hold an entry of the journal: of seeds that aren't one of these nothing changes by it. */
+	/* Of a seed that isn't one of these nothing changes by it. Data that is overwritten in place isn't cached. */
+	s->has_cache = s->seed % 5 == 3 && s->seed % 4 != 1;
+	if (s->has_cache)
+		s->disks_nr = max(s->disks_nr, 2 + below(s, DISKS_MAX - 1));
+	/* The smallest that hold an entry of the journal; of others, again, nothing changes. */
 	if (s->seed % 16 == 10)
 		bucket = s->disks_nr == 1 ? 16 : 32;
 	draw_format_options(s, bucket);
@@ -345,8 +376,11 @@ int config_make(struct sim *s)
 	s->power = power_new(rng_u64(&s->rng));
 	for (unsigned i = 0; i < s->disks_nr; i++) {
 		uint64_t mib = is_small ? 34 + below(s, 16) : 48 + below(s, 80);
+		bool is_small_cache = is_cache(s, i);
 
 		draw_device(s, i, bucket << 10, &devices[i]);
+		if (is_small_cache)
+			mib = draw_cache(s, &devices[i]);
 		if (power_disk_add(s->power, mib << 20, s->block_bytes == 4096 && !one_in(s, 4) ? 4096 : 512) < 0)
 			return failed(s, "no memory", "");
 	}

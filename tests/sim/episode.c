@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "base/util.h"
+#include "btree/internal.h"
 #include "engine/format.h"
 #include "engine/fs_write.h"
 #include "sim.h"
@@ -125,7 +126,8 @@ static void watch_end(struct sim *s);
 
 /*
  * Somebody who syncs again and again, until the power goes right behind that: most likely when the journal has let go
- * of entries, and what they said must be in the btrees.
+ * of entries, and what they said must be in the btrees; or when an operation or the replacing of a node was half-done
+ * before and behind it.
  */
 struct syncer {
 	struct sim *s;
@@ -155,6 +157,17 @@ static uint64_t operation_in_steps(struct sim *s)
 	return 0;
 }
 
+/* How many updates of interior nodes have been begun, or are over. */
+static uint64_t node_updates(struct sim *s, bool are_over)
+{
+	struct write_state *w = s->fs->trees->write;
+
+	mutex_lock(&w->interior_lock);
+	uint64_t nr = are_over ? w->updates_finished : w->updates_submitted;
+	mutex_unlock(&w->interior_lock);
+	return nr;
+}
+
 static void syncer_main(void *arg)
 {
 	struct syncer *y = arg;
@@ -163,11 +176,11 @@ static void syncer_main(void *arg)
 
 	while (!__atomic_load_n(&y->is_stopping, __ATOMIC_ACQUIRE) && !power_is_off(s->power)) {
 		sleep_ns(1 + rng_below(&y->rng, 5000000));
-		uint64_t in_steps = operation_in_steps(s), before = oldest;
+		uint64_t in_steps = operation_in_steps(s), before = oldest, updates = node_updates(s, false);
 		if (kiln_sync(s->fs))
 			continue;
 		oldest = oldest_entry(s);
-		bool is_half_done = in_steps && operation_in_steps(s) == in_steps;
+		bool is_half_done = (in_steps && operation_in_steps(s) == in_steps) || node_updates(s, true) < updates;
 		if (rng_below(&y->rng, oldest != before || is_half_done ? 3 : 50))
 			continue;
 		s->is_stopping = true;
@@ -236,15 +249,27 @@ static int recover(struct sim *s)
 	return err ? err : s->has_failed ? -EPROTO : compare_after_crash(s);
 }
 
+/* With nothing but a cache that fails, it goes on, and is shut down. */
+static void cache_was_not_missed(struct sim *s, int shutdown_err)
+{
+	int err = s->fs->shut_down ? s->fs->shut_down : shutdown_err;
+
+	if (err && s->has_bad_cache)
+		failed(s, "a cache that failed was missed", error_name(err));
+}
+
 /* The devices are well again. Opened anew it is in a state that is allowed; if it was closed cleanly, in that one. */
 static int end_faulty(struct sim *s)
 {
-	bool is_clean = one_in(s, 2) && !error_to_errno(kiln_shutdown(s->fs));
+	bool is_clean = one_in(s, 2);
+	int err = is_clean ? error_to_errno(kiln_shutdown(s->fs)) : 0;
 
+	is_clean &= !err;
 	s->totals->went_readonly += s->fs->shut_down != 0;
+	cache_was_not_missed(s, err);
 	memory_fail(0, 0);
 	fs_kill(s);
-	s->is_faulty = false;
+	s->is_faulty = s->has_bad_cache = false;
 	if (!is_clean && one_in(s, 3)) {
 		power_cut(s->power);
 		count_cut(s, false);
@@ -252,7 +277,7 @@ static int end_faulty(struct sim *s)
 	}
 	/* What failed before it was clean isn't in doubt any more, but whether it happened is: the log says both. */
 	(void)is_clean;
-	int err = fs_reopen(s, KILN_OPEN_WRITE);
+	err = s->has_failed ? -EPROTO : fs_reopen(s, KILN_OPEN_WRITE);
 	return err ? err : compare_after_crash(s);
 }
 
@@ -317,14 +342,15 @@ static void cut_before_write(void *ctx)
 	}
 }
 
-/* The rule holds on one disk, or on all. */
-static void fault_rule(struct sim *s, const struct device_fault *rule, bool may_be_all)
+/* The rule holds on one disk, or on all. Is it one without which nothing is lost? */
+static bool fault_rule(struct sim *s, const struct device_fault *rule, bool may_be_all)
 {
 	unsigned one = may_be_all && one_in(s, 4) ? UINT32_MAX : below(s, s->disks_nr);
 
 	for (unsigned i = 0; i < s->disks_nr; i++)
 		if (s->faulty[i] && (one == UINT32_MAX || one == i))
 			device_fault_add(s->faulty[i], rule);
+	return is_cache(s, one);
 }
 
 /* Requests that take their time leave more of them under way when the power goes. */
@@ -438,12 +464,12 @@ static int episode_errors(struct sim *s, uint64_t ops, enum device_op op, bool i
 	rule.per_million = is_lasting ? 1000000 : 1000 << below(s, 9);
 	rule.remaining = is_lasting ? UINT64_MAX : 1 + below(s, 6);
 	workload_run(s, below(s, (unsigned)ops));
-	s->is_faulty = true;
-	fault_rule(s, &rule, true);
+	s->has_bad_cache = fault_rule(s, &rule, true);
+	s->is_faulty = !s->has_bad_cache;
 	workload_run(s, ops);
 	COUNT(s, faults[s->kind], faults_fired(s));
 	/* What was written meanwhile may have fewer copies; nothing makes more of them again yet. */
-	s->is_redundant &= op == DEVICE_READ || !faults_fired(s);
+	s->is_redundant &= op == DEVICE_READ || s->has_bad_cache || !faults_fired(s);
 	if (!is_lasting || one_in(s, 2))
 		faults_clear(s);
 	return end_faulty(s);
@@ -754,7 +780,7 @@ static int come_back(struct sim *s)
 }
 
 /* One at a time: where several are, one of them is told of anyway. */
-static int look_at_single_rots(struct sim *s, unsigned disk)
+static int look_at_single_rots(struct sim *s, unsigned disk, bool has_copies)
 {
 	enum { SINGLE_NR = 6 };
 	struct rot rot;
@@ -763,7 +789,7 @@ static int look_at_single_rots(struct sim *s, unsigned disk)
 	for (unsigned i = 0; i < SINGLE_NR && !err; i++) {
 		rot_make(s, &rot, disk);
 		COUNT(s, faults[s->kind], 1);
-		err = look_at_damage(s, s->is_redundant, false);
+		err = look_at_damage(s, has_copies, false);
 		rot_undo(s, &rot);
 	}
 	return err;
@@ -773,6 +799,7 @@ static int episode_rot(struct sim *s, uint64_t ops)
 {
 	unsigned nr = 1u << below(s, 6); /* in the order of the declarations */
 	unsigned disk = below(s, s->disks_nr);
+	bool has_copies = s->is_redundant || is_cache(s, disk);
 	struct rot rots[ROT_MAX];
 
 	workload_run(s, ops);
@@ -780,12 +807,12 @@ static int episode_rot(struct sim *s, uint64_t ops)
 	if (err)
 		return err;
 	s->is_faulty = true;
-	err = look_at_single_rots(s, disk);
+	err = look_at_single_rots(s, disk, has_copies);
 	for (unsigned i = 0; i < nr; i++)
 		rot_make(s, &rots[i], disk);
 	COUNT(s, faults[s->kind], nr);
 	if (!err)
-		err = look_at_damage(s, s->is_redundant, true);
+		err = look_at_damage(s, has_copies, true);
 	char why[KILN_ERROR_BYTES] = "";
 	bool is_open = !err && !fs_try_open(s, KILN_OPEN_WRITE, why);
 	if (is_open && s->fs->is_writable) {
@@ -810,7 +837,7 @@ static int episode_bad_writes(struct sim *s, uint64_t ops, enum device_fault_kin
 	rule.per_million = 2000 << below(s, 8);
 	rule.remaining = 1 + below(s, 4);
 	s->is_faulty = true;
-	fault_rule(s, &rule, false);
+	bool has_copies = fault_rule(s, &rule, false) || s->is_redundant;
 	workload_run(s, ops);
 	COUNT(s, faults[s->kind], faults_fired(s));
 	bool has_fired = faults_fired(s) != 0;
@@ -823,7 +850,7 @@ static int episode_bad_writes(struct sim *s, uint64_t ops, enum device_fault_kin
 	disks_settle(s);
 	if (is_known)
 		workload_closed(s);
-	int err = is_known ? look_at_damage(s, s->is_redundant || !has_fired, false) : 0;
+	int err = is_known ? look_at_damage(s, has_copies || !has_fired, false) : 0;
 	s->is_over = true;
 	return err;
 }
@@ -838,31 +865,31 @@ static int episode_vanish(struct sim *s, uint64_t ops)
 	};
 
 	workload_run(s, below(s, (unsigned)ops));
-	s->is_faulty = true;
+	s->has_bad_cache = is_cache(s, disk);
+	s->is_faulty = !s->has_bad_cache;
 	for (unsigned op = DEVICE_READ; op <= DEVICE_DISCARD; op++) {
 		rule.op = op;
 		device_fault_add(s->faulty[disk], &rule);
 	}
 	workload_run(s, ops);
 	COUNT(s, faults[s->kind], 1);
-	if (one_in(s, 2))
-		kiln_shutdown(s->fs);
+	cache_was_not_missed(s, one_in(s, 2) ? error_to_errno(kiln_shutdown(s->fs)) : 0);
 	s->totals->went_readonly += s->fs->shut_down != 0;
 	fs_kill(s);
-	s->is_faulty = false;
+	s->is_faulty = s->has_bad_cache = false;
 	if (one_in(s, 2)) {
 		power_cut(s->power);
 		count_cut(s, false);
 		power_restore(s->power);
 	}
-	int err = 0;
-	if (s->is_redundant && s->metadata_required + s->has_cache < s->disks_nr) {
+	int err = s->has_failed ? -EPROTO : 0;
+	if (!err && (is_cache(s, disk) || (s->is_redundant && s->metadata_required + s->has_cache < s->disks_nr))) {
 		/* Without it everything is there, and can be gone on with. */
 		s->disks_missing = 1u << disk;
 		err = go_on(s, ops);
 		s->disks_missing = 0;
 	}
-	s->is_redundant = false;
+	s->is_redundant &= is_cache(s, disk);
 	/* It is back, as it was. */
 	return err ? err : come_back(s);
 }
@@ -870,6 +897,7 @@ static int episode_vanish(struct sim *s, uint64_t ops)
 /* Make something else of a disk: another filesystem of the same kind, or noise. */
 static int foreign_make(struct sim *s, unsigned disk)
 {
+	enum { FILESYSTEM_BYTES_MIN = 20 << 20 };
 	struct kiln_format_options format = { .struct_bytes = sizeof(format), .options = "block_size=4k" };
 	struct kiln_format_device device = { .bucket_bytes = 128 << 10 };
 	struct device *dev;
@@ -877,7 +905,7 @@ static int foreign_make(struct sim *s, unsigned disk)
 	uint8_t *bytes = power_disk_bytes(s->power, disk);
 	uint64_t size = disk_bytes(s, disk);
 
-	if (one_in(s, 3)) {
+	if (one_in(s, 3) || size < FILESYSTEM_BYTES_MIN) {
 		for (uint64_t at = 0; at < size; at += 4096)
 			for (unsigned i = 0; i < 64; i++)
 				bytes[at + i] = (uint8_t)(at / 4096 * 31 + i);
@@ -969,7 +997,7 @@ static int episode_rolled_back(struct sim *s, uint64_t ops)
 	COUNT(s, faults[s->kind], 1);
 	s->is_faulty = true;
 	if (!is_crashed)
-		err = look_at_damage(s, s->is_redundant, false);
+		err = look_at_damage(s, s->is_redundant || is_cache(s, disk), false);
 	if (!err && s->is_redundant && !s->is_encrypted) {
 		err = go_on(s, ops);
 		if (!err)

@@ -17,6 +17,7 @@
  *	compare.c	is the state one of those allowed?	model.c		a filesystem as a tree in memory
  *	operation.c	operations on both			acl.c		what ACLs make of modes
  *	shrink.c	fewer steps that fail			disk.c, memory.c	traces; allocations that fail
+ *	nonces.c	is one used twice?			cached.c	counts cached copies
  */
 #include <errno.h>
 #include <getopt.h>
@@ -164,6 +165,7 @@ static int run_seed(const struct arguments *args, uint64_t seed, struct totals *
 	s->seed = seed;
 	totals->steps_nr = 0;
 	rng_init(&s->rng, seed);
+	cached_watch(s);
 	int err = fiber_sim_run(&opts, sim_main, s, &result);
 	if (err)
 		failed(s, "the simulation", error_name(err));
@@ -252,6 +254,9 @@ static void print_totals(const struct totals *t, const struct arguments *args, u
 	printf("\nwent read-only %llu times; of damaged filesystems %llu objects were right, %llu pieces unreadable\n",
 	       (unsigned long long)t->went_readonly, (unsigned long long)t->objects_beside,
 	       (unsigned long long)t->unreadable_objects);
+	printf("cached copies: %llu written, %llu buckets taken back; %llu read, %llu after a crash\n",
+	       (unsigned long long)t->cached_made, (unsigned long long)t->cached_taken_back,
+	       (unsigned long long)t->cached_read, (unsigned long long)t->cached_read_after_crash);
 	if (!args->is_verbose)
 		return;
 	printf("options:");

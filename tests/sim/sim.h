@@ -70,6 +70,7 @@ struct totals {
 	uint64_t torn_writes, lost_writes, reopens, checks, no_space;
 	uint64_t episodes[EPISODE_KIND_NR], faults[EPISODE_KIND_NR]; /* faults: how often it fired */
 	uint64_t went_readonly, failed_ops, unreadable_objects, objects_beside;
+	uint64_t cached_made, cached_taken_back, cached_read, cached_read_after_crash;
 	struct {
 		char text[48]; /* "name=value" */
 		uint64_t nr;
@@ -125,7 +126,7 @@ struct sim {
 	unsigned metadata_replicas, data_replicas, metadata_required;
 	bool is_redundant; /* everything has a copy on another disk */
 	bool has_checksums, has_data_checksums, is_encrypted, is_nocow, has_acls;
-	bool is_restricted, has_cache; /* not every disk takes everything; one of them is a cache */
+	bool is_restricted, has_cache; /* not every disk takes everything; the last one is a cache */
 	char options[512], mount_options[512];
 	kiln_fs *fs;
 	/* What it must be. */
@@ -140,7 +141,9 @@ struct sim {
 	unsigned cut_after_fsyncs;    /* so many, then the power goes; 0: not by that */
 	bool is_stopping;	      /* tasks come to an end */
 	bool is_faulty;		      /* damage is expected: reports don't matter */
-	bool has_damage_reports;      /* ... but there were some */
+	bool has_bad_cache;	      /* ... of that alone: it is told of, and nothing comes of it */
+	bool has_damage_reports;      /* there were some */
+	bool is_after_crash;	      /* what is read was written before one */
 	bool is_over;		      /* no more episodes */
 	bool has_failed;
 };
@@ -157,6 +160,9 @@ int failed(struct sim *s, const char *what, const char *detail);
 void watchdog(unsigned seconds);
 
 /* --- config.c --- */
+
+/* Nothing counts on what it holds. */
+static inline bool is_cache(const struct sim *s, unsigned disk) { return s->has_cache && disk + 1 == s->disks_nr; }
 
 /* Something that was drawn: sim prints how often. */
 void option_count(struct sim *s, const char *option);
@@ -177,6 +183,11 @@ void fs_kill(struct sim *s);
 /* See that no nonce is used twice in all mounts of the run from here on. */
 void nonces_begin(struct sim *s);
 void nonces_end(void);
+
+/* --- cached.c --- */
+
+/* Count cached copies for it from here on. */
+void cached_watch(struct sim *s);
 
 /* --- workload.c --- */
 
