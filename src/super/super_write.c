@@ -5,8 +5,8 @@
  * nothing. An update makes of it a copy for every online member, with what is that member's own, and validates them all
  * before the first is written. Then the primaries of all members are written and flushed, and only then the other
  * copies: whenever power fails, each device has a whole copy of either the old or the new state. That needs other
- * copies that are whole while the primary is written. Those that an update which was cut off has torn are made equal to
- * the primary first.
+ * copies that are whole while the primary is written. Those that an update which was cut off, or failed, has torn or
+ * left older are made equal to the primary first; one of them that can be written is enough.
  *
  * Before, each primary's seq is read back. If a whole copy has another one than what was last written there, a write
  * got lost or somebody else wrote: nothing may be written then. A copy that is damaged is written anew.
@@ -299,55 +299,79 @@ static int primary_check(struct super *s, unsigned i)
 static void member_failed(struct super_publish *p, unsigned i, int err, const char *what)
 {
 	p->members[i].is_written = false;
-	p->s->write->members[i].is_primary_unknown = true;
 	report_failed(p->s, REPORT_DAMAGE, err, p->s->members[i].name, what,
 		      "The device missed an update; the others go on without it.");
 }
 
-/* What the primary says, to all other copies of a member. */
-static int backups_renew(struct super *s, unsigned i)
+/* What @primary says, to all other copies of a member. @nr: how many have it now. Returns the first error. */
+static int backups_write(struct super *s, unsigned i, const struct sb_disk *primary, unsigned *nr)
 {
-	const struct super_member *m = &s->members[i];
-	struct sb_disk *primary;
-	int err = super_copy_read(m->dev, le64_get(m->sb->layout.sb_offset[0]), &primary, NULL);
-
-	if (err) {
-		free(primary);
-		return err;
-	}
-	size_t bytes = round_up_u64(sb_bytes(primary), write_unit(m->dev));
+	struct device *dev = s->members[i].dev;
+	size_t bytes = round_up_u64(sb_bytes(primary), write_unit(dev));
 	struct sb_disk *buf = io_buffer_alloc(bytes);
-	if (buf) {
-		memset(buf, 0, bytes);
-		memcpy(buf, primary, sb_bytes(primary));
-	}
-	free(primary);
+	int first_err = 0;
+
+	*nr = 0;
 	if (!buf)
 		return -ENOMEM;
-	for (unsigned copy = 1; !err && copy < buf->layout.nr_superblocks; copy++) {
+	memset(buf, 0, bytes);
+	memcpy(buf, primary, sb_bytes(primary));
+	for (unsigned copy = 1; copy < buf->layout.nr_superblocks; copy++) {
 		buf->offset = buf->layout.sb_offset[copy];
 		sb_seal(buf, super_sb_csum_type(s->options[OPT_METADATA_CHECKSUM]));
-		err = device_write(m->dev, le64_get(buf->offset) << SECTOR_SHIFT, buf, bytes);
+		int err = device_write(dev, le64_get(buf->offset) << SECTOR_SHIFT, buf, bytes);
+
+		*nr += !err;
+		first_err = first_err ? first_err : err;
 	}
 	io_buffer_free(buf);
-	return err ? err : device_flush(m->dev);
+	int err = device_flush(dev);
+	if (err)
+		*nr = 0;
+	return first_err ? first_err : err;
+}
+
+/* With one of them equal to the primary, that may be written. */
+static void backups_renew(struct super_publish *p, unsigned i)
+{
+	struct super *s = p->s;
+	struct super_write_member *w = &s->write->members[i];
+	struct sb_disk *primary;
+	unsigned nr = 0;
+	int err = super_copy_read(s->members[i].dev, le64_get(s->members[i].sb->layout.sb_offset[0]), &primary, NULL);
+
+	if (err && err != -ENOMEM) {
+		w->is_primary_unknown = true;
+		w->has_stale_backups = false; /* there is nothing that they could be made from */
+	} else {
+		err = err ? err : backups_write(s, i, primary, &nr);
+		w->has_stale_backups = err != 0;
+		if (!nr)
+			member_failed(p, i, err, "a copy can't be written");
+	}
+	free(primary);
 }
 
 static void stale_backups_renew(struct super_publish *p)
 {
-	for (unsigned i = 0; i < p->s->member_nr; i++) {
-		struct super_write_member *w = &p->s->write->members[i];
-
-		if (!p->members[i].is_written || !w->has_stale_backups)
-			continue;
-		int err = backups_renew(p->s, i);
-		if (err)
-			member_failed(p, i, err, "a copy can't be written");
-		w->has_stale_backups = err != 0;
-	}
+	for (unsigned i = 0; i < p->s->member_nr; i++)
+		if (p->members[i].is_written && p->s->write->members[i].has_stale_backups)
+			backups_renew(p, i);
 }
 
-/* One I/O to every member for which that makes sense; members where it fails drop out. */
+/* The primary was flushed before others are written: they are older than it then. */
+static void copy_failed(struct super_publish *p, unsigned i, unsigned copy, int err, const char *what)
+{
+	struct super_write_member *w = &p->s->write->members[i];
+
+	member_failed(p, i, err, what);
+	w->is_primary_unknown = !copy;
+	w->has_stale_backups = copy != 0;
+	if (copy)
+		w->primary_seq = le64_get(p->s->sb->seq);
+}
+
+/* One I/O for copy @copy to every member for which that makes sense; members where it fails drop out. */
 static void members_io(struct super_publish *p, enum device_op op, unsigned copy, const char *what)
 {
 	struct io_group group;
@@ -376,7 +400,7 @@ static void members_io(struct super_publish *p, enum device_op op, unsigned copy
 	for (struct device_io *io; (io = io_group_next(&group));)
 		for (unsigned i = 0; io->err && i < p->s->member_nr; i++)
 			if (io == &p->members[i].io)
-				member_failed(p, i, io->err, what);
+				copy_failed(p, i, copy, io->err, what);
 }
 
 static void copies_write(struct super_publish *p)
@@ -392,7 +416,7 @@ static void copies_write(struct super_publish *p)
 		if (!copy && !is_mutant(MUTANT_SUPER_BACKUPS))
 			members_io(p, DEVICE_FLUSH, 0, "the primary copy can't be flushed");
 	}
-	members_io(p, DEVICE_FLUSH, 0, "copies can't be flushed");
+	members_io(p, DEVICE_FLUSH, 1, "copies can't be flushed");
 }
 
 /* --- step 9: was that enough? --- */
@@ -411,7 +435,7 @@ static int result_check(struct super_publish *p)
 			continue;
 		written++;
 		w->primary_seq = le64_get(s->sb->seq);
-		w->is_primary_unknown = false;
+		w->is_primary_unknown = w->has_stale_backups = false;
 	}
 	if (written && (!super_replicas_are_lost(s, is_there) || s->write->is_very_degraded_ok))
 		return 0;

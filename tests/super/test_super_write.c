@@ -152,7 +152,7 @@ static struct sb_disk *copy_read(struct disks *d, unsigned dev, unsigned copy)
 	return (struct sb_disk *)buf;
 }
 
-static void fail_writes(struct device *fault, enum device_op op, uint64_t begin, uint64_t end)
+static void fail_io(struct device *fault, enum device_op op, uint64_t begin, uint64_t end)
 {
 	struct device_fault f = { .kind = FAULT_ERROR,
 				  .op = op,
@@ -446,7 +446,7 @@ static void failed_member_drops_out_and_the_rest_goes_on(void **state)
 	disks_init(&d, 2);
 	disks_open(&d, &s);
 	assert_int_equal(super_replicas_mark(s, 3, 1, both, 2), 0);
-	fail_writes(d.fault[1], DEVICE_WRITE, 0, 0);
+	fail_io(d.fault[1], DEVICE_WRITE, 0, 0);
 	assert_int_equal(super_mark_dirty(s), 0);
 	assert_non_null(strstr(reports.text, "dev1"));
 	assert_int_equal(le64_get(copy_read(&d, 0, 2)->seq), 9);
@@ -497,12 +497,11 @@ static void update_fails_for_good_when_too_little_was_written(void **state)
 		disks_open(&d, &s);
 		assert_int_equal(super_replicas_mark(s, 3, 1, second, 1), 0);
 		if (kind == 0)
-			fail_writes(d.fault[1], DEVICE_WRITE, 0, 0);
+			fail_io(d.fault[1], DEVICE_WRITE, 0, 0);
 		else if (kind == 1)
-			fail_writes(d.fault[1], DEVICE_FLUSH, 0, 0);
+			fail_io(d.fault[1], DEVICE_FLUSH, 0, 0);
 		else
-			fail_writes(d.fault[1], DEVICE_WRITE, fs_copy_sector(2) * 512,
-				    (fs_copy_sector(2) + 2048) * 512);
+			fail_io(d.fault[1], DEVICE_WRITE, fs_copy_sector(2) * 512, (fs_copy_sector(2) + 2048) * 512);
 		assert_int_equal(super_mark_dirty(s), -EIO);
 		device_fault_clear(d.fault[1]);
 		assert_int_equal(super_update(s), -EIO);
@@ -513,7 +512,7 @@ static void update_fails_for_good_when_too_little_was_written(void **state)
 
 	disks_init(&d, 1);
 	disks_open(&d, &s);
-	fail_writes(d.fault[0], DEVICE_WRITE, 0, 0);
+	fail_io(d.fault[0], DEVICE_WRITE, 0, 0);
 	assert_int_equal(super_mark_dirty(s), -EIO);
 	assert_non_null(strstr(reports.text, "no device could be written"));
 	super_close(s);
@@ -527,7 +526,7 @@ static void failure_between_copies_leaves_a_whole_one(void **state)
 
 	disks_init(&d, 1);
 	disks_open(&d, &s);
-	fail_writes(d.fault[0], DEVICE_WRITE, fs_copy_sector(1) * 512, (fs_copy_sector(1) + 2048) * 512);
+	fail_io(d.fault[0], DEVICE_WRITE, fs_copy_sector(1) * 512, (fs_copy_sector(1) + 2048) * 512);
 	assert_int_equal(super_blacklist_add(s, 5, 9), -EIO);
 	super_close(s);
 	disks_look(&d, &s);
@@ -860,6 +859,69 @@ static void copies_that_an_update_tore_are_made_whole_before_the_primary_is_writ
 	}
 }
 
+/* The same for those that an update couldn't write. */
+static void copies_that_could_not_be_written_are_made_equal_before_the_primary_is_written(void **state)
+{
+	const uint64_t copy_bytes = 2048 * 512;
+	struct recording r = { .nr = 0 };
+	struct disks d;
+	struct super *s;
+	unsigned nr = 0;
+
+	disks_init(&d, 2);
+	disks_open(&d, &s);
+	fail_io(d.fault[1], DEVICE_WRITE, fs_copy_sector(2) * 512, fs_copy_sector(2) * 512 + copy_bytes);
+	assert_int_equal(super_mark_dirty(s), 0);
+	/* As long as one can be written, the primary is. */
+	assert_int_equal(super_update(s), 0);
+	assert_int_equal(le64_get(copy_read(&d, 1, 0)->seq), 9);
+	assert_int_equal(le64_get(copy_read(&d, 1, 1)->seq), 9);
+	assert_int_equal(le64_get(copy_read(&d, 1, 2)->seq), 7);
+	device_fault_clear(d.fault[1]);
+	d.kept[1].recording = &r;
+	assert_int_equal(super_update(s), 0);
+	d.kept[1].recording = NULL;
+	for (; r.v[nr].is_flush || r.v[nr].offset != fs_copy_sector(0) * 512; nr++)
+		if (!r.v[nr].is_flush)
+			assert_int_equal(le64_get(((struct sb_disk *)r.v[nr].data)->seq), 9);
+	assert_int_equal(nr, FS_COPIES - 1 + 1);
+	assert_true(r.v[nr - 1].is_flush);
+
+	/* With none of them it isn't, until one can. */
+	fail_io(d.fault[1], DEVICE_WRITE, fs_copy_sector(1) * 512, fs_copy_sector(2) * 512 + copy_bytes);
+	assert_int_equal(super_update(s), 0);
+	assert_int_equal(super_update(s), 0);
+	assert_int_equal(le64_get(copy_read(&d, 0, 0)->seq), 12);
+	assert_int_equal(le64_get(copy_read(&d, 1, 0)->seq), 11);
+	device_fault_clear(d.fault[1]);
+	/* Nor is there anything to make them equal to, once it is damaged. */
+	fs_zero_sectors(d.fs.dev[1], fs_copy_sector(0), 8);
+	assert_int_equal(super_update(s), 0);
+	assert_int_equal(le64_get(copy_read(&d, 1, 0)->seq), 13);
+	super_close(s);
+	disks_are_in_order(&d);
+	recording_free(&r);
+	disks_free(&d);
+}
+
+/* Should the primary become unreadable meanwhile, it is written anew all the same. */
+static void a_primary_that_cannot_be_read_is_written_though_others_are_older(void **state)
+{
+	struct disks d;
+	struct super *s;
+
+	disks_init(&d, 2);
+	for (unsigned copy = 1; copy < FS_COPIES; copy++)
+		fs_zero_sectors(d.fs.dev[1], fs_copy_sector(copy), 1);
+	disks_open(&d, &s);
+	fail_io(d.fault[1], DEVICE_READ, fs_copy_sector(0) * 512, fs_copy_sector(1) * 512);
+	assert_int_equal(super_mark_dirty(s), 0);
+	assert_int_equal(le64_get(copy_read(&d, 1, 0)->seq), 8);
+	super_close(s);
+	disks_are_in_order(&d);
+	disks_free(&d);
+}
+
 /*
  * The first sector of an update reached one primary when the power went. Would the next update have the same seq, and
  * be torn there too, so that just the rest of it is written, both together could be the whole first one, which no other
@@ -1110,6 +1172,8 @@ int main(void)
 		cmocka_unit_test(a_primary_that_is_damaged_while_open_is_written_anew),
 		cmocka_unit_test(damaged_primary_is_written_anew_but_a_different_one_is_not),
 		cmocka_unit_test(copies_that_an_update_tore_are_made_whole_before_the_primary_is_written),
+		cmocka_unit_test(copies_that_could_not_be_written_are_made_equal_before_the_primary_is_written),
+		cmocka_unit_test(a_primary_that_cannot_be_read_is_written_though_others_are_older),
 		cmocka_unit_test(the_seq_of_a_torn_update_is_not_used_again),
 		cmocka_unit_test(nothing_is_written_before_initialisation),
 		cmocka_unit_test(what_cannot_be_written_is_refused_by_name),
