@@ -153,12 +153,9 @@ static int option_take(const struct command *self, struct quota_args *q, int c)
 
 /* --- the filesystem, or its server --- */
 
-static void info_of(struct quota_args *q, kiln_fs *fs, enum kiln_quota_type type, struct kiln_quota_info *info)
+static int info_of(struct quota_args *q, kiln_fs *fs, enum kiln_quota_type type, struct kiln_quota_info *info)
 {
-	if (q->served)
-		mount_quota_info(q->served, type, info);
-	else
-		kiln_quota_info(fs, type, info);
+	return q->served ? mount_quota_info(q->served, type, info) : kiln_quota_info(fs, type, info);
 }
 
 static int list_of(struct quota_args *q, kiln_fs *fs, enum kiln_quota_type type, kiln_quota_fn fn)
@@ -274,17 +271,19 @@ static int show_failed(const struct quota_args *q, int err)
 static int report(struct quota_args *q, kiln_fs *fs, char **args, size_t nr)
 {
 	json_t *states = json_object();
-	struct kiln_quota_info info;
+	struct kiln_quota_info info = { 0 };
 	bool is_wanted[TYPES] = { false };
 	int err = 0;
 
 	for (size_t i = 0; i < nr; i++)
 		is_wanted[type_parse(args[i], 0, NULL)] = true;
-	for (unsigned type = 0; type < TYPES; type++) {
+	for (unsigned type = 0; type < TYPES && !err; type++) {
 		is_wanted[type] |= !nr;
 		if (!is_wanted[type])
 			continue;
-		info_of(q, fs, (enum kiln_quota_type)type, &info);
+		err = info_of(q, fs, (enum kiln_quota_type)type, &info);
+		if (err)
+			break;
 		if (!q->json)
 			type_text(q, type, &info);
 		json_object_set_new(states, type_names[type],
@@ -292,12 +291,12 @@ static int report(struct quota_args *q, kiln_fs *fs, char **args, size_t nr)
 					      (json_int_t)info.space_grace, "inodes_grace",
 					      (json_int_t)info.inodes_grace));
 	}
-	if (!q->json)
+	if (!q->json && !err)
 		header_text(q);
 	for (unsigned type = 0; type < TYPES && !err; type++)
 		if (is_wanted[type])
 			err = list_of(q, fs, (enum kiln_quota_type)type, row_show);
-	info_of(q, fs, KILN_QUOTA_USER, &info);
+	err = err ? err : info_of(q, fs, KILN_QUOTA_USER, &info);
 	if (!err && info.is_partial)
 		tool_error("some inodes can't be read: what they use is missing");
 	json_t *whole = json_pack("{s:o, s:b, s:O}", "types", states, "partial", (int)info.is_partial, "quotas",
@@ -354,8 +353,7 @@ static int set(struct quota_args *q, kiln_fs *fs, char **args, size_t nr)
 			store_failed(q, args[i], err, "limits can't be stored");
 			break;
 		}
-		info_of(q, fs, type, &info);
-		if (!is_told[type])
+		if (!is_told[type] && !info_of(q, fs, type, &info))
 			tell_not_held(q, type, &info);
 		is_told[type] = true;
 	}
@@ -367,11 +365,12 @@ static int grace(struct quota_args *q, kiln_fs *fs, char **args, size_t nr)
 	enum kiln_quota_type type = (enum kiln_quota_type)type_parse(args[0], 0, NULL);
 	struct kiln_quota_info info;
 
-	info_of(q, fs, type, &info);
+	int err = info_of(q, fs, type, &info);
 	uint32_t space = q->has_period[0] ? q->periods[0] : info.space_grace;
 	uint32_t inodes = q->has_period[1] ? q->periods[1] : info.inodes_grace;
-	int err = q->served ? mount_quota_set_grace(q->served, type, space, inodes)
-			    : kiln_quota_set_grace(fs, type, space, inodes);
+	if (!err)
+		err = q->served ? mount_quota_set_grace(q->served, type, space, inodes)
+				: kiln_quota_set_grace(fs, type, space, inodes);
 	if (err)
 		store_failed(q, args[0], err, "grace periods can't be stored");
 	return TOOL_OK;
