@@ -159,7 +159,8 @@ int device_discard(struct device *dev, uint64_t offset_bytes, uint64_t len_bytes
 int device_wipe(struct device *dev, uint64_t from_bytes, uint64_t to_bytes);
 /*
  * How long reads take, in nanoseconds: a moving average, which gets half as large with every few seconds that nothing
- * is read. So a device that isn't read because one read of it was slow is tried again. 0: not known.
+ * is read. So a device that isn't read because one read of it was slow is tried again. Reads that fail count as slow
+ * ones, the slower the more in a row. 0: not known.
  */
 uint64_t device_read_latency(const struct device *dev);
 /* Begin anew: what was read up to now says nothing of what will be. */

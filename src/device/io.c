@@ -29,6 +29,7 @@ struct bounce {
 enum { FLUSH_SLOT_NR = 64, FLUSH_POLL_NS = 50000 };
 
 static const uint64_t LATENCY_HALF_NS = 4000000000; /* not read for so long: half of the average is forgotten */
+static const uint64_t LATENCY_LEAST_NS = 1000, LATENCY_FAILED_MAX_NS = 1000000000;
 
 static int flush_check(const struct device *dev);
 static void flush_begin(struct device_io *io);
@@ -38,6 +39,7 @@ static bool io_is_aligned(const struct device_io *io);
 static void io_start(struct device_io *io);
 static void io_finish(struct device_io *io, int err);
 static void io_account(const struct device_io *io, int err);
+static void latency_add(const struct device_io *io, bool has_failed);
 static uint64_t latency_at(const struct device *dev, uint64_t now_ns);
 static void bounce_start(struct device_io *parent);
 static void bounce_complete(struct device_io *io);
@@ -288,13 +290,23 @@ static void io_account(const struct device_io *io, int err)
 			__atomic_store_n(&dev->has_failed_flush, true, __ATOMIC_RELEASE);
 		if (err != -EOPNOTSUPP)
 			__atomic_fetch_add(count, 1, __ATOMIC_RELAXED);
-		return;
 	}
-	if (io->op != DEVICE_READ)
-		return;
+	if (io->op == DEVICE_READ)
+		latency_add(io, err != 0);
+}
+
+/*
+ * What has failed counts as slow: of several times in a row each doubles the average. So a device that is dead, and
+ * tells so at once, isn't the fastest of all, and one with a few bad places is read as before.
+ */
+static void latency_add(const struct device_io *io, bool has_failed)
+{
+	struct device *dev = io->dev;
 	uint64_t now = clock_monotonic_ns();
 	uint64_t took = now > io->submitted_ns ? now - io->submitted_ns : 0;
 	uint64_t average = latency_at(dev, now);
+	if (has_failed)
+		took = max(took, min(8 * (average + LATENCY_LEAST_NS), LATENCY_FAILED_MAX_NS));
 	average = average ? average - average / 8 + took / 8 : took;
 	__atomic_store_n(&dev->read_latency_ns, average, __ATOMIC_RELAXED);
 	__atomic_store_n(&dev->read_latency_at_ns, now, __ATOMIC_RELAXED);

@@ -662,7 +662,7 @@ static void damage_anywhere_is_survived(void **state)
 }
 
 struct shares {
-	unsigned after_open, after_slow_read, a_minute_later;
+	unsigned after_open, after_slow_read, a_minute_later, while_it_fails, when_it_is_back, after_one_failed;
 };
 
 static void latency_set(struct device *dev, uint64_t latency_ns, uint64_t times)
@@ -677,14 +677,14 @@ static void latency_set(struct device *dev, uint64_t latency_ns, uint64_t times)
 	assert_int_equal(device_fault_add(dev, &rule), 0);
 }
 
-static void copy_read(const struct super *s, unsigned dev)
+static int copy_read(const struct super *s, unsigned dev)
 {
 	uint8_t block[4096] __attribute__((aligned(4096)));
 
-	assert_int_equal(device_read(s->members[dev].dev, 0, block, sizeof(block)), 0);
+	return device_read(s->members[dev].dev, 0, block, sizeof(block));
 }
 
-/* Of @nr reads with @pause_ns between them, how many go to the first of two copies. */
+/* Of @nr reads with @pause_ns between them, which only fail of the first, how many go to the first of two copies. */
 static unsigned share_of_first(const struct super *s, struct rng *rng, unsigned nr, uint64_t pause_ns)
 {
 	static const uint8_t devs[] = { 0, 1 };
@@ -693,7 +693,7 @@ static unsigned share_of_first(const struct super *s, struct rng *rng, unsigned 
 	for (unsigned i = 0; i < nr; i++) {
 		unsigned copy = super_replica_choose(s, devs, 2, 0, rng_u64(rng));
 
-		copy_read(s, devs[copy]);
+		assert_true(!copy_read(s, devs[copy]) || copy == 0);
 		first_nr += copy == 0;
 		sleep_ns(pause_ns);
 	}
@@ -703,6 +703,9 @@ static unsigned share_of_first(const struct super *s, struct rng *rng, unsigned 
 static void shares_find(void *arg)
 {
 	static const uint64_t MS = 1000000;
+	struct device_fault rule = {
+		.kind = FAULT_ERROR, .op = DEVICE_READ, .err = -EIO, .per_million = 1000000, .remaining = UINT64_MAX
+	};
 	struct shares *shares = arg;
 	struct device *devs[2];
 	struct rng rng;
@@ -721,15 +724,28 @@ static void shares_find(void *arg)
 	latency_set(devs[0], MS / 20, UINT64_MAX);
 	shares->after_open = share_of_first(s, &rng, 1000, 0);
 	latency_set(devs[0], 5000 * MS, 1);
-	copy_read(s, 0);
+	assert_int_equal(copy_read(s, 0), 0);
 	latency_set(devs[0], MS / 20, UINT64_MAX);
 	shares->after_slow_read = share_of_first(s, &rng, 1000, 0);
 	share_of_first(s, &rng, 60, 1000 * MS);
 	shares->a_minute_later = share_of_first(s, &rng, 1000, 0);
+
+	device_fault_clear(devs[0]);
+	assert_int_equal(device_fault_add(devs[0], &rule), 0);
+	shares->while_it_fails = share_of_first(s, &rng, 1000, MS);
+	latency_set(devs[0], MS / 20, UINT64_MAX);
+	share_of_first(s, &rng, 60, 1000 * MS);
+	shares->when_it_is_back = share_of_first(s, &rng, 1000, 0);
+	device_fault_clear(devs[0]);
+	assert_int_equal(device_fault_add(devs[0], &rule), 0);
+	assert_int_equal(copy_read(s, 0), -EIO);
+	latency_set(devs[0], MS / 20, UINT64_MAX);
+	shares->after_one_failed = share_of_first(s, &rng, 1000, 0);
+
 	super_close(s);
 }
 
-static void one_slow_read_is_forgotten(void **state)
+static void who_is_slow_or_fails_is_read_less_for_a_while(void **state)
 {
 	struct shares shares = { 0 };
 
@@ -737,6 +753,10 @@ static void one_slow_read_is_forgotten(void **state)
 	assert_in_range(shares.after_open, 300, 700);
 	assert_in_range(shares.after_slow_read, 0, 50);
 	assert_in_range(shares.a_minute_later, 300, 700);
+	/* It fails at once, so it would be the fastest. */
+	assert_in_range(shares.while_it_fails, 5, 50);
+	assert_in_range(shares.when_it_is_back, 300, 700);
+	assert_in_range(shares.after_one_failed, 250, 700);
 }
 
 int main(void)
@@ -773,7 +793,7 @@ int main(void)
 		cmocka_unit_test(encrypted_without_crypt_section_opens_only_for_looking),
 		cmocka_unit_test(option_out_of_range_gets_its_default),
 		cmocka_unit_test(damage_anywhere_is_survived),
-		cmocka_unit_test(one_slow_read_is_forgotten),
+		cmocka_unit_test(who_is_slow_or_fails_is_read_less_for_a_while),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
