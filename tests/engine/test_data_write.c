@@ -1779,7 +1779,7 @@ static void copy_fails(struct world *w, const struct file *f, uint64_t at, uint6
 	assert_int_equal(device_fault_add(w->devices[ptrs[ptr].ptr.dev], &fault), 0);
 }
 
-/* Reads of all copies of the file's data that fail. */
+/* Reads of all copies of the file's data that fail. That it looked has no bearing on which copies others read. */
 static unsigned bad_reads(struct world *w, const struct file *f)
 {
 	struct extent_ptr_decoded ptrs[EXTENT_PTRS_MAX];
@@ -1795,6 +1795,8 @@ static unsigned bad_reads(struct world *w, const struct file *f)
 					  (ptrs[i].ptr.sector + ptrs[i].crc.offset_sectors) << SECTOR_SHIFT, w->buf,
 					  (size_t)k.k.size << SECTOR_SHIFT) != 0;
 	btree_iter_close(&it);
+	for (unsigned i = 0; i < w->dev_nr; i++)
+		device_read_latency_forget(w->devices[i]);
 	return nr;
 }
 
