@@ -5,6 +5,7 @@
 #include <errno.h>
 
 #include "alloc/internal.h"
+#include "base/mutant.h"
 
 enum { BATCH_NR = 64 };
 
@@ -26,7 +27,7 @@ static int invalidate_txn(struct btree_txn *txn, void *ctx)
 	    open_bucket_is_open(args->a, args->dev, args->bucket))
 		return err;
 	v.cached_sectors = 0;
-	v.gen++;
+	v.gen += !is_mutant(MUTANT_CACHED_GEN);
 	v.flags &= ~(uint32_t)ALLOC_NEED_INC_GEN;
 	v.io_time[0] = alloc_clock(args->a, 0);
 	v.io_time[1] = alloc_clock(args->a, 1);

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "alloc/quota_internal.h"
+#include "base/mutant.h"
 #include "format/snapshot.h"
 
 struct quota_change {
@@ -260,7 +261,7 @@ static void change_apply(struct quotas *q, struct quota_change *c, uint64_t now)
 	for (unsigned type = 0; type < QUOTA_TYPE_NR; type++) {
 		struct quota_row *old = c->old_rows[type], *new = c->new_rows[type];
 
-		if (old) {
+		if (old && (new || !is_mutant(MUTANT_QUOTAS))) {
 			old->used[QUOTA_SPACE] -= c->old.sectors;
 			old->used[QUOTA_INODES]--;
 		}

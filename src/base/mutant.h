@@ -37,7 +37,16 @@
 	X(MOVE_BEFORE_COPY, "moved data is pointed at before it has been written")            \
 	X(NOCOW_FLUSH, "devices aren't flushed after data was overwritten in place")          \
 	X(FSYNC, "fsync doesn't wait")                                                        \
-	X(COUNTERS, "counters of an entry are those of now")
+	X(COUNTERS, "counters of an entry are those of now")                                  \
+	X(CACHED_GEN, "buckets of cached data are taken back without a new generation")       \
+	X(CACHED_STALE, "cached copies are read that are there no more")                      \
+	X(OP_END, "what is done stays logged as being under way")                             \
+	X(MOVE_RACE, "what was written while it was moved goes back to what it was")          \
+	X(MOVE_LOCKS, "what is overwritten in place is moved meanwhile")                      \
+	X(FAILED_COPIES, "copies of data that weren't written are pointed at")                \
+	X(FAILED_NODES, "copies of nodes that weren't written are pointed at")                \
+	X(RESERVATIONS, "what is reserved for a write that fails isn't given back")           \
+	X(QUOTAS, "what is deleted isn't taken from quotas")
 
 enum mutant {
 	MUTANT_NONE,

@@ -1128,7 +1128,7 @@ static int update_drop_failed(struct interior_update *u)
 	int err = 0;
 
 	for (size_t i = 0; i < u->new_nr && !err; i++)
-		if (u->news[i].failed)
+		if (u->news[i].failed && !is_mutant(MUTANT_FAILED_NODES))
 			err = node_replicas_drop(u->trees, u->news[i].node, u->news[i].failed);
 	return err;
 }

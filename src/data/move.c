@@ -914,6 +914,8 @@ static int buckets_lock(struct data_mover *m)
 			m->locks[m->lock_nr++] = bucket_lock_place(p->dev, ptr_bucket(s, p));
 		}
 	}
+	if (is_mutant(MUTANT_MOVE_LOCKS))
+		m->lock_nr = 0;
 	if (m->lock_nr)
 		bucket_locks_take(&m->data->writer->in_place.locks, BUCKET_LOCK_COPY, m->locks, m->lock_nr);
 	return 0;

@@ -9,6 +9,7 @@
 #include <errno.h>
 
 #include "alloc/gens.h"
+#include "base/mutant.h"
 #include "data/move_internal.h"
 
 /* A piece of what is there, being changed. */
@@ -50,7 +51,8 @@ static bool ptrs_recognise(struct piece *p)
 	for (unsigned i = 0; i < p->v.ptr_nr; i++) {
 		p->was[i] = EXTENT_PTRS_MAX;
 		for (unsigned k = 0; k < item->v.ptr_nr; k++)
-			if (ptrs_are_same(p->begin, &p->v.ptrs[i], bkey_start_offset(&item->k), &item->v.ptrs[k]))
+			if ((i == k && is_mutant(MUTANT_MOVE_RACE)) ||
+			    ptrs_are_same(p->begin, &p->v.ptrs[i], bkey_start_offset(&item->k), &item->v.ptrs[k]))
 				p->was[i] = (uint8_t)k;
 		any |= p->was[i] != EXTENT_PTRS_MAX;
 	}

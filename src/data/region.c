@@ -312,7 +312,7 @@ static bool ptr_is_current(struct region *r, unsigned i)
 	uint16_t bucket_sectors = data->super->members[p->dev].m.bucket_sectors;
 	uint8_t gen;
 
-	if (!p->is_cached && r->ptrs[i].crc.csum_type)
+	if (p->is_cached ? is_mutant(MUTANT_CACHED_STALE) : r->ptrs[i].crc.csum_type != 0)
 		return true;
 	int n = bucket_sectors ? bucket_gen_lookup(data->trees, p->dev, p->sector / bucket_sectors, &gen) : -EIO;
 	if (!n || (n > 0 && gen == p->gen))

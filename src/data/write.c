@@ -538,7 +538,8 @@ static ssize_t inode_write(struct write_op *op, const struct inode *inode, uint6
 	err = source_init(&source, data, op->file, inode, offset_bytes, buf, len_bytes);
 	ssize_t ret = err ? err : blocks_write(op, &source);
 	source_free(&source);
-	disk_reservation_put(data->writer->allocator, &op->reservation);
+	if (ret > 0 || !is_mutant(MUTANT_RESERVATIONS))
+		disk_reservation_put(data->writer->allocator, &op->reservation);
 	/* The times come with the last key, which isn't there when it ended early. */
 	if (ret > 0 && (size_t)ret < len_bytes)
 		err = write_size_raise(data, op->file, 0, times, op->journal_seq);

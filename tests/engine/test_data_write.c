@@ -126,8 +126,20 @@ static void world_open(struct world *w, uint64_t seed, unsigned dev_nr, const ch
 	world_open_on(w, seed, &"11111111"[DEVS_MAX - dev_nr], options, block_bytes);
 }
 
+static uint64_t sectors_reserved(struct allocator *a)
+{
+	mutex_lock(&a->counters.lock);
+	uint64_t sectors = a->counters.online_reserved;
+	mutex_unlock(&a->counters.lock);
+	return sectors;
+}
+
 static void world_close(struct world *w, bool is_clean)
 {
+	/* Whatever ended writes, all that they had reserved was given back. Moves may be going on. */
+	for (unsigned i = 0; i < 1000 && sectors_reserved(w->fs->allocator); i++)
+		sleep_ns(10000000);
+	assert_int_equal(sectors_reserved(w->fs->allocator), 0);
 	int err = kiln_shutdown(w->fs);
 
 	if (is_clean)
@@ -1166,6 +1178,92 @@ static void a_place_that_counts_twice_is_enough(void **state)
 	world_close(&w, true);
 }
 
+/* --- places of nodes --- */
+
+/* Nothing is left to be written for what was done before. */
+static void all_flush(struct world *w)
+{
+	assert_int_equal(btrees_flush_all(w->fs->trees), 0);
+	assert_int_equal(journal_flush(w->fs->journal_writer), 0);
+}
+
+static int node_ptr_take(void *ctx, const struct btree_node_info *info, int err)
+{
+	assert_int_equal(err, 0);
+	*(struct btree_ptr *)ctx = info->ptr;
+	return 1;
+}
+
+/* The place is in the table; *@seq: the entry of the journal behind which it may be written to. */
+static bool is_hole(struct allocator *a, const struct extent_ptr *p, uint64_t *seq)
+{
+	const struct node_holes *t = &a->open.holes;
+	bool is_there = false;
+
+	mutex_lock(&a->open.lock);
+	for (unsigned i = 0; i < t->nr; i++)
+		if (t->v[i].dev == p->dev && t->v[i].sector == p->sector) {
+			is_there = true;
+			*seq = t->v[i].seq;
+		}
+	mutex_unlock(&a->open.lock);
+	return is_there;
+}
+
+/* Is it among the places that are given out now? All that there are are taken, and given back. */
+static bool is_given(struct allocator *a, const struct extent_ptr *p)
+{
+	enum { SLOTS = 64 };
+	struct alloc_extent slots[SLOTS];
+	uint64_t waiting_seq, nr = 0;
+	bool is = false;
+
+	while (!is && nr < SLOTS && node_holes_nr(a, p->dev) &&
+	       !node_holes_slot(a, 1ull << p->dev, WATERMARK_RECLAIM, &slots[nr], &waiting_seq)) {
+		is = slots[nr].ptrs[0].sector == p->sector;
+		nr++;
+	}
+	while (nr)
+		node_slot_drop(a, &slots[--nr]);
+	return is;
+}
+
+/* The place where a node was is what a crash brings back, until its new pointer is durable. */
+static void the_place_of_a_replaced_node_waits_for_the_journal(void **state)
+{
+	struct btree_ptr old, new;
+	struct world w;
+	uint64_t seq = 0;
+	bool was_tried = false;
+
+	world_open(&w, 20, 1, "block_size=4k,btree_node_size=64k", 4096);
+	struct allocator *a = w.fs->allocator;
+	op_write(&w, &w.files[0], 0, 100000);
+	/* Its own clock flushes it, too: perhaps just now. */
+	for (unsigned i = 0; i < 100 && !was_tried; i++) {
+		all_flush(&w);
+		assert_int_equal(btree_nodes_walk(w.fs->trees, BTREE_EXTENTS, node_ptr_take, &old), 1);
+		assert_int_equal(btree_node_rewrite(w.fs->trees, BTREE_EXTENTS, 0, SPOS_MAX, NULL), 0);
+		do
+			assert_int_equal(btree_nodes_walk(w.fs->trees, BTREE_EXTENTS, node_ptr_take, &new), 1);
+		while (new.ptrs[0].sector == old.ptrs[0].sector);
+		for (unsigned k = 0; k < 1000 && !is_hole(a, &old.ptrs[0], &seq); k++)
+			sleep_ns(1000000);
+		if (!is_hole(a, &old.ptrs[0], &seq) || journal_seq_flushed(w.fs->journal_writer) >= seq)
+			continue;
+		bool is = is_given(a, &old.ptrs[0]);
+		if (journal_seq_flushed(w.fs->journal_writer) >= seq)
+			continue;
+		was_tried = true;
+		assert_false(is);
+	}
+	assert_true(was_tried);
+	assert_int_equal(journal_flush(w.fs->journal_writer), 0);
+	assert_true(is_given(a, &old.ptrs[0]));
+	fs_check(&w);
+	world_close(&w, true);
+}
+
 /* --- cached copies --- */
 
 /* The copies of the file on @dev are cached ones from here on. */
@@ -1239,13 +1337,6 @@ static void what_is_read_of_a_cache_is_kept_longer(void **state)
 
 /* --- devices that fail --- */
 
-/* Nothing is left to be written for what was done before. */
-static void all_flush(struct world *w)
-{
-	assert_int_equal(btrees_flush_all(w->fs->trees), 0);
-	assert_int_equal(journal_flush(w->fs->journal_writer), 0);
-}
-
 /* The next @times writes of a device: those of data, if all_flush() came before. */
 static void writes_fail(struct world *w, unsigned dev, uint64_t times)
 {
@@ -1311,13 +1402,6 @@ static void a_write_with_less_copies_than_required_fails(void **state)
 	op_write(&w, f, 8192, 65536);
 	file_check(&w, f);
 	world_close(&w, true);
-}
-
-static int node_ptr_take(void *ctx, const struct btree_node_info *info, int err)
-{
-	assert_int_equal(err, 0);
-	*(struct btree_ptr *)ctx = info->ptr;
-	return 1;
 }
 
 /* Behind what is used of a node; nothing says that it was written. */
@@ -2402,6 +2486,7 @@ int main(void)
 		cmocka_unit_test(what_compresses_takes_less_and_what_does_not_says_so),
 		cmocka_unit_test(compressed_regions_fill_buckets_to_their_ends),
 		cmocka_unit_test(compressed_regions_fill_small_buckets),
+		cmocka_unit_test(the_place_of_a_replaced_node_waits_for_the_journal),
 		cmocka_unit_test(what_is_read_of_a_cache_is_kept_longer),
 		cmocka_unit_test(what_is_too_large_by_now_is_moved_in_parts),
 		cmocka_unit_test(all_of_a_long_key_is_repaired),

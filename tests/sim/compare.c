@@ -10,8 +10,11 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "alloc/internal.h"
 #include "base/util.h"
 #include "sim.h"
+
+enum { QUOTA_ROWS_MAX = 64 };
 
 /* It isn't as it must be, unless damage has been told of meanwhile, and may be. */
 static void differs(struct sim *s, bool may_be_damaged, const char *what, const struct strbuf *why)
@@ -460,6 +463,87 @@ int compare_damaged(struct sim *s)
 		damaged_object(&d, "", MODEL_ROOT, kiln_root(s->fs));
 	}
 	return d.err;
+}
+
+/* --- what is kept in memory --- */
+
+struct quota_rows {
+	struct kiln_quota rows[QUOTA_ROWS_MAX];
+	unsigned nr;
+};
+
+static int quota_row_add(void *ctx, const struct kiln_quota *quota)
+{
+	struct quota_rows *r = ctx;
+
+	if (r->nr == QUOTA_ROWS_MAX)
+		return -E2BIG;
+	r->rows[r->nr++] = *quota;
+	return 0;
+}
+
+static int quotas_differ(struct sim *s, unsigned type, const struct kiln_quota *q, const struct kiln_quota *counted)
+{
+	char text[160];
+
+	snprintf(text, sizeof(text), "type %u, id %u: %llu bytes and %llu inodes, should be %llu and %llu", type, q->id,
+		 (unsigned long long)q->space.used, (unsigned long long)q->inodes.used,
+		 (unsigned long long)counted->space.used, (unsigned long long)counted->inodes.used);
+	return failed(s, "quotas", text);
+}
+
+static int quotas_compare(struct sim *s)
+{
+	struct quota_rows *kept = calloc(2, sizeof(*kept)), *counted = kept + 1;
+	int err = kept ? kiln_quota_wait(s->fs) : -ENOMEM;
+
+	for (unsigned type = KILN_QUOTA_USER; type <= KILN_QUOTA_PROJECT && !err; type++) {
+		static const struct kiln_quota none;
+		struct kiln_quota_info info;
+
+		kept->nr = counted->nr = 0;
+		err = kiln_quota_info(s->fs, type, &info);
+		if (err || !info.is_enabled)
+			continue;
+		err = kiln_quota_list(s->fs, type, quota_row_add, kept);
+		if (!err)
+			err = kiln_quota_count(s->fs, type, quota_row_add, counted);
+		for (unsigned i = 0; i < max(kept->nr, counted->nr) && !err; i++) {
+			const struct kiln_quota *k = i < kept->nr ? &kept->rows[i] : &none;
+			const struct kiln_quota *c = i < counted->nr ? &counted->rows[i] : &none;
+
+			if (k->id != c->id || k->space.used != c->space.used || k->inodes.used != c->inodes.used)
+				err = quotas_differ(s, type, k, c);
+		}
+	}
+	free(kept);
+	return err;
+}
+
+int compare_reserved(struct sim *s)
+{
+	const uint64_t *sectors = &s->fs->allocator->counters.online_reserved;
+	char text[48];
+
+	/* Moves have some while they are under way. */
+	for (unsigned i = 0; i < 1000 && *sectors && !power_is_off(s->power); i++)
+		sleep_ns(10000000);
+	snprintf(text, sizeof(text), "%llu sectors", (unsigned long long)*sectors);
+	return *sectors ? failed(s, "what was reserved isn't given back", text) : 0;
+}
+
+int compare_accounts(struct sim *s)
+{
+	/* What has lost its name goes in the background. */
+	int err = kiln_deletions_wait(s->fs);
+
+	if (!err)
+		err = quotas_compare(s);
+	if (!err)
+		err = compare_reserved(s);
+	if (err && err != -EPROTO && !power_is_off(s->power))
+		failed(s, "accounts", error_name(err));
+	return err;
 }
 
 /* --- invariants --- */

@@ -23,7 +23,11 @@ static void on_report(void *ctx, const struct kiln_report *report)
 		s->has_damage_reports = true;
 	if (s->args->is_verbose)
 		printf("  report: %s\n", report->text);
-	if (report->level >= KILN_REPORT_DAMAGE && !is_disturbed(s) && !s->has_bad_cache)
+	if (is_disturbed(s) || s->has_bad_cache)
+		return;
+	/* Nor is there a copy of data that another one must serve for. */
+	bool is_bad_copy = report->error_id_name && !strcmp(report->error_id_name, "data_read_csum_err_recovered");
+	if (report->level >= KILN_REPORT_DAMAGE || (is_bad_copy && !s->may_have_bad_copies))
 		failed(s, "report", report->text);
 }
 

@@ -83,8 +83,10 @@ static void make_parts_slow(struct sim *s)
 /* Close cleanly, look at it read-only, go on. */
 static int reopen(struct sim *s)
 {
-	int err = error_to_errno(kiln_shutdown(s->fs));
+	int err = compare_accounts(s);
 
+	if (!err)
+		err = error_to_errno(kiln_shutdown(s->fs));
 	if (power_is_off(s->power))
 		return -EIO;
 	if (err)
@@ -262,7 +264,11 @@ static void cache_was_not_missed(struct sim *s, int shutdown_err)
 static int end_faulty(struct sim *s)
 {
 	bool is_clean = one_in(s, 2);
-	int err = is_clean ? error_to_errno(kiln_shutdown(s->fs)) : 0;
+	int err = s->fs->shut_down ? 0 : compare_reserved(s);
+
+	if (err)
+		return err;
+	err = is_clean ? error_to_errno(kiln_shutdown(s->fs)) : 0;
 
 	is_clean &= !err;
 	s->totals->went_readonly += s->fs->shut_down != 0;
@@ -746,8 +752,10 @@ static int look_at_damage(struct sim *s, bool has_copies, bool may_lose_disk)
 
 static int close_cleanly(struct sim *s)
 {
-	int err = error_to_errno(kiln_shutdown(s->fs));
+	int err = compare_accounts(s);
 
+	if (!err)
+		err = error_to_errno(kiln_shutdown(s->fs));
 	fs_end(s);
 	if (err)
 		return failed(s, "shutdown", error_name(err));
@@ -1050,6 +1058,14 @@ static bool is_undetectable(const struct sim *s, unsigned kind)
 	       (kind == EPISODE_ROLLED_BACK && s->disks_nr == 1);
 }
 
+/* Where what a device was told to write isn't there, or what it holds is old. */
+static bool leaves_bad_copies(enum episode_kind kind)
+{
+	return kind == EPISODE_WRITE_ERRORS || kind == EPISODE_WRITE_ERRORS_LASTING || kind == EPISODE_FLUSH_ERRORS ||
+	       kind == EPISODE_FLUSH_ERRORS_LASTING || kind == EPISODE_LOST_WRITES ||
+	       kind == EPISODE_MISDIRECTED_WRITES || kind == EPISODE_VANISH || kind == EPISODE_ROLLED_BACK;
+}
+
 static enum episode_kind kind_draw(struct sim *s)
 {
 	unsigned kind;
@@ -1109,6 +1125,7 @@ int episodes_run(struct sim *s)
 		if (s->args->is_traced)
 			printf("episode %u: %s\n", s->episode, episode_names[s->kind]);
 		COUNT(s, episodes[s->kind], 1);
+		s->may_have_bad_copies |= leaves_bad_copies(s->kind);
 		if (!s->args->is_traced)
 			watchdog(CUT_SECONDS_MAX);
 		err = episode_run(s, 1 + rng_below(&s->rng, s->args->ops));

@@ -143,6 +143,7 @@ struct sim {
 	bool is_faulty;		      /* damage is expected: reports don't matter */
 	bool has_bad_cache;	      /* ... of that alone: it is told of, and nothing comes of it */
 	bool has_damage_reports;      /* there were some */
+	bool may_have_bad_copies;     /* something may have left such */
 	bool is_after_crash;	      /* what is read was written before one */
 	bool is_over;		      /* no more episodes */
 	bool has_failed;
@@ -216,6 +217,9 @@ int compare_after_crash(struct sim *s);
  * later operation made it. Counts what can't be read.
  */
 int compare_damaged(struct sim *s);
+/* When all rest: nothing is reserved any more; and what is kept of quotas is what is counted anew. */
+int compare_reserved(struct sim *s);
+int compare_accounts(struct sim *s);
 /* All invariants. */
 int check(struct sim *s);
 
