@@ -251,6 +251,11 @@ static int recover(struct sim *s)
 	return err ? err : s->has_failed ? -EPROTO : compare_after_crash(s);
 }
 
+static bool is_of_writes(enum episode_kind kind)
+{
+	return kind == EPISODE_WRITE_ERRORS || kind == EPISODE_WRITE_ERRORS_LASTING;
+}
+
 /* With nothing but a cache that fails, it goes on, and is shut down. */
 static void cache_was_not_missed(struct sim *s, int shutdown_err)
 {
@@ -272,6 +277,8 @@ static int end_faulty(struct sim *s)
 
 	is_clean &= !err;
 	s->totals->went_readonly += s->fs->shut_down != 0;
+	/* A copy that wasn't written is given up after its node has got its pointers: if that could be committed. */
+	s->may_have_bad_nodes |= is_of_writes(s->kind) && s->fs->shut_down;
 	cache_was_not_missed(s, err);
 	memory_fail(0, 0);
 	fs_kill(s);
@@ -1061,9 +1068,9 @@ static bool is_undetectable(const struct sim *s, unsigned kind)
 /* Where what a device was told to write isn't there, or what it holds is old. */
 static bool leaves_bad_copies(enum episode_kind kind)
 {
-	return kind == EPISODE_WRITE_ERRORS || kind == EPISODE_WRITE_ERRORS_LASTING || kind == EPISODE_FLUSH_ERRORS ||
-	       kind == EPISODE_FLUSH_ERRORS_LASTING || kind == EPISODE_LOST_WRITES ||
-	       kind == EPISODE_MISDIRECTED_WRITES || kind == EPISODE_VANISH || kind == EPISODE_ROLLED_BACK;
+	return is_of_writes(kind) || kind == EPISODE_FLUSH_ERRORS || kind == EPISODE_FLUSH_ERRORS_LASTING ||
+	       kind == EPISODE_LOST_WRITES || kind == EPISODE_MISDIRECTED_WRITES || kind == EPISODE_VANISH ||
+	       kind == EPISODE_ROLLED_BACK;
 }
 
 static enum episode_kind kind_draw(struct sim *s)

@@ -143,7 +143,8 @@ struct sim {
 	bool is_faulty;		      /* damage is expected: reports don't matter */
 	bool has_bad_cache;	      /* ... of that alone: it is told of, and nothing comes of it */
 	bool has_damage_reports;      /* there were some */
-	bool may_have_bad_copies;     /* something may have left such */
+	bool may_have_bad_copies;     /* something may have left such of data */
+	bool may_have_bad_nodes;      /* ... of nodes, which keys name until they are read */
 	bool is_after_crash;	      /* what is read was written before one */
 	bool is_over;		      /* no more episodes */
 	bool has_failed;
