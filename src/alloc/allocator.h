@@ -82,9 +82,11 @@ void allocator_aborted(struct allocator *a, struct btree_txn *txn);
 unsigned allocator_journal_tail(struct allocator *a, uint64_t seq, void *at, unsigned max_u64s);
 unsigned allocator_journal_tail_u64s_max(struct allocator *a);
 void allocator_journal_flushed(struct allocator *a, uint64_t seq);
-/* btree_backend: reserve, node_alloc, reserve_trim, reserve_put, room_wait */
-int allocator_node_reserve(struct allocator *a, unsigned nr, enum watermark watermark,
+/* btree_backend: reserve, keeps_copies, node_alloc, reserve_trim, reserve_put, room_wait */
+int allocator_node_reserve(struct allocator *a, unsigned nr, const struct btree_ptr *replaced, enum watermark watermark,
 			   struct btree_node_reserve **reserve);
+bool allocator_node_keeps_copies(const struct allocator *a, const struct btree_node_reserve *reserve,
+				 const struct btree_ptr *p);
 void allocator_node_alloc(struct allocator *a, struct btree_node_reserve *reserve, struct btree_ptr *p);
 void allocator_node_reserve_trim(struct allocator *a, struct btree_node_reserve *reserve);
 void allocator_node_reserve_put(struct allocator *a, struct btree_node_reserve *reserve);

@@ -185,7 +185,7 @@ static uint64_t dev_room_locked(const struct allocator *a, unsigned dev)
 static bool copies_fit_locked(const struct allocator *a, uint64_t sectors, unsigned replicas)
 {
 	const struct counters *c = &a->counters;
-	__int128 copied = ((__int128)c->online_reserved + sectors) / replicas, wanted, found = 0;
+	__int128 copied = c->online_reserved / replicas + div_round_up_u64(sectors, replicas), wanted, found = 0;
 	unsigned durability = allocator_data_durability(a);
 
 	wanted = copied * min(replicas, durability);

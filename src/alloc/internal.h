@@ -225,11 +225,11 @@ void node_holes_forget(struct allocator *a, unsigned dev, uint64_t bucket);
 /* A bucket is closed: its rest are holes. open_buckets.lock is held. */
 void node_holes_add_rest(struct allocator *a, const struct open_bucket *b);
 /*
- * Room for a node on some of @all, as far as possible in holes. 0 or -EAGAIN; then *@waiting_seq, if not 0, is what
- * must be durable before there is more.
+ * Room for @replicas copies of a node on some of @all, as far as possible in holes. 0 or -EAGAIN; then *@waiting_seq,
+ * if not 0, is what must be durable before there is more.
  */
-int node_holes_slot(struct allocator *a, uint64_t all, enum watermark watermark, struct alloc_extent *slot,
-		    uint64_t *waiting_seq);
+int node_holes_slot(struct allocator *a, uint64_t all, unsigned replicas, enum watermark watermark,
+		    struct alloc_extent *slot, uint64_t *waiting_seq);
 /* The slot isn't used: what was allocated for it are holes. */
 void node_slot_drop(struct allocator *a, struct alloc_extent *slot);
 uint64_t node_holes_nr(struct allocator *a, unsigned dev);
@@ -284,6 +284,7 @@ unsigned devs_durability(const struct allocator *a, uint64_t devs);
 unsigned node_replicas(const struct allocator *a);
 
 enum { NODE_POOL_TARGET = 12, NODE_POOL_RECLAIM = 8, NODE_POOL_MIN = 16, NODE_POOL_BUCKETS = 8, NODE_POOL_MAX = 64 };
+enum { NODE_POOL_FEW = 8 };
 enum { NODE_ROOM_MIN = 56 }; /* nodes: twice what those for ordinary updates leave alone (07 §13) */
 
 struct node_pool {
@@ -291,6 +292,8 @@ struct node_pool {
 	struct waitq low; /* the refill task waits here */
 	struct alloc_extent slots[NODE_POOL_MAX];
 	unsigned nr;
+	struct alloc_extent few[NODE_POOL_FEW]; /* room for fewer copies, given back by who asked for that */
+	unsigned few_nr;
 	bool is_stopping; /* nothing is kept any more */
 	/* How many more nodes there is room for in free buckets, and whether one has been taken since. */
 	atomic_uint_fast64_t room;

@@ -275,13 +275,12 @@ static uint64_t devs_with_places(struct allocator *a, uint64_t devs, enum waterm
 	return devs;
 }
 
-int node_holes_slot(struct allocator *a, uint64_t all, enum watermark watermark, struct alloc_extent *slot,
-		    uint64_t *waiting_seq)
+int node_holes_slot(struct allocator *a, uint64_t all, unsigned replicas, enum watermark watermark,
+		    struct alloc_extent *slot, uint64_t *waiting_seq)
 {
 	const uint64_t *options = a->super->options;
 	uint64_t devs = devs_with_places(a, all, watermark);
-	unsigned replicas = node_replicas(a), durability = 0;
-	unsigned required = (unsigned)max(options[OPT_METADATA_REPLICAS_REQUIRED], (uint64_t)1);
+	unsigned required = (unsigned)max(options[OPT_METADATA_REPLICAS_REQUIRED], (uint64_t)1), durability = 0;
 	bool is_short = devs != all;
 
 	*slot = (struct alloc_extent){ .sectors = a->super->kctx.node_sectors };

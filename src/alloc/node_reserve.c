@@ -5,11 +5,17 @@
  * in a pool, so that interior updates needn't search; the last ones are only for those that free space or journal.
  * Slots that aren't used come back to the pool.
  *
+ * What is replaced may have fewer copies: a device is missing, or was when it was written. As long as there is room the
+ * new node has all; where buckets are few, as many as are left, on the same devices. So on each device no more is taken
+ * than is given back, and a full filesystem can be changed, and emptied, without one of its devices as well as with
+ * all.
+ *
  * Who changes keys waits, after each commit, until there is room for all nodes that may have to be replaced when what
  * has changed is written back, and for what it takes to move nodes together (allocator_node_room_wait()).
  */
 #include <assert.h>
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,6 +24,8 @@
 
 struct btree_node_reserve {
 	enum watermark watermark;
+	unsigned copies; /* that a node has at least */
+	uint64_t devs;	 /* where what is replaced has its copies */
 	unsigned nr, used;
 	struct alloc_extent slots[];
 };
@@ -55,14 +63,28 @@ unsigned node_replicas(const struct allocator *a)
 	return (unsigned)max(a->super->options[OPT_METADATA_REPLICAS], (uint64_t)1);
 }
 
-static int slot_get(struct allocator *a, enum watermark watermark, struct alloc_extent *slot)
+/* The copies of a node on devices that are written, as their durability counts. */
+static unsigned copies_left(const struct allocator *a, const struct btree_ptr *p, uint64_t *devs)
+{
+	uint64_t all = write_point_devs(a, DATA_BTREE);
+
+	*devs = 0;
+	for (unsigned i = 0; i < p->ptr_nr; i++)
+		if (p->ptrs[i].dev < a->dev_nr)
+			*devs |= all & 1ull << p->ptrs[i].dev;
+	return devs_durability(a, *devs);
+}
+
+static int slot_get(struct allocator *a, uint64_t devs, unsigned replicas, enum watermark watermark,
+		    struct alloc_extent *slot)
 {
 	const uint64_t *options = a->super->options;
 	struct alloc_request req = {
 		.data_type = DATA_BTREE,
 		.watermark = watermark,
 		.target = node_target(a),
-		.replicas = node_replicas(a),
+		.replicas = replicas,
+		.dev_exclude = ~devs,
 		.replicas_required = (unsigned)max(options[OPT_METADATA_REPLICAS_REQUIRED], (uint64_t)1),
 	};
 	int err = allocator_extent_get(a, &req, a->super->kctx.node_sectors, slot);
@@ -90,12 +112,12 @@ static bool holes_are_room(const struct allocator *a)
 	return super_node_blocks(a->super) < NODE_BLOCKS_FEW && holes_are_kept(a);
 }
 
-/* Devices that nodes go to: those of the target, if they are enough. */
-static uint64_t node_devs(const struct allocator *a)
+/* Which of these devices nodes go to: those of the target, if they are enough. */
+static uint64_t node_devs(const struct allocator *a, uint64_t all, unsigned replicas)
 {
-	uint64_t all = write_point_devs(a, DATA_BTREE), wanted = all & target_devs(a, node_target(a));
+	uint64_t wanted = all & target_devs(a, node_target(a));
 
-	return devs_durability(a, wanted) >= node_replicas(a) ? wanted : all;
+	return devs_durability(a, wanted) >= replicas ? wanted : all;
 }
 
 /* Some are left to those on whom others wait. */
@@ -112,20 +134,41 @@ static bool may_take_holes(struct allocator *a, uint64_t devs, enum watermark wa
  * Holes come where there is no bucket; where nodes are replaced often also first when buckets are low, so that nodes
  * don't take more of them than they need. What waits for the journal is had then as well.
  */
-static int slot_find(struct allocator *a, enum watermark watermark, struct alloc_extent *slot)
+static int slot_find_on(struct allocator *a, uint64_t all, unsigned replicas, enum watermark watermark,
+			struct alloc_extent *slot)
 {
-	uint64_t devs = node_devs(a), all = write_point_devs(a, DATA_BTREE), waiting_seq = 0;
+	uint64_t devs = node_devs(a, all, replicas), waiting_seq = 0;
 	bool may_take = may_take_holes(a, devs, watermark);
 	bool come_first = may_take && holes_are_room(a) && open_buckets_are_low(a, devs);
-	int err = come_first ? node_holes_slot(a, devs, watermark, slot, &waiting_seq) : -EAGAIN;
+	int err = come_first ? node_holes_slot(a, devs, replicas, watermark, slot, &waiting_seq) : -EAGAIN;
 
 	if (err)
-		err = slot_get(a, watermark, slot);
+		err = slot_get(a, all, replicas, watermark, slot);
 	if (err == -EAGAIN && may_take)
-		err = node_holes_slot(a, all, watermark, slot, &waiting_seq);
+		err = node_holes_slot(a, all, replicas, watermark, slot, &waiting_seq);
 	if (err == -EAGAIN && waiting_seq && a->journal && !journal_flush_seq(a->journal, waiting_seq))
-		err = node_holes_slot(a, all, watermark, slot, &waiting_seq);
+		err = node_holes_slot(a, all, replicas, watermark, slot, &waiting_seq);
 	return err;
+}
+
+static int slot_find(struct allocator *a, enum watermark watermark, struct alloc_extent *slot)
+{
+	return slot_find_on(a, write_point_devs(a, DATA_BTREE), node_replicas(a), watermark, slot);
+}
+
+static unsigned slot_copies(const struct allocator *a, const struct alloc_extent *slot)
+{
+	unsigned durability = 0;
+
+	for (unsigned i = 0; i < slot->ptr_nr; i++)
+		durability += a->devs[slot->ptrs[i].dev].durability;
+	return durability;
+}
+
+/* Is there room for fewer copies in it than others want? */
+static bool slot_has_few(const struct allocator *a, const struct alloc_extent *slot)
+{
+	return slot_copies(a, slot) < min(node_replicas(a), devs_durability(a, write_point_devs(a, DATA_BTREE)));
 }
 
 /* --- the pool --- */
@@ -186,14 +229,34 @@ static void pool_put(struct allocator *a, struct alloc_extent *slot, unsigned ma
 
 	if (slot_has_hole(a, slot))
 		max = NODE_POOL_TARGET;
-	bool is_worth_it = slot_is_worth_keeping(a, slot);
+	bool is_worth_it = slot_is_worth_keeping(a, slot), has_few = slot_has_few(a, slot);
 	mutex_lock(&p->lock);
-	bool is_kept = !p->is_stopping && p->nr < max && is_worth_it;
-	if (is_kept)
+	bool is_kept = !p->is_stopping && is_worth_it && (has_few ? p->few_nr < NODE_POOL_FEW : p->nr < max);
+	if (is_kept && has_few)
+		p->few[p->few_nr++] = *slot;
+	else if (is_kept)
 		p->slots[p->nr++] = *slot;
 	mutex_unlock(&p->lock);
 	if (!is_kept)
 		node_slot_drop(a, slot);
+}
+
+/* One that was given back, with room for @copies or more. */
+static bool pool_take_few(struct allocator *a, unsigned copies, struct alloc_extent *slot)
+{
+	struct node_pool *p = &a->nodes;
+	bool has = false;
+
+	mutex_lock(&p->lock);
+	for (unsigned i = p->few_nr; i-- && !has;) {
+		has = slot_copies(a, &p->few[i]) >= copies;
+		if (has) {
+			*slot = p->few[i];
+			p->few[i] = p->few[--p->few_nr];
+		}
+	}
+	mutex_unlock(&p->lock);
+	return has;
 }
 
 /* Is there more than is kept for write-back? */
@@ -246,7 +309,7 @@ static void pool_refill(void *arg)
 void node_pool_sift(struct allocator *a)
 {
 	struct node_pool *p = &a->nodes;
-	struct alloc_extent useless[NODE_POOL_MAX];
+	struct alloc_extent useless[NODE_POOL_MAX + NODE_POOL_FEW];
 	unsigned useless_nr = 0, kept_nr = 0;
 
 	/* All that stays is there for who looks meanwhile. */
@@ -257,6 +320,13 @@ void node_pool_sift(struct allocator *a)
 		else
 			useless[useless_nr++] = p->slots[i];
 	p->nr = kept_nr;
+	kept_nr = 0;
+	for (unsigned i = 0; i < p->few_nr; i++)
+		if (slot_is_worth_keeping(a, &p->few[i]))
+			p->few[kept_nr++] = p->few[i];
+		else
+			useless[useless_nr++] = p->few[i];
+	p->few_nr = kept_nr;
 	if (useless_nr)
 		waitq_wake_one(&p->low);
 	mutex_unlock(&p->lock);
@@ -267,12 +337,14 @@ void node_pool_sift(struct allocator *a)
 void node_pool_yield(struct allocator *a)
 {
 	struct node_pool *p = &a->nodes;
-	struct alloc_extent slots[NODE_POOL_MAX];
+	struct alloc_extent slots[NODE_POOL_MAX + NODE_POOL_FEW];
 	unsigned nr = 0;
 
 	mutex_lock(&p->lock);
 	while (p->nr > NODE_POOL_TARGET)
 		slots[nr++] = p->slots[--p->nr];
+	while (p->few_nr)
+		slots[nr++] = p->few[--p->few_nr];
 	mutex_unlock(&p->lock);
 	while (nr)
 		node_slot_drop(a, &slots[--nr]);
@@ -297,7 +369,7 @@ void node_pool_stop(struct allocator *a)
 	mutex_unlock(&p->lock);
 	if (task)
 		task_join(task);
-	while (pool_take(p, WATERMARK_RECLAIM, &slot, 1))
+	while (pool_take(p, WATERMARK_RECLAIM, &slot, 1) || pool_take_few(a, 0, &slot))
 		node_slot_drop(a, &slot);
 }
 
@@ -311,6 +383,45 @@ static enum watermark node_watermark(enum watermark watermark)
 	return watermark > WATERMARK_BTREE ? watermark : WATERMARK_BTREE;
 }
 
+/* What goes beyond @copies, first on other devices than @devs. */
+static void slot_trim(struct allocator *a, struct alloc_extent *slot, unsigned copies, uint64_t devs)
+{
+	for (unsigned pass = 0; pass < 2; pass++)
+		for (unsigned i = slot->ptr_nr; i--;) {
+			unsigned dev = slot->ptrs[i].dev, durability = a->devs[dev].durability;
+			struct alloc_extent rest = { .ptr_nr = 1,
+						     .ptrs = { slot->ptrs[i] },
+						     .open_bucket = { slot->open_bucket[i] } };
+
+			if ((!pass && devs >> dev & 1) || slot_copies(a, slot) < copies + durability)
+				continue;
+			slot->ptr_nr--;
+			slot->ptrs[i] = slot->ptrs[slot->ptr_nr];
+			slot->open_bucket[i] = slot->open_bucket[slot->ptr_nr];
+			node_slot_drop(a, &rest);
+		}
+}
+
+static int slot_take(struct allocator *a, const struct btree_node_reserve *r, struct alloc_extent *slot)
+{
+	bool has_few = r->copies < node_replicas(a) && allocator_nodes_are_low(a);
+	int err = -EAGAIN;
+
+	if (has_few && pool_take_few(a, r->copies, slot))
+		return 0;
+	if (has_few)
+		err = slot_find_on(a, r->devs, r->copies, r->watermark, slot);
+	if (has_few && err == -EAGAIN)
+		err = slot_find_on(a, write_point_devs(a, DATA_BTREE), r->copies, r->watermark, slot);
+	if (err != -EAGAIN)
+		return err;
+	if (!pool_take(&a->nodes, r->watermark, slot, 1))
+		return has_few ? -EAGAIN : slot_find(a, r->watermark, slot);
+	if (has_few)
+		slot_trim(a, slot, r->copies, r->devs);
+	return 0;
+}
+
 /*
  * As many as are wanted, or none: nobody waits for some while he holds others. What is given back stays at hand: would
  * its buckets be closed, who waits for one would be woken, this one too, to find no more than before.
@@ -320,10 +431,7 @@ static int slots_take(struct allocator *a, struct btree_node_reserve *r, unsigne
 	int err = 0;
 
 	while (!err && r->nr < nr) {
-		struct alloc_extent *slot = &r->slots[r->nr];
-
-		if (!pool_take(&a->nodes, r->watermark, slot, 1))
-			err = slot_find(a, r->watermark, slot);
+		err = slot_take(a, r, &r->slots[r->nr]);
 		if (!err)
 			r->nr++;
 	}
@@ -390,7 +498,27 @@ static int slots_take_waiting(struct allocator *a, struct btree_node_reserve *r,
 	return err == -EAGAIN ? discards_wait_error(a) : err;
 }
 
-int allocator_node_reserve(struct allocator *a, unsigned nr, enum watermark watermark,
+/* Fewer than there should be only where what is replaced has fewer, but never fewer than are required. */
+static void reserve_set_copies(const struct allocator *a, struct btree_node_reserve *r,
+			       const struct btree_ptr *replaced)
+{
+	uint64_t required = a->super->options[OPT_METADATA_REPLICAS_REQUIRED];
+	unsigned left = replaced ? copies_left(a, replaced, &r->devs) : node_replicas(a);
+
+	r->copies = min(max(left, max((unsigned)required, 1u)), node_replicas(a));
+	if (replaced && left < r->copies)
+		r->devs = write_point_devs(a, DATA_BTREE);
+}
+
+bool allocator_node_keeps_copies(const struct allocator *a, const struct btree_node_reserve *reserve,
+				 const struct btree_ptr *p)
+{
+	uint64_t devs;
+
+	return min(copies_left(a, p, &devs), node_replicas(a)) <= reserve->copies;
+}
+
+int allocator_node_reserve(struct allocator *a, unsigned nr, const struct btree_ptr *replaced, enum watermark watermark,
 			   struct btree_node_reserve **reserve)
 {
 	struct btree_node_reserve *r = calloc(1, sizeof(*r) + nr * sizeof(r->slots[0]));
@@ -398,11 +526,15 @@ int allocator_node_reserve(struct allocator *a, unsigned nr, enum watermark wate
 	if (!r)
 		return -ENOMEM;
 	r->watermark = node_watermark(watermark);
+	reserve_set_copies(a, r, replaced);
 	int err = r->watermark == WATERMARK_RECLAIM ? slots_take_writeback(a, r, nr) : slots_take_waiting(a, r, nr);
 	if (err) {
 		free(r);
 		return err;
 	}
+	r->copies = UINT_MAX;
+	for (unsigned i = 0; i < nr; i++)
+		r->copies = min(r->copies, slot_copies(a, &r->slots[i]));
 	*reserve = r;
 	return 0;
 }

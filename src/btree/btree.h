@@ -52,9 +52,14 @@ struct btree_backend {
 
 	/*
 	 * Have room for @nr whole nodes at hand, so that node_alloc() can't fail. Called without locks; may wait for
-	 * space, but not with WATERMARK_RECLAIM, as others wait for who has that. 0 with *@reserve, or -ENOSPC, -EROFS.
+	 * space, but not with WATERMARK_RECLAIM, as others wait for who has that. Where space is short they have no
+	 * more copies than are left of @replaced, which they take the place of (NULL: all). 0 with *@reserve, or
+	 * -ENOSPC, -EROFS.
 	 */
-	int (*reserve)(void *ctx, unsigned nr, enum watermark watermark, struct btree_node_reserve **reserve);
+	int (*reserve)(void *ctx, unsigned nr, const struct btree_ptr *replaced, enum watermark watermark,
+		       struct btree_node_reserve **reserve);
+	/* Have nodes of this reserve at least as many copies as are left of @p? With locks held. NULL: always. */
+	bool (*keeps_copies)(void *ctx, const struct btree_node_reserve *reserve, const struct btree_ptr *p);
 	/* Take one: fills in p->ptrs and p->ptr_nr, all replicas, current generations. Not more than were reserved. */
 	void (*node_alloc)(void *ctx, struct btree_node_reserve *reserve, struct btree_ptr *p);
 	/* Give back what hasn't been taken of it. */

@@ -123,7 +123,8 @@ static int chunk_add(struct btree_memory *m)
 	return 0;
 }
 
-static int memory_reserve(void *ctx, unsigned nr, enum watermark watermark, struct btree_node_reserve **reserve)
+static int memory_reserve(void *ctx, unsigned nr, const struct btree_ptr *replaced, enum watermark watermark,
+			  struct btree_node_reserve **reserve)
 {
 	struct btree_memory *m = ctx;
 	struct btree_node_reserve *r = malloc(sizeof(*r) + nr * sizeof(r->slots[0]));

@@ -58,7 +58,9 @@ struct interior_update {
 	struct btrees *trees;
 	unsigned btree_id;
 	struct btree_node_reserve *reserve;
-	unsigned reserved_nr; /* left in it */
+	unsigned reserved_nr;	   /* left in it */
+	struct btree_ptr replaced; /* whose copies are to be kept: of a node that has most */
+	bool lacks_copies;	   /* the reserve has room for fewer than these */
 	struct interior_new *news;
 	size_t new_nr, new_max;
 	struct interior_old *olds;
@@ -351,8 +353,16 @@ struct path {
 	bool is_locked;
 };
 
+/* -ENOSPC, too, where new ones would have fewer copies. */
 static int old_add(struct interior_update *u, const struct btree_node *node)
 {
+	const struct btree_backend *backend = &u->trees->opts.backend;
+
+	if (backend->keeps_copies && !backend->keeps_copies(backend->ctx, u->reserve, &node->id.ptr)) {
+		u->replaced = node->id.ptr;
+		u->lacks_copies = true;
+		return -ENOSPC;
+	}
 	if (array_grow(&u->olds, &u->old_max, u->old_nr + 1, sizeof(*u->olds)))
 		return -ENOMEM;
 	u->olds[u->old_nr++] = (struct interior_old){ node->id };
@@ -704,22 +714,23 @@ static enum watermark watermark_of_nodes(enum watermark w)
  * With the watermark of reclaim the backend doesn't wait, as others wait for who has that. Here it is tried again, if
  * @can_wait, while nodes are being written that might make room.
  */
-static int nodes_reserve(struct btrees *trees, unsigned nr, enum watermark watermark, bool can_wait,
-			 struct btree_node_reserve **reserve)
+static int nodes_reserve(struct btrees *trees, unsigned nr, const struct btree_ptr *replaced, enum watermark watermark,
+			 bool can_wait, struct btree_node_reserve **reserve)
 {
 	enum { ROOM_POLL_NS = 10 * 1000 * 1000 };
 	const struct btree_backend *backend = &trees->opts.backend;
 	struct room_hope hope = { 0 };
 	int err;
 
-	while ((err = backend->reserve(backend->ctx, nr, watermark, reserve)) == -ENOSPC && can_wait &&
+	while ((err = backend->reserve(backend->ctx, nr, replaced, watermark, reserve)) == -ENOSPC && can_wait &&
 	       watermark == WATERMARK_RECLAIM && room_may_come(trees, &hope))
 		sleep_ns(ROOM_POLL_NS);
 	return err;
 }
 
 static struct interior_update *update_new(struct btrees *trees, unsigned btree_id, unsigned node_nr,
-					  enum watermark watermark, bool can_wait, int *err)
+					  const struct btree_ptr *replaced, enum watermark watermark, bool can_wait,
+					  int *err)
 {
 	struct interior_update *u = calloc(1, sizeof(*u));
 
@@ -728,7 +739,7 @@ static struct interior_update *update_new(struct btrees *trees, unsigned btree_i
 		return NULL;
 	u->trees = trees;
 	u->btree_id = btree_id;
-	*err = nodes_reserve(trees, node_nr, watermark_of_nodes(watermark), can_wait, &u->reserve);
+	*err = nodes_reserve(trees, node_nr, replaced, watermark_of_nodes(watermark), can_wait, &u->reserve);
 	if (*err) {
 		free(u);
 		return NULL;
@@ -906,11 +917,12 @@ static int node_replace(struct interior_update *u, struct btree_node *node, enum
  * for nodes in vain may cost more than that.
  */
 static struct interior_update *update_begin(struct btrees *trees, unsigned btree_id, unsigned node_nr,
-					    enum watermark watermark, bool can_wait, int *err)
+					    const struct btree_ptr *replaced, enum watermark watermark, bool can_wait,
+					    int *err)
 {
 	if (!can_wait && (*err = slot_take(trees, btree_id, false)))
 		return NULL;
-	struct interior_update *u = update_new(trees, btree_id, node_nr, watermark, can_wait, err);
+	struct interior_update *u = update_new(trees, btree_id, node_nr, replaced, watermark, can_wait, err);
 
 	if (!u && !can_wait)
 		slot_give_back(trees, btree_id);
@@ -931,12 +943,16 @@ int interior_replace(struct btrees *trees, struct btree_node *node, enum interio
 	bool with_parents = false;
 	unsigned extra = 0;
 
+	six_lock_read(&node->lock);
+	struct btree_ptr replaced = node->id.ptr;
+	six_unlock_read(&node->lock);
 	for (;;) {
 		struct btree_node *writing = NULL;
 		bool is_switched = false;
 		int err;
 		unsigned nr = nodes_needed(trees, node, kind, with_parents) + extra;
-		struct interior_update *u = update_begin(trees, node->id.btree_id, nr, watermark, can_wait, &err);
+		struct interior_update *u =
+			update_begin(trees, node->id.btree_id, nr, &replaced, watermark, can_wait, &err);
 
 		if (!u)
 			return err;
@@ -949,11 +965,16 @@ int interior_replace(struct btrees *trees, struct btree_node *node, enum interio
 			update_submit(u);
 			return 0;
 		}
+		bool lacks_copies = err == -ENOSPC && u->lacks_copies;
+		if (lacks_copies)
+			replaced = u->replaced;
 		update_free(u, false);
 		update_end(trees, node->id.btree_id);
 		if (writing && can_wait)
 			node_write_wait(trees, writing);
 		node_put(writing);
+		if (lacks_copies)
+			continue;
 		/* The tree is as high as it can be, or a key too large for any node; or no format suits both nodes. */
 		if (err == -ENOBUFS)
 			return kind == INTERIOR_MERGE ? 0 : -ENOSPC;
@@ -988,7 +1009,7 @@ static int root_create(struct interior_update *u)
 int interior_root_create(struct btrees *trees, unsigned btree_id, enum watermark watermark)
 {
 	int err;
-	struct interior_update *u = update_new(trees, btree_id, 1, watermark, true, &err);
+	struct interior_update *u = update_new(trees, btree_id, 1, NULL, watermark, true, &err);
 
 	if (!u)
 		return err;

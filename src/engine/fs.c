@@ -70,9 +70,15 @@ static void backend_replica_bad(void *ctx, const struct btree_bad_replica *bad)
 		data_repair_node(fs->data, bad->btree_id, bad->level, bad->pos, &bad->ptr, bad->err);
 }
 
-static int backend_reserve(void *ctx, unsigned nr, enum watermark watermark, struct btree_node_reserve **reserve)
+static int backend_reserve(void *ctx, unsigned nr, const struct btree_ptr *replaced, enum watermark watermark,
+			   struct btree_node_reserve **reserve)
 {
-	return allocator_node_reserve(((struct kiln_fs *)ctx)->allocator, nr, watermark, reserve);
+	return allocator_node_reserve(((struct kiln_fs *)ctx)->allocator, nr, replaced, watermark, reserve);
+}
+
+static bool backend_keeps_copies(void *ctx, const struct btree_node_reserve *reserve, const struct btree_ptr *p)
+{
+	return allocator_node_keeps_copies(((struct kiln_fs *)ctx)->allocator, reserve, p);
 }
 
 static void backend_node_alloc(void *ctx, struct btree_node_reserve *reserve, struct btree_ptr *p)
@@ -254,6 +260,7 @@ static int open_btrees(struct kiln_fs *fs, uint64_t memory_bytes)
 			.device_name = backend_device_name,
 			.replica_bad = backend_replica_bad,
 			.reserve = backend_reserve,
+			.keeps_copies = backend_keeps_copies,
 			.node_alloc = backend_node_alloc,
 			.reserve_trim = backend_reserve_trim,
 			.reserve_put = backend_reserve_put,

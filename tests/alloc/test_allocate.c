@@ -236,7 +236,7 @@ static void waiter_task(void *arg)
 
 	req.can_wait = true;
 	/* What the background still finds is used up, too. */
-	w->err = w->is_for_nodes ? allocator_node_reserve(w->s->allocator, 60, WATERMARK_NORMAL, &reserve)
+	w->err = w->is_for_nodes ? allocator_node_reserve(w->s->allocator, 60, NULL, WATERMARK_NORMAL, &reserve)
 				 : fill(w->s, &req, 1 << 20, &begun_ns);
 	w->waited_ns = clock_monotonic_ns() - begun_ns;
 }
@@ -310,11 +310,11 @@ static void nodes_find_room_when_data_doesnt(void **state)
 	space_check(&s);
 
 	/* Two nodes to a bucket: what is kept for nodes is for ordinary updates as much as for reclaim. */
-	while (nr < 64 && !allocator_node_reserve(s.allocator, 1, WATERMARK_NORMAL, &reserve[nr]))
+	while (nr < 64 && !allocator_node_reserve(s.allocator, 1, NULL, WATERMARK_NORMAL, &reserve[nr]))
 		nr++;
 	assert_true(nr >= 14);
 	unsigned normal_nr = nr;
-	while (nr < 64 && !allocator_node_reserve(s.allocator, 1, WATERMARK_RECLAIM, &reserve[nr]))
+	while (nr < 64 && !allocator_node_reserve(s.allocator, 1, NULL, WATERMARK_RECLAIM, &reserve[nr]))
 		nr++;
 	assert_true(nr >= normal_nr + 14);
 	while (nr)
@@ -345,7 +345,7 @@ static unsigned few_places_leave(struct space *s, struct btree_node_reserve *res
 	unsigned nr = 0;
 
 	space_open(s, &(struct space_opts){ .dev_nr = 1, .dev_bytes = 8 * MIB });
-	while (nr < max && !allocator_node_reserve(s->allocator, 1, WATERMARK_NORMAL, &reserves[nr]))
+	while (nr < max && !allocator_node_reserve(s->allocator, 1, NULL, WATERMARK_NORMAL, &reserves[nr]))
 		nr++;
 	assert_true(nr > PLACES_BACK && nr < max);
 	for (unsigned i = 0; i < PLACES_BACK; i++)
@@ -372,7 +372,7 @@ static void take_places_while_they_are_sifted(void *arg)
 	assert_int_equal(task_start(&task, "sift", sift_task, &s), 0);
 	*err = 0;
 	for (unsigned i = 0; i < 10 && !*err; i++) {
-		*err = allocator_node_reserve(s.allocator, 1, WATERMARK_NORMAL, &reserve);
+		*err = allocator_node_reserve(s.allocator, 1, NULL, WATERMARK_NORMAL, &reserve);
 		if (!*err)
 			allocator_node_reserve_put(s.allocator, reserve);
 	}
@@ -406,7 +406,7 @@ static void all_places_task(void *arg)
 {
 	struct all_places *p = arg;
 
-	p->err = allocator_node_reserve(p->s->allocator, PLACES_BACK, WATERMARK_NORMAL, &p->reserve);
+	p->err = allocator_node_reserve(p->s->allocator, PLACES_BACK, NULL, WATERMARK_NORMAL, &p->reserve);
 }
 
 static void two_take_all_places(void *arg)
@@ -454,7 +454,7 @@ static void places_for_nodes_are_given_up_for_data(void **state)
 	uint64_t begun_ns;
 
 	space_open(&s, &(struct space_opts){ .dev_nr = 1, .dev_bytes = 24 * MIB });
-	assert_int_equal(allocator_node_reserve(s.allocator, 20, WATERMARK_NORMAL, &reserve), 0);
+	assert_int_equal(allocator_node_reserve(s.allocator, 20, NULL, WATERMARK_NORMAL, &reserve), 0);
 	allocator_node_reserve_put(s.allocator, reserve);
 	assert_true(places_at_hand(&s) > NODE_POOL_TARGET);
 	fill(&s, &req, 0, &begun_ns);

@@ -284,7 +284,7 @@ static void node_change_some(struct user *u)
 	if (node->exists)
 		c.old = node;
 	if (!node->exists || chance(u, 2)) {
-		int err = allocator_node_reserve(u->s->allocator, 2, WATERMARK_BTREE, &reserve);
+		int err = allocator_node_reserve(u->s->allocator, 2, NULL, WATERMARK_BTREE, &reserve);
 
 		assert_true(!err || err == -ENOSPC);
 		if (err)

@@ -62,7 +62,8 @@ static int device_node_read(void *ctx, const struct btree_ptr *p, unsigned repli
 
 static const char *device_name(void *ctx, unsigned dev) { return "mem"; }
 
-static int reserve(void *ctx, unsigned nr, enum watermark watermark, struct btree_node_reserve **r)
+static int reserve(void *ctx, unsigned nr, const struct btree_ptr *replaced, enum watermark watermark,
+		   struct btree_node_reserve **r)
 {
 	*r = (void *)1;
 	return 0;

@@ -274,12 +274,14 @@ static void after_an_error_the_newest_is_read(void **state)
 }
 
 static atomic_bool is_full;
-static int (*reserve)(void *ctx, unsigned nr, enum watermark watermark, struct btree_node_reserve **r);
+static int (*reserve)(void *ctx, unsigned nr, const struct btree_ptr *replaced, enum watermark watermark,
+		      struct btree_node_reserve **r);
 
-static int reserve_or_not(void *ctx, unsigned nr, enum watermark watermark, struct btree_node_reserve **r)
+static int reserve_or_not(void *ctx, unsigned nr, const struct btree_ptr *replaced, enum watermark watermark,
+			  struct btree_node_reserve **r)
 {
 	*r = NULL;
-	return atomic_load(&is_full) ? -ENOSPC : reserve(ctx, nr, watermark, r);
+	return atomic_load(&is_full) ? -ENOSPC : reserve(ctx, nr, replaced, watermark, r);
 }
 
 static void flush_run(void *arg) { key_cache_flush(arg); }

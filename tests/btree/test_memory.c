@@ -25,7 +25,7 @@ static void nodes_keep_what_was_written_and_are_reused(void **state)
 
 	assert_int_equal(btree_memory_open(&kctx, &memory), 0);
 	btree_memory_backend(memory, &b);
-	assert_int_equal(b.reserve(b.ctx, NODES + 5, WATERMARK_NORMAL, &reserve), 0);
+	assert_int_equal(b.reserve(b.ctx, NODES + 5, NULL, WATERMARK_NORMAL, &reserve), 0);
 	for (unsigned i = 0; i < NODES; i++) {
 		struct dev_set seen = { 0 };
 
@@ -52,7 +52,7 @@ static void nodes_keep_what_was_written_and_are_reused(void **state)
 	/* What is freed comes again before there is more memory. */
 	b.node_free(b.ctx, &ptrs[3]);
 	struct btree_ptr again;
-	assert_int_equal(b.reserve(b.ctx, 1, WATERMARK_NORMAL, &reserve), 0);
+	assert_int_equal(b.reserve(b.ctx, 1, NULL, WATERMARK_NORMAL, &reserve), 0);
 	b.node_alloc(b.ctx, reserve, &again);
 	b.reserve_put(b.ctx, reserve);
 	assert_true(again.ptrs[0].sector == ptrs[3].ptrs[0].sector);

@@ -1219,7 +1219,7 @@ static bool is_given(struct allocator *a, const struct extent_ptr *p)
 	bool is = false;
 
 	while (!is && nr < SLOTS && node_holes_nr(a, p->dev) &&
-	       !node_holes_slot(a, 1ull << p->dev, WATERMARK_RECLAIM, &slots[nr], &waiting_seq)) {
+	       !node_holes_slot(a, 1ull << p->dev, node_replicas(a), WATERMARK_RECLAIM, &slots[nr], &waiting_seq)) {
 		is = slots[nr].ptrs[0].sector == p->sector;
 		nr++;
 	}

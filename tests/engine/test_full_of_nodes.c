@@ -27,7 +27,7 @@ enum {
 	MIB = 1 << 20,
 	BUCKET_BYTES = 64 << 10,
 	DISKS_MAX = 3,
-	NAMES_MAX = 1 << 14,
+	NAMES_MAX = 1 << 16,
 	NAME_BYTES = 180, /* so that many nodes are needed */
 	FULL_TIMES = 40,
 	CHANGES = 600,
@@ -45,15 +45,21 @@ enum {
 struct small_fs {
 	struct power *power;
 	unsigned disk_nr;
+	unsigned missing; /* one disk isn't there: its number + 1 */
+	bool has_no_data; /* names and inodes alone */
 	struct kiln_fs *fs;
 	struct rng rng;
 	unsigned names[NAMES_MAX], nr, next;
 };
 
-static void disks_open(struct small_fs *s, struct device *devs[DISKS_MAX])
+static unsigned disks_open(struct small_fs *s, struct device *devs[DISKS_MAX])
 {
+	unsigned nr = 0;
+
 	for (unsigned i = 0; i < s->disk_nr; i++)
-		assert_int_equal(power_disk_open(s->power, i, &devs[i]), 0);
+		if (i + 1 != s->missing)
+			assert_int_equal(power_disk_open(s->power, i, &devs[nr++]), 0);
+	return nr;
 }
 
 static void small_fs_open(struct small_fs *s)
@@ -62,8 +68,9 @@ static void small_fs_open(struct small_fs *s)
 	char why[KILN_ERROR_BYTES] = "";
 	struct device *devs[DISKS_MAX];
 
-	disks_open(s, devs);
-	if (fs_open(NULL, 0, devs, s->disk_nr, &open, FS_NAMESPACE, &s->fs, why))
+	open.flags |= s->missing ? KILN_OPEN_DEGRADED : 0u;
+	unsigned nr = disks_open(s, devs);
+	if (fs_open(NULL, 0, devs, nr, &open, FS_NAMESPACE, &s->fs, why))
 		fail_msg("%s", why);
 	assert_null(kiln_write_refused(s->fs));
 }
@@ -122,6 +129,8 @@ static int file_make(struct small_fs *s)
 	if (err)
 		return err;
 	s->names[s->nr++] = id;
+	if (s->has_no_data)
+		return 0;
 	int64_t ret = kiln_write(s->fs, st.node, 0, block, SECTOR_BYTES * (1 + rng_below(&s->rng, 2)));
 	return ret < 0 ? (int)ret : 0;
 }
@@ -216,6 +225,57 @@ static void so_does_one_of_two_copies(void **state)
 	if (KILN_SANITIZED)
 		skip();
 	filled_and_emptied(2, 12);
+}
+
+/*
+ * Names and inodes alone, so that it is full of nodes. What the missing device had a copy of has one left: who replaces
+ * it takes no more than that, so nothing that is done takes more than it gives back.
+ */
+static void full_without_a_device(unsigned mib, const char *node_size)
+{
+	static struct small_fs s;
+
+	small_fs_make(&s, 3, mib, node_size);
+	s.has_no_data = true;
+	fill(&s);
+	assert_int_equal(kiln_shutdown(s.fs), 0);
+	kiln_close(s.fs);
+	s.missing = 1 + (unsigned)rng_below(&s.rng, s.disk_nr);
+	small_fs_open(&s);
+	assert_int_equal(change(&s, CHANGES), 0);
+	empty(&s, s.nr / 2);
+	fill(&s);
+	assert_int_equal(change(&s, CHANGES), 0);
+	assert_int_equal(kiln_shutdown(s.fs), 0);
+	kiln_close(s.fs);
+	small_fs_open(&s);
+	must_be_consistent(s.fs);
+	empty(&s, 0);
+	fill(&s);
+	assert_int_equal(kiln_shutdown(s.fs), 0);
+	kiln_close(s.fs);
+
+	/* And with all devices again. */
+	s.missing = 0;
+	small_fs_open(&s);
+	empty(&s, 0);
+	small_fs_end(&s);
+}
+
+static void without_one_of_its_devices_it_goes_on(void **state)
+{
+	(void)state;
+	if (KILN_SANITIZED)
+		skip();
+	full_without_a_device(8, "4k");
+}
+
+static void so_does_one_of_larger_nodes_without_a_device(void **state)
+{
+	(void)state;
+	if (KILN_SANITIZED)
+		skip();
+	full_without_a_device(8, "16k");
 }
 
 /*
@@ -365,6 +425,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = { cmocka_unit_test(a_filesystem_full_of_small_nodes_goes_on),
 					    cmocka_unit_test(so_does_one_of_two_copies),
+					    cmocka_unit_test(without_one_of_its_devices_it_goes_on),
+					    cmocka_unit_test(so_does_one_of_larger_nodes_without_a_device),
 					    cmocka_unit_test(a_filesystem_of_two_copies_goes_on_when_copygc_moves_data),
 					    cmocka_unit_test(holes_survive_losses_of_power),
 					    cmocka_unit_test(ranges_are_inserted_and_taken_out_of_a_full_filesystem) };

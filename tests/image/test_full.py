@@ -35,6 +35,7 @@ LAYOUTS = (["--block-size=4k"], ["--block-size=512", "--bucket-size=128k", "--bt
 SMALL = ["--bucket-size=128k", "--btree-node-size=64k"]
 MORE_LAYOUTS = (["--replicas=2", *SMALL], ["--compression=zstd", *SMALL], ["--encrypted", "--no-passphrase", *SMALL],
                 ["--block-size=512", "--bucket-size=64k", "--btree-node-size=16k", "--compression=lz4", "--encrypted", "--no-passphrase", "--replicas=2"])
+NAMES_LAYOUT = ["--block-size=512", "--bucket-size=64k", "--btree-node-size=16k"]
 
 
 def format_all(work, options, size):
@@ -104,6 +105,52 @@ def full_where_buckets_hold_many_nodes(options, size):
             names = []
             assert fill(fs, "d", 0, 4096, names) > 1000
             empty(fs, names)
+        judges_are_silent(devices, "emptied")
+
+
+class Names:
+    """Files that are nothing but a long name each, made until there is no space, and deleted in any order."""
+
+    def __init__(self, seed):
+        self.draw, self.left, self.made = random.Random(seed), [], 0
+
+    def fill(self, fs):
+        got = 0
+        while got != "ENOSPC":
+            name = "d/%d-" % self.made + "n" * 180
+            got = fs.do("mknod", name, changes.S_IFREG | 0o644, 0, 0, 0)
+            assert got in (0, "ENOSPC"), "the %dth name: %s" % (self.made, got)
+            self.made += 1
+            if not got:
+                self.left.append(name)
+
+    def delete(self, fs, nr):
+        for _ in range(nr):
+            i = self.draw.randrange(len(self.left))
+            fs.must("unlink", self.left[i], 0)
+            self.left[i] = self.left[-1]
+            self.left.pop()
+
+
+def full_of_names_without_a_device(options, size=16):
+    """It can be changed and emptied without one of its devices, however full of metadata it is; and gone on with when that is back."""
+    with images.temporary() as work:
+        devices = format_all(work, [*options, "--replicas=2"], size)
+        names = Names(size)
+        with changes.Filesystem(CHANGE_FS, devices) as fs:
+            fs.must("mknod", "d", changes.S_IFDIR | 0o755, 0, 0, 0)
+            names.fill(fs)
+        with changes.Filesystem(CHANGE_FS, devices[1:], options=["--degraded"]) as fs:
+            names.delete(fs, len(names.left) // 2)
+            names.fill(fs)
+            names.delete(fs, len(names.left) // 8)
+        judges_are_silent(devices, "full without a device")
+        with changes.Filesystem(CHANGE_FS, devices[1:], options=["--degraded"]) as fs:
+            names.delete(fs, len(names.left))
+            names.fill(fs)
+        judges_are_silent(devices, "full of others without a device")
+        with changes.Filesystem(CHANGE_FS, devices) as fs:
+            names.delete(fs, len(names.left))
         judges_are_silent(devices, "emptied")
 
 
@@ -350,6 +397,7 @@ def main():
         cases.append(("everything_can_be_deleted_when_full", functools.partial(everything_can_be_deleted_when_full, LAYOUTS[0])))
         cases.append(("full_with_small_then_large_files, of inline data", functools.partial(full_with_small_then_large_files, MORE_LAYOUTS[1], size=20)))
         cases.append(("full_where_buckets_hold_many_nodes", functools.partial(full_where_buckets_hold_many_nodes, MORE_LAYOUTS[-1], size=12)))
+        cases.append(("full_of_names_without_a_device", functools.partial(full_of_names_without_a_device, NAMES_LAYOUT)))
         cases += [("what_is_promised_can_be_written %s" % " ".join(options), functools.partial(what_is_promised_can_be_written, options))
                   for options in (SMALL, [*SMALL, "--nocow"])]
         cases += [("overwritten_with_fewer_devices_than_copies %s" % " ".join(options), functools.partial(overwritten_with_fewer_devices_than_copies, options))
