@@ -559,7 +559,7 @@ static void on_check_report(void *ctx, const struct kiln_report *report)
 	struct checking *c = ctx;
 	const char *name = report->error_id_name ? report->error_id_name : "";
 
-	if (c->s->may_have_bad_nodes && !strncmp(name, "btree_node_", 11))
+	if (c->expected < c->s->bad_nodes_max && !strncmp(name, "btree_node_", 11))
 		c->expected++;
 	else if (!c->first[0])
 		snprintf(c->first, sizeof(c->first), "%s", report->text);

@@ -19,7 +19,7 @@
 #include "engine/fs_write.h"
 #include "sim.h"
 
-enum { CUT_SECONDS_MAX = 60 };
+enum { CUT_SECONDS_MAX = 60, UPDATE_NODES = 2 };
 
 const char *const episode_names[EPISODE_KIND_NR] = {
 	[EPISODE_CLEAN] = "clean",
@@ -174,16 +174,27 @@ static void syncer_main(void *arg)
 {
 	struct syncer *y = arg;
 	struct sim *s = y->s;
-	uint64_t oldest = oldest_entry(s);
+	/* Of the updates that are under way, and the oldest entry when they were met first. */
+	uint64_t oldest = oldest_entry(s), updates = 0, oldest_then = oldest;
 
 	while (!__atomic_load_n(&y->is_stopping, __ATOMIC_ACQUIRE) && !power_is_off(s->power)) {
 		sleep_ns(1 + rng_below(&y->rng, 5000000));
-		uint64_t in_steps = operation_in_steps(s), before = oldest, updates = node_updates(s, false);
+		uint64_t in_steps = operation_in_steps(s), before = oldest;
+		if (node_updates(s, true) >= updates) {
+			updates = node_updates(s, false);
+			oldest_then = oldest;
+		}
 		if (kiln_sync(s->fs))
 			continue;
 		oldest = oldest_entry(s);
-		bool is_half_done = (in_steps && operation_in_steps(s) == in_steps) || node_updates(s, true) < updates;
-		if (rng_below(&y->rng, oldest != before || is_half_done ? 3 : 50))
+		bool is_updating = node_updates(s, true) < updates;
+		bool is_half_done = in_steps && operation_in_steps(s) == in_steps;
+		unsigned one_of = 50;
+		if (is_updating)
+			one_of = oldest != oldest_then ? 1 : 10;
+		else if (oldest != before || is_half_done)
+			one_of = 3;
+		if (rng_below(&y->rng, one_of))
 			continue;
 		s->is_stopping = true;
 		power_cut(s->power);
@@ -278,7 +289,8 @@ static int end_faulty(struct sim *s)
 	is_clean &= !err;
 	s->totals->went_readonly += s->fs->shut_down != 0;
 	/* A copy that wasn't written is given up after its node has got its pointers: if that could be committed. */
-	s->may_have_bad_nodes |= is_of_writes(s->kind) && s->fs->shut_down;
+	if (is_of_writes(s->kind) && s->fs->shut_down)
+		s->bad_nodes_max += UPDATE_NODES;
 	cache_was_not_missed(s, err);
 	memory_fail(0, 0);
 	fs_kill(s);
@@ -418,6 +430,7 @@ static int episode_cut(struct sim *s, uint64_t ops)
 	if (has_syncer) {
 		s->limits.weights[OP_FALLOCATE] *= 5;
 		s->limits.weights[OP_TRUNCATE] *= 2;
+		s->writes_back_often = true;
 		syncer_start(&y, s);
 	}
 	/* What is overwritten in place, and synced, is what only the flush by fsync makes durable. */
@@ -428,6 +441,7 @@ static int episode_cut(struct sim *s, uint64_t ops)
 	workload_run(s, ops);
 	if (has_syncer)
 		syncer_stop(&y);
+	s->writes_back_often = false;
 	s->limits = usual;
 	if (is_at_shutdown && !power_is_off(s->power) && !s->has_failed)
 		err = shut_down_cut(s);

@@ -139,12 +139,13 @@ struct sim {
 	uint64_t op_nr;
 	uint64_t cut_path[DEPTH_MAX]; /* the writes at which the power went, exhaustively */
 	unsigned cut_after_fsyncs;    /* so many, then the power goes; 0: not by that */
+	bool writes_back_often;	      /* nodes, between operations */
 	bool is_stopping;	      /* tasks come to an end */
 	bool is_faulty;		      /* damage is expected: reports don't matter */
 	bool has_bad_cache;	      /* ... of that alone: it is told of, and nothing comes of it */
 	bool has_damage_reports;      /* there were some */
 	bool may_have_bad_copies;     /* something may have left such of data */
-	bool may_have_bad_nodes;      /* ... of nodes, which keys name until they are read */
+	unsigned bad_nodes_max;	      /* of so many nodes, which keys name until they are read */
 	bool is_after_crash;	      /* what is read was written before one */
 	bool is_over;		      /* no more episodes */
 	bool has_failed;

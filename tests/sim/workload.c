@@ -190,7 +190,7 @@ static void step(struct workload *w, uint32_t nr)
 	if (!rng_below(&w->rng, 12))
 		sleep_ns(rng_below(&w->rng, rng_below(&w->rng, 3) ? 20000000 : 3000000000));
 	/* As when the journal is short of space, which what these workloads write rarely makes it. */
-	if (!rng_below(&w->rng, 30) && s->fs->is_writable)
+	if (!rng_below(&w->rng, s->writes_back_often ? 6 : 30) && s->fs->is_writable)
 		btrees_flush_all(s->fs->trees);
 	limits.mate = w->nr;
 	limits.mates_nr = s->tasks_nr;
