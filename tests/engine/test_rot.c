@@ -37,6 +37,7 @@ enum {
 	 * read before that, and after a busy machine took longer than a device is suspect.
 	 */
 	PASSES_MAX = 3,
+	BATCH_ROTS = 32,
 	NODE_PASSES_MAX = 100,
 };
 
@@ -220,6 +221,13 @@ static void bad_copies_are_replaced_when_they_are_read(void **state)
 		      bad, stats.extents, stats.nodes, passes);
 	assert_int_equal(stats.extents, bad);
 	assert_int_equal(stats.failed, 0);
+	/* Sooner or later somebody reads while it works. */
+	for (unsigned i = 0; i < 1000 && !stats.pauses; i++) {
+		for (unsigned k = 0; k < BATCH_ROTS; k++)
+			rot(&w, disk, ROT_BEGIN + rng_below(&w.rng, ROT_END - ROT_BEGIN));
+		files_check(&w);
+		data_repair_stats(w.fs->data, &stats);
+	}
 	assert_true(stats.pauses > 0);
 	assert_true(checksum_errors(&w, disk) >= bad);
 	assert_int_equal(checksum_errors(&w, !disk), 0);
