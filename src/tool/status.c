@@ -182,6 +182,7 @@ static int parse(const struct command *self, int argc, char **argv, bool *is_jso
 						 { 0 } };
 	int c;
 
+	*which = NULL;
 	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
 		if (c == OPT_HELP) {
 			fputs(self->usage, stdout);
@@ -193,7 +194,8 @@ static int parse(const struct command *self, int argc, char **argv, bool *is_jso
 	}
 	if (argc - optind > 1)
 		return tool_usage_error(self, "takes one mount point or filesystem");
-	*which = optind < argc ? argv[optind] : NULL;
+	if (optind < argc)
+		*which = argv[optind];
 	return -1;
 }
 

@@ -370,7 +370,7 @@ static void flush_of_an_entry_written_noflush_is_prompt(void)
 {
 	struct fs *fs = malloc(sizeof(*fs));
 	struct journal_usage usage;
-	uint64_t seq = 0, first;
+	uint64_t seq = 0, first = 0;
 
 	fs_make(fs, &(struct fs_opts){ .dev_nr = 1, .bucket_kib = { 1024 } });
 	assert_int_equal(fs_start(fs), 0);
@@ -404,7 +404,7 @@ static void flush_of_an_entry_written_noflush_is_prompt(void)
 static void what_is_committed_is_durable_after_the_flush_delay(void)
 {
 	struct fs *fs = malloc(sizeof(*fs));
-	uint64_t seq;
+	uint64_t seq = 0;
 
 	fs_make(fs, &(struct fs_opts){ .dev_nr = 1 });
 	assert_int_equal(fs_start(fs), 0);
@@ -417,7 +417,7 @@ static void what_is_committed_is_durable_after_the_flush_delay(void)
 static void more_than_an_entry_can_hold_is_refused(void)
 {
 	struct fs *fs = malloc(sizeof(*fs));
-	uint64_t seq;
+	uint64_t seq = 0;
 
 	fs_make(fs, &(struct fs_opts){ .dev_nr = 2, .bucket_kib = { 1024, 256 } });
 	assert_int_equal(fs_start(fs), 0);
@@ -497,7 +497,7 @@ static void a_device_that_fails_a_copy_drops_out(void)
 
 	for (unsigned kind = 0; kind < ARRAY_NR(kinds); kind++) {
 		struct fs *fs = malloc(sizeof(*fs));
-		uint64_t seq;
+		uint64_t seq = 0;
 
 		fs_make(fs, &(struct fs_opts){ .dev_nr = 2, .replicas = 2 });
 		assert_int_equal(fs_start(fs), 0);
@@ -526,7 +526,7 @@ static void a_flush_that_failed_for_superblocks_failed_for_entries_too(void)
 {
 	for (unsigned is_lost_allowed = 0; is_lost_allowed < 2; is_lost_allowed++) {
 		struct fs *fs = malloc(sizeof(*fs));
-		uint64_t seq;
+		uint64_t seq = 0;
 
 		fs_make(fs, &(struct fs_opts){ .dev_nr = 2, .replicas = 2 });
 		assert_int_equal(fs_start(fs), 0);
@@ -561,7 +561,7 @@ static void failures_that_are_final(void)
 
 	for (unsigned i = 0; i < ARRAY_NR(cases); i++) {
 		struct fs *fs = malloc(sizeof(*fs));
-		uint64_t seq, before;
+		uint64_t seq = 0, before;
 
 		fs_make(fs, &cases[i].opts);
 		assert_int_equal(fs_start(fs), 0);
@@ -763,7 +763,7 @@ static void what_was_torn_in_the_last_bucket_takes_no_space(void)
 	for (unsigned i = 0; i < ARRAY_NR(cases); i++) {
 		struct fs *fs = malloc(sizeof(*fs));
 		struct one_pin pin = { .fs = fs };
-		uint64_t seq;
+		uint64_t seq = 0;
 
 		fs_make(fs, &cases[i]);
 		assert_int_equal(fs_start(fs), 0);
@@ -793,7 +793,7 @@ static void a_full_ring_can_be_started(void)
 {
 	struct fs *fs = malloc(sizeof(*fs));
 	struct one_pin pin = { .fs = fs };
-	uint64_t seq;
+	uint64_t seq = 0;
 
 	fs_make(fs, &(struct fs_opts){ .dev_nr = 1 });
 	assert_int_equal(fs_start(fs), 0);

@@ -387,7 +387,7 @@ static void run_add(struct run *r, struct bpos p, uint64_t hash)
 
 static void check_dirent(struct census *c, struct bkey_ref k, struct run *r)
 {
-	struct inode *dir, *inode;
+	struct inode *dir = NULL, *inode = NULL;
 	struct links *dir_links = census_find(c, k.k.p.inode, &dir), *links;
 	struct dirent d;
 
@@ -415,7 +415,7 @@ static void check_dirent(struct census *c, struct bkey_ref k, struct run *r)
 
 static void check_xattr(struct census *c, struct bkey_ref k, struct run *r)
 {
-	struct inode *inode;
+	struct inode *inode = NULL;
 	struct xattr x;
 
 	assert_non_null(census_find(c, k.k.p.inode, &inode));
@@ -444,7 +444,7 @@ static void check_keys(struct census *c, unsigned btree_id,
 
 static void check_extent(struct census *c, struct bkey_ref k, struct run *r)
 {
-	struct inode *inode;
+	struct inode *inode = NULL;
 
 	assert_non_null(census_find(c, k.k.p.inode, &inode));
 	assert_true(S_ISLNK(inode->mode) || S_ISREG(inode->mode));
