@@ -134,7 +134,7 @@ void disk_reservation_put(struct allocator *a, struct disk_reservation *r); /* o
  * that write-back, deleting and moving make.
  */
 int allocator_key_room(struct allocator *a);
-/* Are free buckets few on a device that nodes go to? */
+/* Are free buckets few on so many devices that the others can't hold all copies of nodes? */
 bool allocator_nodes_are_low(struct allocator *a);
 
 /* How many copies of data the devices that are written now can have, as their durability counts. */

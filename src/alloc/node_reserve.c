@@ -6,9 +6,9 @@
  * Slots that aren't used come back to the pool.
  *
  * What is replaced may have fewer copies: a device is missing, or was when it was written. As long as there is room the
- * new node has all; where buckets are few, as many as are left, on the same devices. So on each device no more is taken
- * than is given back, and a full filesystem can be changed, and emptied, without one of its devices as well as with
- * all.
+ * new node has all; where buckets are few on so many devices that the others can't hold them, as many as are left, on
+ * the same devices if possible. So hardly more is taken than is given back, and a full filesystem can be changed, and
+ * emptied, without one of its devices as well as with all.
  *
  * Who changes keys waits, after each commit, until there is room for all nodes that may have to be replaced when what
  * has changed is written back, and for what it takes to move nodes together (allocator_node_room_wait()).
@@ -375,6 +375,19 @@ void node_pool_stop(struct allocator *a)
 
 /* --- reserves --- */
 
+/* Was there any? */
+static bool pool_few_drop(struct allocator *a)
+{
+	struct alloc_extent slot;
+	bool any = false;
+
+	while (pool_take_few(a, 0, &slot)) {
+		node_slot_drop(a, &slot);
+		any = true;
+	}
+	return any;
+}
+
 /* Updates of btrees come before what they are made for (07 §13). */
 static enum watermark node_watermark(enum watermark watermark)
 {
@@ -405,14 +418,15 @@ static void slot_trim(struct allocator *a, struct alloc_extent *slot, unsigned c
 static int slot_take(struct allocator *a, const struct btree_node_reserve *r, struct alloc_extent *slot)
 {
 	bool has_few = r->copies < node_replicas(a) && allocator_nodes_are_low(a);
+	uint64_t all = write_point_devs(a, DATA_BTREE);
 	int err = -EAGAIN;
 
 	if (has_few && pool_take_few(a, r->copies, slot))
 		return 0;
-	if (has_few)
-		err = slot_find_on(a, r->devs, r->copies, r->watermark, slot);
+	if (has_few && devs_durability(a, r->devs & all) >= r->copies)
+		err = slot_find_on(a, r->devs & all, r->copies, r->watermark, slot);
 	if (has_few && err == -EAGAIN)
-		err = slot_find_on(a, write_point_devs(a, DATA_BTREE), r->copies, r->watermark, slot);
+		err = slot_find_on(a, all, r->copies, r->watermark, slot);
 	if (err != -EAGAIN)
 		return err;
 	if (!pool_take(&a->nodes, r->watermark, slot, 1))
@@ -469,6 +483,9 @@ static int slots_take_writeback(struct allocator *a, struct btree_node_reserve *
 {
 	int err = slots_take(a, r, nr);
 
+	/* What is at hand for fewer copies may be what all of them lack. */
+	if (err == -EAGAIN && pool_few_drop(a))
+		err = slots_take(a, r, nr);
 	if (err == -EAGAIN) {
 		writeback_refused(a);
 		return -ENOSPC;
@@ -674,7 +691,15 @@ void allocator_node_room_wait(struct allocator *a, uint64_t nodes)
 	}
 }
 
-bool allocator_nodes_are_low(struct allocator *a) { return open_buckets_are_low(a, write_point_devs(a, DATA_BTREE)); }
+bool allocator_nodes_are_low(struct allocator *a)
+{
+	uint64_t devs = write_point_devs(a, DATA_BTREE), roomy = devs;
+
+	for (unsigned dev = 0; dev < a->dev_nr; dev++)
+		if (open_buckets_are_low(a, devs & 1ull << dev))
+			roomy &= ~(1ull << dev);
+	return devs_durability(a, roomy) < min(node_replicas(a), devs_durability(a, devs));
+}
 
 int allocator_key_room(struct allocator *a)
 {

@@ -363,7 +363,7 @@ static int set(struct quota_args *q, kiln_fs *fs, char **args, size_t nr)
 static int grace(struct quota_args *q, kiln_fs *fs, char **args, size_t nr)
 {
 	enum kiln_quota_type type = (enum kiln_quota_type)type_parse(args[0], 0, NULL);
-	struct kiln_quota_info info;
+	struct kiln_quota_info info = { 0 };
 
 	int err = info_of(q, fs, type, &info);
 	uint32_t space = q->has_period[0] ? q->periods[0] : info.space_grace;

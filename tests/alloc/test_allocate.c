@@ -1151,6 +1151,67 @@ static void what_fails_in_the_background_is_told_once(void **state)
 	space_close(&s);
 }
 
+/* Room for @nr nodes in the place of one whose only copy is on @dev. */
+static struct btree_node_reserve *reserve_instead_of(struct space *s, unsigned dev, unsigned nr,
+						     enum watermark watermark)
+{
+	const struct btree_ptr replaced = { .ptr_nr = 1, .ptrs = { { .dev = (uint8_t)dev, .sector = 2048 } } };
+	struct btree_node_reserve *reserve = NULL;
+
+	assert_int_equal(allocator_node_reserve(s->allocator, nr, &replaced, watermark, &reserve), 0);
+	return reserve;
+}
+
+/* What is replaced lacks a copy, and the new one has it again: one device is full, but there are two others. */
+static void a_full_device_costs_no_copies(void **state)
+{
+	struct space s;
+	struct alloc_request req = request(1);
+	struct btree_ptr p = { 0 };
+	uint64_t begun_ns;
+
+	space_open(&s, &(struct space_opts){ .dev_nr = 3, .dev_bytes = 24 * MIB });
+	s.super->options[OPT_METADATA_REPLICAS] = 2;
+	node_pool_stop(s.allocator);
+	assert_int_equal(node_pool_start(s.allocator), 0);
+	req.dev_exclude = ~1ull;
+	fill(&s, &req, 0, &begun_ns);
+	assert_false(open_buckets_available(s.allocator, 0, WATERMARK_NORMAL));
+	for (unsigned i = 0; i < 4; i++) {
+		struct btree_node_reserve *reserve = reserve_instead_of(&s, 1, 1, WATERMARK_NORMAL);
+
+		allocator_node_alloc(s.allocator, reserve, &p);
+		assert_int_equal(p.ptr_nr, 2);
+		allocator_node_reserve_put(s.allocator, reserve);
+	}
+	space_close(&s);
+}
+
+/* Places that who wanted fewer copies has given back are had for nodes with all of them. */
+static void places_of_fewer_copies_are_had_for_all(void **state)
+{
+	struct space s;
+	struct alloc_request req = request(1);
+	struct btree_node_reserve *full[200];
+	uint64_t begun_ns;
+	unsigned nr = 0, left;
+
+	space_open(&s, &(struct space_opts){ .dev_nr = 2, .dev_bytes = 24 * MIB });
+	s.super->options[OPT_METADATA_REPLICAS] = 2;
+	req.dev_exclude = ~1ull;
+	fill(&s, &req, 0, &begun_ns);
+	allocator_node_reserve_put(s.allocator, reserve_instead_of(&s, 0, NODE_POOL_FEW, WATERMARK_RECLAIM));
+	assert_true(s.allocator->nodes.few_nr > 0);
+	while (nr < ARRAY_NR(full) && !allocator_node_reserve(s.allocator, 1, NULL, WATERMARK_RECLAIM, &full[nr]))
+		nr++;
+	assert_true(nr < ARRAY_NR(full));
+	left = s.allocator->nodes.few_nr;
+	while (nr)
+		allocator_node_reserve_put(s.allocator, full[--nr]);
+	assert_int_equal(left, 0);
+	space_close(&s);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -1179,6 +1240,8 @@ int main(void)
 		cmocka_unit_test(where_a_node_stays_is_no_hole),
 		cmocka_unit_test(holes_are_found),
 		cmocka_unit_test(what_fails_in_the_background_is_told_once),
+		cmocka_unit_test(a_full_device_costs_no_copies),
+		cmocka_unit_test(places_of_fewer_copies_are_had_for_all),
 	};
 
 	return cmocka_run_group_tests_name("allocate", tests, NULL, NULL);
