@@ -201,8 +201,7 @@ static void equal_devices_get_equal_shares_of_further_copies(void **state)
 
 /* --- how much --- */
 
-/* Copies on a device of durability 0 can be taken back, but that doesn't help who needs one that counts. */
-static void nobody_waits_for_a_cache(void **state)
+static void fill_but_the_cache(void *arg)
 {
 	struct space s;
 	struct alloc_request req = request(1);
@@ -213,11 +212,21 @@ static void nobody_waits_for_a_cache(void **state)
 	req.target = TARGET_DEVICE_FIRST + 1;
 	req.can_wait = true;
 	assert_int_equal(fill(&s, &req, 0, &begun_ns), -ENOSPC);
-	assert_true(clock_monotonic_ns() - begun_ns < 5000000000);
+	*(uint64_t *)arg = clock_monotonic_ns() - begun_ns;
 	assert_true(counters_dev_buckets(&s.allocator->counters, 1, DATA_CACHED) > 0);
 	write_points_drop(s.allocator, false);
 	space_check(&s);
 	space_close(&s);
+}
+
+/* Copies on a device of durability 0 can be taken back, but that doesn't help who needs one that counts. */
+static void nobody_waits_for_a_cache(void **state)
+{
+	uint64_t waited_ns = UINT64_MAX;
+
+	(void)state;
+	assert_int_equal(fiber_sim_run(&(struct fiber_sim_opts){ .seed = 1 }, fill_but_the_cache, &waited_ns, NULL), 0);
+	assert_true(waited_ns < 5000000000);
 }
 
 struct waiter {
@@ -289,7 +298,8 @@ static void nobody_waits_for_space_once_nothing_is_written(void **state)
 				0);
 		for (unsigned i = 0; i < ARRAY_NR(waiters); i++) {
 			assert_int_equal(waiters[i].err, -EROFS);
-			assert_true(waiters[i].waited_ns < 5000000000);
+			/* In simulated time: threads may have to wait for a processor. */
+			assert_true(!seed || waiters[i].waited_ns < 5000000000);
 		}
 	}
 }
