@@ -307,7 +307,7 @@ static void others_are_written_where_there_is_no_room(void **state)
 	uint64_t begin_ns = clock_monotonic_ns();
 	for (uint64_t others = OTHERS; others;) {
 		others = 0;
-		assert_true(clock_monotonic_ns() - begin_ns < 5000000000);
+		assert_true(clock_monotonic_ns() - begin_ns < 100000000000);
 		mutex_lock(&m.trees->key_cache->lock);
 		struct cached_key *e;
 		TAILQ_FOREACH (e, &m.trees->key_cache->lists[LIST_WANTED], dirty)

@@ -191,7 +191,7 @@ static size_t tries_until(int err, int failed)
 	fail_applying(err);
 	assert_int_equal(put(0, 1, 11, 1, 0), 0);
 	size_t calls = 0;
-	for (unsigned i = 0; i < 1000 && (write_error(trees) != failed || calls < 4); i++) {
+	for (unsigned i = 0; i < 100000 && (write_error(trees) != failed || calls < 4); i++) {
 		fake.pin->flush(NULL, fake.pin, 1);
 		sleep_ns(1000000);
 		mutex_lock(&fake.lock);

@@ -42,7 +42,7 @@ enum {
 /* The lock of a process that died goes away when the kernel has cleaned up behind it. */
 static kiln_fs *must_open(const char *path, unsigned flags)
 {
-	enum { ATTEMPTS = 200 };
+	enum { ATTEMPTS = 3000 };
 	struct kiln_open_options options = { .struct_bytes = sizeof(options), .flags = flags };
 	char why[KILN_ERROR_BYTES];
 	kiln_fs *fs;

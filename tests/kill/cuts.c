@@ -306,7 +306,7 @@ static int serve(struct cuts *c, uint64_t session, bool is_clean, int ready_fd)
 
 static int unmount(const struct cuts *c)
 {
-	enum { TRIES = 200, AGAIN_US = 20000 };
+	enum { TRIES = 3000, AGAIN_US = 20000 };
 
 	/* Something may look at it for a moment. */
 	for (unsigned i = 0; i < TRIES; i++) {

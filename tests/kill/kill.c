@@ -25,7 +25,7 @@ enum {
 	KILLS_DEFAULT = 20,
 	KILLS_OF_IMAGE = 10,
 	LIFE_US_MAX = 400000,
-	OPEN_TRIES_MAX = 500,
+	OPEN_TRIES_MAX = 3000,
 };
 
 struct state {

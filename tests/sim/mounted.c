@@ -430,7 +430,7 @@ static pid_t server_start(struct mounted *t)
 
 static int server_end(struct mounted *t, pid_t pid)
 {
-	enum { TRIES = 200, AGAIN_US = 20000 };
+	enum { TRIES = 3000, AGAIN_US = 20000 };
 	int status = 0, err;
 
 	/* Something may look at it for a moment. */
