@@ -9,6 +9,7 @@ $KILN_FIXTURES is a folder with make_tree.py, which makes a tree of everything t
 import io
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -297,6 +298,16 @@ def many_files(work):
     return top
 
 
+class Moment:
+    """When a command is at work, however fast the machine is: as nobody knows, it is looked for."""
+
+    def __init__(self):
+        self.seconds = 0.05
+
+    def was(self, too_late):
+        self.seconds *= random.uniform(0.4, 0.9) if too_late else random.uniform(1.2, 2)
+
+
 def interrupted_it_leaves_what_it_did(work):
     image, top = new_image(work, size="512M"), many_files(work)
     put, rm = ["put", "-r", "--overwrite", image, top, "/"], ["rm", "-r", image, "/large"]
@@ -304,16 +315,17 @@ def interrupted_it_leaves_what_it_did(work):
                                   (signal.SIGINT, rm, put, "interrupted")):
         if args is rm:
             kiln(*put)
-        # Too early, and it had not begun; too late, and it was through: another time is tried.
-        for attempt in range(40):
+        moment = Moment()
+        for _ in range(40):
             p = subprocess.Popen([changed.KILN, *args], stderr=subprocess.PIPE, text=True)
-            time.sleep(0.03 * (1 + attempt % 10))
+            time.sleep(moment.seconds)
             p.send_signal(sig)
             _, text = p.communicate(timeout=60)
             changed.check(image)
             if p.returncode == FAILED and says in text:
                 break
             assert p.returncode in (0, -sig), (p.returncode, text)
+            moment.was(too_late=p.returncode == 0)
             if p.returncode == 0:
                 kiln(*undo)
         assert says in text, "it was never interrupted"
@@ -327,20 +339,23 @@ def interrupted_it_is_a_filesystem(work):
     with tarfile.open(archive, "w") as t:
         t.add(top, "large")
     for args in (new, ["put", "--overwrite", image, "-", "/"]):
-        for attempt in range(40):
+        moment = Moment()
+        for _ in range(40):
             if args is not new:
                 kiln("format", "-q", "-f", "--size", "512M", image)
             with open(archive, "rb") as stdin:
                 p = subprocess.Popen([changed.KILN, *args], stdin=stdin, stderr=subprocess.PIPE, text=True)
-                time.sleep(0.03 * (2 + attempt % 10))
+                time.sleep(moment.seconds)
                 p.send_signal(signal.SIGINT)
                 _, text = p.communicate(timeout=60)
             if p.returncode in (0, -signal.SIGINT):
+                moment.was(too_late=p.returncode == 0)
                 continue
             assert p.returncode == FAILED and "interrupted; copied" in text, (p.returncode, text)
             changed.check(image)
             if 0 < sum(e["type"] == "file" for e in changed.entries(image).values()) < 4000:
                 break
+            moment.was(too_late=False)
         else:
             raise AssertionError("it was never interrupted midway")
 
