@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 
 import changes
 import tap
@@ -65,11 +64,7 @@ def check(fs):
 
 def wait_free(image):
     """A server of a mount ends a little after umount."""
-    end = time.monotonic() + 20
-    while time.monotonic() < end:
-        if subprocess.run(["fuser", "-s", image], capture_output=True).returncode:
-            return
-        time.sleep(0.1)
+    tap.wait_until("free", lambda: subprocess.run(["fuser", "-s", image], capture_output=True).returncode)
 
 
 def holds_xattrs(directory):

@@ -5,7 +5,6 @@ The library (through read_tree.c), `kiln get -r`, and a read-only mount.
 import json
 import os
 import subprocess
-import time
 
 import images
 import manifest
@@ -19,6 +18,19 @@ def run(args, **more):
     assert p.returncode >= 0 and "Sanitizer" not in err and "runtime error" not in err, \
         "%s: status %d\n%s" % (" ".join(args), p.returncode, err[-3000:])
     return p.returncode, p.stdout, err
+
+
+def umount(directory, command="umount"):
+    """Whoever looks at it, and what another test has just started, holds it for a moment."""
+    said = []
+
+    def is_done():
+        p = subprocess.run([*command.split(), directory], stderr=subprocess.PIPE, env={**os.environ, "LC_ALL": "C"})
+        said[:] = [p.stderr.decode()]
+        return p.returncode == 0 or "busy" not in said[0]
+
+    tap.wait_until("unmounted", is_done)
+    assert not said[0], said
 
 
 def passphrase_options(folder, passphrase):
@@ -86,12 +98,7 @@ class Mount:
         return self
 
     def __exit__(self, *_):
-        for _ in range(100):  # something may look at the mount for a moment
-            p = subprocess.run(["umount", self.directory], stderr=subprocess.PIPE)
-            if p.returncode == 0:
-                return
-            time.sleep(0.05)
-        raise AssertionError("umount %s: %s" % (self.directory, p.stderr.decode()))
+        umount(self.directory)
 
 
 def need_mount():

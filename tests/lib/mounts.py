@@ -8,9 +8,9 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 import doors
+from doors import umount
 from tap import WAIT_S, wait_until
 
 KILN = os.path.abspath(sys.argv[1])
@@ -35,15 +35,6 @@ def memory_untouched():
     finally:
         if perturb is not None:
             os.environ["MALLOC_PERTURB_"] = perturb
-
-
-def umount(directory):
-    for _ in range(100):  # something may look at the mount for a moment
-        p = subprocess.run(["umount", directory], stderr=subprocess.PIPE)
-        if p.returncode == 0:
-            break
-        time.sleep(0.05)
-    assert p.returncode == 0, p.stderr.decode()
 
 
 class Filesystem:

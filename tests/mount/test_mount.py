@@ -103,7 +103,7 @@ def umount_ends_the_server(to):
     os.mkdir(directory)
     p = foreground(device, directory)
     manifest.tree(directory)
-    subprocess.run(["umount", directory], check=True)
+    doors.umount(directory)
     assert_ends_cleanly(p, directory)
 
 
@@ -112,7 +112,7 @@ def fusermount_ends_the_server(to):
     os.mkdir(directory)
     p = foreground(device, directory)
     os.listdir(directory)
-    subprocess.run(["fusermount3", "-u", directory], check=True)
+    doors.umount(directory, "fusermount3 -u")
     assert_ends_cleanly(p, directory)
 
 
@@ -166,7 +166,7 @@ def a_mount_is_found_by_any_member(to):
             p = subprocess.run([KILN, "rm", device, "README"], capture_output=True, text=True)
             assert p.returncode == 1 and "is mounted at %s" % directory in p.stderr, p.stderr
     finally:
-        subprocess.run(["umount", directory], check=True)
+        doors.umount(directory)
 
 
 def a_server_that_does_not_answer_holds_up_no_other(to):
@@ -182,10 +182,10 @@ def a_server_that_does_not_answer_holds_up_no_other(to):
         p = subprocess.run([helper, images.unpack(FOLDER, "v1.4-snapshots", to)[0], other, "-o", "ro"], stdin=subprocess.DEVNULL,
                            capture_output=True, timeout=WAIT_S)
         assert p.returncode == 0 and os.listdir(other), p
-        subprocess.run(["umount", other], check=True)
+        doors.umount(other)
     finally:
         os.kill(server.pid, signal.SIGCONT)
-        subprocess.run(["umount", one], check=True)
+        doors.umount(one)
     assert_ends_cleanly(server, one)
 
 

@@ -15,6 +15,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lib"))
 
 import changed
+import doors
 import tap
 from changed import FAILED, QUICK, USAGE, kiln, new_image, some
 
@@ -271,7 +272,7 @@ def mounted_filesystems_are_changed_where_they_are_mounted(work):
             message = kiln(*command, status=FAILED).stderr
             assert mnt in message and image in message and message.count("\n") == 1, message
     finally:
-        subprocess.run(["umount", mnt], check=True)
+        doors.umount(mnt)
     changed.wait_free(image)
     kiln("mkdir", image, "/a")
     changed.check(image)

@@ -14,6 +14,7 @@ import tempfile
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lib"))
 
+import doors
 import tap
 
 KILN = sys.argv[1]
@@ -108,7 +109,7 @@ def nothing_of_a_filesystem_that_was_not_finished_is_left(work):
                 assert "superblock" in kiln("show-super", path, status=FAILED).stderr
                 os.unlink(path)
     finally:
-        subprocess.run(["umount", work], check=True)
+        doors.umount(work)
 
 
 def options_of_the_table_are_stored(work):
