@@ -144,6 +144,7 @@ def as_user(uid, function):
     if not pid:
         status = 255
         try:
+            os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # what other cases have open they want to close
             os.setgroups([])
             os.setgid(uid)
             os.setuid(uid)
