@@ -8,12 +8,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import doors
 from doors import umount
 from tap import WAIT_S, wait_until
 
 KILN = os.path.abspath(sys.argv[1])
+CLOCK_REALTIME_COARSE = 5  # of <time.h>
 FAULTY_MOUNT = os.path.abspath(sys.argv[2])
 
 
@@ -118,6 +120,9 @@ class FaultyFilesystem(Filesystem):
     def slow(self, op, ms, times=1 << 63):
         self.tell("slow %s %d %d" % (op, ms, times))
 
+    def hold(self, op):
+        self.tell("hold " + op)
+
     def end(self):
         """Unmount. The server's status, and what it said."""
         umount(self.directory)
@@ -128,6 +133,13 @@ class FaultyFilesystem(Filesystem):
         status, out, err = doors.run([KILN, "list", "--json", "-b", btree, *options, self.image])
         assert status == 0, err
         return [json.loads(line) for line in out.splitlines()]
+
+
+def next_tick():
+    """The kernel's clock for times of files goes by ticks: what comes now has a later time than what was before."""
+    began = time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
+    while time.clock_gettime_ns(CLOCK_REALTIME_COARSE) == began:
+        time.sleep(0.001)
 
 
 def write(path, data, flags=os.O_CREAT | os.O_WRONLY | os.O_TRUNC):

@@ -9,13 +9,15 @@
  *
  *	error OP BEGIN END PER_MILLION TIMES	I/O fails with EIO; OP is read, write, or flush, the range in bytes
  *	slow OP MS TIMES			it takes so long
- *	clear					no more
+ *	hold OP					it isn't told to be over
+ *	clear					no more; what was held is over
  *
  * Unmounted, it ends with 0 if the shutdown was clean, else 1. What is reported goes to standard error.
  */
 #include <errno.h>
 #include <fuse_log.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,6 +27,7 @@
 #include "base/sync.h"
 #include "base/util.h"
 #include "device/device.h"
+#include "device/wrap.h"
 #include "engine/fs.h"
 #include "mount/mount.h"
 
@@ -32,6 +35,51 @@ struct faulty {
 	struct device *dev; /* the wrapper */
 	struct mount_server *server;
 };
+
+/* --- holding --- */
+
+static atomic_uint held_ops; /* a bit for each op */
+
+struct held_io {
+	struct device_io io;
+	struct device_io *parent;
+};
+
+/* Where it is held it ends again and again. */
+static void gate_complete(struct device_io *io)
+{
+	enum { LOOK_NS = 10000000 };
+	struct held_io *child = container_of(io, struct held_io, io);
+	struct device_io *parent = child->parent;
+	int err = io->err;
+
+	if (atomic_load(&held_ops) >> io->op & 1) {
+		io_done_at(io, err, clock_monotonic_ns() + LOOK_NS);
+		return;
+	}
+	parent->done_bytes = io->done_bytes;
+	free(child);
+	io_done(parent, err);
+}
+
+static void gate_submit(struct device *dev, struct device_io *io)
+{
+	struct held_io *child = malloc(sizeof(*child));
+
+	if (!child)
+		abort();
+	wrap_io_init(&child->io, io, container_of(dev, struct wrap_device, dev));
+	child->parent = io;
+	io_submit_below(&child->io, io, gate_complete);
+}
+
+static void gate_close(struct device *dev) { device_close(container_of(dev, struct wrap_device, dev)->below); }
+
+static const struct device_ops gate_ops = {
+	.kind = "gate", .submit = gate_submit, .poll = wrap_poll, .close = gate_close
+};
+
+/* --- what is told --- */
 
 static void on_report(void *ctx, const struct kiln_report *report)
 {
@@ -65,12 +113,24 @@ static int op_parse(const char *name, enum device_op *op)
 	return -EINVAL;
 }
 
+static int hold(const char *name)
+{
+	enum device_op op;
+	int err = op_parse(name, &op);
+
+	if (!err)
+		atomic_fetch_or(&held_ops, 1u << op);
+	return err;
+}
+
 static int fault_add(const struct faulty *f, const char *line)
 {
 	struct device_fault fault = { .per_million = 1000000 };
 	unsigned long long begin, end, times, ms;
 	char op[8];
 
+	if (sscanf(line, "hold %7s", op) == 1)
+		return hold(op);
 	if (sscanf(line, "slow %7s %llu %llu", op, &ms, &times) == 3) {
 		fault.kind = FAULT_LATENCY;
 		fault.latency_ns = ms * 1000000;
@@ -96,10 +156,12 @@ static void obey(void *arg)
 	while (fgets(line, sizeof(line), stdin)) {
 		int err = 0;
 
-		if (!strcmp(line, "clear\n"))
+		if (!strcmp(line, "clear\n")) {
 			device_fault_clear(f->dev);
-		else
+			atomic_store(&held_ops, 0);
+		} else {
 			err = fault_add(f, line);
+		}
 		puts(err ? strerror(-err) : "ok");
 	}
 }
@@ -132,6 +194,7 @@ int main(int argc, char **argv)
 					     .ctx = &f,
 					     .report = on_report };
 	char why[KILN_ERROR_BYTES] = "";
+	struct wrap_device gate;
 	struct device *dev;
 	kiln_fs *fs;
 
@@ -144,8 +207,11 @@ int main(int argc, char **argv)
 	int err = device_open_file(argv[2], DEVICE_OPEN_WRITE, NULL, &dev, why);
 	if (!err)
 		err = device_wrap_fault(dev, random_u64(), &f.dev);
-	if (!err)
-		err = fs_open(NULL, 0, &f.dev, 1, &options, FS_NAMESPACE, &fs, why);
+	if (!err) {
+		wrap_init(&gate, &gate_ops, f.dev);
+		dev = &gate.dev;
+		err = fs_open(NULL, 0, &dev, 1, &options, FS_NAMESPACE, &fs, why);
+	}
 	if (err) {
 		fprintf(stderr, "can't open %s: %s %s\n", argv[2], strerror(-err), why);
 		return 2;

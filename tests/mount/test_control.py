@@ -22,10 +22,9 @@ sys.path.insert(0, os.path.join(TESTS, "lib"))
 import doors  # noqa: E402
 import images  # noqa: E402
 import tap  # noqa: E402
-from mounts import (KILN, WAIT_S, FaultyFilesystem, Filesystem, as_user, job_of, mounted_above_another, table_says_readonly,  # noqa: E402
+from mounts import (KILN, WAIT_S, FaultyFilesystem, Filesystem, as_user, job_of, mounted_above_another, next_tick, table_says_readonly,  # noqa: E402
                     wait_until, write)
 
-TICK_S = 0.02  # of the clock of files' times, and some more
 
 
 def kiln(*args, status=0):
@@ -191,7 +190,7 @@ def a_stuck_server_is_told_of_and_holds_up_nobody(to):
             assert (of_it["state"], of_it["mountpoint"]) == ("stuck", stuck.directory), of_it
             for where in (of_it["error"], err):
                 assert "`kill -CONT %d`" % stuck.server.pid in where, where
-            assert took < 25, took
+            assert took < 60, took
             out, err = kiln("status", stuck.image, status=1)
             assert "%s\n  state    stuck, process %d\n" % (stuck.directory, stuck.server.pid) in out, out
             for command in (["sync", stuck.directory], ["quota", stuck.image, "report"]):
@@ -207,14 +206,16 @@ def a_stuck_server_is_told_of_and_holds_up_nobody(to):
 def what_a_server_tells_waits_for_no_sync(to):
     below, fs = mounted_above_another(to)
     with cached(fs.path("f"), 6000000):
-        below.slow("write", 12000)
+        below.hold("write")
         with subprocess.Popen([KILN, "sync", fs.directory], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as syncing:
             time.sleep(0.7)
-            for _ in range(2):
-                out, _ = kiln("status", fs.directory)
-                assert "serving" in out, out
-            assert syncing.poll() is None
-            below.tell("clear")
+            try:
+                for _ in range(2):
+                    out, _ = kiln("status", fs.directory)
+                    assert "serving" in out, out
+                assert syncing.poll() is None
+            finally:
+                below.tell("clear")
             _, err = syncing.communicate(timeout=WAIT_S)
             assert syncing.returncode == 0, err
     fs.unmount()
@@ -244,7 +245,7 @@ def what_a_slow_end_waits_for_is_said(to):
         fs = FaultyFilesystem(os.path.join(to, how), size="64M")
         fs.mount()
         with cached(fs.path("f"), 3000000) as holder:
-            fs.slow("write", 13000)
+            fs.hold("write")
             if how == "signal":
                 fs.server.send_signal(signal.SIGTERM)
             else:
@@ -287,7 +288,7 @@ def remounts_change_which_reads_count(to):
     def touched():
         """Has the first read changed atime, has the second?"""
         os.utime(fs.path("f"), ns=(10 ** 18, 10 ** 18))
-        time.sleep(TICK_S)
+        next_tick()
         seen = []
         for _ in range(2):
             fd = os.open(fs.path("f"), os.O_RDONLY)
@@ -295,7 +296,7 @@ def remounts_change_which_reads_count(to):
             assert os.read(fd, 10) == b"x" * 10
             os.close(fd)
             seen.append(os.stat(fs.path("f")).st_atime_ns)
-            time.sleep(TICK_S)
+            next_tick()
         return (seen[0] > 10 ** 18, seen[1] > seen[0])
 
     with Filesystem(to, size="64M", options=["-o", "strictatime"]) as fs:
@@ -313,7 +314,7 @@ def remounts_change_which_reads_count(to):
             status, _, err = doors.run([helper, fs.image, fs.directory, "-o", options])
             assert status == 0, err
             os.utime(fs.path("d"), ns=(10 ** 18, 10 ** 18))
-            time.sleep(TICK_S)
+            next_tick()
             os.rename(fs.path("d"), fs.path("e"))
             os.rename(fs.path("e"), fs.path("d"))
             assert os.listdir(fs.path("d")) == []

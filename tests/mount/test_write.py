@@ -36,10 +36,9 @@ import doors  # noqa: E402
 import images  # noqa: E402
 import manifest  # noqa: E402
 import tap  # noqa: E402
-from mounts import (KILN, WAIT_S, FaultyFilesystem, Filesystem, as_user, job_of, memory_untouched, mounted_above_another, raises,  # noqa: E402
+from mounts import (KILN, WAIT_S, FaultyFilesystem, Filesystem, as_user, job_of, memory_untouched, mounted_above_another, next_tick, raises,  # noqa: E402
                     read, table_says_readonly, umount, wait_until, write)
 
-TICK_S = 0.02  # of the clock of files' times, and some more
 SEED = int(os.environ.get("KILN_TEST_SEED", "1"), 0)
 
 
@@ -234,7 +233,7 @@ def files_without_a_name_can_get_one(to):
         # What was written before it had a name set its times.
         fd = os.open(fs.directory, os.O_TMPFILE | os.O_RDWR)
         made = os.fstat(fd).st_mtime_ns
-        time.sleep(0.1)
+        next_tick()
         os.write(fd, b"later")
         os.fsync(fd)
         written = os.fstat(fd).st_mtime_ns
@@ -684,13 +683,13 @@ def times_are_kept_to_the_nanosecond(to):
         fd = os.open(fs.path("g"), os.O_CREAT | os.O_WRONLY)
         os.write(fd, b"x")
         before = os.fstat(fd)
-        time.sleep(0.05)
+        next_tick()
         os.write(fd, b"y")
         after = os.fstat(fd)
         assert after.st_mtime_ns > before.st_mtime_ns and after.st_ctime_ns > before.st_ctime_ns
         os.close(fd)
         g = os.stat(fs.path("g"))
-        time.sleep(0.05)
+        next_tick()
         os.chmod(fs.path("g"), 0o600)
         assert os.stat(fs.path("g")).st_ctime_ns > g.st_ctime_ns and os.stat(fs.path("g")).st_mtime_ns == g.st_mtime_ns
     with fs:
@@ -732,14 +731,14 @@ def reading_changes_atime_as_asked_for(to):
             write(fs.path("f"), b"x" * 10)
             os.utime(fs.path("f"), ns=old)
             # What is read in the tick in which it was changed is read anew to the next reader.
-            time.sleep(TICK_S)
+            next_tick()
             assert touched() == first, option
-            time.sleep(TICK_S)
+            next_tick()
             assert touched() == second, option
             atime = os.stat(fs.path("f")).st_atime_ns
             if option == "relatime":
                 # A change makes it due again.
-                time.sleep(TICK_S)
+                next_tick()
                 write(fs.path("f"), b"x" * 10)
                 assert touched()
                 atime = os.stat(fs.path("f")).st_atime_ns
@@ -913,7 +912,7 @@ def flags_are_changed_and_honoured(to):
     with fs:
         os.mkdir(fs.path("d"))
         ctime = os.stat(fs.path("d")).st_ctime_ns
-        time.sleep(TICK_S)
+        next_tick()
         subprocess.run(["chattr", "+A", fs.path("d")], check=True)
         assert os.stat(fs.path("d")).st_ctime_ns > ctime
         write(fs.path("f"), b"x")
@@ -938,7 +937,7 @@ def flags_are_changed_and_honoured(to):
         os.fsync(fd)
         os.close(fd)
         mtime = os.stat(fs.path("log")).st_mtime_ns
-        time.sleep(0.05)  # the kernel's clock for times of files goes by ticks
+        next_tick()
         subprocess.run(["touch", fs.path("log")], check=True)
         raises(errno.EPERM, os.utime, fs.path("log"), ns=(1, 1))
         assert os.stat(fs.path("log")).st_mtime_ns > mtime
@@ -1075,7 +1074,7 @@ def mappings_change_times_with_quotas_too(to):
     with Filesystem(to, format_options=["--usrquota"]) as fs:
         write(fs.path("f"), b"x" * 8192)
         before = os.stat(fs.path("f"))
-        time.sleep(TICK_S)
+        next_tick()
         fd = os.open(fs.path("f"), os.O_RDWR)
         with mmap.mmap(fd, 8192) as m:
             m[0:3] = b"abc"
@@ -1513,10 +1512,10 @@ def a_second_signal_ends_it_though_much_is_cached(to):
     fs.mount()
     for i in range(600):
         write(fs.path("f%d" % i), bytes(5000))
+    fds = [os.open(fs.path("f%d" % i), os.O_RDWR) for i in range(600)]
     fs.slow("flush", 300)
 
-    def sync_again_and_again(i):
-        fd = os.open(fs.path("f%d" % i), os.O_RDWR)
+    def sync_again_and_again(fd):
         try:
             while True:
                 os.pwrite(fd, b"x" * 4096, 0)
@@ -1526,7 +1525,7 @@ def a_second_signal_ends_it_though_much_is_cached(to):
         close_unserved(fd)
 
     with concurrent.futures.ThreadPoolExecutor(600) as pool:
-        done = [pool.submit(sync_again_and_again, i) for i in range(600)]
+        done = [pool.submit(sync_again_and_again, fd) for fd in fds]
         time.sleep(1)
         for _ in range(2):
             fs.server.send_signal(signal.SIGTERM)
@@ -1713,7 +1712,13 @@ def errors_of_devices_are_told_and_outlive_the_server(to):
     assert errors["read"] == errors["write"] == 0 and errors["checksum"] > 0 and device["errors_since_mount"] == errors, device
     status, out, err = doors.run([KILN, "status", fs.directory])
     assert re.search(r"^  device .*; errors: \d+ checksum; since it was mounted: \d+ checksum$", out.decode(), re.M), out
-    time.sleep(10)  # due after two
+
+    def noted():
+        status, out, err = doors.run([KILN, "show-super", "--json", fs.image])
+        (member,) = json.loads(out)["sections"]["members_v2"]
+        return {kind: member[kind + "_errors"] for kind in errors} == errors
+
+    wait_until("noted", noted)
     fs.kill()
     status, out, err = doors.run([KILN, "usage", "--json", fs.image])
     (device,) = json.loads(out)["devices"]
@@ -1793,13 +1798,17 @@ def writes_are_durable_at_once_where_that_is_asked_for(to):
 def what_the_system_syncs_is_durable_soon(to):
     """sync(2) doesn't reach the server; the journal's flush delay, a second, does the rest."""
     fs = Filesystem(to)
-    fs.mount()
-    write(fs.path("f"), b"x" * 300000)
-    os.sync()
-    time.sleep(3)
-    fs.kill()
-    with fs:
-        assert read(fs.path("f")) == b"x" * 300000
+    for seconds in (3, 12, 48):  # the machine may be slow
+        path = fs.path("f%d" % seconds)
+        fs.mount()
+        write(path, b"x" * 300000)
+        os.sync()
+        time.sleep(seconds)
+        fs.kill()
+        with fs:
+            if os.path.exists(path) and read(path) == b"x" * 300000:
+                return
+    raise AssertionError("not durable after %d s" % seconds)
 
 
 def who_waits_for_a_flush_holds_up_nobody_else(to):
@@ -1819,26 +1828,29 @@ def who_waits_for_a_flush_holds_up_nobody_else(to):
     with concurrent.futures.ThreadPoolExecutor(40) as pool:
         done = [pool.submit(sync_again_and_again, i) for i in range(40)]
         time.sleep(0.5)
-        took = []
+        begin = time.monotonic()
         for i in range(100):
-            begin = time.monotonic()
             assert not os.path.exists(fs.path("nothing%d" % i))
             os.mkdir(fs.path("d%d" % i))
             assert os.listdir(fs.path("d%d" % i)) == []
-            took.append(time.monotonic() - begin)
+        took = time.monotonic() - begin
         end.set()
         fs.tell("clear")
         for d in done:
             d.result()
     status, said = fs.end()
     assert status == 0, said
-    assert sorted(took)[90] < 0.3, took
+    assert took < 50, took  # 100, if each had waited for a flush
     fs.check()
 
 
-def threads_that_serve(fs):
+def threads_named(fs, *names):
     folder = "/proc/%d/task" % fs.server.pid
-    return sum(read(os.path.join(folder, task, "comm")) in (b"mount\n", b"mount-ring\n") for task in os.listdir(folder))
+    nr = 0
+    for task in os.listdir(folder):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it may have ended
+            nr += read(os.path.join(folder, task, "comm")).decode().strip() in names
+    return nr
 
 
 def many_who_look_for_holes_leave_threads_for_others(to):
@@ -1849,22 +1861,21 @@ def many_who_look_for_holes_leave_threads_for_others(to):
     fds = [os.open(fs.path("f%d" % i), os.O_CREAT | os.O_RDWR) for i in range(nr)]
     for fd in fds:
         os.write(fd, b"x" * 5000)
-    fs.slow("write", 100)
-    with concurrent.futures.ThreadPoolExecutor(nr) as pool:
+    fs.hold("write")
+    with concurrent.futures.ThreadPoolExecutor(nr + 1) as pool:
         done = [pool.submit(os.lseek, fd, 0, os.SEEK_HOLE) for fd in fds]
-        time.sleep(1)
-        threads = threads_that_serve(fs)
-        begin = time.monotonic()
-        assert not os.path.exists(fs.path("nothing"))
-        took = time.monotonic() - begin
-        fs.tell("clear")
+        try:
+            time.sleep(1)
+            threads = threads_named(fs, "mount", "mount-ring")
+            assert not pool.submit(os.path.exists, fs.path("nothing")).result(timeout=WAIT_S)
+        finally:
+            fs.tell("clear")
         assert [d.result() for d in done] == [5000] * nr
     for fd in fds:
         os.close(fd)
     status, said = fs.end()
     assert status == 0, said
     assert threads < 100, threads
-    assert took < 0.3, took
     fs.check()
 
 
@@ -1886,22 +1897,13 @@ def io_uring_offered():
         write(URING_PARAMETER, before.encode())
 
 
-def rings(fs):
-    folder = "/proc/%d/task" % fs.server.pid
-    nr = 0
-    for task in os.listdir(folder):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it may have ended
-            nr += read(os.path.join(folder, task, "comm")) == b"mount-ring\n"
-    return nr
-
-
 def requests_come_through_io_uring_where_the_kernel_offers_it(to):
     with io_uring_offered():
         fs = Filesystem(to)
         for options, has_rings in (([], True), (["-o", "io_uring"], True), (["-o", "noio_uring"], False)):
             fs.options = options
             with fs:
-                assert bool(rings(fs)) == has_rings
+                assert bool(threads_named(fs, "mount-ring")) == has_rings
                 write(fs.path("f"), b"x" * 5000)
                 assert read(fs.path("f")) == b"x" * 5000
         os.chmod(to, 0o755)
@@ -1974,19 +1976,27 @@ def opening_waits_for_the_last_server(to):
 
 
 def a_server_that_takes_long_to_end_says_so(to):
-    """So does who waits for it. Its image lies on a filesystem whose device is slow."""
+    """So does who waits for it. Its image lies on a filesystem whose device doesn't end what it is told to do."""
     below, fs = mounted_above_another(to)
     write(fs.path("f"), b"x" * 10000)
-    below.slow("flush", 13000, 1)
+    below.hold("flush")
     umount(fs.directory)
-    status, out, err = doors.run([KILN, "sync", fs.image])
-    assert status == 1 and "has been unmounted" in err, (status, err)
-    status, out, err = doors.run([KILN, "status", fs.image])
-    assert status == 0 and "  state    ending, no longer mounted here" in out.decode(), (out, err)
-    status, out, err = doors.run([KILN, "ls", fs.image, "/"])
-    assert status == 0 and "waiting for the last mount of %s to end" % fs.image in err, (status, err)
-    said = fs.ended()
-    assert "still writing back after 10 s: " in said, said
+    try:
+        status, out, err = doors.run([KILN, "sync", fs.image])
+        assert status == 1 and "has been unmounted" in err, (status, err)
+        status, out, err = doors.run([KILN, "status", fs.image])
+        assert status == 0 and "  state    ending, no longer mounted here" in out.decode(), (out, err)
+        with subprocess.Popen([KILN, "ls", fs.image, "/"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as listing:
+            said = listing.stderr.readline().decode()
+            assert "waiting for the last mount of %s to end" % fs.image in said, said
+            said = fs.server.stderr.readline().decode()
+            assert "still writing back after 10 s: " in said, said
+            assert listing.poll() is None
+            below.tell("clear")
+            assert b"f\n" in listing.stdout.read(), listing.stderr.read()
+    finally:
+        below.tell("clear")
+    fs.ended()
     fs.check()
     status, said = below.end()
     assert status == 0, said
