@@ -258,7 +258,7 @@ static void write_back_cached(struct ending *e, const char *mountpoint)
 /* Whoever looks a path up, or at what others have open, holds a mount for a moment. That is no use of it. */
 static int unmount_unless_in_use(const char *mountpoint)
 {
-	enum { TRIES = 10, AGAIN_NS = 50 * 1000 * 1000 };
+	enum { TRIES = 20, AGAIN_NS = 50 * 1000 * 1000 };
 	int err = unmount(mountpoint, false);
 
 	for (unsigned i = 1; i < TRIES && err == -EBUSY; i++) {
