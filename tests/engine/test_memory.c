@@ -142,10 +142,15 @@ static void budget_is_kept(const char *options, bool is_nocow)
 		assert_int_equal(task_start(&writers[i].task, "writer", writer_run, &writers[i]), 0);
 	for (unsigned i = 0; i < WRITERS; i++)
 		task_join(writers[i].task);
+	/* It may have got no processor yet. */
+	copygc_stats(fs->data, &copygc);
+	for (unsigned i = 0; i < 10000 && !copygc.bytes_moved && !is_nocow; i++) {
+		sleep_ns(10000000);
+		copygc_stats(fs->data, &copygc);
+	}
 	atomic_store(&watch.must_stop, true);
 	task_join(watcher);
 
-	copygc_stats(fs->data, &copygc);
 	print_message("%s: %" PRIu64 " MiB at most, %" PRIu64 " MiB of %" PRIu64
 		      " MiB for writes; copygc moved %" PRIu64 " KiB\n",
 		      options, (watch.peak_bytes - before) >> 20, fs->data->writes.bytes_used_peak >> 20,

@@ -273,7 +273,7 @@ def an_interrupt_leaves_no_half_file(work):
     device, out = os.path.join(work, "big.img"), os.path.join(work, "big")
     subprocess.run([os.environ["KILN_BUILD_IMAGE"], device, "--files", "1", "--file-bytes", str(256 << 20)], check=True)
     # The copy may be done before the signal comes: then once more.
-    for _ in range(20):
+    for _ in range(100):
         p = subprocess.Popen([os.path.abspath(sys.argv[1]), "get", "--json", device, "/f0", out],
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         while not os.path.lexists(out) and p.poll() is None:
