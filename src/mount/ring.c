@@ -313,7 +313,8 @@ static void thread_serve(struct ring_thread *t)
 		command_prepare(t, COMMAND_ANSWER_AND_FETCH, NULL);
 		__atomic_add_fetch(&q->idle_nr, 1, __ATOMIC_RELAXED);
 	}
-	if (err != -ECANCELED && err != -ENOTCONN && err != -ECONNABORTED)
+	/* -EOPNOTSUPP: it was switched off since the kernel offered it. */
+	if (err != -ECANCELED && err != -ENOTCONN && err != -ECONNABORTED && err != -EOPNOTSUPP)
 		fuse_log(FUSE_LOG_ERR, "a thread takes no more requests from io_uring: %s", strerror(-err));
 }
 
