@@ -3,6 +3,8 @@
  *
  * A reader looks at waits_because first. A job that begins to work sets works_because before it takes the other away,
  * so who finds none there finds the reason that came with that, or a newer one.
+ *
+ * How far it is belongs to one piece of work if the number of turns is the same behind it as before.
  */
 #include "base/job.h"
 
@@ -23,13 +25,13 @@ void job_works(struct job *job, const char *because)
 	atomic_store(&job->unit, NULL);
 	atomic_store(&job->works_because, because);
 	atomic_store(&job->waits_because, NULL);
-	atomic_fetch_add_explicit(&job->turns, 1, memory_order_relaxed);
+	atomic_fetch_add(&job->turns, 1);
 }
 
 void job_progress(struct job *job, const char *unit, uint64_t done, uint64_t of)
 {
-	atomic_store_explicit(&job->done, done, memory_order_relaxed);
-	atomic_store_explicit(&job->of, of, memory_order_relaxed);
+	atomic_store_explicit(&job->done, done, memory_order_release);
+	atomic_store_explicit(&job->of, of, memory_order_release);
 	atomic_store(&job->unit, unit);
 }
 
@@ -49,12 +51,13 @@ enum job_state job_look(const struct job *job, const char **because)
 
 bool job_progress_look(const struct job *job, const char **unit, uint64_t *done, uint64_t *of)
 {
+	uint64_t turn = atomic_load(&job->turns);
 	const char *because;
 
 	*unit = atomic_load(&job->unit);
-	*done = atomic_load_explicit(&job->done, memory_order_relaxed);
-	*of = atomic_load_explicit(&job->of, memory_order_relaxed);
-	return *unit && job_look(job, &because) == JOB_WORKING;
+	*done = atomic_load(&job->done);
+	*of = atomic_load(&job->of);
+	return *unit && job_look(job, &because) == JOB_WORKING && atomic_load(&job->turns) == turn;
 }
 
 const char *job_state_name(enum job_state state)

@@ -1,6 +1,8 @@
 /* Work in the background is paused whole, and goes on. */
 #include "both_modes.h"
 
+#include <stdatomic.h>
+
 #include "base/background.h"
 
 enum { WORKER_NR = 3, PIECES = 30, PAUSES = 8 };
@@ -126,6 +128,38 @@ static void how_far_a_job_is_is_told_while_it_works(void **state)
 	assert_false(job_progress_look(&job, &unit, &done, &of));
 }
 
+struct pieces {
+	struct job job;
+	atomic_bool is_over;
+};
+
+static void large_and_small_pieces(void *arg)
+{
+	struct pieces *p = arg;
+
+	while (!atomic_load(&p->is_over))
+		for (unsigned i = 0; i < 2; i++) {
+			job_works(&p->job, "there are pieces");
+			job_progress(&p->job, "pieces", i ? 0 : 100, i ? 1 : 200);
+		}
+}
+
+static void how_far_it_is_belongs_to_one_piece(void **state)
+{
+	enum { LOOKS = KILN_SANITIZED ? 300000 : 3000000 };
+	struct pieces p = { 0 };
+	uint64_t done, of;
+	const char *unit;
+
+	(void)state;
+	job_init(&p.job, "pieces", "does them");
+	struct task *task = start("task", large_and_small_pieces, &p);
+	for (unsigned i = 0; i < LOOKS; i++)
+		CHECK(!job_progress_look(&p.job, &unit, &done, &of) || done < of);
+	atomic_store(&p.is_over, true);
+	task_join(task);
+}
+
 static void a_job_says_why_it_works_and_waits(void **state) { run_in_both_modes(look_body); }
 
 static void nothing_is_done_while_it_is_paused(void **state) { run_in_both_modes(pause_body); }
@@ -134,7 +168,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = { cmocka_unit_test(nothing_is_done_while_it_is_paused),
 					    cmocka_unit_test(a_job_says_why_it_works_and_waits),
-					    cmocka_unit_test(how_far_a_job_is_is_told_while_it_works) };
+					    cmocka_unit_test(how_far_a_job_is_is_told_while_it_works),
+					    cmocka_unit_test(how_far_it_is_belongs_to_one_piece) };
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
