@@ -254,7 +254,7 @@ static int sync_apart(const char *mountpoint)
 
 	/* Signals that end the server are not for it: each would be counted twice. */
 	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
+	sigprocmask(SIG_SETMASK, &all, &old);
 	/* NOLINTBEGIN(clang-analyzer-security.insecureAPI.vfork, clang-analyzer-unix.Vfork): this thread waits */
 	pid_t child = vfork();
 	if (!child) {
@@ -264,7 +264,7 @@ static int sync_apart(const char *mountpoint)
 	}
 	/* NOLINTEND(clang-analyzer-security.insecureAPI.vfork, clang-analyzer-unix.Vfork) */
 	int err = child < 0 ? errno : 0;
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	sigprocmask(SIG_SETMASK, &old, NULL);
 	while (!err && waitpid(child, &status, 0) < 0 && errno == EINTR)
 		;
 	return err ? err : WEXITSTATUS(status);

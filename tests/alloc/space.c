@@ -63,7 +63,9 @@ static void super_make(struct space *s, const struct space_opts *opts)
 							.has_discard = true };
 	}
 	options[OPT_BTREE_NODE_SIZE] = opts->node_bytes ? opts->node_bytes : 64 << 10;
+	options[OPT_METADATA_REPLICAS] = opts->metadata_replicas;
 	set[OPT_BTREE_NODE_SIZE] = true;
+	set[OPT_METADATA_REPLICAS] = opts->metadata_replicas != 0;
 	format.options = options;
 	format.options_set = set;
 	format.superblock_bytes = 64 << 10;

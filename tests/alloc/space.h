@@ -38,6 +38,7 @@ struct space_opts {
 	unsigned dev_nr;
 	uint64_t dev_bytes;
 	uint32_t node_bytes;		     /* 0: 64 KiB */
+	unsigned metadata_replicas;	     /* 0: one */
 	unsigned durability[SPACE_DEVS_MAX]; /* of each device, when is_durability_set */
 	bool is_durability_set, is_freespace_late;
 	const char *label[SPACE_DEVS_MAX];

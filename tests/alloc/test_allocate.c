@@ -1180,10 +1180,7 @@ static void a_full_device_costs_no_copies(void **state)
 	struct btree_ptr p = { 0 };
 	uint64_t begun_ns;
 
-	space_open(&s, &(struct space_opts){ .dev_nr = 3, .dev_bytes = 24 * MIB });
-	s.super->options[OPT_METADATA_REPLICAS] = 2;
-	node_pool_stop(s.allocator);
-	assert_int_equal(node_pool_start(s.allocator), 0);
+	space_open(&s, &(struct space_opts){ .dev_nr = 3, .dev_bytes = 24 * MIB, .metadata_replicas = 2 });
 	req.dev_exclude = ~1ull;
 	fill(&s, &req, 0, &begun_ns);
 	assert_false(open_buckets_available(s.allocator, 0, WATERMARK_NORMAL));
@@ -1197,6 +1194,14 @@ static void a_full_device_costs_no_copies(void **state)
 	space_close(&s);
 }
 
+static unsigned slots_of_few(struct space *s)
+{
+	mutex_lock(&s->allocator->nodes.lock);
+	unsigned nr = s->allocator->nodes.few_nr;
+	mutex_unlock(&s->allocator->nodes.lock);
+	return nr;
+}
+
 /* Places that who wanted fewer copies has given back are had for nodes with all of them. */
 static void places_of_fewer_copies_are_had_for_all(void **state)
 {
@@ -1206,16 +1211,15 @@ static void places_of_fewer_copies_are_had_for_all(void **state)
 	uint64_t begun_ns;
 	unsigned nr = 0, left;
 
-	space_open(&s, &(struct space_opts){ .dev_nr = 2, .dev_bytes = 24 * MIB });
-	s.super->options[OPT_METADATA_REPLICAS] = 2;
+	space_open(&s, &(struct space_opts){ .dev_nr = 2, .dev_bytes = 24 * MIB, .metadata_replicas = 2 });
 	req.dev_exclude = ~1ull;
 	fill(&s, &req, 0, &begun_ns);
 	allocator_node_reserve_put(s.allocator, reserve_instead_of(&s, 0, NODE_POOL_FEW, WATERMARK_RECLAIM));
-	assert_true(s.allocator->nodes.few_nr > 0);
+	assert_true(slots_of_few(&s) > 0);
 	while (nr < ARRAY_NR(full) && !allocator_node_reserve(s.allocator, 1, NULL, WATERMARK_RECLAIM, &full[nr]))
 		nr++;
 	assert_true(nr < ARRAY_NR(full));
-	left = s.allocator->nodes.few_nr;
+	left = slots_of_few(&s);
 	while (nr)
 		allocator_node_reserve_put(s.allocator, full[--nr]);
 	assert_int_equal(left, 0);
