@@ -63,16 +63,15 @@ unsigned node_replicas(const struct allocator *a)
 	return (unsigned)max(a->super->options[OPT_METADATA_REPLICAS], (uint64_t)1);
 }
 
-/* The copies of a node on devices that are written, as their durability counts. */
-static unsigned copies_left(const struct allocator *a, const struct btree_ptr *p, uint64_t *devs)
+/* Of the devices that have copies of a node, those that are written. */
+static uint64_t devs_left(const struct allocator *a, const struct btree_ptr *p)
 {
-	uint64_t all = write_point_devs(a, DATA_BTREE);
+	uint64_t devs = 0;
 
-	*devs = 0;
 	for (unsigned i = 0; i < p->ptr_nr; i++)
 		if (p->ptrs[i].dev < a->dev_nr)
-			*devs |= all & 1ull << p->ptrs[i].dev;
-	return devs_durability(a, *devs);
+			devs |= 1ull << p->ptrs[i].dev;
+	return devs & write_point_devs(a, DATA_BTREE);
 }
 
 static int slot_get(struct allocator *a, uint64_t devs, unsigned replicas, enum watermark watermark,
@@ -259,6 +258,19 @@ static bool pool_take_few(struct allocator *a, unsigned copies, struct alloc_ext
 	return has;
 }
 
+/* Was there any? */
+static bool pool_few_drop(struct allocator *a)
+{
+	struct alloc_extent slot;
+	bool any = false;
+
+	while (pool_take_few(a, 0, &slot)) {
+		node_slot_drop(a, &slot);
+		any = true;
+	}
+	return any;
+}
+
 /* Is there more than is kept for write-back? */
 static bool pool_has_for_all(struct node_pool *p)
 {
@@ -306,27 +318,30 @@ static void pool_refill(void *arg)
 	mutex_unlock(&p->lock);
 }
 
+/* Those that aren't worth keeping become useless ones. Returns how many stay. */
+static unsigned slots_sift(struct allocator *a, struct alloc_extent *slots, unsigned nr, struct alloc_extent *useless,
+			   unsigned *useless_nr)
+{
+	unsigned kept_nr = 0;
+
+	for (unsigned i = 0; i < nr; i++)
+		if (slot_is_worth_keeping(a, &slots[i]))
+			slots[kept_nr++] = slots[i];
+		else
+			useless[(*useless_nr)++] = slots[i];
+	return kept_nr;
+}
+
 void node_pool_sift(struct allocator *a)
 {
 	struct node_pool *p = &a->nodes;
 	struct alloc_extent useless[NODE_POOL_MAX + NODE_POOL_FEW];
-	unsigned useless_nr = 0, kept_nr = 0;
+	unsigned useless_nr = 0;
 
 	/* All that stays is there for who looks meanwhile. */
 	mutex_lock(&p->lock);
-	for (unsigned i = 0; i < p->nr; i++)
-		if (slot_is_worth_keeping(a, &p->slots[i]))
-			p->slots[kept_nr++] = p->slots[i];
-		else
-			useless[useless_nr++] = p->slots[i];
-	p->nr = kept_nr;
-	kept_nr = 0;
-	for (unsigned i = 0; i < p->few_nr; i++)
-		if (slot_is_worth_keeping(a, &p->few[i]))
-			p->few[kept_nr++] = p->few[i];
-		else
-			useless[useless_nr++] = p->few[i];
-	p->few_nr = kept_nr;
+	p->nr = slots_sift(a, p->slots, p->nr, useless, &useless_nr);
+	p->few_nr = slots_sift(a, p->few, p->few_nr, useless, &useless_nr);
 	if (useless_nr)
 		waitq_wake_one(&p->low);
 	mutex_unlock(&p->lock);
@@ -337,17 +352,16 @@ void node_pool_sift(struct allocator *a)
 void node_pool_yield(struct allocator *a)
 {
 	struct node_pool *p = &a->nodes;
-	struct alloc_extent slots[NODE_POOL_MAX + NODE_POOL_FEW];
+	struct alloc_extent slots[NODE_POOL_MAX];
 	unsigned nr = 0;
 
 	mutex_lock(&p->lock);
 	while (p->nr > NODE_POOL_TARGET)
 		slots[nr++] = p->slots[--p->nr];
-	while (p->few_nr)
-		slots[nr++] = p->few[--p->few_nr];
 	mutex_unlock(&p->lock);
 	while (nr)
 		node_slot_drop(a, &slots[--nr]);
+	pool_few_drop(a);
 }
 
 int node_pool_start(struct allocator *a)
@@ -369,24 +383,12 @@ void node_pool_stop(struct allocator *a)
 	mutex_unlock(&p->lock);
 	if (task)
 		task_join(task);
-	while (pool_take(p, WATERMARK_RECLAIM, &slot, 1) || pool_take_few(a, 0, &slot))
+	while (pool_take(p, WATERMARK_RECLAIM, &slot, 1))
 		node_slot_drop(a, &slot);
+	pool_few_drop(a);
 }
 
 /* --- reserves --- */
-
-/* Was there any? */
-static bool pool_few_drop(struct allocator *a)
-{
-	struct alloc_extent slot;
-	bool any = false;
-
-	while (pool_take_few(a, 0, &slot)) {
-		node_slot_drop(a, &slot);
-		any = true;
-	}
-	return any;
-}
 
 /* Updates of btrees come before what they are made for (07 §13). */
 static enum watermark node_watermark(enum watermark watermark)
@@ -520,8 +522,12 @@ static void reserve_set_copies(const struct allocator *a, struct btree_node_rese
 			       const struct btree_ptr *replaced)
 {
 	uint64_t required = a->super->options[OPT_METADATA_REPLICAS_REQUIRED];
-	unsigned left = replaced ? copies_left(a, replaced, &r->devs) : node_replicas(a);
+	unsigned left = node_replicas(a);
 
+	if (replaced) {
+		r->devs = devs_left(a, replaced);
+		left = devs_durability(a, r->devs);
+	}
 	r->copies = min(max(left, max((unsigned)required, 1u)), node_replicas(a));
 	if (replaced && left < r->copies)
 		r->devs = write_point_devs(a, DATA_BTREE);
@@ -530,9 +536,7 @@ static void reserve_set_copies(const struct allocator *a, struct btree_node_rese
 bool allocator_node_keeps_copies(const struct allocator *a, const struct btree_node_reserve *reserve,
 				 const struct btree_ptr *p)
 {
-	uint64_t devs;
-
-	return min(copies_left(a, p, &devs), node_replicas(a)) <= reserve->copies;
+	return min(devs_durability(a, devs_left(a, p)), node_replicas(a)) <= reserve->copies;
 }
 
 int allocator_node_reserve(struct allocator *a, unsigned nr, const struct btree_ptr *replaced, enum watermark watermark,

@@ -58,9 +58,9 @@ struct interior_update {
 	struct btrees *trees;
 	unsigned btree_id;
 	struct btree_node_reserve *reserve;
-	unsigned reserved_nr;	   /* left in it */
-	struct btree_ptr replaced; /* whose copies are to be kept: of a node that has most */
-	bool lacks_copies;	   /* the reserve has room for fewer than these */
+	unsigned reserved_nr; /* left in it */
+	struct btree_ptr
+		lacking; /* of an old node that has more copies than there is room for; no pointers: none has */
 	struct interior_new *news;
 	size_t new_nr, new_max;
 	struct interior_old *olds;
@@ -359,8 +359,7 @@ static int old_add(struct interior_update *u, const struct btree_node *node)
 	const struct btree_backend *backend = &u->trees->opts.backend;
 
 	if (backend->keeps_copies && !backend->keeps_copies(backend->ctx, u->reserve, &node->id.ptr)) {
-		u->replaced = node->id.ptr;
-		u->lacks_copies = true;
+		u->lacking = node->id.ptr;
 		return -ENOSPC;
 	}
 	if (array_grow(&u->olds, &u->old_max, u->old_nr + 1, sizeof(*u->olds)))
@@ -965,9 +964,9 @@ int interior_replace(struct btrees *trees, struct btree_node *node, enum interio
 			update_submit(u);
 			return 0;
 		}
-		bool lacks_copies = err == -ENOSPC && u->lacks_copies;
+		bool lacks_copies = err == -ENOSPC && u->lacking.ptr_nr;
 		if (lacks_copies)
-			replaced = u->replaced;
+			replaced = u->lacking;
 		update_free(u, false);
 		update_end(trees, node->id.btree_id);
 		if (writing && can_wait)
